@@ -1,0 +1,121 @@
+"""Command lines from typed dataclasses, and the one way a script says that its input is wrong.
+
+Light on purpose: nothing here imports torch, so that every script answers `--help` and a wrong flag at once.
+"""
+
+import dataclasses
+import math
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import jsonargparse
+from jsonargparse.typing import restricted_number_type
+
+Settings = TypeVar("Settings")
+
+PositiveFloat = restricted_number_type("PositiveFinite", float, [(">", 0), ("<", math.inf)])
+NonNegativeFloat = restricted_number_type("NonNegativeFinite", float, [(">=", 0), ("<", math.inf)])
+Probability = restricted_number_type("Probability", float, [(">=", 0), ("<", 1)])
+
+
+class InputError(Exception):
+    """What the user gave cannot be used. The message names the flag or file, the value and what was expected."""
+
+
+@contextmanager
+def blaming(flag: str) -> Iterator[None]:
+    """Turn the ValueError or OSError of reading a user's input into an InputError that names `flag`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise InputError(f"{flag}: {error}") from error
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a settings dataclass: its default and the line that explains it in `--help`."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser whose errors are one line on stderr and exit status 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        line = " ".join(str(message).split())
+        line = re.sub(r'Parser key "([^"]+)":', r"--\1:", line)
+        line = re.sub(r"(?:a )?typing\.Literal\[(.*?)\]", r"one of \1", line)
+        line = re.sub(r"Not of type \w+: ", "", line)
+        sys.stderr.write(f"{self.prog}: error: {line}\n")
+        sys.exit(2)
+
+
+def parser_for(settings: type, prog: str, description: str) -> Parser:
+    """A parser with one flag for each field of the dataclass `settings`; each of its bases is a group of `--help`."""
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config", metavar="FILE.yaml", help="read settings from this file")
+    # A run's config.yaml also says how the run was made; as --config it is taken with that part unread.
+    parser.add_argument("--provenance", type=dict, help=jsonargparse.SUPPRESS)
+    for base in reversed(settings.__mro__):
+        own = [field for field in dataclasses.fields(settings) if field.name in vars(base).get("__annotations__", {})]
+        if not own:
+            continue
+        group = parser.add_argument_group(base.__doc__.splitlines()[0])
+        for field in own:
+            kind = {"action": jsonargparse.ActionYesNo(no_prefix="no_")} if field.type is bool else {"type": field.type}
+            group.add_argument(f"--{field.name}", default=field.default, help=field.metadata["help"], **kind)
+    return parser
+
+
+def parse(settings: type[Settings], prog: str, description: str, arguments: list[str] | None = None) -> Settings:
+    """Parse the command line (or `arguments`) into an instance of the dataclass `settings`."""
+    namespace = parser_for(settings, prog, description).parse_args(arguments)
+    return settings(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(settings)})
+
+
+def command_line() -> str:
+    """The command this process was started with, as a shell would take it."""
+    return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+
+
+def run(main: Callable[[], None], prog: str) -> NoReturn:
+    """Run a script's main function.
+
+    Wrong input ends it with one line and status 2, numbers that are not finite with 1, Ctrl-C and SIGTERM with 130.
+    """
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        main()
+    except InputError as error:
+        sys.stderr.write(f"{prog}: error: {error}\n")
+        sys.exit(2)
+    except FloatingPointError as error:
+        sys.stderr.write(f"{prog}: failed: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"{prog}: stopped{': ' if str(stop) else ''}{stop}\n")
+        sys.exit(130)
+    sys.exit(0)
+
+
+def check_new_folder(path: Path, flag: str) -> None:
+    """Refuse a folder that holds anything already, so that no run overwrites another's."""
+    with blaming(flag):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{flag}: {path} exists and is not empty; name a new folder, or --resume it")
+
+
+def new_folder(path: Path, flag: str) -> None:
+    """Make a new folder for a run, with its parents."""
+    check_new_folder(path, flag)
+    with blaming(flag):
+        path.mkdir(parents=True, exist_ok=True)

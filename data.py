@@ -1,0 +1,336 @@
+"""Data sets as uint8 tensors on the device, their splits, and batched augmentation there.
+
+Everything random is a function of (seed, epoch): an interrupted run that starts an epoch again sees the same batches.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+
+#: channel means and standard deviations the papers normalize with; other data sets use their training images' own
+STATISTICS = {
+    "cifar10": ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+
+class Batch(NamedTuple):
+    """A mini-batch, and the seed of whatever is random in the network (`noise`, drop path) when it passes.
+
+    All passes over one batch see the same noise: a difference between two of them is then one of the same function.
+    """
+
+    images: Tensor  # (B, channels, H, W)
+    labels: Tensor  # (B,)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images of one split: images (N, channels, H, W) uint8, labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> "ImageSet":
+        """The images at `indices`, in their order."""
+        return ImageSet(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device) -> "ImageSet":
+        """The set on `device`."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set with its held-out test images, and what augmentation needs to know of it."""
+
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool  # whether a mirror image is an image of the same class
+
+    @property
+    def in_channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        return self.train.images.shape[2]
+
+
+def load(name: str, root: str = "data", image_size: int = 0, download: bool = False) -> DataSet:
+    """Load a data set.
+
+    Args:
+        name: cifar10, cifar100, svhn (torchvision's files in `root`), digits (embedded in scikit-learn), or folder
+            (root/train/<class>/*, root/test/<class>/*).
+        root: where the files lie.
+        image_size: height and width in pixels; 0 keeps the images' own (an image folder: its first image's).
+        download: fetch the files of cifar10, cifar100 or svhn where they are missing.
+
+    Raises:
+        ValueError: the files are not what is expected; the message names them.
+        OSError: a file cannot be read.
+    """
+    if name == "digits":
+        train, test, classes = _digits(image_size)
+    elif name == "folder":
+        train, test, classes = _folder(Path(root), image_size)
+    else:
+        train, test, classes = _torchvision(name, root, image_size, download)
+    mean, std = STATISTICS.get(name) or _statistics(train.images)
+    return DataSet(train, test, classes, mean, std, flip=name != "digits")
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    # float64 sums of uint8 values, in chunks: exact, whatever the number of images
+    total = sum(chunk.double().sum(dim=(0, 2, 3)) for chunk in images.split(1024))
+    squares = sum(chunk.double().square().sum(dim=(0, 2, 3)) for chunk in images.split(1024))
+    count = images.numel() / images.shape[1]
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+    return tuple((mean / 255).tolist()), tuple((std / 255).clamp(min=1e-3).tolist())
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    if size in (0, images.shape[-1]):
+        return images
+    resized = [
+        F.interpolate(chunk.float(), size=(size, size), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+        for chunk in images.split(1024)
+    ]
+    return torch.cat(resized)
+
+
+def _digits(image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    """scikit-learn's 1,797 handwritten digits, 8x8; a fixed fifth of each class is held out for the test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=digits.target)
+    whole = ImageSet(_resize(images, image_size), labels)
+    names = tuple(str(name) for name in digits.target_names)
+    return whole.subset(torch.from_numpy(train)), whole.subset(torch.from_numpy(test)), names
+
+
+def _torchvision(name: str, root: str, image_size: int, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    from torchvision import datasets
+
+    try:
+        if name == "svhn":
+            parts = [datasets.SVHN(root, split=split, download=download) for split in ("train", "test")]
+            arrays = [torch.from_numpy(part.data) for part in parts]
+            labels = [torch.from_numpy(part.labels.astype(np.int64)) for part in parts]
+            classes = tuple(str(digit) for digit in range(10))
+        else:
+            maker = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+            parts = [maker(root, train=train, download=download) for train in (True, False)]
+            arrays = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
+            labels = [torch.tensor(part.targets) for part in parts]
+            classes = tuple(parts[0].classes)
+    except RuntimeError as error:
+        # torchvision says "not found or corrupted"; say what to do about it
+        raise ValueError(f"no complete {name} files in {root!r} ({error}); --download fetches them") from error
+    train, test = (ImageSet(_resize(a, image_size), b) for a, b in zip(arrays, labels, strict=True))
+    return train, test, classes
+
+
+def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    files: dict[str, list[tuple[Path, int]]] = {}
+    classes: tuple[str, ...] = ()
+    for split in ("train", "test"):
+        folder = root / split
+        if not folder.is_dir():
+            raise ValueError(f"no folder {folder}; expected {root}/train/<class>/* and {root}/test/<class>/*")
+        names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+        if split == "train":
+            classes = names
+            if len(classes) < 2:
+                raise ValueError(f"{folder} has {len(classes)} class folder(s); expected two or more")
+        elif names != classes:
+            differing = sorted(set(names) ^ set(classes))
+            raise ValueError(f"{folder} and {root / 'train'} differ in their classes: {', '.join(differing[:5])}")
+        files[split] = []
+        for label, name in enumerate(classes):
+            found = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise ValueError(f"no images in {folder / name}; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
+            files[split] += [(path, label) for path in found]
+    first = files["train"][0][0]
+    size = image_size or min(_open(first).size)
+    gray = _open(first).mode in ("1", "L", "I;16")
+
+    def decode(path: Path) -> np.ndarray:
+        image = _open(path).convert("L" if gray else "RGB")
+        if image.size != (size, size):
+            # the shorter side to `size`, then the centre: an image that is not square keeps its proportions
+            scale = size / min(image.size)
+            image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
+            left, top = ((side - size) // 2 for side in image.size)
+            image = image.crop((left, top, left + size, top + size))
+        pixels = np.asarray(image)
+        return pixels[None] if gray else pixels.transpose(2, 0, 1)
+
+    sets = []
+    with ThreadPoolExecutor() as pool:
+        for split in ("train", "test"):
+            images = torch.empty(len(files[split]), 1 if gray else 3, size, size, dtype=torch.uint8)
+            for index, pixels in enumerate(pool.map(decode, [path for path, _ in files[split]])):
+                images[index] = torch.from_numpy(pixels.copy())
+            sets.append(ImageSet(images, torch.tensor([label for _, label in files[split]])))
+    return sets[0], sets[1], classes
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error})") from error
+    return image
+
+
+def split(data: ImageSet, portion: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The two halves of the bilevel search: a random `portion` for the weights, the rest for alpha.
+
+    The order of the images is drawn from `seed`, so that a set sorted by class splits evenly too.
+    """
+    order = torch.randperm(len(data), generator=_generator("cpu", seed))
+    cut = math.floor(portion * len(data))
+    return data.subset(order[:cut].to(data.labels.device)), data.subset(order[cut:].to(data.labels.device))
+
+
+def _generator(device: torch.device | str, *key: int) -> torch.Generator:
+    """A generator whose stream is a function of the numbers in `key`."""
+    return torch.Generator(device).manual_seed(mix(*key))
+
+
+def mix(*key: int) -> int:
+    """A seed that is a function of all the numbers in `key`."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Crop, flip, normalize and cut out a batch of uint8 images, each image its own draw.
+
+    Attributes:
+        mean, std: of the channels, in units of the full range.
+        padding: zeros around the image before a random crop of its own size; 0 for no crop.
+        flip: mirror half of the images.
+        cutout_length: side of the square set to the mean (Cutout, DeVries and Taylor, 2017); 0 for none.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int = 0
+    flip: bool = False
+    cutout_length: int = 0
+
+    @classmethod
+    def training(cls, data: DataSet, cutout_length: int = 0) -> "Augmentation":
+        """The papers' for 32 pixels: crop with padding 4, flip, cutout of 16; the padding grows with the image."""
+        return cls(data.mean, data.std, max(1, data.image_size // 8), data.flip, cutout_length)
+
+    @classmethod
+    def none(cls, data: DataSet) -> "Augmentation":
+        """Normalize only."""
+        return cls(data.mean, data.std)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """uint8 (B, channels, H, W) to float32, channels last in memory."""
+        batch, _, height, width = images.shape
+        device = images.device
+        if self.padding or self.flip:
+            images = F.pad(images, (self.padding,) * 4)
+            shift = torch.randint(0, 2 * self.padding + 1, (2, batch, 1), generator=generator, device=device)
+            rows = shift[0] + torch.arange(height, device=device)  # (B, H)
+            columns = shift[1] + torch.arange(width, device=device)  # (B, W)
+            if self.flip:
+                mirrored = torch.rand(batch, 1, generator=generator, device=device) < 0.5
+                columns = torch.where(mirrored, columns.flip(1), columns)
+            index = torch.arange(batch, device=device)[:, None, None]
+            images = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1) * 255
+        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1) * 255
+        output = (images.float() - mean) / std
+        if self.cutout_length:
+            half = self.cutout_length // 2
+            centre = torch.rand(2, batch, 1, generator=generator, device=device)
+            y, x = (centre[0] * height).floor(), (centre[1] * width).floor()  # (B, 1)
+            rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+            inside_y = (rows >= y - half) & (rows < y + half)  # (B, H)
+            inside_x = (columns >= x - half) & (columns < x + half)  # (B, W)
+            output = output.masked_fill((inside_y[:, :, None] & inside_x[:, None, :])[:, None], 0)
+        return output.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one epoch: a shuffled pass over a set, augmented on its device.
+
+    The last batch may be smaller; one of a single image is left out, for batch norm cannot normalize it.
+
+    Attributes:
+        key: numbers whose function the order and the augmentation are, such as (seed, epoch).
+        shuffle: in random order, else in the set's own.
+        rank, world: this process's share, every world-th image of the order from `rank` on.
+    """
+
+    data: ImageSet
+    batch_size: int
+    augmentation: Augmentation
+    key: tuple[int, ...] = (0,)
+    shuffle: bool = True
+    rank: int = 0
+    world: int = 1
+
+    def __len__(self) -> int:
+        share = len(self.data) // self.world if self.shuffle else len(range(self.rank, len(self.data), self.world))
+        whole, rest = divmod(share, self.batch_size)
+        return whole + (rest > 1 if self.shuffle else rest > 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        device = self.data.labels.device
+        order = torch.arange(len(self.data))
+        if self.shuffle:
+            order = torch.randperm(len(self.data), generator=_generator("cpu", *self.key, 0))
+            order = order[: len(self.data) // self.world * self.world]
+        order = order[self.rank :: self.world].to(device)
+        generator = _generator(device, *self.key, 1, self.rank)
+        for number in range(len(self)):
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            images = self.augmentation(self.data.images[chosen], generator)
+            yield Batch(images, self.data.labels[chosen], mix(*self.key, 2, self.rank, number))
+
+
+def cycle(batches: Batches, count: int) -> Iterator[Batch]:
+    """`count` batches, with a new shuffle for each further pass over the set."""
+    repeat = 0
+    while count > 0:
+        for batch in Batches(batches.data, batches.batch_size, batches.augmentation, (*batches.key, repeat)):
+            yield batch
+            count -= 1
+            if count == 0:
+                return
+        repeat += 1

@@ -1,0 +1,168 @@
+"""The loss L(w, p) as a function of network weights w and mixing weights p, and its first and second derivatives.
+
+Every second derivative that a method needs is a mixed one, d2L / dw dp, contracted with a vector. The papers take it by
+central differences (`difference`); a second backward pass gives it exactly (`exact`).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from data import Batch
+from regularizers import layer_alignment, layer_alignment_derivative
+
+Tensors = Sequence[Tensor]
+Derivatives = Literal["difference", "exact"]
+
+
+@dataclass
+class Objective:
+    """The cross-entropy of a supernet: loss, logits = objective(weights, batch).
+
+    Attributes:
+        supernet: maps images and a list of mixing weights, one tensor a layer, to logits.
+        autocast: makes the context of a forward pass in lower precision.
+        drop_path_prob: of the supernet's operations.
+    """
+
+    supernet: nn.Module
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+    drop_path_prob: float = 0.0
+
+    def __call__(
+        self, weights: Tensors, batch: Batch, parameters: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss (scalar) and logits (B, classes); at `parameters` in place of the supernet's own, where given."""
+        torch.manual_seed(batch.seed)
+        inputs = (batch.images, weights, self.drop_path_prob)
+        with self.autocast():
+            if parameters is None:
+                logits = self.supernet(*inputs)
+            else:
+                # A pass at trial weights leaves the running statistics alone.
+                buffers = {name: buffer.clone() for name, buffer in self.supernet.named_buffers()}
+                logits = functional_call(self.supernet, (parameters, buffers), inputs)
+            return F.cross_entropy(logits, batch.labels), logits
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """w, in the supernet's order."""
+        return list(self.supernet.parameters())
+
+    @property
+    def aligned_layers(self) -> list[int]:
+        """The layers that take part in the alignment: all but the reduction cells (Λ-DARTS, section 4)."""
+        return [layer for layer, kind in enumerate(self.supernet.kinds) if kind != "reduce"]
+
+
+def leaves(weights: Tensors) -> list[Tensor]:
+    """The same values as tensors to differentiate with respect to, each layer's its own."""
+    return [weight.detach().requires_grad_() for weight in weights]
+
+
+def norm(tensors: Tensors) -> Tensor:
+    """Euclidean norm over all tensors together."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+
+
+def cosine(a: Tensors, b: Tensors) -> Tensor:
+    """Cosine between two lists of tensors, each taken as one vector; 0 where one vanishes."""
+    lengths = norm(a) * norm(b)
+    product = torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+    return torch.where(lengths > 0, product / lengths, 0)
+
+
+def central_difference(
+    gradient: Callable[[list[Tensor]], Tensors], point: Tensors, direction: Tensors, radius: float
+) -> list[Tensor]:
+    """[gradient(point + eps * direction) - gradient(point - eps * direction)] / (2 eps), eps = radius / |direction|.
+
+    A zero direction gives zeros. `radius` is epsilon_0 of Λ-DARTS and the 0.01 of DARTS and iDARTS.
+    """
+    length = norm(direction)
+    eps = torch.where(length > 0, radius / length, 0)  # no host synchronization
+    plus = gradient([x.detach() + eps * d for x, d in zip(point, direction, strict=True)])
+    minus = gradient([x.detach() - eps * d for x, d in zip(point, direction, strict=True)])
+    scale = length / (2 * radius)
+    return [(a - b) * scale for a, b in zip(plus, minus, strict=True)]
+
+
+class WeightGradient(NamedTuple):
+    """What the weight step needs of a training batch."""
+
+    loss: Tensor
+    logits: Tensor
+    gradient: list[Tensor]  # grad_w L
+    layer_gradients: list[Tensor]  # dL/dp_l of the aligned layers; empty where not asked for
+    regularizer_gradient: list[Tensor]  # grad_w R; empty where there is no regularizer
+
+
+def weight_gradient(objective: Objective, weights: Tensors, batch: Batch, layers: bool = False) -> WeightGradient:
+    """grad_w L, with p as plain numbers; with `layers` also dL/dp_l, which costs no other pass."""
+    parameters = objective.parameters
+    weights = leaves(weights) if layers else [weight.detach() for weight in weights]
+    wanted = [weights[layer] for layer in objective.aligned_layers] if layers else []
+    loss, logits = objective(weights, batch)
+    gradients = torch.autograd.grad(loss, [*parameters, *wanted])
+    n = len(parameters)
+    return WeightGradient(loss.detach(), logits.detach(), list(gradients[:n]), list(gradients[n:]), [])
+
+
+def regularized_gradient(
+    objective: Objective,
+    weights: Tensors,
+    batch: Batch,
+    kind: str,
+    derivatives: Derivatives = "difference",
+    epsilon_0: float = 1e-4,
+) -> WeightGradient:
+    """grad_w L and grad_w R(g_1, ..., g_L) on one batch (Λ-DARTS, section 4), g_l = dL/dp_l of the aligned layers.
+
+    grad_w R = grad_w sum_l <u_l, g_l> with u_l = dR/dg_l held fixed: by central differences along u in p, or exactly by
+    a second backward pass.
+
+    Args:
+        kind: a name in REGULARIZERS, or "noise": a random vector of the norm that grad_w R has for "corr".
+        epsilon_0: radius of the differences, over all layers together.
+    """
+    if kind == "noise":
+        result = regularized_gradient(objective, weights, batch, "corr", derivatives, epsilon_0)
+        noise = [torch.randn_like(gradient) for gradient in result.regularizer_gradient]
+        scale = norm(result.regularizer_gradient) / norm(noise)
+        return result._replace(regularizer_gradient=[scale * gradient for gradient in noise])
+
+    if derivatives == "difference":
+        result = weight_gradient(objective, weights, batch, layers=True)
+        aligned = objective.aligned_layers
+
+        def gradient_at(layer_weights: list[Tensor]) -> list[Tensor]:
+            moved = dict(zip(aligned, layer_weights, strict=True))
+            return weight_gradient(
+                objective, [moved.get(layer, weight) for layer, weight in enumerate(weights)], batch
+            ).gradient
+
+        direction = layer_alignment_derivative(result.layer_gradients, kind)
+        point = [weights[layer] for layer in aligned]
+        return result._replace(regularizer_gradient=central_difference(gradient_at, point, direction, epsilon_0))
+
+    parameters = objective.parameters
+    weights = leaves(weights)
+    loss, logits = objective(weights, batch)
+    wanted = [weights[layer] for layer in objective.aligned_layers]
+    gradients = torch.autograd.grad(loss, [*parameters, *wanted], create_graph=True)
+    gradient, layer_gradients = gradients[: len(parameters)], gradients[len(parameters) :]
+    value = layer_alignment(layer_gradients, kind)
+    regularizer_gradient = torch.autograd.grad(value, parameters, materialize_grads=True)
+    return WeightGradient(
+        loss.detach(),
+        logits.detach(),
+        [g.detach() for g in gradient],
+        [g.detach() for g in layer_gradients],
+        list(regularizer_gradient),
+    )

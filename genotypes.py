@@ -1,0 +1,222 @@
+"""Genotypes: the discrete cells that a search ends in, and the published ones by name.
+
+A cell lists its edges and the nodes whose outputs it concatenates. States 0 and 1 are the cell's inputs, 2 and up its
+intermediate nodes. An edge is written in one of two forms, one form a cell:
+
+* (operation, source): DARTS's form, two edges for each node, in the order of the nodes;
+* (operation, target, source): FairDARTS's form, any number of edges for a node. A node without a live edge is dropped
+  from the output, and so are the edges that leave it.
+
+The published cells lie in published_cells.json. To add one of your own, write it at the end of this file; it can then
+be named wherever a script takes --arch.
+"""
+
+import ast
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+#: every operation an edge of a genotype may carry
+PRIMITIVES = (
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "sep_conv_7x7",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "conv_7x1_1x7",
+    "noise",
+)
+
+
+class Edge(NamedTuple):
+    """One operation from state `source` to state `target`."""
+
+    operation: str
+    target: int
+    source: int
+
+
+class Genotype(NamedTuple):
+    """A normal and a reduction cell (DARTS, ICLR 2019, section 2.4). See the head of this file for the two forms."""
+
+    normal: tuple[tuple, ...]
+    normal_concat: tuple[int, ...]
+    reduce: tuple[tuple, ...]
+    reduce_concat: tuple[int, ...]
+
+    def edges(self, kind: str) -> list[Edge]:
+        """The live edges of the "normal" or the "reduce" cell, in either form, as (operation, target, source)."""
+        edges = _edges(getattr(self, kind))
+        live = {0, 1}
+        for target in sorted({edge.target for edge in edges}):
+            if any(edge.target == target and edge.source in live for edge in edges):
+                live.add(target)
+        return [edge for edge in edges if edge.source in live]
+
+    def concat(self, kind: str) -> list[int]:
+        """The nodes that the cell concatenates: those listed that have a live edge."""
+        live = {edge.target for edge in self.edges(kind)}
+        return [node for node in getattr(self, f"{kind}_concat") if node in live]
+
+    def sums_nodes(self, kind: str) -> bool:
+        """Whether the cell is in FairDARTS's form, whose network applies drop path to a node's sum."""
+        return len(getattr(self, kind)[0]) == 3
+
+    def to_json(self) -> str:
+        """The genotype as a JSON object, a line for each of its four parts."""
+        parts = (f" {json.dumps(part)}: {json.dumps(value)}" for part, value in self._asdict().items())
+        return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _edges(cell: Iterable[tuple]) -> list[Edge]:
+    return [
+        Edge(entry[0], entry[1], entry[2]) if len(entry) == 3 else Edge(entry[0], 2 + position // 2, entry[1])
+        for position, entry in enumerate(cell)
+    ]
+
+
+def make_genotype(parts: object) -> Genotype:
+    """Check a mapping with the four parts of a genotype and make the Genotype of it.
+
+    Raises:
+        ValueError: a part is missing or unknown, or an operation, index or shape is wrong; the message says which.
+    """
+    if not isinstance(parts, dict):
+        raise ValueError(f"expected an object with {', '.join(Genotype._fields)}, got {_short(parts)}")
+    missing = [field for field in Genotype._fields if field not in parts]
+    unknown = [str(key) for key in parts if key not in Genotype._fields]
+    if missing or unknown:
+        wrong = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(map(_short, unknown))}"
+        raise ValueError(f"expected {', '.join(Genotype._fields)}; the genotype {wrong}")
+    checked = {}
+    for kind in ("normal", "reduce"):
+        checked[kind] = _check_edges(kind, parts[kind])
+        checked[f"{kind}_concat"] = _check_concat(kind, parts[f"{kind}_concat"], checked[kind])
+    genotype = Genotype(**checked)
+    for kind in ("normal", "reduce"):
+        if not genotype.concat(kind):
+            raise ValueError(f"{kind}_concat: expected a node with a path from the cell's inputs, found none")
+    return genotype
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_edges(kind: str, cell: object) -> tuple[tuple, ...]:
+    if not isinstance(cell, list | tuple) or not cell:
+        raise ValueError(f"{kind}: expected a list of edges, got {_short(cell)}")
+    for position, entry in enumerate(cell):
+        where = f"{kind}, edge {position}"
+        if not isinstance(entry, list | tuple) or len(entry) != len(cell[0]) or len(entry) not in (2, 3):
+            raise ValueError(
+                f"{where}: expected [operation, source] or [operation, target, source], one form in a cell, "
+                f"got {_short(entry)}"
+            )
+        if entry[0] not in PRIMITIVES:
+            raise ValueError(f"{where}: operation {_short(entry[0])}, expected one of {', '.join(PRIMITIVES)}")
+        if not all(map(_is_index, entry[1:])):
+            raise ValueError(f"{where}: expected whole numbers for its states, got {_short(entry)}")
+    if len(cell[0]) == 2 and len(cell) % 2:
+        raise ValueError(f"{kind}: expected two edges for each node, got {len(cell)} edges")
+    seen = set()
+    for position, edge in enumerate(_edges(cell)):
+        if not 0 <= edge.source < edge.target or edge.target < 2:
+            raise ValueError(
+                f"{kind}, edge {position}: source {edge.source} of node {edge.target}, expected an earlier state, "
+                f"0 to {max(edge.target - 1, 1)}, and nodes from 2 on"
+            )
+        # DARTS's form may repeat an edge (NASNet does); in FairDARTS's an operation is on an edge or is not.
+        if len(cell[0]) == 3 and edge in seen:
+            raise ValueError(f"{kind}, edge {position}: {edge.operation} {edge.source} -> {edge.target} stands twice")
+        seen.add(edge)
+    return tuple(tuple(entry) for entry in cell)
+
+
+def _check_concat(kind: str, concat: object, cell: tuple[tuple, ...]) -> tuple[int, ...]:
+    last = max(edge.target for edge in _edges(cell))
+    # FairDARTS lists all four nodes, a dropped last one too.
+    highest = max(last, 5) if len(cell[0]) == 3 else last
+    if (
+        not isinstance(concat, list | tuple | range)
+        or not concat
+        or not all(_is_index(node) and 2 <= node <= highest for node in concat)
+        or len(set(concat)) != len(concat)
+    ):
+        raise ValueError(f"{kind}_concat: expected distinct nodes from 2 to {highest}, got {_short(concat)}")
+    return tuple(concat)
+
+
+def parse_genotype(text: str) -> Genotype:
+    """Read a genotype from JSON, or from the form that logs print: Genotype(normal=[('sep_conv_3x3', 1), ...], ...).
+
+    The text is data: nothing in it is evaluated.
+
+    Raises:
+        ValueError: it is neither, or what it says is wrong.
+    """
+    try:
+        return make_genotype(_parse_call(text) if text.lstrip().startswith("Genotype(") else json.loads(text))
+    except (json.JSONDecodeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"expected a genotype as JSON or as Genotype(...): {error}") from error
+
+
+def _parse_call(text: str) -> dict:
+    call = ast.parse(text.strip(), mode="eval").body
+    if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError("expected Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)")
+    parts = {}
+    for keyword in call.keywords:
+        value = keyword.value
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "range":
+            bounds = [ast.literal_eval(bound) for bound in value.args]
+            if len(bounds) != 2 or not all(_is_index(bound) and 0 <= bound <= 100 for bound in bounds):
+                raise ValueError(f"{keyword.arg}: expected range(first, last + 1), got range{tuple(bounds)}")
+            parts[keyword.arg] = range(*bounds)
+        else:
+            parts[keyword.arg] = ast.literal_eval(value)
+    return parts
+
+
+def load_genotype(spec: str) -> Genotype:
+    """The genotype that `spec` names: a cell of this file, a file with one, or a run folder with a genotype.json.
+
+    Raises:
+        ValueError: there is no such name, or the file holds no genotype.
+        OSError: the file cannot be read.
+    """
+    if spec in CELLS:
+        return make_genotype(CELLS[spec]._asdict())
+    path = Path(spec)
+    if path.is_dir():
+        path /= "genotype.json"
+        if not path.exists():
+            raise ValueError(f"{spec}: a folder without genotype.json; expected a finished run")
+    if not path.exists():
+        raise ValueError(
+            f"{_short(spec)} is neither a published cell, nor a file, nor a run; the cells are {', '.join(CELLS)}"
+        )
+    try:
+        return parse_genotype(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+#: The cells by name. LambdaDARTS_*: Λ-DARTS (ICLR 2023); DARTSminus_*: DARTS- (ICLR 2021); FairDARTS_*: FairDARTS
+#: (ECCV 2020); the rest as the DARTS, PC-DARTS and FairDARTS repositories list them.
+CELLS: dict[str, Genotype] = {
+    name: make_genotype(parts)
+    for name, parts in json.loads(Path(__file__).with_name("published_cells.json").read_text(encoding="utf-8")).items()
+}
+
+# Your own cells:
+# CELLS["mine"] = Genotype(normal=(("sep_conv_3x3", 0), ...), normal_concat=(2, 3, 4, 5), reduce=..., reduce_concat=...)

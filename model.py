@@ -1,0 +1,203 @@
+"""The discrete network of a genotype, for small images and for ImageNet (DARTS, ICLR 2019, section 3 and appendix A)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from genotypes import Genotype
+from model_search import cell_kinds
+from operations import OPERATIONS, FactorizedReduce, ReLUConvBN, drop_path
+
+
+class Cell(nn.Module):
+    """A cell of a genotype. Its output concatenates the live nodes: (B, C * nodes, H, W)."""
+
+    def __init__(
+        self, genotype: Genotype, kind: str, c_prev_prev: int, c_prev: int, channels: int, reduction_prev: bool
+    ) -> None:
+        super().__init__()
+        self.preprocess0 = (
+            FactorizedReduce(c_prev_prev, channels) if reduction_prev else ReLUConvBN(c_prev_prev, channels, 1, 1, 0)
+        )
+        self.preprocess1 = ReLUConvBN(c_prev, channels, 1, 1, 0)
+        self.edges = genotype.edges(kind)
+        self.operations = nn.ModuleList(
+            OPERATIONS[edge.operation](channels, 2 if kind == "reduce" and edge.source < 2 else 1, True)
+            for edge in self.edges
+        )
+        self.concat = genotype.concat(kind)
+        self.drop_sums = genotype.sums_nodes(kind)
+        self.out_channels = channels * len(self.concat)
+
+    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float) -> Tensor:
+        dropping = self.training and drop_path_prob > 0
+        states = {0: self.preprocess0(s0), 1: self.preprocess1(s1)}
+        for target in sorted({edge.target for edge in self.edges}):
+            total = None
+            for edge, operation in zip(self.edges, self.operations, strict=True):
+                if edge.target != target:
+                    continue
+                output = operation(states[edge.source])
+                if dropping and not self.drop_sums and not isinstance(operation, nn.Identity):
+                    output = drop_path(output, drop_path_prob)
+                total = output if total is None else total + output
+            # FairDARTS's network drops the sum of a node, not its terms.
+            states[target] = drop_path(total, drop_path_prob) if dropping and self.drop_sums else total
+        return torch.cat([states[node] for node in self.concat], dim=1)
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier on an inner layer, for training only (DARTS's code).
+
+    Args:
+        channels: of the layer it stands on.
+        classes: number of classes.
+        pool_stride: of its average pooling: 3 on CIFAR, 2 on ImageNet.
+        second_bn: batch norm after the 2x2 convolution; none on ImageNet, as in the original.
+    """
+
+    #: smallest height and width of the layer it stands on
+    SMALLEST = 8
+
+    def __init__(self, channels: int, classes: int, pool_stride: int, second_bn: bool) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            nn.AvgPool2d(5, stride=pool_stride, padding=0, count_include_pad=False),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768) if second_bn else nn.Identity(),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(768, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, 768, 1, 1) at the papers' image sizes; averaged over positions at larger ones
+        return self.classifier(self.features(x).mean(dim=(2, 3)))
+
+
+class _Network(nn.Module):
+    """The cells, the classifier and the auxiliary head; the two networks below differ in their stems."""
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        init_channels: int,
+        layers: int,
+        classes: int,
+        auxiliary: bool,
+        stem_channels: tuple[int, int],
+        reduction_prev: bool,
+        imagenet: bool,
+    ) -> None:
+        super().__init__()
+        channels = init_channels
+        c_prev_prev, c_prev = stem_channels
+        self.cells = nn.ModuleList()
+        self.auxiliary_layer = 2 * layers // 3
+        self.auxiliary_head: AuxiliaryHead | None = None
+        for layer, kind in enumerate(cell_kinds(layers)):
+            channels *= 2 if kind == "reduce" else 1
+            cell = Cell(genotype, kind, c_prev_prev, c_prev, channels, reduction_prev)
+            self.cells.append(cell)
+            c_prev_prev, c_prev, reduction_prev = c_prev, cell.out_channels, kind == "reduce"
+            if auxiliary and layer == self.auxiliary_layer:
+                self.auxiliary_head = AuxiliaryHead(
+                    c_prev, classes, pool_stride=2 if imagenet else 3, second_bn=not imagenet
+                )
+        self.classifier = nn.Linear(c_prev, classes)
+
+    def stems(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, drop_path_prob: float = 0.0) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, classes), and the auxiliary head's in training where there is one, else None."""
+        auxiliary_logits = None
+        s0, s1 = self.stems(images)
+        for layer, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, drop_path_prob)
+            if layer == self.auxiliary_layer and self.auxiliary_head is not None and self.training:
+                auxiliary_logits = self.auxiliary_head(s1)
+        return self.classifier(F.adaptive_avg_pool2d(s1, 1).flatten(1)), auxiliary_logits
+
+
+class NetworkCIFAR(_Network):
+    """The network for small images: a 3x3 stem at full resolution.
+
+    Args:
+        genotype: its cells.
+        init_channels: C of the first cells (36 in the papers).
+        layers: number of cells (20 in the papers).
+        classes: number of classes.
+        auxiliary: with the auxiliary head; it needs images of 29 pixels or more.
+        in_channels: channels of the images.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        init_channels: int = 36,
+        layers: int = 20,
+        classes: int = 10,
+        auxiliary: bool = False,
+        in_channels: int = 3,
+    ) -> None:
+        width = 3 * init_channels
+        super().__init__(genotype, init_channels, layers, classes, auxiliary, (width, width), False, imagenet=False)
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+
+    def stems(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.stem(images)
+        return state, state
+
+
+class NetworkImageNet(_Network):
+    """The network for 224x224 images: three stride-2 convolutions, then cells from 28x28 on (C = 48, 14 cells)."""
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        init_channels: int = 48,
+        layers: int = 14,
+        classes: int = 1000,
+        auxiliary: bool = False,
+        in_channels: int = 3,
+    ) -> None:
+        stem_channels = (init_channels, init_channels)
+        super().__init__(genotype, init_channels, layers, classes, auxiliary, stem_channels, True, imagenet=True)
+        half = init_channels // 2
+        self.stem0 = nn.Sequential(
+            nn.Conv2d(in_channels, half, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, init_channels, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(init_channels),
+        )
+        self.stem1 = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(init_channels, init_channels, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(init_channels),
+        )
+
+    def stems(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        s0 = self.stem0(images)
+        return s0, self.stem1(s0)
+
+
+def size(network: nn.Module, in_channels: int = 3, image_size: int = 32) -> dict[str, int]:
+    """Parameters, and multiply-adds of the convolutions and linear layers for one image, as the field counts them.
+
+    The auxiliary head's parameters count where the network has it; its multiply-adds do not: a test pass leaves it out.
+
+    Args:
+        network: built on the meta device, so that nothing is computed or stored.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.empty(1, in_channels, image_size, image_size, device="meta"))
+    return {
+        "params": sum(parameter.numel() for parameter in network.parameters()),
+        "multiply_adds": counter.get_total_flops() // 2,
+    }

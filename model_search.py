@@ -1,0 +1,120 @@
+"""The weight-sharing supernet of DARTS cells (DARTS, ICLR 2019, sections 2.1 and 2.2).
+
+The supernet is a plain function of its mixing weights: `logits = supernet(images, weights)` with one
+(edges x operations) tensor for each layer. Whatever makes the weights (softmax, sigmoid, masks, perturbations) and
+whatever is differentiated with respect to them stays outside.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from operations import OPERATIONS, FactorizedReduce, ReLUConvBN, drop_path
+from spaces import EDGES, NODES, Candidates, Space
+
+
+class MixedOp(nn.Module):
+    """All candidates of one edge; the output is their sum under the mixing weights: sum_k p_k op_k(x)."""
+
+    def __init__(self, candidates: Sequence[str], channels: int, stride: int) -> None:
+        super().__init__()
+        self.operations = nn.ModuleList()
+        for name in candidates:
+            operation = OPERATIONS[name](channels, stride, False)
+            if "pool" in name:
+                operation = nn.Sequential(operation, nn.BatchNorm2d(channels, affine=False))
+            self.operations.append(operation)
+
+    def forward(self, x: Tensor, weights: Sequence[Tensor], drop_path_prob: float) -> Tensor:
+        outputs = []
+        for weight, operation in zip(weights, self.operations, strict=True):
+            output = operation(x)
+            if self.training and drop_path_prob > 0 and not isinstance(operation, nn.Identity):
+                output = drop_path(output, drop_path_prob)
+            outputs.append(weight * output)
+        return sum(outputs[1:], outputs[0])
+
+
+class Cell(nn.Module):
+    """A cell with every edge in place; the output concatenates its intermediate nodes: (B, 4C, H, W)."""
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        c_prev_prev: int,
+        c_prev: int,
+        channels: int,
+        reduction: bool,
+        reduction_prev: bool,
+    ) -> None:
+        super().__init__()
+        self.preprocess0 = (
+            FactorizedReduce(c_prev_prev, channels, affine=False)
+            if reduction_prev
+            else ReLUConvBN(c_prev_prev, channels, 1, 1, 0, affine=False)
+        )
+        self.preprocess1 = ReLUConvBN(c_prev, channels, 1, 1, 0, affine=False)
+        self.edges = nn.ModuleList(
+            MixedOp(operations, channels, stride=2 if reduction and source < 2 else 1)
+            for operations, (source, _) in zip(candidates, EDGES, strict=True)
+        )
+
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, drop_path_prob: float) -> Tensor:
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        edges = zip(self.edges, weights.unbind(), strict=True)
+        for _ in range(NODES):
+            # zip asks `states` first and stops there: each node takes the next len(states) edges.
+            incoming = [
+                edge(state, row.unbind(), drop_path_prob) for state, (edge, row) in zip(states, edges, strict=False)
+            ]
+            states.append(sum(incoming[1:], incoming[0]))
+        return torch.cat(states[-NODES:], dim=1)
+
+
+def cell_kinds(layers: int) -> list[str]:
+    """The kind of each of the `layers` cells: those at layers // 3 and 2 * layers // 3 are reduction cells."""
+    reductions = {layers // 3, 2 * layers // 3}
+    return ["reduce" if layer in reductions else "normal" for layer in range(layers)]
+
+
+class Supernet(nn.Module):
+    """The supernet of a space.
+
+    Args:
+        space: the candidate operations of every edge.
+        init_channels: C of the first cells; each reduction cell doubles it.
+        layers: number of cells.
+        classes: number of classes.
+        in_channels: channels of the images.
+    """
+
+    def __init__(
+        self, space: Space, init_channels: int = 16, layers: int = 8, classes: int = 10, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        #: "normal" or "reduce" for each layer, in the order of the mixing weights
+        self.kinds = cell_kinds(layers)
+        #: rows and columns of alpha for each kind of cell
+        self.alpha_shapes = {kind: (len(EDGES), len(getattr(space, kind)[0])) for kind in ("normal", "reduce")}
+        channels, width = init_channels, 3 * init_channels
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        self.cells = nn.ModuleList()
+        c_prev_prev, c_prev, previous = width, width, "normal"
+        for kind in self.kinds:
+            channels *= 2 if kind == "reduce" else 1
+            self.cells.append(
+                Cell(getattr(space, kind), c_prev_prev, c_prev, channels, kind == "reduce", previous == "reduce")
+            )
+            c_prev_prev, c_prev, previous = c_prev, NODES * channels, kind
+        self.classifier = nn.Linear(c_prev, classes)
+
+    def forward(self, images: Tensor, weights: Sequence[Tensor], drop_path_prob: float = 0.0) -> Tensor:
+        """Logits (B, classes) of images (B, channels, H, W) under one (edges, operations) tensor of weights a layer."""
+        s0 = s1 = self.stem(images)
+        for cell, layer_weights in zip(self.cells, weights, strict=True):
+            s0, s1 = s1, cell(s0, s1, layer_weights, drop_path_prob)
+        return self.classifier(s1.mean(dim=(2, 3)))

@@ -1,0 +1,132 @@
+"""The candidate operations of DARTS cells.
+
+DARTS (Liu et al., ICLR 2019) section 3; `noise` from RobustDARTS (Zela et al., ICLR 2020) section 3.
+Every operation maps (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, convolution, batch norm: the preprocessing of a cell's inputs (1x1) and part of other operations."""
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int, stride: int, padding: int, affine: bool = True) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(c_in, c_out, kernel_size, stride, padding, bias=False),
+            nn.BatchNorm2d(c_out, affine=affine),
+        )
+
+
+class DilConv(nn.Sequential):
+    """Dilated separable convolution: ReLU, depthwise (dilation 2), pointwise, batch norm."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(
+                channels, channels, kernel_size, stride, kernel_size - 1, dilation=2, groups=channels, bias=False
+            ),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels, affine=affine),
+        )
+
+
+class SepConv(nn.Sequential):
+    """Separable convolution, applied twice; the stride is in the first."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, affine: bool) -> None:
+        layers: list[nn.Module] = []
+        for step in (stride, 1):
+            layers += [
+                nn.ReLU(),
+                nn.Conv2d(channels, channels, kernel_size, step, kernel_size // 2, groups=channels, bias=False),
+                nn.Conv2d(channels, channels, 1, bias=False),
+                nn.BatchNorm2d(channels, affine=affine),
+            ]
+        super().__init__(*layers)
+
+
+class Conv7x1(nn.Sequential):
+    """ReLU, 1x7 convolution, 7x1 convolution, batch norm (AmoebaNet's `conv_7x1_1x7`)."""
+
+    def __init__(self, channels: int, stride: int, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False),
+            nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False),
+            nn.BatchNorm2d(channels, affine=affine),
+        )
+
+
+class FactorizedReduce(nn.Module):
+    """Halve the resolution: two stride-2 1x1 convolutions, the second on the input shifted by a pixel, concatenated."""
+
+    def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
+        self.conv_2 = nn.Conv2d(c_in, c_out - c_out // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(c_out, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        # An odd size is padded, so that the shifted half is as large as the other: (H + 1) / 2.
+        odd = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
+        shifted = (F.pad(x, odd) if any(odd) else x)[:, :, 1:, 1:]
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], dim=1))
+
+
+class Zero(nn.Module):
+    """`none`: no connection."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class Noise(nn.Module):
+    """Standard normal noise in the shape of the output, whatever the input (space S4 of RobustDARTS)."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.randn_like(x[:, :, :: self.stride, :: self.stride])
+
+
+def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
+
+
+#: name -> constructor(channels, stride, affine)
+OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
+    "none": lambda channels, stride, affine: Zero(stride),
+    "noise": lambda channels, stride, affine: Noise(stride),
+    "skip_connect": _skip,
+    "avg_pool_3x3": lambda channels, stride, affine: nn.AvgPool2d(3, stride, padding=1, count_include_pad=False),
+    "max_pool_3x3": lambda channels, stride, affine: nn.MaxPool2d(3, stride, padding=1),
+    "sep_conv_3x3": lambda channels, stride, affine: SepConv(channels, 3, stride, affine),
+    "sep_conv_5x5": lambda channels, stride, affine: SepConv(channels, 5, stride, affine),
+    "sep_conv_7x7": lambda channels, stride, affine: SepConv(channels, 7, stride, affine),
+    "dil_conv_3x3": lambda channels, stride, affine: DilConv(channels, 3, stride, affine),
+    "dil_conv_5x5": lambda channels, stride, affine: DilConv(channels, 5, stride, affine),
+    "conv_7x1_1x7": lambda channels, stride, affine: Conv7x1(channels, stride, affine),
+}
+
+
+def drop_path(x: Tensor, probability: float) -> Tensor:
+    """Zero whole images' contributions with `probability` and scale the rest by 1 / (1 - probability).
+
+    FractalNet (Larsson et al., ICLR 2017), per image as in DARTS. x: (B, C, H, W).
+    """
+    keep = 1.0 - probability
+    mask = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
+    return x * (mask / keep)

@@ -1,0 +1,71 @@
+"""Regularizers of the weight step: scalar functions of the layers' architecture gradients.
+
+A regularizer takes g_1, ..., g_L, the gradients of the training loss with respect to the mixing weights of each layer,
+and returns the scalar that the weights are to increase: they descend L_train - lambda * R(g_1, ..., g_L). To add one, write
+a function of that signature and name it in REGULARIZERS; its derivative is taken by autograd.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Gradients = Sequence[Tensor]
+
+
+def _corr(gradients: Gradients) -> Tensor:
+    """Mean over pairs of layers of the cosine <g_i, g_j> / (|g_i| |g_j|) (Λ-DARTS, ICLR 2023, section 4)."""
+    g = torch.stack([gradient.flatten() for gradient in gradients])  # (L, edges * operations)
+    norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
+    # A layer whose gradient vanishes contributes 0, to the value and to the derivative.
+    n = torch.where(norm > 0, g, 0) / torch.where(norm > 0, norm, 1)
+    total = n.sum(dim=0)
+    # sum over i != j of <n_i, n_j>, without the L x L products
+    return (total @ total - (n * n).sum()) / (len(g) * (len(g) - 1))
+
+
+def _signcorr(gradients: Gradients) -> Tensor:
+    """Mean over pairs of layers of <g_i, g_j> / <|g_i|, |g_j|> (Λ-DARTS's released code)."""
+    g = torch.stack([gradient.flatten() for gradient in gradients])
+    scale = g.abs() @ g.abs().T
+    rho = torch.where(scale > 0, g @ g.T, 0) / torch.where(scale > 0, scale, 1)
+    return (rho.sum() - rho.diagonal().sum()) / (len(g) * (len(g) - 1))
+
+
+#: name -> function of the layer gradients; the weights ascend it
+REGULARIZERS: dict[str, Callable[[Gradients], Tensor]] = {
+    "corr": _corr,
+    "signcorr": _signcorr,
+}
+
+
+def layer_alignment(gradients: Gradients, kind: str = "corr") -> Tensor:
+    """The layer alignment Lambda of Λ-DARTS, or another entry of REGULARIZERS.
+
+    Args:
+        gradients: one tensor a layer, all of one shape (edges, operations); two layers at least.
+        kind: a name in REGULARIZERS.
+
+    Returns:
+        A scalar tensor, in [-1, 1] for "corr" and "signcorr". A layer with a zero gradient contributes 0.
+
+    Raises:
+        ValueError: the name is unknown, or there are fewer than two layers.
+    """
+    if kind not in REGULARIZERS:
+        raise ValueError(f"regularizer {kind!r}, expected one of {', '.join(REGULARIZERS)}")
+    if len(gradients) < 2:
+        raise ValueError(
+            f"{len(gradients)} layer gradients, expected two or more: alignment is between pairs of layers"
+        )
+    return REGULARIZERS[kind](gradients)
+
+
+def layer_alignment_derivative(gradients: Gradients, kind: str = "corr") -> list[Tensor]:
+    """The derivative u_l = dLambda / dg_l of `layer_alignment`, one tensor a layer, in the layers' shape.
+
+    The gradients are taken as numbers: the result carries no graph. For "corr" the work is O(L).
+    """
+    with torch.enable_grad():
+        leaves = [gradient.detach().requires_grad_() for gradient in gradients]
+        return list(torch.autograd.grad(layer_alignment(leaves, kind), leaves))

@@ -1,0 +1,25 @@
+"""Search a cell: Λ-DARTS and the DARTS it builds on, on CIFAR-10, CIFAR-100, SVHN, digits or a folder of images.
+
+    python search/train_search.py --download                        # the Λ-DARTS paper's search on CIFAR-10
+    python search/train_search.py --dataset digits --space s2 --layers 5 --init_channels 8 --epochs 10
+    python search/train_search.py --resume runs/search-...          # go on with an interrupted run
+
+The settings are in search/settings.py, the search itself in search/bilevel.py.
+"""
+
+import sys
+
+import cli
+from search.settings import PROG, resolve
+
+
+def main() -> None:
+    settings, run, resumed = resolve(sys.argv[1:])
+    # Imported here: --help and a wrong flag are answered before torch is loaded.
+    from search.bilevel import search
+
+    search(settings, run, resumed)
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

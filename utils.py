@@ -1,0 +1,193 @@
+"""Run folders, checkpoints, running averages and progress: nothing here knows of architecture search."""
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+PACKAGES = ("torch", "torchvision", "pytorch_lightning", "numpy")
+
+
+def provenance(command: str, device: str) -> dict[str, Any]:
+    """How a run was made: the command, the commit, the versions and the device."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    return {"command": command, "commit": _commit(), "device": device, "versions": versions}
+
+
+def _commit() -> str:
+    """The commit of this source tree, with "+changes" where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if changed.strip() else "")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: under another name, synced, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_config(folder: Path, settings: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """config.yaml: the resolved settings at the top level, so that --config takes the file, and their provenance."""
+    write_atomically(
+        folder / "config.yaml", yaml.safe_dump({**settings, "provenance": dict(origin)}, sort_keys=False, width=120)
+    )
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows under the columns of the first; a value of None is an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state, by name."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Put what `optimizer_tensors` gave back into an optimizer of the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(f"{prefix}."):
+            index, key = name.removeprefix(f"{prefix}.").split(".")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class Checkpoints:
+    """The checkpoints of a run: one safetensors file an epoch, the run's JSON state in its header.
+
+    Args:
+        folder: where they lie; made where it is missing.
+        keep: how many to keep; the oldest go first.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch_*.safetensors"))
+
+    def save(self, epoch: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Save after `epoch` epochs: the file is whole or not there."""
+        path = self.folder / f"epoch_{epoch:05d}.safetensors"
+        temporary = self.folder / f".{path.name}.tmp"
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, metadata={"state": json.dumps(state)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        for old in self._paths()[: -self.keep]:
+            old.unlink()
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and state of the last checkpoint; None where there is none.
+
+        Raises:
+            ValueError: it is no checkpoint of ours.
+        """
+        paths = self._paths()
+        if not paths:
+            return None
+        try:
+            with safe_open(paths[-1], framework="pt") as file:
+                state = json.loads(file.metadata()["state"])
+                return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 (no iterator)
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{paths[-1]} is damaged or no checkpoint ({error})") from error
+
+
+class Averages:
+    """Weighted running means of scalars and vectors, kept on the device: adding waits for nothing."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, name: str, value: Tensor, weight: float = 1) -> None:
+        """Count `value` (a tensor of any shape, the same each time) `weight` times."""
+        value = value.detach() * weight
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._weights[name] = self._weights.get(name, 0) + weight
+
+    def compute(self) -> dict[str, float | list[float]]:
+        """The means so far, as numbers and lists."""
+        return {name: (total / self._weights[name]).tolist() for name, total in self._sums.items()}
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of the batch whose largest logit is the label's, a scalar in [0, 1]."""
+    return (logits.argmax(dim=1) == labels).float().mean()
+
+
+class EpochProgress:
+    """The run's and the epoch's progress with the time that remains; on a terminal only, else one line an epoch."""
+
+    def __init__(self, epochs: int, done: int, steps: int) -> None:
+        self._console = Console(highlight=False)
+        self._epochs, self._steps = epochs, steps
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("remaining"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._run = self._bar.add_task("search  ", total=epochs * steps, completed=done * steps)
+        self._epoch = self._bar.add_task("epoch   ", total=steps)
+
+    def __enter__(self) -> "EpochProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def track(self, items: Iterable, epoch: int) -> Iterator:
+        """Iterate over the steps of `epoch`, moving the bars."""
+        self._bar.reset(self._epoch, total=self._steps, description=f"epoch {epoch + 1}")
+        for item in items:
+            yield item
+            self._bar.advance(self._epoch)
+            self._bar.advance(self._run)
+
+    def line(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(text, markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data import Batch
-from derivatives import Derivatives, Objective, Tensors, central_difference, leaves
+from gradients import Derivatives, Objective, Tensors, central_difference, leaves
 
 
 class Architecture(nn.Module):

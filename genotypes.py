@@ -12,6 +12,7 @@ be named wherever a script takes --arch.
 """
 
 import ast
+import difflib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -137,7 +138,7 @@ def _check_edges(kind: str, cell: object) -> tuple[tuple, ...]:
             )
         # DARTS's form may repeat an edge (NASNet does); in FairDARTS's an operation is on an edge or is not.
         if len(cell[0]) == 3 and edge in seen:
-            raise ValueError(f"{kind}, edge {position}: {edge.operation} {edge.source} -> {edge.target} stands twice")
+            raise ValueError(f"{kind}, edge {position}: {edge.operation} {edge.source} -> {edge.target} stands twice, expected once")
         seen.add(edge)
     return tuple(tuple(entry) for entry in cell)
 
@@ -178,13 +179,20 @@ def _parse_call(text: str) -> dict:
     for keyword in call.keywords:
         value = keyword.value
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "range":
-            bounds = [ast.literal_eval(bound) for bound in value.args]
+            bounds = [_literal(bound) for bound in value.args]
             if len(bounds) != 2 or not all(_is_index(bound) and 0 <= bound <= 100 for bound in bounds):
                 raise ValueError(f"{keyword.arg}: expected range(first, last + 1), got range{tuple(bounds)}")
             parts[keyword.arg] = range(*bounds)
         else:
-            parts[keyword.arg] = ast.literal_eval(value)
+            parts[keyword.arg] = _literal(value)
     return parts
+
+
+def _literal(node: ast.expr) -> object:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"expected lists of edges and numbers, got {_short(ast.unparse(node))}") from error
 
 
 def load_genotype(spec: str) -> Genotype:
@@ -202,8 +210,9 @@ def load_genotype(spec: str) -> Genotype:
         if not path.exists():
             raise ValueError(f"{spec}: a folder without genotype.json; expected a finished run")
     if not path.exists():
+        similar = ", ".join(difflib.get_close_matches(spec, CELLS, n=3)) or "DARTS_V2"
         raise ValueError(
-            f"{_short(spec)} is neither a published cell, nor a file, nor a run; the cells are {', '.join(CELLS)}"
+            f"{_short(spec)}, expected a cell of genotypes.py (such as {similar}), a genotype file or a run folder"
         )
     try:
         return parse_genotype(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The discrete network of a genotype, for small images and for ImageNet (DARTS, ICLR 2019, section 3 and appendix A)."""
+"""The discrete network of a genotype, for small images and for ImageNet (DARTS, ICLR 2019, section 3)."""
 
 import torch
 import torch.nn.functional as F

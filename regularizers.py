@@ -1,8 +1,8 @@
 """Regularizers of the weight step: scalar functions of the layers' architecture gradients.
 
 A regularizer takes g_1, ..., g_L, the gradients of the training loss with respect to the mixing weights of each layer,
-and returns the scalar that the weights are to increase: they descend L_train - lambda * R(g_1, ..., g_L). To add one, write
-a function of that signature and name it in REGULARIZERS; its derivative is taken by autograd.
+and returns the scalar that the weights are to increase: they descend L_train - lambda * R(g_1, ..., g_L). To add one,
+write a function of that signature and name it in REGULARIZERS; its derivative is taken by autograd.
 """
 
 from collections.abc import Callable, Sequence

@@ -21,8 +21,8 @@ import data
 import selection
 from architect import Architecture, first_order, unrolled
 from cli import InputError, blaming
-from derivatives import Objective, cosine, norm, regularized_gradient, weight_gradient
 from genotypes import Genotype, make_genotype
+from gradients import Objective, cosine, norm, regularized_gradient, weight_gradient
 from model_search import Supernet
 from regularizers import layer_alignment
 from search.settings import SearchSettings
@@ -88,7 +88,7 @@ class Search:
             self.architecture = Architecture(self.supernet.alpha_shapes)
         if settings.reg != "none" and len(Objective(self.supernet).aligned_layers) < 2:
             raise InputError(
-                f"--reg: {settings.reg} aligns normal cells in pairs, but --layers {settings.layers} has fewer than two; "
+                f"--reg: {settings.reg} aligns pairs of normal cells; --layers {settings.layers} has fewer than two; "
                 "expected --layers 4 or more, or --reg none"
             )
         train, valid = data.split(dataset.train, settings.train_portion, settings.seed)
@@ -140,20 +140,21 @@ class Search:
             for role, part in enumerate((self.train, self.valid))
         )
 
+    def momentum_buffers(self) -> list[Tensor]:
+        """The momentum of the weights' optimizer, zeros before its first step, in the order of the parameters."""
+        state = self.weight_optimizer.state
+        return [state[w].get("momentum_buffer", torch.zeros_like(w)) for w in self.supernet.parameters()]
+
     def alpha_step(self, objective: Objective, train_batch: data.Batch, valid_batch: data.Batch, log: Averages) -> None:
         """alpha descends the validation loss (DARTS, algorithm 1, step 1)."""
         if self.settings.unrolled:
-            state = self.weight_optimizer.state
             result = unrolled(
                 objective,
                 self.layer_weights(),
                 train_batch,
                 valid_batch,
                 xi=self.weight_optimizer.param_groups[0]["lr"],
-                momentum_buffers=[
-                    state[w]["momentum_buffer"] if "momentum_buffer" in state[w] else torch.zeros_like(w)
-                    for w in objective.parameters
-                ],
+                momentum_buffers=self.momentum_buffers(),
                 momentum=self.settings.momentum,
                 weight_decay=self.settings.weight_decay,
                 derivatives=self.settings.derivatives,
@@ -326,7 +327,8 @@ def skips(genotype: Genotype, kind: str) -> int:
 def _summary(row: Mapping[str, Any], epochs: int) -> str:
     alignment = row["valid_alignment"]
     return (
-        f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.3f} accuracy {100 * row['train_accuracy']:.1f} %"
+        f"epoch {row['epoch']}/{epochs}"
+        f"  train loss {row['train_loss']:.3f} accuracy {100 * row['train_accuracy']:.1f} %"
         f"  valid accuracy {100 * row['valid_accuracy']:.1f} %"
         + ("" if alignment is None else f"  alignment {alignment:.3f}")
         + f"  skips {row['skip_connect_normal']}  {row['seconds']:.1f} s"

@@ -103,16 +103,16 @@ class SearchSettings(
     """All settings of a search. The defaults are the Λ-DARTS paper's for the DARTS space (ICLR 2023, section 5)."""
 
 
-def load_settings(run: Path) -> SearchSettings:
-    """The settings of an existing run.
+def load_settings(run: Path, flag: str = "--resume") -> SearchSettings:
+    """The settings of an existing run, which `flag` names.
 
     Raises:
         InputError: it is no run of a search, or its config.yaml is not as this project writes it.
     """
     path = run / "config.yaml"
     if not path.is_file():
-        raise InputError(f"--resume: {run} is no run folder; expected one with a config.yaml")
-    with cli.blaming(f"--resume: {path}"):
+        raise InputError(f"{flag}: {run} is no run folder; expected one with a config.yaml")
+    with cli.blaming(f"{flag}: {path}"):
         try:
             stored = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:

@@ -1,0 +1,180 @@
+"""Second derivatives by differences against the exact ones: norm and cosine at each epsilon, as a table and a picture.
+
+A ReLU network has units so near zero that a step of size epsilon switches some of them; each switch adds to a
+difference of gradients an error that the derivative does not have. This measures how much of the papers' differences is
+derivative.
+
+    python analysis/derivatives.py --run runs/search-...                                 # at the checkpoint of a run
+    python analysis/derivatives.py --dataset digits --space s2 --layers 5 --steps 60     # after 60 weight steps
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+import cli
+from cli import PositiveFloat, option
+from search.settings import DataSettings, SearchSettings, SupernetSettings, load_settings
+
+PROG = "derivatives.py"
+
+
+@dataclass
+class MeasureSettings:
+    """measurement"""
+
+    run: str = option("", "run folder whose settings and last checkpoint are used, in place of the flags below")
+    steps: NonNegativeInt = option(60, "weight steps to take first, where no run is given")
+    batch_size: PositiveInt = option(48, "images of the training and of the validation batch")
+    reg: Literal["corr", "signcorr"] = option("corr", "layer alignment whose gradient is taken")
+    epsilons: tuple[PositiveFloat, ...] = option((1e-11, 1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), "radii to measure")
+    seed: NonNegativeInt = option(0, "of the weights and the batches, where no run is given")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    out: str = option("derivatives", "folder for derivatives.json and derivatives.png")
+
+
+@dataclass
+class Settings(MeasureSettings, SupernetSettings, DataSettings):
+    """All settings."""
+
+
+def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
+    """One row for each term, precision and epsilon: the difference's norm, the exact norm, the cosine between them.
+
+    The exact terms are computed in float64. Terms: "regularizer", grad_w R (Λ-DARTS, section 4); "unrolled",
+    d2L_train / dp dw . v (DARTS, equation 7), whose usual epsilon is 0.01.
+    """
+    import data
+    from architect import unrolled
+    from gradients import Objective, cosine, norm, regularized_gradient
+    from search.bilevel import Search, cosine_learning_rate, make_fabric
+    from utils import Averages, Checkpoints
+
+    fabric = make_fabric(settings.device, "32-true")
+    with cli.blaming(f"--data: {search_settings.dataset}"):
+        dataset = data.load(
+            search_settings.dataset, search_settings.data, search_settings.image_size, search_settings.download
+        )
+    search = Search(search_settings, dataset, fabric)
+    objective = Objective(search.supernet.train(), fabric.autocast)
+    if settings.run:
+        with cli.blaming("--run"):
+            checkpoint = Checkpoints(Path(settings.run) / "checkpoints").load()
+            if checkpoint is None:
+                raise ValueError(f"{settings.run} has no checkpoint; expected a run of one epoch or more")
+        search.load(*checkpoint)
+    else:
+        for batch in data.cycle(search.batches(0)[0], settings.steps):
+            search.weight_step(objective, batch, 0.0, False, Averages())
+    train_batch, valid_batch = (next(iter(batches)) for batches in search.batches(len(search.rows)))
+
+    double = Search(replace(search_settings, precision="64-true"), dataset, make_fabric(settings.device, "64-true"))
+    double.supernet.load_state_dict(search.supernet.state_dict())
+    double.architecture.load_state_dict(search.architecture.state_dict())
+    xi = cosine_learning_rate(search_settings, len(search.rows))
+
+    def terms(state: Search, derivatives: str, epsilon: float) -> dict[str, list]:
+        objective = Objective(state.supernet.train(), state.fabric.autocast)
+        weights, batch = state.layer_weights(), state.cast(train_batch)
+        result = unrolled(
+            objective,
+            weights,
+            batch,
+            state.cast(valid_batch),
+            xi,
+            [buffer.to(weights[0].dtype) for buffer in search.momentum_buffers()],
+            search_settings.momentum,
+            search_settings.weight_decay,
+            derivatives,
+            epsilon,
+        )
+        mixed = [(v - g) / xi for v, g in zip(result.validation_gradients, result.layer_gradients, strict=True)]
+        regularized = regularized_gradient(objective, weights, batch, settings.reg, derivatives, epsilon)
+        return {"regularizer": regularized.regularizer_gradient, "unrolled": mixed}
+
+    exact = terms(double, "exact", 1.0)
+    rows = []
+    for precision, state in (("float64", double), ("float32", search)):
+        for epsilon in settings.epsilons:
+            for term, gradient in terms(state, "difference", epsilon).items():
+                gradient = [g.double() for g in gradient]
+                rows.append(
+                    {
+                        "term": term,
+                        "precision": precision,
+                        "epsilon": epsilon,
+                        "norm": norm(gradient).item(),
+                        "exact_norm": norm(exact[term]).item(),
+                        "cosine": cosine(gradient, exact[term]).item(),
+                    }
+                )
+    return rows
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Norm and cosine against epsilon, a column for each term."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row")
+    titles = {"regularizer": r"regularizer, $\nabla_w \Lambda$", "unrolled": r"unrolled step, $\partial^2 L\,v$"}
+    for column, (term, title) in enumerate(titles.items()):
+        norms, cosines = axes[0, column], axes[1, column]
+        for precision, colour in (("float64", "#0072B2"), ("float32", "#D55E00")):
+            chosen = [row for row in rows if row["term"] == term and row["precision"] == precision]
+            epsilons = [row["epsilon"] for row in chosen]
+            # a difference too small for the precision is 0 and has no place on a log scale
+            norms.plot(epsilons, [row["norm"] or None for row in chosen], "o-", color=colour, label=precision)
+            cosines.plot(epsilons, [row["cosine"] for row in chosen], "o-", color=colour, label=precision)
+        norms.axhline(chosen[0]["exact_norm"], color="#000000", linestyle="--", label="exact")
+        norms.set(title=title, xscale="log", yscale="log")
+        cosines.axhline(1, color="#000000", linestyle="--")
+        cosines.set(xlabel=r"$\epsilon$ (length of the step)", ylim=(-0.15, 1.1))
+        for axis in (norms, cosines):
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("norm of the difference")
+    axes[1, 0].set_ylabel("cosine with the exact term")
+    axes[0, 1].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    if settings.run:
+        search_settings = load_settings(Path(settings.run), "--run")
+    else:
+        own = {field.name for field in fields(SearchSettings)}
+        search_settings = SearchSettings(**{name: value for name, value in asdict(settings).items() if name in own})
+    out = Path(settings.out)
+    cli.check_new_folder(out, "--out")
+    rows = measure(settings, replace(search_settings, batch_size=settings.batch_size))
+
+    from rich.console import Console
+    from rich.table import Table
+
+    cli.new_folder(out, "--out")
+    (out / "derivatives.json").write_text(
+        json.dumps({"command": cli.command_line(), "settings": asdict(search_settings), "rows": rows}, indent=1) + "\n"
+    )
+    plot(rows, out / "derivatives.png")
+    table = Table("term", "precision", "epsilon", "norm", "exact norm", "cosine")
+    for row in rows:
+        table.add_row(
+            row["term"],
+            row["precision"],
+            f"{row['epsilon']:.0e}",
+            f"{row['norm']:.4g}",
+            f"{row['exact_norm']:.4g}",
+            f"{row['cosine']:.4f}",
+        )
+    Console(file=sys.stdout).print(table)
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

@@ -1,0 +1,40 @@
+"""What the tests share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def local_data() -> Path:
+    """A local copy of the published cells, fixtures and images; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("LAMBDA_DARTS_DATA", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no local copy of the data at {folder}; LAMBDA_DARTS_DATA names another place")
+    return folder
+
+
+def script(*arguments: object, timeout: float = 300, **options) -> subprocess.CompletedProcess:
+    """Run a script of the project from its root, as a user does."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:
+    """Wrong input: status 2, nothing but one line on stderr, and in it all of `mentions`."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    for mention in mentions:
+        assert mention in result.stderr

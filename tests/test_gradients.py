@@ -1,0 +1,229 @@
+"""Layer alignment and the derivatives, against independent computations in float64."""
+
+import json
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from architect import Architecture, first_order, unrolled
+from data import Batch
+from gradients import Objective, central_difference, cosine, norm, regularized_gradient, weight_gradient
+from model_search import Supernet
+from regularizers import REGULARIZERS, layer_alignment, layer_alignment_derivative
+from spaces import SPACES
+from tests.conftest import local_data
+
+KINDS = ("corr", "signcorr")
+
+
+def problem(space="s2", layers=4, size=8):
+    """A small supernet in float64 with random mixing weights, and two batches."""
+    torch.manual_seed(0)
+    supernet = Supernet(SPACES[space], init_channels=4, layers=layers).double()
+    architecture = Architecture(supernet.alpha_shapes).double()
+    with torch.no_grad():
+        for alpha in architecture.parameters():
+            alpha.normal_()
+    mixing = architecture.mixing_weights()
+    weights = [mixing[kind].detach() for kind in supernet.kinds]
+    batches = [
+        Batch(torch.randn(6, 3, size, size, dtype=torch.float64), torch.randint(0, 10, (6,)), seed) for seed in (1, 2)
+    ]
+    return Objective(supernet), architecture, weights, *batches
+
+
+def relative_error(measured, expected):
+    return (norm([a - b for a, b in zip(measured, expected, strict=True)]) / norm(expected)).item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alignment_and_its_derivative_are_the_worked_ones(kind):
+    cases = json.loads((local_data() / "fixtures/alignment.json").read_text())["cases"]
+    assert cases
+    for case in cases:
+        layer_gradients = [torch.tensor(g, dtype=torch.float64) for g in case["layer_gradients"]]
+        expected = [torch.tensor(g, dtype=torch.float64) for g in case[kind]["derivative"]]
+        assert layer_alignment(layer_gradients, kind).item() == pytest.approx(case[kind]["alignment"], rel=1e-6)
+        for measured, wanted in zip(layer_alignment_derivative(layer_gradients, kind), expected, strict=True):
+            torch.testing.assert_close(measured, wanted, rtol=1e-6, atol=0)
+
+
+def test_alignment_derivatives_are_the_closed_forms():
+    """u_l as the paper writes it, with the projection built as a matrix and the pairs counted one by one."""
+    generator = torch.Generator().manual_seed(0)
+    g = torch.randn(5, 6, dtype=torch.float64, generator=generator)
+    pairs = 10
+    n = g / g.norm(dim=1, keepdim=True)
+    for layer, u in enumerate(layer_alignment_derivative(list(g), "corr")):
+        projection = torch.eye(6, dtype=torch.float64) - torch.outer(n[layer], n[layer])
+        torch.testing.assert_close(u, projection @ n.sum(dim=0) / (pairs * g[layer].norm()))
+    for i, u in enumerate(layer_alignment_derivative(list(g), "signcorr")):
+        expected = torch.zeros(6, dtype=torch.float64)
+        for j in range(5):
+            if j != i:
+                scale = g[i].abs() @ g[j].abs()
+                rho = g[i] @ g[j] / scale
+                expected += (1 - rho * g[i].sign() * g[j].sign()) * g[j] / (scale * pairs)
+        torch.testing.assert_close(u, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alignment_of_equal_layers_is_one_and_of_opposite_ones_minus_one(kind):
+    g = torch.randn(3, 4)
+    assert layer_alignment([g, 2 * g, 5 * g], kind).item() == pytest.approx(1, abs=1e-6)
+    assert layer_alignment([g, -3 * g], kind).item() == pytest.approx(-1, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vanished_layer_gradient_contributes_nothing(kind):
+    a, b, zero = torch.randn(3, 4), torch.randn(3, 4), torch.zeros(3, 4)
+    # one pair of three is left
+    torch.testing.assert_close(layer_alignment([a, zero, b], kind), layer_alignment([a, b], kind) / 3)
+    first, at_zero, second = layer_alignment_derivative([a, zero, b], kind)
+    assert torch.equal(at_zero, zero)
+    for measured, expected in zip((first, second), layer_alignment_derivative([a, b], kind), strict=True):
+        torch.testing.assert_close(measured, expected / 3)
+    assert layer_alignment([zero, zero], kind).item() == 0
+    assert all(torch.equal(u, zero) for u in layer_alignment_derivative([zero, zero], kind))
+
+
+def test_alignment_needs_two_layers_and_a_known_kind():
+    with pytest.raises(ValueError, match="two or more"):
+        layer_alignment([torch.ones(2)])
+    with pytest.raises(ValueError, match="corr, signcorr"):
+        layer_alignment([torch.ones(2)] * 2, "cosine")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("space", ["s1", "s2", "s4"])
+def test_regularizer_gradient_by_differences_equals_the_exact_one(space, kind):
+    """In s4 the noise is the same in all passes, or the difference would be that of two functions."""
+    objective, _, weights, batch, _ = problem(space)
+    exact = regularized_gradient(objective, weights, batch, kind, "exact")
+    difference = regularized_gradient(objective, weights, batch, kind, "difference", epsilon_0=1e-9)
+    assert relative_error(difference.regularizer_gradient, exact.regularizer_gradient) < 1e-4
+    assert norm(exact.regularizer_gradient) > 0.01
+    for a, b in zip(exact.gradient, weight_gradient(objective, weights, batch).gradient, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_exact_regularizer_gradient_is_the_slope_of_the_alignment_along_a_step_of_the_weights():
+    """d/dt Lambda(g(w + t d)) at 0, from values of the alignment alone."""
+    objective, _, weights, batch, _ = problem()
+    gradient = regularized_gradient(objective, weights, batch, "corr", "exact").regularizer_gradient
+    parameters = [parameter.detach().clone() for parameter in objective.parameters]
+
+    def alignment(t):
+        with torch.no_grad():
+            for parameter, start, slope in zip(objective.parameters, parameters, gradient, strict=True):
+                parameter.copy_(start + t * slope)
+        return layer_alignment(weight_gradient(objective, weights, batch, layers=True).layer_gradients).item()
+
+    t = 1e-9 / norm(gradient).item()
+    assert (alignment(t) - alignment(-t)) / (2 * t) == pytest.approx(norm(gradient).item() ** 2, rel=1e-4)
+
+
+def test_noise_has_the_norm_of_the_regularizer_gradient_and_another_direction():
+    objective, _, weights, batch, _ = problem()
+    exact = regularized_gradient(objective, weights, batch, "corr", "exact").regularizer_gradient
+    noise = regularized_gradient(objective, weights, batch, "noise", "exact").regularizer_gradient
+    assert norm(noise).item() == pytest.approx(norm(exact).item())
+    assert abs(cosine(noise, exact).item()) < 0.1
+
+
+def test_a_zero_direction_gives_a_zero_difference():
+    point, zero = [torch.randn(3)], [torch.zeros(3)]
+    assert torch.equal(central_difference(lambda x: [x[0] ** 3], point, zero, 1e-4)[0], torch.zeros(3))
+
+
+def test_central_difference_steps_by_the_radius_whatever_the_length_of_the_direction():
+    seen = []
+
+    def gradient(x):
+        seen.append(x[0])
+        return [x[0] ** 2]
+
+    point, direction = [torch.tensor([1.0, 2.0])], [torch.tensor([30.0, 40.0])]
+    slope = central_difference(gradient, point, direction, 0.1)[0]
+    assert (seen[0] - point[0]).norm().item() == pytest.approx(0.1)
+    torch.testing.assert_close(slope, 2 * point[0] * direction[0], rtol=1e-4, atol=0)
+
+
+def test_first_order_gradient_is_that_of_the_validation_loss_in_alpha():
+    objective, architecture, weights, _, batch = problem()
+    result = first_order(objective, weights, batch)
+    measured = architecture.gradients(objective.supernet.kinds, result.layer_gradients)
+    mixing = architecture.mixing_weights()
+    loss, _ = objective([mixing[kind] for kind in objective.supernet.kinds], batch)
+    for a, b in zip(measured, torch.autograd.grad(loss, list(architecture.parameters())), strict=True):
+        torch.testing.assert_close(a, b)
+    assert all(parameter.requires_grad for parameter in objective.parameters)
+
+
+@pytest.mark.parametrize("derivatives", ["exact", "difference"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_unrolled_gradient_is_a_direct_differentiation_through_the_inner_step(derivatives, momentum):
+    objective, architecture, weights, train_batch, valid_batch = problem(layers=3)
+    xi, weight_decay = 0.1, 3e-4
+    buffers = [0.1 * torch.randn_like(parameter) for parameter in objective.parameters]
+    result = unrolled(
+        objective, weights, train_batch, valid_batch, xi, buffers, momentum, weight_decay, derivatives, radius=1e-9
+    )
+    measured = architecture.gradients(objective.supernet.kinds, result.layer_gradients)
+
+    mixing = architecture.mixing_weights()
+    shared = [mixing[kind] for kind in objective.supernet.kinds]
+    names = [name for name, _ in objective.supernet.named_parameters()]
+    loss, _ = objective(shared, train_batch)
+    steps = torch.autograd.grad(loss, objective.parameters, create_graph=True)
+    ahead = {
+        name: w - xi * (momentum * buffer + step + weight_decay * w)
+        for name, w, buffer, step in zip(names, objective.parameters, buffers, steps, strict=True)
+    }
+    logits = functional_call(objective.supernet, ahead, (valid_batch.images, shared))
+    expected = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(logits, valid_batch.labels), list(architecture.parameters())
+    )
+    assert relative_error(measured, expected) < (1e-9 if derivatives == "exact" else 1e-4)
+    # the inner step matters here: the first-order gradient at w' is another one
+    direct = architecture.gradients(objective.supernet.kinds, result.validation_gradients)
+    assert relative_error(direct, expected) > 0.01
+
+
+def test_trial_weights_leave_the_running_statistics_alone():
+    objective, _, weights, train_batch, valid_batch = problem(layers=3)
+    parameters = {name: 2 * parameter.detach() for name, parameter in objective.supernet.named_parameters()}
+    before = {name: buffer.clone() for name, buffer in objective.supernet.named_buffers()}
+    objective(weights, valid_batch, parameters)
+    assert all(torch.equal(before[name], buffer) for name, buffer in objective.supernet.named_buffers())
+    objective(weights, train_batch)
+    assert any(not torch.equal(before[name], buffer) for name, buffer in objective.supernet.named_buffers())
+
+
+@pytest.mark.parametrize("reg", ["corr", "signcorr"])
+def test_only_normal_cells_take_part(reg):
+    objective, _, weights, batch, _ = problem(layers=5)
+    result = regularized_gradient(objective, weights, batch, reg, "exact")
+    assert objective.aligned_layers == [0, 2, 4]
+    assert len(result.layer_gradients) == 3
+
+
+def test_a_new_regularizer_is_a_function_and_a_line_and_is_differentiated_both_ways(monkeypatch):
+    def gradient_balance(layer_gradients):
+        """Minus the variance of the logarithm of the layers' gradient norms."""
+        norms = torch.stack([gradient.norm() for gradient in layer_gradients])
+        return -norms.log().var(correction=0)
+
+    monkeypatch.setitem(REGULARIZERS, "balance", gradient_balance)
+    objective, _, weights, batch, _ = problem()
+    exact = regularized_gradient(objective, weights, batch, "balance", "exact").regularizer_gradient
+    difference = regularized_gradient(objective, weights, batch, "balance", "difference", 1e-9).regularizer_gradient
+    assert relative_error(difference, exact) < 1e-4
+
+
+def test_norm_and_cosine_are_over_all_tensors_together():
+    a, b = [torch.tensor([3.0]), torch.tensor([[4.0]])], [torch.tensor([4.0]), torch.tensor([[3.0]])]
+    assert norm(a).item() == 5
+    assert cosine(a, b).item() == pytest.approx(24 / 25)
+    assert cosine(a, [torch.zeros(1), torch.zeros(1, 1)]).item() == 0

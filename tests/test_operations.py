@@ -1,0 +1,117 @@
+"""Operations, the supernet and the discrete network: shapes, sizes and the published figures."""
+
+import pytest
+import torch
+from torch import nn
+
+from genotypes import CELLS, PRIMITIVES
+from model import NetworkCIFAR, NetworkImageNet, size
+from model_search import Supernet, cell_kinds
+from operations import OPERATIONS, drop_path
+from spaces import EDGES, SPACES
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("image_size", [7, 8])
+def test_an_operation_keeps_or_halves_the_size_rounding_up(name, stride, image_size):
+    operation = OPERATIONS[name](6, stride, True)
+    output = operation(torch.randn(2, 6, image_size, image_size))
+    expected = -(-image_size // stride)
+    assert output.shape == (2, 6, expected, expected)
+
+
+def test_every_primitive_of_a_genotype_and_every_candidate_of_a_space_is_an_operation():
+    candidates = {name for space in SPACES.values() for kind in space for edge in kind for name in edge}
+    assert set(PRIMITIVES) | {"none"} == set(OPERATIONS)
+    assert candidates <= set(OPERATIONS)
+
+
+def test_average_pooling_does_not_count_its_padding():
+    ones = torch.ones(1, 1, 5, 5)
+    assert torch.equal(OPERATIONS["avg_pool_3x3"](1, 1, True)(ones), ones)
+
+
+def test_factorized_reduction_takes_even_pixels_in_one_half_and_odd_ones_in_the_other():
+    reduce = OPERATIONS["skip_connect"](2, 2, False).eval()
+    nn.init.ones_(reduce.conv_1.weight)
+    nn.init.ones_(reduce.conv_2.weight)
+    image = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 2, 4, 4)
+    output = reduce(image) * (1 + reduce.bn.eps) ** 0.5
+    torch.testing.assert_close(output[0, 0] / 2, torch.tensor([[0.0, 2.0], [8.0, 10.0]]))
+    torch.testing.assert_close(output[0, 1] / 2, torch.tensor([[5.0, 7.0], [13.0, 15.0]]))
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean():
+    torch.manual_seed(0)
+    output = drop_path(torch.ones(20000, 2, 3, 3), 0.2)
+    per_image = output.flatten(1)
+    assert torch.equal(per_image.amin(1), per_image.amax(1))
+    assert set(per_image[:, 0].tolist()) == {0.0, 1.25}
+    assert output.mean().item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_reduction_cells_stand_at_a_third_and_two_thirds():
+    assert [layer for layer, kind in enumerate(cell_kinds(8)) if kind == "reduce"] == [2, 5]
+    assert [layer for layer, kind in enumerate(cell_kinds(20)) if kind == "reduce"] == [6, 13]
+
+
+def test_edges_are_numbered_node_by_node():
+    assert EDGES[:5] == ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+    assert len(EDGES) == 14
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_supernet_at_one_hot_weights_is_that_operation_alone(space):
+    """With all weight on one operation an edge is that operation: other edges and operations play no part."""
+    torch.manual_seed(0)
+    supernet = Supernet(SPACES[space], init_channels=4, layers=3).double().eval()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    weights = [torch.zeros(supernet.alpha_shapes[kind], dtype=torch.float64) for kind in supernet.kinds]
+    assert torch.equal(supernet(images, weights), supernet.classifier.bias.expand(2, 10))
+    weights[-1][0, 1] = 1.0  # the last cell's edge 0 -> 2
+    cell, operation = supernet.cells[-1], supernet.cells[-1].edges[0].operations[1]
+    torch.manual_seed(1)
+    logits = supernet(images, weights)
+    states = [supernet.stem(images)] * 2
+    for layer, layer_weights in zip(supernet.cells[:-1], weights, strict=False):
+        states = [states[1], layer(*states, layer_weights, 0.0)]
+    torch.manual_seed(1)
+    node = operation(cell.preprocess0(states[0]))
+    expected = nn.functional.pad(node.mean(dim=(2, 3)), (0, 3 * node.shape[1]))
+    if "noise" not in getattr(SPACES[space], supernet.kinds[-1])[0]:
+        torch.testing.assert_close(logits, supernet.classifier(expected))
+
+
+def test_supernet_in_s1_has_the_candidates_of_each_edge():
+    supernet = Supernet(SPACES["s1"], init_channels=4, layers=3)
+    for cell, kind in zip(supernet.cells, supernet.kinds, strict=True):
+        for edge, candidates in zip(cell.edges, getattr(SPACES["s1"], kind), strict=True):
+            for operation, name in zip(edge.operations, candidates, strict=True):
+                inner = operation[0] if "pool" in name else operation  # pools are followed by batch norm
+                assert type(inner) is type(OPERATIONS[name](4, 1 if kind == "normal" else 2, False)) or (
+                    name == "skip_connect" and isinstance(inner, nn.Identity)
+                )
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "channels", "layers", "auxiliary", "pixels", "params", "multiply_adds", "tolerance"),
+    [
+        ("DARTS_V2", NetworkCIFAR, 36, 20, False, 32, 3.349e6, 528.4e6, 2e-4),
+        ("LambdaDARTS_corr_0", NetworkCIFAR, 36, 20, False, 32, 3.321e6, 522.6e6, 2e-4),
+        ("DARTS_V2", NetworkImageNet, 48, 14, False, 224, 4.719e6, 529.9e6, 2e-4),
+        ("LambdaDARTS_corr_0", NetworkImageNet, 48, 14, False, 224, 4.793e6, 530.7e6, 2e-4),
+        # with the auxiliary head, as FairDARTS counts
+        ("FairDARTS_a", NetworkCIFAR, 36, 20, True, 32, 2.83e6, 373e6, 1e-2),
+        ("FairDARTS_b", NetworkCIFAR, 36, 20, True, 32, 3.88e6, 536e6, 1e-2),
+        ("FairDARTS_d", NetworkCIFAR, 36, 20, True, 32, 3.84e6, 532e6, 1e-2),
+    ],
+)
+def test_size_is_the_published_one(
+    name, network, channels, layers, auxiliary, pixels, params, multiply_adds, tolerance
+):
+    with torch.device("meta"):
+        built = network(CELLS[name], channels, layers, 1000 if pixels == 224 else 10, auxiliary=auxiliary)
+    measured = size(built, 3, pixels)
+    assert measured["params"] == pytest.approx(params, rel=tolerance)
+    assert measured["multiply_adds"] == pytest.approx(multiply_adds, rel=tolerance)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
+import yaml
 from jsonargparse.typing import restricted_number_type
 
 Settings = TypeVar("Settings")
@@ -75,7 +76,45 @@ def parser_for(settings: type, prog: str, description: str) -> Parser:
 def parse(settings: type[Settings], prog: str, description: str, arguments: list[str] | None = None) -> Settings:
     """Parse the command line (or `arguments`) into an instance of the dataclass `settings`."""
     namespace = parser_for(settings, prog, description).parse_args(arguments)
-    return settings(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(settings)})
+    return settings(**{field.name: _plain(getattr(namespace, field.name)) for field in dataclasses.fields(settings)})
+
+
+def _plain(value: Any) -> Any:
+    """A number of one of the restricted types as the int or float it is."""
+    return next((kind(value) for kind in (float, int) if isinstance(value, kind) and type(value) is not bool), value)
+
+
+def load_settings(settings: type[Settings], prog: str, run: Path, flag: str) -> Settings:
+    """The settings of an existing run, which `flag` names.
+
+    Raises:
+        InputError: it is no run of `prog`, or its config.yaml is not as this project writes it.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{flag}: {run} is no run folder; expected one with a config.yaml")
+    with blaming(f"{flag}: {path}"):
+        try:
+            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(stored, dict):
+            raise ValueError(f"expected the settings of {prog}")
+        missing = sorted({field.name for field in dataclasses.fields(settings)} - set(stored))
+        if missing:
+            raise ValueError(f"not the settings of {prog}: {', '.join(missing[:5])} missing")
+    return parse(settings, prog, "", ["--config", str(path)])
+
+
+def resume(given: Settings, prog: str) -> Settings:
+    """The settings of the run that `given.resume` names; beside it only --device may be given."""
+    own = type(given)(resume=given.resume, device=given.device)
+    differing = [name for name, value in dataclasses.asdict(given).items() if value != getattr(own, name)]
+    if differing:
+        flags = ", ".join(f"--{name}" for name in differing)
+        raise InputError(f"--resume: the run keeps its own settings; {flags} cannot be given beside it")
+    stored = load_settings(type(given), prog, Path(given.resume), "--resume")
+    return stored if given.device == "auto" else dataclasses.replace(stored, device=given.device)
 
 
 def command_line() -> str:

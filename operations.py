@@ -68,16 +68,18 @@ class FactorizedReduce(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
         super().__init__()
-        self.conv_1 = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
-        self.conv_2 = nn.Conv2d(c_in, c_out - c_out // 2, 1, stride=2, bias=False)
+        self.conv_1 = nn.Conv2d(c_in, c_out // 2, 1, bias=False)
+        self.conv_2 = nn.Conv2d(c_in, c_out - c_out // 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(c_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
-        # An odd size is padded, so that the shifted half is as large as the other: (H + 1) / 2.
+        # An odd size is padded, so that the shifted half is as large as the other.
         odd = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
-        shifted = (F.pad(x, odd) if any(odd) else x)[:, :, 1:, 1:]
-        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], dim=1))
+        x = F.pad(x, odd) if any(odd) else x
+        # Every second pixel is taken here, not by the convolution: oneDNN's strided 1x1 convolution writes past its
+        # workspace in the backward pass, with fewer than 16 channels, channels last (oneDNN issue 6035, torch 2.14).
+        return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])], dim=1))
 
 
 class Zero(nn.Module):

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cli import InputError
+
 PACKAGES = ("torch", "torchvision", "pytorch_lightning", "numpy")
 
 
@@ -68,6 +70,31 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue())
+
+
+def check_device(device: str, count: int = 1) -> tuple[str, int | list[int]]:
+    """The accelerator ("cpu", "cuda" or "mps") and the devices, as Lightning takes them, that --device means.
+
+    Args:
+        count: how many of them (--devices).
+
+    Raises:
+        InputError: there are no such devices here.
+    """
+    accelerator, _, index = device.partition(":")
+    if accelerator not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise InputError(f"--device: {device!r}, expected auto, cpu, cuda, cuda:N or mps")
+    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": count}
+    if accelerator == "auto":
+        accelerator = next(name for name, number in here.items() if number)
+    if not here[accelerator]:
+        raise InputError(f"--device: {device!r}, but this machine has no {accelerator} device; expected cpu or auto")
+    if index and (accelerator != "cuda" or int(index) >= here["cuda"]):
+        raise InputError(f"--device: {device!r}, but this machine has {here['cuda']} cuda device(s)")
+    most = 1 if index else here[accelerator]
+    if count > most:
+        raise InputError(f"--devices: {count}, but with --device {device} there are {most}; expected at most that many")
+    return accelerator, [int(index)] if index else count
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
@@ -170,7 +197,7 @@ class EpochProgress:
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._run = self._bar.add_task("search  ", total=epochs * steps, completed=done * steps)
+        self._run = self._bar.add_task("run     ", total=epochs * steps, completed=done * steps)
         self._epoch = self._bar.add_task("epoch   ", total=steps)
 
     def __enter__(self) -> "EpochProgress":
@@ -180,13 +207,21 @@ class EpochProgress:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
+    def start(self, epoch: int) -> None:
+        """Begin the steps of `epoch`."""
+        self._bar.reset(self._epoch, total=self._steps, description=f"epoch {epoch + 1}")
+
+    def advance(self) -> None:
+        """Count a step."""
+        self._bar.advance(self._epoch)
+        self._bar.advance(self._run)
+
     def track(self, items: Iterable, epoch: int) -> Iterator:
         """Iterate over the steps of `epoch`, moving the bars."""
-        self._bar.reset(self._epoch, total=self._steps, description=f"epoch {epoch + 1}")
+        self.start(epoch)
         for item in items:
             yield item
-            self._bar.advance(self._epoch)
-            self._bar.advance(self._run)
+            self.advance()
 
     def line(self, text: str) -> None:
         """Print a line above the bars."""

@@ -18,7 +18,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
 from cli import PositiveFloat, option
-from search.settings import DataSettings, SearchSettings, SupernetSettings, load_settings
+from search.settings import DataSettings, SearchSettings, SplitSettings, SupernetSettings, load_settings
 
 PROG = "derivatives.py"
 
@@ -38,7 +38,7 @@ class MeasureSettings:
 
 
 @dataclass
-class Settings(MeasureSettings, SupernetSettings, DataSettings):
+class Settings(MeasureSettings, SupernetSettings, SplitSettings, DataSettings):
     """All settings."""
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from analysis.curves import plot_search
-from analysis.draw import draw_genotype
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -19,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 import cli
 import data
 import selection
+from analysis.draw import draw_genotype
 from architect import Architecture, first_order, unrolled
 from cli import InputError, blaming
 from genotypes import Genotype, make_genotype
@@ -32,6 +32,7 @@ from utils import (
     Checkpoints,
     EpochProgress,
     accuracy,
+    check_device,
     load_optimizer_tensors,
     optimizer_tensors,
     provenance,
@@ -63,15 +64,8 @@ def make_fabric(device: str, precision: str) -> Fabric:
     Raises:
         InputError: there is no such device here.
     """
-    accelerator, _, index = device.partition(":")
-    if accelerator not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
-        raise InputError(f"--device: {device!r}, expected auto, cpu, cuda, cuda:N or mps")
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(accelerator, True):
-        raise InputError(f"--device: {device!r}, but this machine has no {accelerator} device; expected cpu or auto")
-    if index and (accelerator != "cuda" or int(index) >= torch.cuda.device_count()):
-        raise InputError(f"--device: {device!r}, but this machine has {torch.cuda.device_count()} cuda device(s)")
-    return Fabric(accelerator=accelerator, devices=[int(index)] if index else 1, precision=precision)
+    accelerator, devices = check_device(device)
+    return Fabric(accelerator=accelerator, devices=devices, precision=precision)
 
 
 class Search:

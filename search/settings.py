@@ -1,15 +1,14 @@
 """The settings of a search, its command line, and those of an existing run. Light: nothing here imports torch."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from jsonargparse.typing import NonNegativeInt, OpenUnitInterval, PositiveInt
 
 import cli
-from cli import InputError, NonNegativeFloat, PositiveFloat, Probability, option
+from cli import NonNegativeFloat, PositiveFloat, Probability, option
 
 PROG = "train_search.py"
 DESCRIPTION = (
@@ -27,9 +26,15 @@ class DataSettings:
     )
     download: bool = option(False, "fetch the files of cifar10, cifar100 or svhn where they are missing")
     image_size: NonNegativeInt = option(0, "height and width of the images in pixels; 0 keeps their own")
-    train_portion: OpenUnitInterval = option(0.5, "share of the training images for the weights; the rest is for alpha")
     cutout: bool = option(False, "augment with cutout")
     cutout_length: PositiveInt = option(16, "side of the cutout in pixels")
+
+
+@dataclass
+class SplitSettings:
+    """split"""
+
+    train_portion: OpenUnitInterval = option(0.5, "share of the training images for the weights; the rest is for alpha")
 
 
 @dataclass
@@ -92,52 +97,43 @@ class RunSettings:
     save: str = option("", "run folder to make; by default one in runs/ named after the settings and the time")
     resume: str = option("", "run folder to go on with, under its own settings; takes no other flag but --device")
     device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")
+
+
+@dataclass
+class ExecutionSettings:
+    """execution"""
+
     precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "of the supernet's passes")
     keep_checkpoints: PositiveInt = option(2, "how many checkpoints to keep")
 
 
 @dataclass
 class SearchSettings(
-    RunSettings, RegularizerSettings, ArchitectureSettings, WeightSettings, SupernetSettings, DataSettings
+    ExecutionSettings,
+    RunSettings,
+    RegularizerSettings,
+    ArchitectureSettings,
+    WeightSettings,
+    SupernetSettings,
+    SplitSettings,
+    DataSettings,
 ):
     """All settings of a search. The defaults are the Λ-DARTS paper's for the DARTS space (ICLR 2023, section 5)."""
 
 
 def load_settings(run: Path, flag: str = "--resume") -> SearchSettings:
-    """The settings of an existing run, which `flag` names.
+    """The settings of an existing search, which `flag` names.
 
     Raises:
         InputError: it is no run of a search, or its config.yaml is not as this project writes it.
     """
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"{flag}: {run} is no run folder; expected one with a config.yaml")
-    with cli.blaming(f"{flag}: {path}"):
-        try:
-            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(stored, dict):
-            raise ValueError("expected the settings of a search")
-        stored.pop("provenance", None)
-        missing = sorted(set(asdict(SearchSettings())) - set(stored))
-        if missing:
-            raise ValueError(f"not the settings of a search: {', '.join(missing[:5])} missing")
-    return cli.parse(SearchSettings, PROG, "", ["--config", str(path)])
+    return cli.load_settings(SearchSettings, PROG, run, flag)
 
 
 def resolve(arguments: list[str]) -> tuple[SearchSettings, Path, bool]:
     """The settings that a command line means, the run folder, and whether the run is resumed."""
     settings = cli.parse(SearchSettings, PROG, DESCRIPTION, arguments)
-    if not settings.resume:
-        name = f"search-{settings.dataset}-{settings.space}-{settings.reg}-{datetime.now():%Y%m%d-%H%M%S}"
-        return settings, Path(settings.save or f"runs/{name}"), False
-    own = SearchSettings(resume=settings.resume, device=settings.device)
-    if settings != own:
-        differing = [f"--{name}" for name, value in asdict(settings).items() if value != getattr(own, name)]
-        raise InputError(f"--resume: the run keeps its own settings; {', '.join(differing)} cannot be given beside it")
-    run = Path(settings.resume)
-    stored = load_settings(run)
-    if settings.device != "auto":
-        stored.device = settings.device
-    return stored, run, True
+    if settings.resume:
+        return cli.resume(settings, PROG), Path(settings.resume), True
+    name = f"search-{settings.dataset}-{settings.space}-{settings.reg}-{datetime.now():%Y%m%d-%H%M%S}"
+    return settings, Path(settings.save or f"runs/{name}"), False

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# The tests' networks are tiny: one thread is as fast as several, and does not wait for others on a busy machine.
+# Set before torch is imported, and inherited by the scripts that the tests run.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

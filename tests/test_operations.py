@@ -42,6 +42,28 @@ def test_factorized_reduction_takes_even_pixels_in_one_half_and_odd_ones_in_the_
     torch.testing.assert_close(output[0, 1] / 2, torch.tensor([[5.0, 7.0], [13.0, 15.0]]))
 
 
+@pytest.mark.parametrize("image_size", [7, 8])
+def test_factorized_reduction_equals_two_strided_convolutions(image_size):
+    reduce = OPERATIONS["skip_connect"](6, 6, False)
+    image = torch.randn(2, 6, image_size, image_size)
+    padded = nn.functional.pad(image.relu(), (0, image_size % 2) * 2)
+    halves = [
+        nn.functional.conv2d(x, conv.weight, stride=2)
+        for x, conv in ((padded, reduce.conv_1), (padded[:, :, 1:, 1:], reduce.conv_2))
+    ]
+    torch.testing.assert_close(reduce(image), reduce.bn(torch.cat(halves, dim=1)))
+
+
+def test_no_pointwise_convolution_is_strided():
+    """oneDNN's overwrites memory in its backward pass with few channels, channels last (oneDNN issue 6035)."""
+    networks = [Supernet(space, 4, 5) for space in SPACES.values()]
+    networks += [NetworkCIFAR(CELLS["DARTS_V2"], 4, 5), NetworkImageNet(CELLS["DARTS_V2"], 4, 5)]
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+                assert module.stride == (1, 1)
+
+
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
     torch.manual_seed(0)
     output = drop_path(torch.ones(20000, 2, 3, 3), 0.2)

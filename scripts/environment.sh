@@ -1,0 +1,25 @@
+# Sourced by the other scripts: makes .venv where there is none and installs requirements.txt where that has changed.
+# Afterwards $python is the environment's interpreter, and the working folder is the repository's root.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ ! -x .venv/bin/python ]; then
+    base=""
+    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.10; do
+        if command -v "$candidate" >/dev/null &&
+            "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            base=$candidate
+            break
+        fi
+    done
+    if [ -z "$base" ]; then
+        echo "no Python 3.10 to 3.13 with venv found; install one (Debian: apt-get install python3-venv), or name it: PYTHON=/path/to/python bash $0" >&2
+        exit 2
+    fi
+    "$base" -m venv .venv
+fi
+python=$PWD/.venv/bin/python
+# The stamp is a copy of what was installed: a second run installs nothing.
+if ! cmp -s requirements.txt .venv/requirements.installed; then
+    echo "installing requirements.txt into .venv (a few GB the first time)"
+    "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    cp requirements.txt .venv/requirements.installed
+fi

@@ -1,0 +1,282 @@
+"""The search: its steps and schedules, its run folder, interruption and resuming."""
+
+import csv
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import data
+import search.bilevel
+from genotypes import load_genotype, make_genotype
+from gradients import Objective, norm, regularized_gradient, weight_gradient
+from search.bilevel import Search, cosine_learning_rate, entropy, make_fabric, ramped_lambda
+from search.settings import SearchSettings
+from tests.conftest import ROOT, script
+from utils import Averages
+
+#: the smallest search that has two normal cells: two steps an epoch on the digits
+SMALL = SearchSettings(
+    dataset="digits",
+    space="s2",
+    layers=4,
+    init_channels=4,
+    batch_size=256,
+    epochs=3,
+    lambda_=1.0,
+    derivatives="exact",
+    arch_learning_rate=0.05,
+    device="cpu",
+)
+
+
+def run_search(settings, run, resumed=False):
+    search.bilevel.search(settings, run, resumed)
+    return run
+
+
+def start(settings=SMALL):
+    return Search(settings, data.load(settings.dataset), make_fabric("cpu", settings.precision))
+
+
+def last_checkpoint(run):
+    return load_file(sorted((run / "checkpoints").glob("epoch_*.safetensors"))[-1])
+
+
+def metrics(run):
+    with open(run / "metrics.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same_run(a, b):
+    """Weights, optimizers, alphas, metrics and genotypes, bit for bit; the seconds are those of a clock."""
+    first, second = last_checkpoint(a), last_checkpoint(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with np.load(a / "alphas.npz") as x, np.load(b / "alphas.npz") as y:
+        assert all(np.array_equal(x[kind], y[kind]) for kind in ("normal", "reduce"))
+    assert metrics(a) == metrics(b)
+    for name in ("genotypes.jsonl", "genotype.json"):
+        assert (a / name).read_text() == (b / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run_search(SMALL, tmp_path_factory.mktemp("runs") / "finished")
+
+
+def test_the_defaults_are_the_paper_s():
+    settings = SearchSettings()
+    assert (settings.reg, settings.lambda_, settings.epsilon_0) == ("corr", 0.125, 1e-4)
+    assert (settings.epochs, settings.batch_size, settings.init_channels, settings.layers) == (50, 64, 16, 8)
+    assert (settings.space, settings.derivatives, settings.unrolled) == ("s5", "difference", False)
+
+
+def test_learning_rate_and_lambda_follow_their_schedules():
+    settings = SearchSettings(epochs=50)
+    assert cosine_learning_rate(settings, 0) == 0.025
+    assert cosine_learning_rate(settings, 25) == pytest.approx(0.013)
+    assert cosine_learning_rate(settings, 49) == pytest.approx(0.001 + 0.012 * (1 + math.cos(math.pi * 0.98)))
+    assert [ramped_lambda(settings, epoch) for epoch in (0, 49)] == [0, 0.125]
+    assert ramped_lambda(settings, 7) == pytest.approx(0.125 / 7)
+    assert ramped_lambda(replace(settings, epochs=1), 0) == 0.125
+    assert ramped_lambda(replace(settings, reg="none"), 49) == 0
+
+
+def batches_of(state):
+    return [next(iter(batches)) for batches in state.batches(0)]
+
+
+@pytest.mark.parametrize("lambda_t", [0.0, 0.5])
+@pytest.mark.parametrize("grad_clip", [0.1, 1e6])
+def test_a_weight_step_is_clipped_sgd_on_the_loss_minus_lambda_times_the_alignment(lambda_t, grad_clip):
+    state = start(replace(SMALL, grad_clip=grad_clip, precision="64-true"))
+    batch = state.cast(batches_of(state)[0])
+    objective = Objective(state.supernet.train())
+    before = [parameter.detach().clone() for parameter in state.supernet.parameters()]
+    reference = regularized_gradient(objective, state.layer_weights(), batch, "corr", "exact")
+    gradient = [g - lambda_t * r for g, r in zip(reference.gradient, reference.regularizer_gradient, strict=True)]
+    scale = min(1.0, grad_clip / (norm(gradient).item() + 1e-6))
+    alphas = [alpha.detach().clone() for alpha in state.architecture.parameters()]
+    state.weight_step(objective, batch, lambda_t, False, Averages())
+    for parameter, start_value, g in zip(state.supernet.parameters(), before, gradient, strict=True):
+        expected = start_value - SMALL.learning_rate * (scale * g + SMALL.weight_decay * start_value)
+        torch.testing.assert_close(parameter.detach(), expected)
+    assert all(torch.equal(a, b) for a, b in zip(alphas, state.architecture.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_an_alpha_step_is_adam_on_the_validation_gradient_and_leaves_the_weights_alone(unrolled):
+    state = start(replace(SMALL, precision="64-true", unrolled=unrolled))
+    train_batch, valid_batch = map(state.cast, batches_of(state))
+    objective = Objective(state.supernet.train())
+    weights = [parameter.detach().clone() for parameter in state.supernet.parameters()]
+    before = [alpha.detach().clone() for alpha in state.architecture.parameters()]
+    log = Averages()
+    state.alpha_step(objective, train_batch, valid_batch, log)
+    assert all(torch.equal(a, b) for a, b in zip(weights, state.supernet.parameters(), strict=True))
+    for alpha, start_value in zip(state.architecture.parameters(), before, strict=True):
+        # Adam's first step is the learning rate along the sign of gradient + weight_decay * alpha
+        gradient = alpha.grad + SMALL.arch_weight_decay * start_value
+        expected = start_value - SMALL.arch_learning_rate * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(alpha.detach(), expected)
+    assert len(log.compute()["layer_gradient_norms"]) == SMALL.layers
+
+
+def test_while_lambda_is_zero_no_regularizer_pass_is_run(monkeypatch):
+    state = start()
+    batch = batches_of(state)[0]
+    passes = []
+    objective = Objective(state.supernet.train())
+    monkeypatch.setattr(state.supernet, "forward", lambda *a, f=state.supernet.forward: passes.append(1) or f(*a))
+    state.weight_step(objective, batch, 0.0, False, Averages())
+    assert len(passes) == 1
+    state.settings = replace(SMALL, derivatives="difference")
+    state.weight_step(objective, batch, 0.5, False, Averages())
+    assert len(passes) == 4
+
+
+def test_measuring_layer_gradients_does_not_change_the_step():
+    state = start()
+    batch = batches_of(state)[0]
+    objective = Objective(state.supernet.train())
+    plain, measured = (weight_gradient(objective, state.layer_weights(), batch, layers) for layers in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain.gradient, measured.gradient, strict=True))
+    assert not plain.layer_gradients and len(measured.layer_gradients) == 2
+
+
+def test_entropy_is_that_of_the_edges():
+    weights = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    assert entropy(weights) == pytest.approx(math.log(2) / 2)
+
+
+def test_lambda_zero_is_plain_darts_bit_for_bit(tmp_path):
+    a = run_search(replace(SMALL, epochs=2, reg="corr", lambda_=0.0), tmp_path / "a")
+    b = run_search(replace(SMALL, epochs=2, reg="none"), tmp_path / "b")
+    assert_same_run(a, b)
+
+
+def test_a_run_folder_holds_the_whole_run(finished):
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["space"] == "s2" and config["provenance"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert len(config["provenance"]["commit"]) >= 7 and config["provenance"]["command"].startswith("python ")
+    rows = metrics(finished)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [row["lambda"] for row in rows] == ["0.0", "0.5", "1.0"]
+    for row in rows:
+        numbers = {name: float(value) for name, value in row.items() if value}
+        assert all(map(math.isfinite, numbers.values()))
+        assert {f"gradient_norm_layer_{layer}" for layer in range(4)} <= numbers.keys()
+        assert -1 <= numbers["train_alignment"] <= 1 and -1 <= numbers["valid_alignment"] <= 1
+        assert 0 < numbers["entropy_normal"] <= math.log(2) + 1e-6
+        assert numbers["loss_gradient_norm"] > 0
+    assert rows[0]["regularizer_gradient_norm"] == "" and float(rows[2]["regularizer_gradient_norm"]) > 0
+    lines = [json.loads(line) for line in (finished / "genotypes.jsonl").read_text().splitlines()]
+    assert [line.pop("epoch") for line in lines] == [1, 2, 3]
+    final = load_genotype(str(finished))
+    assert final == load_genotype(str(finished / "genotype.json")) == make_genotype(lines[-1])
+    skips = sum(edge.operation == "skip_connect" for edge in final.edges("normal"))
+    assert int(rows[-1]["skip_connect_normal"]) == skips
+    with np.load(finished / "alphas.npz") as alphas:
+        assert alphas["normal"].shape == alphas["reduce"].shape == (4, 14, 2)
+        assert np.abs(alphas["normal"][0]).max() < 0.01
+    for name in ("curves.png", "cells/normal.svg", "cells/reduce.gv", "cells/normal.png"):
+        assert (finished / name).stat().st_size > 100
+    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == [
+        "epoch_00002.safetensors",
+        "epoch_00003.safetensors",
+    ]
+
+
+def test_tensorboard_has_a_row_an_epoch(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("valid_alignment")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("train_loss")] == pytest.approx(
+        [float(row["train_loss"]) for row in metrics(finished)]
+    )
+
+
+@pytest.mark.parametrize("moment", ["in the second epoch", "between the checkpoint and the logs"])
+def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch, moment):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        if moment == "in the second epoch":
+            step = Search.weight_step
+
+            def stop(state, *arguments):
+                step(state, *arguments)
+                if len(state.rows) == 1:
+                    raise KeyboardInterrupt
+
+            patch.setattr(Search, "weight_step", stop)
+        else:
+            write = Search.write_logs
+
+            def stop(state, folder):
+                if len(state.rows) == 2:
+                    raise KeyboardInterrupt
+                write(state, folder)
+
+            patch.setattr(Search, "write_logs", stop)
+        with pytest.raises(KeyboardInterrupt, match="--resume"):
+            run_search(SMALL, run)
+    assert not (run / "genotype.json").exists()
+    run_search(SMALL, run, resumed=True)
+    assert_same_run(finished, run)
+
+
+def test_sigterm_stops_a_search_and_resume_goes_on_from_the_command_line(tmp_path):
+    run = tmp_path / "run"
+    arguments = "--dataset digits --space s2 --layers 4 --init_channels 4 --batch_size 128 --epochs 40 --device cpu"
+    command = [sys.executable, "search/train_search.py", *arguments.split(), "--save", str(run)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(run.glob("checkpoints/epoch_*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert len(errors.splitlines()) == 1 and f"--resume {run}" in errors
+    assert "\r" not in output and "\x1b" not in output  # no bars where there is no terminal
+    done = len(metrics(run))
+    assert 1 <= done < 40
+
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "epochs": done + 1}))
+    resumed = script("search/train_search.py", "--resume", run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(metrics(run)) == done + 1
+    assert load_genotype(str(run))
+
+
+@pytest.mark.parametrize("space", ["s1", "s3", "s4", "s5"])
+def test_every_space_is_searched(tmp_path, space):
+    settings = replace(SMALL, space=space, epochs=1, init_channels=2, reg="signcorr", cutout=True, cutout_length=2)
+    run = run_search(replace(settings, drop_path_prob=0.2, derivatives="difference"), tmp_path / "run")
+    assert math.isfinite(float(metrics(run)[0]["regularizer_gradient_norm"]))
+    load_genotype(str(run))
+
+
+@pytest.mark.parametrize("changes", [{"reg": "noise"}, {"unrolled": True, "reg": "none"}, {"precision": "bf16-mixed"}])
+def test_the_other_switches_run_to_the_end(tmp_path, changes):
+    run = run_search(replace(SMALL, epochs=2, compare_derivatives=True, **changes), tmp_path / "run")
+    assert abs(float(metrics(run)[0]["derivative_cosine"])) <= 1
+    assert float(metrics(run)[1]["train_loss"]) < 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_search_on_the_gpu_agrees_with_one_on_the_cpu(tmp_path):
+    settings = replace(SMALL, precision="64-true", epochs=1)
+    rows = [metrics(run_search(replace(settings, device=device), tmp_path / device))[0] for device in ("cpu", "cuda")]
+    assert float(rows[0]["train_loss"]) == pytest.approx(float(rows[1]["train_loss"]), rel=0.05)

@@ -138,7 +138,9 @@ def _check_edges(kind: str, cell: object) -> tuple[tuple, ...]:
             )
         # DARTS's form may repeat an edge (NASNet does); in FairDARTS's an operation is on an edge or is not.
         if len(cell[0]) == 3 and edge in seen:
-            raise ValueError(f"{kind}, edge {position}: {edge.operation} {edge.source} -> {edge.target} stands twice, expected once")
+            raise ValueError(
+                f"{kind}, edge {position}: {edge.operation} {edge.source} -> {edge.target} stands twice, expected once"
+            )
         seen.add(edge)
     return tuple(tuple(entry) for entry in cell)
 
@@ -212,7 +214,7 @@ def load_genotype(spec: str) -> Genotype:
     if not path.exists():
         similar = ", ".join(difflib.get_close_matches(spec, CELLS, n=3)) or "DARTS_V2"
         raise ValueError(
-            f"{_short(spec)}, expected a cell of genotypes.py (such as {similar}), a genotype file or a run folder"
+            f"{spec!r}, expected a cell of genotypes.py (such as {similar}), a genotype file or a run folder"
         )
     try:
         return parse_genotype(path.read_text(encoding="utf-8"))

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from analysis.curves import plot_search
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -18,13 +17,14 @@ from torch.utils.tensorboard import SummaryWriter
 import cli
 import data
 import selection
+from analysis.curves import plot_search
 from analysis.draw import draw_genotype
 from architect import Architecture, first_order, unrolled
 from cli import InputError, blaming
 from genotypes import Genotype, make_genotype
 from gradients import Objective, cosine, norm, regularized_gradient, weight_gradient
 from model_search import Supernet
-from regularizers import layer_alignment
+from regularizers import REGULARIZERS, layer_alignment
 from search.settings import SearchSettings
 from spaces import SPACES
 from utils import (
@@ -80,6 +80,9 @@ class Search:
                 self.space, settings.init_channels, settings.layers, len(dataset.classes), dataset.in_channels
             ).to(memory_format=torch.channels_last)
             self.architecture = Architecture(self.supernet.alpha_shapes)
+        known = ("none", "noise", *REGULARIZERS)
+        if settings.reg not in known:
+            raise InputError(f"--reg: {settings.reg!r}, expected one of {', '.join(known)}")
         if settings.reg != "none" and len(Objective(self.supernet).aligned_layers) < 2:
             raise InputError(
                 f"--reg: {settings.reg} aligns pairs of normal cells; --layers {settings.layers} has fewer than two; "
@@ -332,8 +335,6 @@ def _summary(row: Mapping[str, Any], epochs: int) -> str:
 def search(settings: SearchSettings, run: Path, resumed: bool) -> None:
     """Search a cell and leave a run folder; `resumed` goes on with the one that is there."""
     fabric = make_fabric(settings.device, settings.precision)
-    if not resumed:
-        cli.check_new_folder(run, "--save")
     with blaming(f"--data: {settings.dataset}"):
         dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download)
     state = Search(settings, dataset, fabric)

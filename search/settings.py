@@ -78,9 +78,10 @@ class ArchitectureSettings:
 class RegularizerSettings:
     """regularizer"""
 
-    reg: Literal["none", "corr", "signcorr", "noise"] = option(
+    reg: str = option(
         "corr",
-        "layer alignment by cosine or by sign; 'noise' is the control: a random vector of the same norm as corr's",
+        "layer alignment by cosine (corr) or by sign (signcorr), another entry of REGULARIZERS in regularizers.py, "
+        "none, or noise (the control: a random vector of the norm of corr's gradient)",
     )
     lambda_: NonNegativeFloat = option(0.125, "strength, reached linearly in the last epoch")
     epsilon_0: PositiveFloat = option(1e-4, "radius of the regularizer's differences")
@@ -136,4 +137,6 @@ def resolve(arguments: list[str]) -> tuple[SearchSettings, Path, bool]:
     if settings.resume:
         return cli.resume(settings, PROG), Path(settings.resume), True
     name = f"search-{settings.dataset}-{settings.space}-{settings.reg}-{datetime.now():%Y%m%d-%H%M%S}"
-    return settings, Path(settings.save or f"runs/{name}"), False
+    run = Path(settings.save or f"runs/{name}")
+    cli.check_new_folder(run, "--save")
+    return settings, run, False

@@ -1,0 +1,145 @@
+"""Wrong input: one clear line on stderr that names it, exit status 2, and nothing written."""
+
+import time
+
+import pytest
+import torch
+import yaml
+
+from genotypes import CELLS
+from tests.conftest import assert_refused, script
+from tests.test_data import write_folder
+
+SEARCH = "search/train_search.py"
+DIGITS = ("--dataset", "digits", "--space", "s2", "--layers", "4", "--init_channels", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mentions"),
+    [
+        (("--lamda", "1"), ("--lamda",)),
+        (("--unrolled", "yes", "please"), ("yes",)),
+        (("--space", "s6"), ("--space", "s6", "'s5'")),
+        (("--dataset", "cifar"), ("--dataset", "cifar", "'cifar100'")),
+        (("--derivatives", "approximate"), ("--derivatives", "'exact'")),
+        (("--lambda_", "-0.1"), ("--lambda_", "-0.1", ">=0")),
+        (("--lambda_", "nan"), ("--lambda_", "nan")),
+        (("--epsilon_0", "0"), ("--epsilon_0", "0", ">0")),
+        (("--epochs", "0"), ("--epochs", "0", ">0")),
+        (("--epochs", "1.5"), ("--epochs", "1.5")),
+        (("--batch_size", "many"), ("--batch_size", "many")),
+        (("--train_portion", "1"), ("--train_portion", "1", "<1")),
+        (("--drop_path_prob", "1"), ("--drop_path_prob", "1", "<1")),
+        (("--learning_rate", "inf"), ("--learning_rate", "inf")),
+        (("--learning_rate",), ("--learning_rate", "expected one argument")),
+        (("--seed", "-1"), ("--seed", "-1")),
+        (("--config", "nowhere.yaml"), ("--config", "nowhere.yaml")),
+        (("--resume", "nowhere"), ("--resume", "nowhere", "run folder")),
+        (("--resume", "nowhere", "--epochs", "3"), ("--resume", "--epochs")),
+    ],
+)
+def test_a_wrong_flag_is_refused_before_torch_is_loaded(arguments, mentions):
+    start = time.monotonic()
+    assert_refused(script(SEARCH, *arguments), *mentions)
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mentions"),
+    [
+        (("--dataset", "cifar10", "--data", "nowhere"), ("--data", "cifar10", "nowhere", "--download")),
+        (("--dataset", "folder", "--data", "nowhere"), ("--data", "nowhere/train", "<class>")),
+        ((*DIGITS, "--batch_size", "719"), ("--batch_size", "719", "718")),
+        ((*DIGITS, "--reg", "cosine"), ("--reg", "cosine", "signcorr")),
+        ((*DIGITS, "--layers", "3"), ("--reg", "--layers 3", "--reg none")),
+        ((*DIGITS, "--device", "gpu"), ("--device", "gpu", "cuda")),
+        ((*DIGITS, "--device", "cuda:99"), ("--device", "cuda:99")),
+        ((*DIGITS, "--save", "README.md"), ("--save", "README.md")),
+        ((*DIGITS, "--save", "README.md/run"), ("--save", "README.md")),
+        ((*DIGITS, "--save", "search"), ("--save", "search", "not empty")),
+        ((*DIGITS, "--save", "/proc/run"), ("--save", "/proc")),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(arguments, mentions):
+    assert_refused(script(SEARCH, *arguments), *mentions)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_named():
+    assert_refused(script(SEARCH, *DIGITS, "--device", "cuda"), "--device", "cuda", "expected cpu or auto")
+
+
+@pytest.mark.parametrize("damage", ["one class", "a corrupt image"])
+def test_a_wrong_image_folder_is_named_and_no_run_begun(tmp_path, damage):
+    root = write_folder(tmp_path / "data", classes=("cat",) if damage == "one class" else ("cat", "dog"))
+    if damage == "a corrupt image":
+        (root / "test/dog/2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 40)
+    result = script(SEARCH, "--dataset", "folder", "--data", root, "--save", tmp_path / "run")
+    assert_refused(result, "--data", "expected two or more" if damage == "one class" else "test/dog/2.png")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "mentions"),
+    [
+        ("not: [yaml", ("not YAML",)),
+        ("[1, 2]", ("expected the settings of train_search.py",)),
+        ("arch: DARTS_V2", ("missing",)),
+        (None, ("--space", "s9")),
+    ],
+)
+def test_a_folder_that_is_no_run_is_not_resumed(tmp_path, content, mentions):
+    if content is None:
+        from dataclasses import asdict
+
+        from search.settings import SearchSettings
+
+        content = yaml.safe_dump({**asdict(SearchSettings()), "space": "s9"})
+    (tmp_path / "config.yaml").write_text(content)
+    assert_refused(script(SEARCH, "--resume", tmp_path), *mentions)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    from dataclasses import asdict
+
+    from search.settings import SearchSettings
+
+    settings = SearchSettings(dataset="digits", layers=4, init_channels=2, space="s2")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(settings)))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/epoch_00001.safetensors").write_bytes(b"\x10" * 100)
+    assert_refused(script(SEARCH, "--resume", tmp_path), "--resume", "epoch_00001.safetensors", "damaged")
+
+
+@pytest.mark.parametrize("command", ["analysis/size.py", "analysis/draw.py"])
+def test_a_wrong_genotype_is_named(tmp_path, command):
+    path = tmp_path / "genotype.json"
+    path.write_text(CELLS["DARTS_V2"].to_json().replace("dil_conv_3x3", "dil_conv_9x9"))
+    assert_refused(script(command, path), "genotype.json", "dil_conv_9x9", "dil_conv_3x3")
+    assert_refused(script(command, "DARTS_V3"), "DARTS_V3", "DARTS_V2")
+    assert_refused(script(command, tmp_path / "none"), "none")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        SEARCH,
+        "train/train.py",
+        "train/test.py",
+        "analysis/draw.py",
+        "analysis/curves.py",
+        "analysis/size.py",
+        "analysis/derivatives.py",
+    ],
+)
+def test_help_is_answered_at_once(command):
+    start = time.monotonic()
+    result = script(command, "--help")
+    assert time.monotonic() - start < 3
+    assert result.returncode == 0 and "usage:" in result.stdout and not result.stderr
+
+
+def test_help_of_the_search_is_grouped():
+    text = script(SEARCH, "--help").stdout
+    for group in ("data:", "supernet:", "weights:", "architecture:", "regularizer:", "run:"):
+        assert f"\n{group}" in text

@@ -1,0 +1,44 @@
+"""What the README says is so."""
+
+import json
+import re
+import shlex
+
+import numpy as np
+
+from tests.conftest import ROOT, script
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_regularizer_of_the_readme_is_searched_with(tmp_path):
+    example = re.search(r"## Add a regularizer.*?```python\n(.*?)```", README, re.DOTALL).group(1)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    program = tmp_path / "balance.py"
+    program.write_text(f"{example}\nfrom search.train_search import main\n\nmain()\n")
+    run = tmp_path / "run"
+    arguments = "--dataset digits --space s2 --layers 4 --init_channels 2 --batch_size 256 --epochs 2 --reg balance"
+    result = script(program, *arguments.split(), "--derivatives", "exact", "--save", run)
+    assert result.returncode == 0, result.stderr
+    rows = np.genfromtxt(run / "metrics.csv", delimiter=",", names=True)
+    assert rows["regularizer_gradient_norm"][1] > 0
+
+
+def test_the_sizes_of_the_readme_are_printed():
+    command, printed = re.search(r"python (analysis/size\.py [^#]*?)\s*# (\{.*\})", README).groups()
+    assert json.loads(script(*shlex.split(command)).stdout) == json.loads(printed)
+
+
+def test_every_flag_picture_and_file_of_the_readme_exists():
+    helps = {
+        name: script(name, "--help").stdout for name in ("search/train_search.py", "train/train.py", "train/test.py")
+    }
+    commands = re.findall(r"^python ((?:search|train)/\S+) (.*)$", README, re.MULTILINE)
+    assert len(commands) >= 5
+    for name, arguments in commands:
+        for flag in re.findall(r"--\w+", arguments.partition("#")[0]):
+            assert flag in helps[name], (name, flag)
+    for picture in re.findall(r"\((docs/\S+)\)", README):
+        assert (ROOT / picture).is_file(), picture
+    for path in re.findall(r"`([\w/]+\.(?:py|json)|\w+/)`", README.split("## The repository")[1]):
+        assert (ROOT / path).exists() or any(ROOT.glob(f"*/{path}")), path

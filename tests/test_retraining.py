@@ -1,0 +1,369 @@
+"""Retraining: its recipe, its run folder, interruption and resuming, several processes, scoring a checkpoint.
+
+Run as a script, it is one of the processes of `test_two_processes_train_and_score_as_one_does`.
+"""
+
+import csv
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import nn
+
+import cli
+import data
+import model
+import retraining
+from cli import InputError
+from genotypes import CELLS, load_genotype
+from retraining import Recipe, Retraining, TensorImages, cosine, fit, last_checkpoint, load_checkpoint
+from tests.conftest import ROOT, assert_refused, script
+from train.train import PROG, TrainSettings, train
+
+CELL = "LambdaDARTS_cifar10_s2"
+#: three steps an epoch on the digits
+SMALL = TrainSettings(
+    arch=CELL,
+    dataset="digits",
+    init_channels=4,
+    layers=3,
+    epochs=3,
+    batch_size=480,
+    cutout=True,
+    cutout_length=3,
+    device="cpu",
+)
+RECIPE = Recipe(
+    epochs=4,
+    learning_rate=cosine(0.1, 4),
+    momentum=0.9,
+    weight_decay=3e-4,
+    grad_clip=5.0,
+    auxiliary_weight=0.4,
+    drop_path_prob=0.2,
+)
+
+
+def retrain(settings, run, resumed=False):
+    train(settings, run, resumed)
+    return run
+
+
+def metrics(run):
+    with open(run / "metrics.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def result(run):
+    return json.loads((run / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return retrain(SMALL, tmp_path_factory.mktemp("retrain") / "run")
+
+
+class Recorder(nn.Module):
+    """A linear network without batch norm that remembers what it is given.
+
+    The images of `numbered` have their number in every pixel.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(16, 3)
+        self.probabilities, self.trained, self.tested = [], [], []
+
+    def forward(self, images, drop_path_prob=0.0):
+        numbers = self.trained if self.training else self.tested
+        numbers += (images[:, 0, 0, 0] * 40).round().int().tolist()
+        if self.training:
+            self.probabilities.append(drop_path_prob)
+        return self.classifier(images.flatten(1)), None
+
+
+def numbered(count):
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(count, 1, 4, 4).contiguous()
+    return data.ImageSet(images, torch.arange(count) % 3)
+
+
+def fit_numbered(run, devices=1):
+    """Train the recorder on 40 numbered images and test it on 11, 10 images a step."""
+    dataset = data.DataSet(numbered(40), numbered(11), ("a", "b", "c"), (0.0,), (40 / 255,), flip=False)
+    torch.manual_seed(0)
+    module = Retraining(Recorder(), 3, RECIPE)
+    images = TensorImages(dataset, 10, data.Augmentation.none(dataset), seed=0)
+    about = {"settings": {}, "genotype": {}}
+    rows = fit(module, images, run, about, resume="", accelerator="cpu", devices=devices, precision="32-true")
+    return module.network, rows
+
+
+def test_the_learning_rate_is_the_cosine_of_the_paper(finished):
+    rates = [float(row["learning_rate"]) for row in metrics(finished)]
+    assert rates == pytest.approx([0.025, 0.025 * 3 / 4, 0.025 / 4])  # (1 + cos 0, cos 60, cos 120) / 2
+    assert cosine(0.025, 600)(599) == pytest.approx(0.025 * math.sin(math.pi / 1200) ** 2)
+    used = load_checkpoint(last_checkpoint(finished))["optimizer_states"][0]["param_groups"][0]
+    assert used["lr"] == rates[-1]
+    assert (used["momentum"], used["weight_decay"]) == (0.9, 3e-4)
+
+
+def test_drop_path_ramps_up_linearly_by_epoch(tmp_path):
+    network, rows = fit_numbered(tmp_path)
+    assert network.probabilities == pytest.approx([0.0] * 4 + [0.05] * 4 + [0.1] * 4 + [0.15] * 4)
+    assert len(rows) == 4
+
+
+def test_an_epoch_trains_on_every_image_once_in_an_order_of_its_own_and_tests_in_one_order(tmp_path):
+    network, _ = fit_numbered(tmp_path)
+    epochs = [network.trained[start : start + 40] for start in range(0, 160, 40)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 4
+    assert network.tested == list(range(11)) * 4
+
+
+def test_the_auxiliary_head_counts_with_its_weight():
+    torch.manual_seed(0)
+    network = model.NetworkCIFAR(load_genotype(CELL), 4, 3, auxiliary=True).double()
+    batch = data.Batch(torch.randn(4, 3, 29, 29, dtype=torch.float64), torch.tensor([1, 0, 9, 3]))
+    module = Retraining(network, 10, replace(RECIPE, drop_path_prob=0))
+
+    def cross_entropy(logits):
+        return -torch.stack([row.softmax(0)[label].log() for row, label in zip(logits, batch.labels, strict=True)])
+
+    logits, auxiliary_logits = network(batch.images)
+    expected = cross_entropy(logits).mean() + 0.4 * cross_entropy(auxiliary_logits).mean()
+    assert module.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("moment", ["in the second epoch", "between the checkpoint and the log"])
+def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch, capsys, moment):
+    run = tmp_path / "run"
+    step = Retraining.training_step
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def stop_in_second_epoch(module, batch, batch_idx):
+        return stop() if (module.current_epoch, batch_idx) == (1, 2) else step(module, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        if moment == "in the second epoch":
+            patch.setattr(Retraining, "training_step", stop_in_second_epoch)
+        else:
+            patch.setattr(retraining, "write_csv", stop)
+        with pytest.raises(KeyboardInterrupt, match=f"after 1 of 3 epochs; go on with: .*--resume {run}"):
+            retrain(SMALL, run)
+    assert not (run / "result.json").exists()
+    retrain(SMALL, run, resumed=True)
+    assert f"run {run}: 2 epochs on cpu" in capsys.readouterr().out
+
+    assert metrics(run) == metrics(finished)
+    whole, resumed = (load_checkpoint(last_checkpoint(path)) for path in (finished, run))
+    assert all(torch.equal(resumed["state_dict"][name], value) for name, value in whole["state_dict"].items())
+    assert result(run)["accuracy"] == result(finished)["accuracy"]
+
+
+def test_sigterm_leaves_a_run_that_goes_on(tmp_path):
+    run = tmp_path / "run"
+    arguments = f"--arch {CELL} --dataset digits --init_channels 4 --layers 3 --epochs 200 --device cpu --save {run}"
+    process = subprocess.Popen(
+        [sys.executable, "train/train.py", *arguments.split()],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert len(errors.splitlines()) == 1
+    assert f"go on with: python train/train.py --resume {run}" in errors
+    assert "\r" not in output and "\x1b" not in output  # no bars where there is no terminal
+    done = len(load_checkpoint(last_checkpoint(run))["rows"])
+    assert 1 <= done < 200
+
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    stored["epochs"] = done + 1
+    (run / "config.yaml").write_text(yaml.safe_dump(stored))
+    settings = cli.resume(TrainSettings(resume=str(run)), PROG)
+    retrain(settings, run, resumed=True)
+    assert [int(row["epoch"]) for row in metrics(run)] == list(range(1, done + 2))
+
+
+def test_a_run_folder_says_how_it_was_made_and_what_came_of_it(finished):
+    assert cli.parse(TrainSettings, PROG, "", ["--config", str(finished / "config.yaml")]) == replace(
+        SMALL, save=str(finished)
+    )
+    genotype = load_genotype(CELL)
+    assert load_genotype(str(finished)) == genotype
+    with torch.device("meta"):
+        size = model.size(model.NetworkCIFAR(genotype, 4, 3, in_channels=1), 1, 8)
+    came = result(finished)
+    assert {name: came[name] for name in size} == size
+    assert came["seed"] == came["settings"]["seed"] == 0
+    assert came["accuracy"] == float(metrics(finished)[-1]["test_accuracy"])
+    assert list((finished / "tensorboard").glob("events*"))
+
+    again = script("train/train.py", "--resume", finished)
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+
+
+def test_the_score_is_the_share_of_test_images_that_the_saved_network_gets_right(finished):
+    digits = data.load("digits")
+    network = model.NetworkCIFAR(load_genotype(CELL), 4, 3, in_channels=1)
+    state = load_checkpoint(last_checkpoint(finished))["state_dict"]
+    network.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
+    images = (digits.test.images / 255 - digits.mean[0]) / digits.std[0]
+    with torch.no_grad():
+        logits, _ = network.eval()(images)
+    right = (logits.argmax(1) == digits.test.labels).sum().item()
+
+    scored = script("train/test.py", finished)
+    assert scored.returncode == 0, scored.stderr
+    said = json.loads(scored.stdout)
+    assert said["images"] == 360
+    assert said["accuracy"] == result(finished)["accuracy"] == pytest.approx(right / 360, abs=1e-6)
+    assert said["loss"] == pytest.approx(F.cross_entropy(logits, digits.test.labels).item(), rel=1e-5)
+
+
+def test_a_cell_learns_the_digits(tmp_path):
+    settings = replace(SMALL, init_channels=8, epochs=4, batch_size=48, learning_rate=0.1, drop_path_prob=0.0)
+    settings = replace(settings, cutout=False)
+    assert result(retrain(settings, tmp_path / "run"))["accuracy"] > 0.9
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
+    with pytest.raises(FloatingPointError, match="train_loss is not finite in epoch 1"):
+        retrain(replace(SMALL, learning_rate=1e30), tmp_path / "run")
+    assert not last_checkpoint(tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_weight_of_a_published_cell_learns(name):
+    torch.manual_seed(0)
+    network = model.NetworkCIFAR(load_genotype(name), 4, 3, auxiliary=True)
+    logits, auxiliary_logits = network(torch.randn(2, 3, 29, 29), drop_path_prob=0.2)
+    RECIPE.loss(logits, auxiliary_logits, torch.tensor([3, 7])).backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in network.parameters())
+
+
+def test_two_processes_train_and_score_as_one_does(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (one, two):
+        run.mkdir()
+    network, rows = fit_numbered(one)
+    both = script("tests/test_retraining.py", two)
+    assert both.returncode == 0, both.stderr
+    tested = [json.loads((two / f"tested_{rank}.json").read_text()) for rank in (0, 1)]
+    assert [len(part) for part in tested] == [6 * 4, 5 * 4]  # unequal shares, in unequal numbers of batches
+    assert sorted(tested[0] + tested[1]) == sorted(network.tested)
+    checkpoint = load_checkpoint(last_checkpoint(two))
+    for name, weight in network.state_dict().items():
+        torch.testing.assert_close(checkpoint["state_dict"][f"network.{name}"], weight)
+    for row, expected in zip(checkpoint["rows"], rows, strict=True):
+        assert row["test_accuracy"] == expected["test_accuracy"]
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "--arch"),
+        (("--arch", "DARTS_V3"), "DARTS_V2"),
+        (("--arch", "README.md"), "expected a genotype"),
+        (("--arch", "DARTS_V2", "--epochs", "0"), "--epochs"),
+        (("--arch", "DARTS_V2", "--precision", "8"), "bf16-mixed"),
+        (("--resume", "nowhere"), "expected one with a config.yaml"),
+        (("--resume", "nowhere", "--epochs", "7", "--layers", "3"), "--layers, --epochs cannot be given"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(tmp_path, arguments, says):
+    (tmp_path / "README.md").write_text("# no genotype")
+    refused = subprocess.run(
+        [sys.executable, str(ROOT / "train/train.py"), *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert_refused(refused, says)
+    assert os.listdir(tmp_path) == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch_size": 1438}, "--batch_size: 1438, but there are 1437 images"),
+        ({"batch_size": 9, "devices": 2}, "expected a multiple of --devices 2"),
+        ({"batch_size": 1}, "two images or more"),
+        ({"auxiliary": True, "image_size": 28}, "--image_size 29"),
+        ({"precision": "16-mixed", "device": "cpu"}, "bf16-mixed"),
+        ({"device": "tpu"}, "expected auto, cpu, cuda"),
+        ({"dataset": "folder", "data": "nowhere"}, "no folder nowhere/train"),
+        pytest.param(
+            {"device": "cuda"},
+            "no cuda device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a cuda device"),
+        ),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_written(tmp_path, changes, says):
+    with pytest.raises(InputError, match=says):
+        retrain(replace(SMALL, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_overwrite_another(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    with pytest.raises(InputError, match="exists and is not empty"):
+        retrain(SMALL, finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_is_data_and_a_damaged_one_is_refused(finished, tmp_path):
+    (tmp_path / "bomb.ckpt").write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
+    torch.save({"state_dict": Bomb(tmp_path / "executed")}, tmp_path / "zipped.ckpt")
+    whole = last_checkpoint(finished).read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint either")
+    for name in ("bomb", "zipped", "half", "foreign", "text"):
+        with pytest.raises(ValueError, match=f"{name}.ckpt is .*no checkpoint"):
+            load_checkpoint(tmp_path / f"{name}.ckpt")
+    assert not (tmp_path / "executed").exists()
+    assert_refused(script("train/test.py", tmp_path / "bomb.ckpt"), "bomb.ckpt is damaged")
+
+
+def test_a_resumed_run_refuses_a_damaged_checkpoint(finished, tmp_path):
+    run = tmp_path / "run"
+    last_checkpoint(run).parent.mkdir(parents=True)
+    last_checkpoint(run).write_bytes(b"no checkpoint")
+    (run / "genotype.json").write_text((finished / "genotype.json").read_text())
+    with pytest.raises(InputError, match=r"--resume: .*last\.ckpt is damaged"):
+        retrain(SMALL, run, resumed=True)
+    assert not (run / "metrics.csv").exists()
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    recorder, _ = fit_numbered(folder, devices=2)
+    (folder / f"tested_{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(recorder.tested))

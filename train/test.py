@@ -1,0 +1,70 @@
+"""Score a retrained network on the test images of its data set, and print that as one JSON object.
+
+python train/test.py runs/retrain-...
+python train/test.py last.ckpt --data /elsewhere/data --device cuda
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cli
+from cli import InputError, blaming, option
+
+PROG = "test.py"
+
+
+@dataclass
+class TestSettings:
+    """test"""
+
+    data: str = option("", "folder of the data set's files; by default where the run had them")
+    device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")
+
+
+def main() -> None:
+    parser = cli.parser_for(TestSettings, PROG, __doc__.splitlines()[0])
+    parser.add_argument("checkpoint", help="a run folder of train.py, finished or not, or a checkpoint file of one")
+    given = parser.parse_args()
+
+    import data
+    from genotypes import make_genotype
+    from model import NetworkCIFAR
+    from retraining import Evaluation, TensorImages, last_checkpoint, load_checkpoint, make_trainer
+    from utils import check_device
+
+    accelerator, devices = check_device(given.device)
+    path = Path(given.checkpoint)
+    path = last_checkpoint(path) if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"checkpoint: no file {path}; expected a checkpoint, or a run folder that has one")
+    with blaming("checkpoint"):
+        checkpoint = load_checkpoint(path)
+    settings = checkpoint["settings"]
+    with blaming(f"--data: {settings['dataset']}"):
+        dataset = data.load(settings["dataset"], given.data or settings["data"], settings["image_size"])
+    network = NetworkCIFAR(
+        make_genotype(checkpoint["genotype"]),
+        settings["init_channels"],
+        settings["layers"],
+        len(dataset.classes),
+        settings["auxiliary"],
+        dataset.in_channels,
+    )
+    module = Evaluation(network, len(dataset.classes))
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise InputError(
+            f"--data: {len(dataset.classes)} classes of images with {dataset.in_channels} channels, "
+            "expected the data set that the network was trained on"
+        ) from error
+    images = TensorImages(dataset, settings["batch_size"], data.Augmentation.none(dataset), settings["seed"])
+    # Half precision is for cuda; elsewhere such a network is scored in single.
+    precision = "32-true" if (settings["precision"], accelerator) == ("16-mixed", "cpu") else settings["precision"]
+    make_trainer(accelerator, devices, precision).test(module, images, verbose=False)
+    print(json.dumps({**module.test_scores.take(), "images": len(dataset.test), "epochs": len(checkpoint["rows"])}))
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

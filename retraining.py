@@ -45,7 +45,6 @@ class Recipe:
         grad_clip: largest norm of the gradient.
         auxiliary_weight: of the auxiliary head's loss, where the network has that head.
         drop_path_prob: reached linearly from 0 in the first epoch.
-        label_smoothing: share of the target spread over all classes.
     """
 
     epochs: int
@@ -55,7 +54,6 @@ class Recipe:
     grad_clip: float
     auxiliary_weight: float
     drop_path_prob: float = 0.0
-    label_smoothing: float = 0.0
 
     def drop_path_prob_of(self, epoch: int) -> float:
         """The drop path probability of an epoch (DARTS's code)."""
@@ -63,10 +61,10 @@ class Recipe:
 
     def loss(self, logits: Tensor, auxiliary_logits: Tensor | None, labels: Tensor) -> Tensor:
         """Cross-entropy, and the auxiliary head's under its weight (DARTS, section 3.2)."""
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, labels)
         if auxiliary_logits is None:
             return loss
-        auxiliary = F.cross_entropy(auxiliary_logits, labels, label_smoothing=self.label_smoothing)
+        auxiliary = F.cross_entropy(auxiliary_logits, labels)
         return loss + self.auxiliary_weight * auxiliary
 
 

@@ -1,0 +1,41 @@
+"""The table of differences against exact derivatives, on the initial weights of a small supernet and on a run's."""
+
+import json
+
+import pytest
+
+from tests.conftest import assert_refused, script
+
+SMALL = ["--dataset", "digits", "--space", "s2", "--layers", "4", "--init_channels", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("derivatives") / "run"
+    finished = script("search/train_search.py", *SMALL, "--epochs", 1, "--batch_size", 256, "--save", folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+@pytest.mark.parametrize("start", ["after weight steps", "at a run's checkpoint"])
+def test_small_differences_are_the_derivative_in_double_precision_and_large_ones_are_not(tmp_path, run, start):
+    place = ("--run", run) if start == "at a run's checkpoint" else (*SMALL, "--steps", 2)
+    arguments = ("--epsilons", "[1e-10, 1.0]", "--batch_size", 64, "--out", tmp_path / "out")
+    result = script("analysis/derivatives.py", *place, *arguments)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "out/derivatives.json").read_text())["rows"]
+    assert len(rows) == 8
+    assert (tmp_path / "out/derivatives.png").stat().st_size > 1000
+    for row in rows:
+        if row["epsilon"] == 1e-10 and row["precision"] == "float64":
+            assert row["cosine"] > 0.9999
+            assert row["norm"] == pytest.approx(row["exact_norm"], rel=1e-3)
+        elif row["epsilon"] == 1.0:
+            assert row["cosine"] < 0.99
+
+
+def test_wrong_input_is_refused(tmp_path, run):
+    (tmp_path / "kept").write_text("")
+    assert_refused(script("analysis/derivatives.py", "--run", tmp_path / "none"), "--run", "no run folder")
+    assert_refused(script("analysis/derivatives.py", "--run", run, "--out", tmp_path), "--out", "not empty")
+    assert_refused(script("analysis/derivatives.py", "--epsilons", "[0.1, -1]"), "--epsilons", "-1")

@@ -50,7 +50,8 @@ class ArchitectureGradient(NamedTuple):
     loss: Tensor
     logits: Tensor
     layer_gradients: list[Tensor]  # dL/dp_l of every layer, of the gradient that moves alpha
-    validation_gradients: list[Tensor]  # dL_val/dp_l alone, whose alignment is logged
+    validation_gradients: list[Tensor]  # dL_val/dp_l alone, whose alignment is logged; at w' in the unrolled gradient
+    mixed: list[Tensor]  # d2L_train / dp_l dw . v of the unrolled gradient; empty in the first-order one
 
 
 def first_order(objective: Objective, weights: Tensors, valid_batch: Batch) -> ArchitectureGradient:
@@ -64,7 +65,7 @@ def first_order(objective: Objective, weights: Tensors, valid_batch: Batch) -> A
     finally:
         for parameter in objective.parameters:
             parameter.requires_grad_(True)
-    return ArchitectureGradient(loss.detach(), logits.detach(), gradients, gradients)
+    return ArchitectureGradient(loss.detach(), logits.detach(), gradients, gradients, [])
 
 
 def unrolled(
@@ -113,4 +114,4 @@ def unrolled(
 
         mixed = central_difference(gradient_at, parameters, v, radius)
     total = [d - xi * m for d, m in zip(direct, mixed, strict=True)]
-    return ArchitectureGradient(valid_loss.detach(), logits.detach(), total, list(direct))
+    return ArchitectureGradient(valid_loss.detach(), logits.detach(), total, list(direct), list(mixed))

@@ -23,6 +23,7 @@ Settings = TypeVar("Settings")
 
 PositiveFloat = restricted_number_type("PositiveFinite", float, [(">", 0), ("<", math.inf)])
 NonNegativeFloat = restricted_number_type("NonNegativeFinite", float, [(">=", 0), ("<", math.inf)])
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 Probability = restricted_number_type("Probability", float, [(">=", 0), ("<", 1)])
 
 
@@ -100,19 +101,18 @@ def load_settings(settings: type[Settings], prog: str, run: Path, flag: str) -> 
             raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(stored, dict):
             raise ValueError(f"expected the settings of {prog}")
-        missing = sorted({field.name for field in dataclasses.fields(settings)} - set(stored))
+        missing = sorted({field.name for field in dataclasses.fields(settings)} - {"save", "resume"} - set(stored))
         if missing:
             raise ValueError(f"not the settings of {prog}: {', '.join(missing[:5])} missing")
     return parse(settings, prog, "", ["--config", str(path)])
 
 
-def resume(given: Settings, prog: str) -> Settings:
-    """The settings of the run that `given.resume` names; beside it only --device may be given."""
-    own = type(given)(resume=given.resume, device=given.device)
-    differing = [name for name, value in dataclasses.asdict(given).items() if value != getattr(own, name)]
-    if differing:
-        flags = ", ".join(f"--{name}" for name in differing)
-        raise InputError(f"--resume: the run keeps its own settings; {flags} cannot be given beside it")
+def resume(given: Settings, prog: str, arguments: list[str]) -> Settings:
+    """The settings of the run that `given.resume` names; beside it `arguments` may hold --device alone."""
+    flags = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    others = sorted(flags - {"--resume", "--device"})
+    if others:
+        raise InputError(f"--resume: the run keeps its own settings; {', '.join(others)} cannot be given beside it")
     stored = load_settings(type(given), prog, Path(given.resume), "--resume")
     return stored if given.device == "auto" else dataclasses.replace(stored, device=given.device)
 

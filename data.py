@@ -136,6 +136,7 @@ def _digits(image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
 def _torchvision(name: str, root: str, image_size: int, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     from torchvision import datasets
 
+    existed = Path(root).exists()
     try:
         if name == "svhn":
             parts = [datasets.SVHN(root, split=split, download=download) for split in ("train", "test")]
@@ -148,9 +149,12 @@ def _torchvision(name: str, root: str, image_size: int, download: bool) -> tuple
             arrays = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
             labels = [torch.tensor(part.targets) for part in parts]
             classes = tuple(parts[0].classes)
-    except RuntimeError as error:
-        # torchvision says "not found or corrupted"; say what to do about it
-        raise ValueError(f"no complete {name} files in {root!r} ({error}); --download fetches them") from error
+    except (RuntimeError, OSError) as error:
+        if not existed and Path(root).is_dir() and not any(Path(root).iterdir()):
+            Path(root).rmdir()  # torchvision's, made for a download that failed
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"no complete {name} files in {root!r}; --download fetches them") from error
     train, test = (ImageSet(_resize(a, image_size), b) for a, b in zip(arrays, labels, strict=True))
     return train, test, classes
 
@@ -162,7 +166,7 @@ def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str,
         folder = root / split
         if not folder.is_dir():
             raise ValueError(f"no folder {folder}; expected {root}/train/<class>/* and {root}/test/<class>/*")
-        names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+        names = tuple(sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")))
         if split == "train":
             classes = names
             if len(classes) < 2:
@@ -172,13 +176,17 @@ def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str,
             raise ValueError(f"{folder} and {root / 'train'} differ in their classes: {', '.join(differing[:5])}")
         files[split] = []
         for label, name in enumerate(classes):
-            found = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(
+                path
+                for path in (folder / name).iterdir()
+                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+            )
             if not found:
                 raise ValueError(f"no images in {folder / name}; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
             files[split] += [(path, label) for path in found]
     first = files["train"][0][0]
     size = image_size or min(_open(first).size)
-    gray = _open(first).mode in ("1", "L", "I;16")
+    gray = all(_open(path).mode in ("1", "L") for path, _ in files["train"])
 
     def decode(path: Path) -> np.ndarray:
         image = _open(path).convert("L" if gray else "RGB")
@@ -207,6 +215,8 @@ def _open(path: Path) -> Image.Image:
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"{path} has more than 8 bits a channel (mode {image.mode}); expected 8")
     return image
 
 
@@ -226,7 +236,7 @@ def _generator(device: torch.device | str, *key: int) -> torch.Generator:
 
 
 def mix(*key: int) -> int:
-    """A seed that is a function of all the numbers in `key`."""
+    """A seed that is a function of the numbers in `key`; keys of one length and other numbers give other seeds."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -238,7 +248,8 @@ class Augmentation:
         mean, std: of the channels, in units of the full range.
         padding: zeros around the image before a random crop of its own size; 0 for no crop.
         flip: mirror half of the images.
-        cutout_length: side of the square set to the mean (Cutout, DeVries and Taylor, 2017); 0 for none.
+        cutout_length: side of the square set to the mean (Cutout, DeVries and Taylor, 2017), rounded down to even as in
+            DARTS's code; 0 for none.
     """
 
     mean: tuple[float, ...]
@@ -249,7 +260,15 @@ class Augmentation:
 
     @classmethod
     def training(cls, data: DataSet, cutout_length: int = 0) -> "Augmentation":
-        """The papers' for 32 pixels: crop with padding 4, flip, cutout of 16; the padding grows with the image."""
+        """The papers' for 32 pixels: crop with padding 4, flip, cutout of 16; the padding grows with the image.
+
+        Raises:
+            ValueError: the cutout is as large as the image, or empty.
+        """
+        if cutout_length and not 2 <= cutout_length < data.image_size:
+            raise ValueError(
+                f"{cutout_length}, expected 2 to {data.image_size - 1} for images of {data.image_size} pixels"
+            )
         return cls(data.mean, data.std, max(1, data.image_size // 8), data.flip, cutout_length)
 
     @classmethod

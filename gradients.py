@@ -45,7 +45,7 @@ class Objective:
             if parameters is None:
                 logits = self.supernet(*inputs)
             else:
-                # A pass at trial weights leaves the running statistics alone.
+                # A pass at trial w leaves the running statistics alone; one at trial p does not (as released).
                 buffers = {name: buffer.clone() for name, buffer in self.supernet.named_buffers()}
                 logits = functional_call(self.supernet, (parameters, buffers), inputs)
             return F.cross_entropy(logits, batch.labels), logits

@@ -1,6 +1,6 @@
 """Training a discrete network from scratch with the Lightning Trainer: the recipe, its data, and the run folder.
 
-Shared by train/ and imagenet/. Everything random is a function of (seed, epoch, batch), so that a run that goes on from
+Everything random is a function of (seed, epoch, batch), so that a run that goes on from
 its last checkpoint ends in the same weights as one that was never interrupted (bit for bit on the CPU).
 """
 

@@ -57,7 +57,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_config(folder: Path, settings: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-    """config.yaml: the resolved settings at the top level, so that --config takes the file, and their provenance."""
+    """config.yaml: the resolved settings at the top level, so that --config takes the file, and their provenance.
+
+    Where the run lies is no setting: the file makes another run, in another folder.
+    """
+    settings = {name: value for name, value in settings.items() if name not in ("save", "resume")}
     write_atomically(
         folder / "config.yaml", yaml.safe_dump({**settings, "provenance": dict(origin)}, sort_keys=False, width=120)
     )

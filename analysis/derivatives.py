@@ -17,7 +17,7 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
-from cli import PositiveFloat, option
+from cli import InputError, PositiveFloat, Seed, option
 from search.settings import DataSettings, SearchSettings, SplitSettings, SupernetSettings, load_settings
 
 PROG = "derivatives.py"
@@ -32,7 +32,7 @@ class MeasureSettings:
     batch_size: PositiveInt = option(48, "images of the training and of the validation batch")
     reg: Literal["corr", "signcorr"] = option("corr", "layer alignment whose gradient is taken")
     epsilons: tuple[PositiveFloat, ...] = option((1e-11, 1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), "radii to measure")
-    seed: NonNegativeInt = option(0, "of the weights and the batches, where no run is given")
+    seed: Seed = option(0, "of the weights and the batches, where no run is given")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     out: str = option("derivatives", "folder for derivatives.json and derivatives.png")
 
@@ -92,9 +92,8 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
             derivatives,
             epsilon,
         )
-        mixed = [(v - g) / xi for v, g in zip(result.validation_gradients, result.layer_gradients, strict=True)]
         regularized = regularized_gradient(objective, weights, batch, settings.reg, derivatives, epsilon)
-        return {"regularizer": regularized.regularizer_gradient, "unrolled": mixed}
+        return {"regularizer": regularized.regularizer_gradient, "unrolled": result.mixed}
 
     exact = terms(double, "exact", 1.0)
     rows = []
@@ -145,14 +144,20 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    if not settings.epsilons:
+        raise InputError("--epsilons: [], expected one or more")
     if settings.run:
+        ignored = {field.name for base in (SupernetSettings, SplitSettings, DataSettings) for field in fields(base)}
+        given = sorted(f"--{name}" for name in ignored if getattr(settings, name) != getattr(Settings(), name))
+        if given:
+            raise InputError(f"--run: the run keeps its own settings; {', '.join(given)} cannot be given beside it")
         search_settings = load_settings(Path(settings.run), "--run")
     else:
         own = {field.name for field in fields(SearchSettings)}
         search_settings = SearchSettings(**{name: value for name, value in asdict(settings).items() if name in own})
     out = Path(settings.out)
     cli.check_new_folder(out, "--out")
-    rows = measure(settings, replace(search_settings, batch_size=settings.batch_size))
+    rows = measure(settings, replace(search_settings, batch_size=settings.batch_size, reg=settings.reg))
 
     from rich.console import Console
     from rich.table import Table

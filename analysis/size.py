@@ -11,7 +11,7 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt
 
 import cli
-from cli import option
+from cli import InputError, option
 from genotypes import load_genotype
 
 PROG = "size.py"
@@ -44,10 +44,13 @@ def main() -> None:
         settings.dataset, (3, 32, 10)
     )
     network, c, layers = (NetworkImageNet, 48, 14) if settings.dataset == "imagenet" else (NetworkCIFAR, 36, 20)
+    c = settings.init_channels or c
+    if not 2 <= c <= 4096:
+        raise InputError(f"--init_channels: {c}, expected 2 to 4096")
     with torch.device("meta"):
         built = network(
             genotype,
-            settings.init_channels or c,
+            c,
             settings.layers or layers,
             classes,
             auxiliary=settings.auxiliary,

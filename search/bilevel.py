@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from architect import Architecture, first_order, unrolled
 from cli import InputError, blaming
 from genotypes import Genotype, make_genotype
 from gradients import Objective, cosine, norm, regularized_gradient, weight_gradient
-from model_search import Supernet
+from model_search import Supernet, cell_kinds
 from regularizers import REGULARIZERS, layer_alignment
 from search.settings import SearchSettings
 from spaces import SPACES
@@ -68,26 +69,43 @@ def make_fabric(device: str, precision: str) -> Fabric:
     return Fabric(accelerator=accelerator, devices=devices, precision=precision)
 
 
+def check(settings: SearchSettings) -> None:
+    """Refuse settings that no supernet allows.
+
+    Raises:
+        InputError: it names the flag.
+    """
+    kinds = cell_kinds(settings.layers)
+    known = ("none", "noise", *REGULARIZERS)
+    if settings.reg not in known:
+        raise InputError(f"--reg: {settings.reg!r}, expected one of {', '.join(known)}")
+    if "normal" not in kinds:
+        raise InputError(f"--layers: {settings.layers} are all reduction cells; expected 3 or more")
+    aligning = "--compare_derivatives" if settings.compare_derivatives else f"--reg {settings.reg}"
+    if (settings.reg != "none" or settings.compare_derivatives) and kinds.count("normal") < 2:
+        raise InputError(
+            f"--layers: {settings.layers}, expected 4 or more with {aligning}, which aligns pairs of normal cells, "
+            "or --reg none"
+        )
+    if settings.batch_size < 2:
+        raise InputError(f"--batch_size: {settings.batch_size}, expected 2 or more: batch norm compares images")
+
+
 class Search:
     """The state of a search, and its two steps."""
 
     def __init__(self, settings: SearchSettings, dataset: data.DataSet, fabric: Fabric) -> None:
         self.settings, self.fabric, self.dataset = settings, fabric, dataset
         self.space = SPACES[settings.space]
+        check(settings)
+        with blaming("--cutout_length"):
+            self.augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
         torch.manual_seed(settings.seed)
         with fabric.init_module():
             self.supernet = Supernet(
                 self.space, settings.init_channels, settings.layers, len(dataset.classes), dataset.in_channels
             ).to(memory_format=torch.channels_last)
             self.architecture = Architecture(self.supernet.alpha_shapes)
-        known = ("none", "noise", *REGULARIZERS)
-        if settings.reg not in known:
-            raise InputError(f"--reg: {settings.reg!r}, expected one of {', '.join(known)}")
-        if settings.reg != "none" and len(Objective(self.supernet).aligned_layers) < 2:
-            raise InputError(
-                f"--reg: {settings.reg} aligns pairs of normal cells; --layers {settings.layers} has fewer than two; "
-                "expected --layers 4 or more, or --reg none"
-            )
         train, valid = data.split(dataset.train, settings.train_portion, settings.seed)
         for flag, part in (("--train_portion", train), ("1 - --train_portion", valid)):
             if settings.batch_size > len(part):
@@ -131,16 +149,18 @@ class Search:
     def batches(self, epoch: int) -> tuple[data.Batches, data.Batches]:
         """The training and the validation batches of an epoch."""
         settings = self.settings
-        augmentation = data.Augmentation.training(self.dataset, settings.cutout_length if settings.cutout else 0)
         return tuple(
-            data.Batches(part, settings.batch_size, augmentation, (settings.seed, epoch, role))
+            data.Batches(part, settings.batch_size, self.augmentation, (settings.seed, epoch, role))
             for role, part in enumerate((self.train, self.valid))
         )
 
     def momentum_buffers(self) -> list[Tensor]:
         """The momentum of the weights' optimizer, zeros before its first step, in the order of the parameters."""
         state = self.weight_optimizer.state
-        return [state[w].get("momentum_buffer", torch.zeros_like(w)) for w in self.supernet.parameters()]
+        return [
+            state[w]["momentum_buffer"] if "momentum_buffer" in state.get(w, {}) else torch.zeros_like(w)
+            for w in self.supernet.parameters()
+        ]
 
     def alpha_step(self, objective: Objective, train_batch: data.Batch, valid_batch: data.Batch, log: Averages) -> None:
         """alpha descends the validation loss (DARTS, algorithm 1, step 1)."""
@@ -282,7 +302,17 @@ class Search:
         checkpoints.save(len(self.rows), tensors, state)
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Go back to where `save` was called."""
+        """Go back to where `save` was called.
+
+        Raises:
+            ValueError: it was called by a search of other settings.
+        """
+        try:
+            self._load(tensors, state)
+        except (RuntimeError, KeyError) as error:
+            raise ValueError("the checkpoint does not fit config.yaml; expected both of one run") from error
+
+    def _load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         prefix = "supernet."
         self.supernet.load_state_dict(
             {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -343,7 +373,8 @@ def search(settings: SearchSettings, run: Path, resumed: bool) -> None:
             checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
             checkpoint = checkpoints.load()
         if checkpoint:
-            state.load(*checkpoint)
+            with blaming("--resume"):
+                state.load(*checkpoint)
             state.write_logs(run)
     else:
         cli.new_folder(run, "--save")
@@ -369,7 +400,8 @@ def search(settings: SearchSettings, run: Path, resumed: bool) -> None:
                 progress.line(_summary(state.rows[-1], settings.epochs))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"after {done} of {settings.epochs} epochs; go on with: python search/train_search.py --resume {run}"
+                f"after {done} of {settings.epochs} epochs; go on with: "
+                f"python search/train_search.py --resume {shlex.quote(str(run))}"
             ) from None
 
     genotype = state.genotypes[-1]

@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt, OpenUnitInterval, PositiveInt
 
 import cli
-from cli import NonNegativeFloat, PositiveFloat, Probability, option
+from cli import NonNegativeFloat, PositiveFloat, Probability, Seed, option
 
 PROG = "train_search.py"
 DESCRIPTION = (
@@ -27,7 +27,7 @@ class DataSettings:
     download: bool = option(False, "fetch the files of cifar10, cifar100 or svhn where they are missing")
     image_size: NonNegativeInt = option(0, "height and width of the images in pixels; 0 keeps their own")
     cutout: bool = option(False, "augment with cutout")
-    cutout_length: PositiveInt = option(16, "side of the cutout in pixels")
+    cutout_length: PositiveInt = option(16, "side of the cutout in pixels, rounded down to even")
 
 
 @dataclass
@@ -94,7 +94,7 @@ class RegularizerSettings:
 class RunSettings:
     """run"""
 
-    seed: NonNegativeInt = option(0, "of everything random")
+    seed: Seed = option(0, "of everything random")
     save: str = option("", "run folder to make; by default one in runs/ named after the settings and the time")
     resume: str = option("", "run folder to go on with, under its own settings; takes no other flag but --device")
     device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")
@@ -135,7 +135,7 @@ def resolve(arguments: list[str]) -> tuple[SearchSettings, Path, bool]:
     """The settings that a command line means, the run folder, and whether the run is resumed."""
     settings = cli.parse(SearchSettings, PROG, DESCRIPTION, arguments)
     if settings.resume:
-        return cli.resume(settings, PROG), Path(settings.resume), True
+        return cli.resume(settings, PROG, arguments), Path(settings.resume), True
     name = f"search-{settings.dataset}-{settings.space}-{settings.reg}-{datetime.now():%Y%m%d-%H%M%S}"
     run = Path(settings.save or f"runs/{name}")
     cli.check_new_folder(run, "--save")

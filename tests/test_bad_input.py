@@ -33,9 +33,10 @@ DIGITS = ("--dataset", "digits", "--space", "s2", "--layers", "4", "--init_chann
         (("--learning_rate", "inf"), ("--learning_rate", "inf")),
         (("--learning_rate",), ("--learning_rate", "expected one argument")),
         (("--seed", "-1"), ("--seed", "-1")),
+        (("--seed", str(2**32)), ("--seed", "<4294967296")),
         (("--config", "nowhere.yaml"), ("--config", "nowhere.yaml")),
         (("--resume", "nowhere"), ("--resume", "nowhere", "run folder")),
-        (("--resume", "nowhere", "--epochs", "3"), ("--resume", "--epochs")),
+        (("--resume", "nowhere", "--epochs", "50"), ("--resume", "--epochs")),
     ],
 )
 def test_a_wrong_flag_is_refused_before_torch_is_loaded(arguments, mentions):
@@ -51,7 +52,11 @@ def test_a_wrong_flag_is_refused_before_torch_is_loaded(arguments, mentions):
         (("--dataset", "folder", "--data", "nowhere"), ("--data", "nowhere/train", "<class>")),
         ((*DIGITS, "--batch_size", "719"), ("--batch_size", "719", "718")),
         ((*DIGITS, "--reg", "cosine"), ("--reg", "cosine", "signcorr")),
-        ((*DIGITS, "--layers", "3"), ("--reg", "--layers 3", "--reg none")),
+        ((*DIGITS, "--layers", "3"), ("--layers", "3", "--reg none")),
+        ((*DIGITS, "--layers", "2", "--reg", "none"), ("--layers", "2", "expected 3 or more")),
+        ((*DIGITS, "--layers", "3", "--reg", "none", "--compare_derivatives"), ("--layers", "--compare_derivatives")),
+        ((*DIGITS, "--batch_size", "1"), ("--batch_size", "1", "2 or more")),
+        ((*DIGITS, "--cutout"), ("--cutout_length", "16", "2 to 7")),
         ((*DIGITS, "--device", "gpu"), ("--device", "gpu", "cuda")),
         ((*DIGITS, "--device", "cuda:99"), ("--device", "cuda:99")),
         ((*DIGITS, "--save", "README.md"), ("--save", "README.md")),
@@ -60,8 +65,10 @@ def test_a_wrong_flag_is_refused_before_torch_is_loaded(arguments, mentions):
         ((*DIGITS, "--save", "/proc/run"), ("--save", "/proc")),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(arguments, mentions):
-    assert_refused(script(SEARCH, *arguments), *mentions)
+def test_a_search_that_cannot_be_is_refused_and_leaves_nothing(tmp_path, arguments, mentions):
+    save = () if "--save" in arguments else ("--save", tmp_path / "run")
+    assert_refused(script(SEARCH, *arguments, *save), *mentions)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -99,6 +106,21 @@ def test_a_folder_that_is_no_run_is_not_resumed(tmp_path, content, mentions):
     assert_refused(script(SEARCH, "--resume", tmp_path), *mentions)
 
 
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    from dataclasses import replace
+
+    from search.settings import SearchSettings
+    from tests.test_search import SMALL, run_search
+
+    run = run_search(replace(SMALL, epochs=1), tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert SearchSettings(**{name: value for name, value in config.items() if name != "provenance"}) == replace(
+        SMALL, epochs=1
+    )
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "init_channels": 6}))
+    assert_refused(script(SEARCH, "--resume", run), "--resume", "config.yaml")
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     from dataclasses import asdict
 
@@ -118,6 +140,12 @@ def test_a_wrong_genotype_is_named(tmp_path, command):
     assert_refused(script(command, path), "genotype.json", "dil_conv_9x9", "dil_conv_3x3")
     assert_refused(script(command, "DARTS_V3"), "DARTS_V3", "DARTS_V2")
     assert_refused(script(command, tmp_path / "none"), "none")
+
+
+def test_a_network_without_channels_has_no_size():
+    for channels in ("1", "100000000000"):
+        result = script("analysis/size.py", "DARTS_V2", "--dataset", "imagenet", "--init_channels", channels)
+        assert_refused(result, "--init_channels", channels, "2 to 4096")
 
 
 @pytest.mark.parametrize(

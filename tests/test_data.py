@@ -71,6 +71,19 @@ def test_a_folder_of_gray_images_has_one_channel(tmp_path):
     assert data.load("folder", str(tmp_path)).in_channels == 1
 
 
+def test_one_gray_image_among_colored_ones_does_not_make_the_set_gray(tmp_path):
+    write_folder(tmp_path)
+    Image.open(tmp_path / "train/cat/0.png").convert("L").save(tmp_path / "train/cat/0.png")
+    assert data.load("folder", str(tmp_path)).in_channels == 3
+
+
+def test_hidden_files_and_folders_are_no_data(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train/.cache").mkdir()
+    (tmp_path / "train/cat/._0.png").write_bytes(b"")
+    assert len(data.load("folder", str(tmp_path)).train) == 6
+
+
 def remove(path):
     for file in sorted(path.rglob("*"), reverse=True):
         file.unlink() if file.is_file() else file.rmdir()
@@ -86,6 +99,10 @@ def remove(path):
         (lambda root: (root / "train/cat/1.png").write_bytes(b"no image"), "cat/1.png cannot be read as an image"),
         (lambda root: (root / "test/cat/0.png").write_bytes((root / "test/cat/0.png").read_bytes()[:60]), "cat/0.png"),
         (lambda root: [path.unlink() for path in (root / "train/dog").iterdir()], "no images in"),
+        (
+            lambda root: Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(root / "train/cat/0.png"),
+            "more than 8 bits",
+        ),
     ],
 )
 def test_a_folder_that_is_not_as_expected_is_named(tmp_path, damage, says):
@@ -220,6 +237,12 @@ def test_no_augmentation_only_normalizes():
     source = dataset(flip=True)
     output = Augmentation.none(source)(source.train.images, torch.Generator())
     torch.testing.assert_close(output, (source.train.images.float() / 255 - 0.5) / 0.25)
+
+
+@pytest.mark.parametrize("length", [1, 16])
+def test_a_cutout_of_nothing_or_of_the_whole_image_is_refused(length):
+    with pytest.raises(ValueError, match="expected 2 to 15"):
+        Augmentation.training(dataset(flip=True), length)
 
 
 def test_cutout_sets_a_square_around_a_random_centre_to_the_mean():

@@ -69,7 +69,7 @@ def resolve(arguments: list[str]) -> tuple[TrainSettings, Path, bool]:
     """The settings that a command line means, the run folder, and whether the run is resumed."""
     settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
     if settings.resume:
-        return cli.resume(settings, PROG), Path(settings.resume), True
+        return cli.resume(settings, PROG, arguments), Path(settings.resume), True
     if not settings.arch:
         raise InputError("--arch: expected a cell of genotypes.py, a genotype file or a run folder, none is given")
     name = f"retrain-{settings.dataset}-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -147,7 +147,8 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
         auxiliary_weight=settings.auxiliary_weight,
         drop_path_prob=settings.drop_path_prob,
     )
-    augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
+    with blaming("--cutout_length"):
+        augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
     images = TensorImages(dataset, settings.batch_size, augmentation, settings.seed)
     about = {"settings": {**asdict(settings), "save": str(run)}, "genotype": genotype._asdict()}
     if first and not resumed:

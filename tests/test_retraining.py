@@ -199,7 +199,7 @@ def test_sigterm_leaves_a_run_that_goes_on(tmp_path):
     stored = yaml.safe_load((run / "config.yaml").read_text())
     stored["epochs"] = done + 1
     (run / "config.yaml").write_text(yaml.safe_dump(stored))
-    settings = cli.resume(TrainSettings(resume=str(run)), PROG)
+    settings = cli.resume(TrainSettings(resume=str(run)), PROG, ["--resume", str(run)])
     retrain(settings, run, resumed=True)
     assert [int(row["epoch"]) for row in metrics(run)] == list(range(1, done + 2))
 
@@ -287,7 +287,7 @@ def test_two_processes_train_and_score_as_one_does(tmp_path):
         (("--arch", "DARTS_V2", "--epochs", "0"), "--epochs"),
         (("--arch", "DARTS_V2", "--precision", "8"), "bf16-mixed"),
         (("--resume", "nowhere"), "expected one with a config.yaml"),
-        (("--resume", "nowhere", "--epochs", "7", "--layers", "3"), "--layers, --epochs cannot be given"),
+        (("--resume", "nowhere", "--epochs", "7", "--layers", "3"), "--epochs, --layers cannot be given"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(tmp_path, arguments, says):

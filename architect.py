@@ -1,30 +1,46 @@
 """The architecture: its parameters alpha, the mixing weights they stand for, and the gradient that moves them."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from data import Batch
-from gradients import Derivatives, Objective, Tensors, central_difference, leaves
+from gradients import Derivatives, Objective, Tensors, central_difference, leaves, neumann, norm
+
+Relaxation = Literal["softmax", "sigmoid"]
 
 
 class Architecture(nn.Module):
     """alpha of each kind of cell, (edges, operations) each, shared by all cells of the kind.
 
-    Starts at 1e-3 * standard normal, as DARTS does.
+    Args:
+        shapes: of alpha, for each kind of cell.
+        relaxation: "softmax", where alpha starts at 1e-3 * standard normal as in DARTS, or "sigmoid", where it starts
+            at 0 as in FairDARTS.
+
+    Attributes:
+        fixed: for each kind, mixing weights that alpha no longer decides, (edges, operations); nan where it does.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], relaxation: Relaxation = "softmax") -> None:
         super().__init__()
+        self.relaxation = relaxation
         self.alphas = nn.ParameterDict(
-            {kind: nn.Parameter(1e-3 * torch.randn(shape)) for kind, shape in shapes.items()}
+            {
+                kind: nn.Parameter(1e-3 * torch.randn(shape) if relaxation == "softmax" else torch.zeros(shape))
+                for kind, shape in shapes.items()
+            }
         )
+        self.fixed = {kind: torch.full_like(alpha, torch.nan) for kind, alpha in self.alphas.items()}
 
     def mixing_weights(self) -> dict[str, Tensor]:
-        """p = softmax(alpha) on each edge (DARTS, equation 2)."""
-        return {kind: alpha.softmax(dim=-1) for kind, alpha in self.alphas.items()}
+        """p = softmax(alpha) on each edge (DARTS, equation 2), or sigmoid(alpha) (FairDARTS, section 3.2)."""
+        return {
+            kind: torch.where(self.fixed[kind].isnan(), relax(alpha, self.relaxation), self.fixed[kind])
+            for kind, alpha in self.alphas.items()
+        }
 
     def gradients(self, kinds: list[str], layer_gradients: Tensors) -> list[Tensor]:
         """dL/dalpha of dL/dp_l, by the chain rule: cells of a kind share alpha, so their gradients add up.
@@ -44,14 +60,26 @@ class Architecture(nn.Module):
         return list(torch.autograd.grad(list(mixing.values()), list(self.alphas.values()), totals))
 
 
+def relax(alpha: Tensor, relaxation: Relaxation) -> Tensor:
+    """Mixing weights of alpha, (..., operations)."""
+    return alpha.softmax(dim=-1) if relaxation == "softmax" else alpha.sigmoid()
+
+
 class ArchitectureGradient(NamedTuple):
     """What the alpha step needs, and the validation batch's figures."""
 
     loss: Tensor
     logits: Tensor
-    layer_gradients: list[Tensor]  # dL/dp_l of every layer, of the gradient that moves alpha
-    validation_gradients: list[Tensor]  # dL_val/dp_l alone, whose alignment is logged; at w' in the unrolled gradient
-    mixed: list[Tensor]  # d2L_train / dp_l dw . v of the unrolled gradient; empty in the first-order one
+    direct: list[Tensor]  # dL_val/dp_l of every layer, at fixed weights; at w' in the unrolled gradient
+    indirect: Tensors = ()  # what the weights' answer to p adds to it; empty in the first-order gradient
+    mixed: Tensors = ()  # d2L_train / dp_l dw . v, of which `indirect` is a multiple
+    noise: Tensors = ()  # what the released iDARTS leaves in the weights after its differences
+    residual: Tensor | None = None  # |v_0 - H (gamma s)| / |v_0| of the Neumann series, where asked for
+
+    @property
+    def total(self) -> list[Tensor]:
+        """The gradient that moves alpha, as dL/dp_l of every layer."""
+        return [d + i for d, i in zip(self.direct, self.indirect, strict=True)] if self.indirect else self.direct
 
 
 def first_order(objective: Objective, weights: Tensors, valid_batch: Batch) -> ArchitectureGradient:
@@ -65,7 +93,7 @@ def first_order(objective: Objective, weights: Tensors, valid_batch: Batch) -> A
     finally:
         for parameter in objective.parameters:
             parameter.requires_grad_(True)
-    return ArchitectureGradient(loss.detach(), logits.detach(), gradients, gradients, [])
+    return ArchitectureGradient(loss.detach(), logits.detach(), gradients)
 
 
 def unrolled(
@@ -90,7 +118,6 @@ def unrolled(
         momentum_buffers: the weights' optimizer's, in the order of the parameters; zeros before its first step.
         radius: |eps v| of the differences.
     """
-    names = [name for name, _ in objective.supernet.named_parameters()]
     parameters = objective.parameters
     weights = leaves(weights)
 
@@ -100,18 +127,82 @@ def unrolled(
         (w - xi * (momentum * buffer + gradient + weight_decay * w)).detach().requires_grad_()
         for w, buffer, gradient in zip(parameters, momentum_buffers, train_gradients, strict=True)
     ]
-    valid_loss, logits = objective(weights, valid_batch, dict(zip(names, ahead, strict=True)))
+    valid_loss, logits = objective(weights, valid_batch, objective.named(ahead))
     gradients = torch.autograd.grad(valid_loss, [*weights, *ahead])
     direct, v = gradients[: len(weights)], gradients[len(weights) :]
 
     if derivatives == "exact":
         mixed = torch.autograd.grad(train_gradients, weights, v)
     else:
+        mixed = _mixed_difference(objective, weights, train_batch, v, radius, v)
+    return ArchitectureGradient(
+        valid_loss.detach(), logits.detach(), list(direct), [-xi * m for m in mixed], list(mixed)
+    )
 
-        def gradient_at(point: list[Tensor]) -> Tensors:
-            trial_loss, _ = objective(weights, train_batch, dict(zip(names, point, strict=True)))
-            return torch.autograd.grad(trial_loss, weights)
 
-        mixed = central_difference(gradient_at, parameters, v, radius)
-    total = [d - xi * m for d, m in zip(direct, mixed, strict=True)]
-    return ArchitectureGradient(valid_loss.detach(), logits.detach(), total, list(direct), list(mixed))
+def implicit(
+    objective: Objective,
+    weights: Tensors,
+    train_batch: Batch,
+    valid_batch: Batch,
+    gamma: float,
+    terms: int,
+    derivatives: Derivatives = "difference",
+    radius: float = 0.01,
+    residual: bool = False,
+) -> ArchitectureGradient:
+    """grad_p L_val(w*(p), p) for each layer by the implicit function theorem, H^-1 by a Neumann series (iDARTS).
+
+    gradient = grad_p L_val - gamma * d2L_train / dp dw . s, s = sum_{k=0..K} (I - gamma H)^k v_0 (equation 9), where
+    v_0 = grad_w L_val and H = d2L_train / dw2, whose products with vectors are exact, on one training batch.
+
+    Args:
+        gamma: the weights' current learning rate.
+        terms: K.
+        radius: |R v_0| of the differences w +- R s, which take the mixed derivative.
+        residual: also |v_0 - H (gamma s)| / |v_0|, at the price of one more Hessian-vector product.
+    """
+    parameters = objective.parameters
+    weights = leaves(weights)
+    valid_loss, logits = objective(weights, valid_batch)
+    gradients = torch.autograd.grad(valid_loss, [*weights, *parameters])
+    direct, v_0 = gradients[: len(weights)], gradients[len(weights) :]
+
+    exact = derivatives == "exact"
+    train_gradients: Tensors = ()
+    if exact or terms or residual:
+        loss, _ = objective(weights, train_batch)
+        train_gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+
+    def hessian_vector_product(vector: Tensors) -> Tensors:
+        return torch.autograd.grad(train_gradients, parameters, vector, retain_graph=True, materialize_grads=True)
+
+    s, last = neumann(hessian_vector_product, v_0, gamma, terms)
+    measured = None
+    if residual:
+        rest, _ = neumann(hessian_vector_product, last, gamma, 1)  # v_K + v_{K+1}
+        measured = norm([a - b for a, b in zip(rest, last, strict=True)]) / norm(v_0)
+    if exact:
+        mixed, noise = torch.autograd.grad(train_gradients, weights, s), []
+    else:
+        del train_gradients
+        mixed = _mixed_difference(objective, weights, train_batch, s, radius, v_0)
+        # The released code steps back from w - R s by R v_0.
+        length = norm(v_0)
+        step = torch.where(length > 0, radius / length, 0)
+        noise = [step * (v - t) for v, t in zip(v_0, s, strict=True)]
+    return ArchitectureGradient(
+        valid_loss.detach(), logits.detach(), list(direct), [-gamma * m for m in mixed], list(mixed), noise, measured
+    )
+
+
+def _mixed_difference(
+    objective: Objective, weights: Tensors, batch: Batch, vector: Tensors, radius: float, measure: Tensors
+) -> list[Tensor]:
+    """d2L / dp_l dw . vector by differences in w, their step measured by `measure`."""
+
+    def gradient_at(point: list[Tensor]) -> Tensors:
+        loss, _ = objective(weights, batch, objective.named(point))
+        return torch.autograd.grad(loss, weights)
+
+    return central_difference(gradient_at, objective.parameters, vector, radius, measure)

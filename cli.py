@@ -10,10 +10,10 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jsonargparse
 import yaml
@@ -76,8 +76,52 @@ def parser_for(settings: type, prog: str, description: str) -> Parser:
 
 def parse(settings: type[Settings], prog: str, description: str, arguments: list[str] | None = None) -> Settings:
     """Parse the command line (or `arguments`) into an instance of the dataclass `settings`."""
-    namespace = parser_for(settings, prog, description).parse_args(arguments)
+    return make(settings, parser_for(settings, prog, description).parse_args(arguments))
+
+
+def make(settings: type[Settings], namespace: jsonargparse.Namespace) -> Settings:
+    """The settings in what a parser of `parser_for` has read."""
     return settings(**{field.name: _plain(getattr(namespace, field.name)) for field in dataclasses.fields(settings)})
+
+
+class Given(NamedTuple):
+    """What a command line sets."""
+
+    flags: set[str]  # names of the settings with a flag on the line
+    config: dict[str, Any]  # what the file of --config says
+
+
+def parse_with_preset(
+    settings: type[Settings],
+    prog: str,
+    description: str,
+    arguments: list[str],
+    preset: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> tuple[Settings, Given]:
+    """Parse a command line on which some settings stand for defaults of others.
+
+    Args:
+        preset: from the settings that are given to the defaults they imply; without any, those that --help shows.
+
+    Returns:
+        The settings, and which of them were given: a flag wins over --config, that over the preset, that over the
+        defaults of the dataclass.
+    """
+    own = {field.name: field.default for field in dataclasses.fields(settings)}
+    parser = parser_for(settings, prog, description)
+    parser.set_defaults(dict(preset({})))
+    given = vars(parser.parse_args(arguments, defaults=False))
+    parser.set_defaults({**own, **preset(given)})
+    named = {flag.removeprefix("--") for flag in flags(arguments)}
+    on_line = {name for name in own if {name, f"no_{name}"} & named}
+    files = [part for path in given.get("config", []) for part in ("--config", str(path))]
+    in_files = {name: value for name, value in vars(parser.parse_args(files, defaults=False)).items() if name in own}
+    return make(settings, parser.parse_args(arguments)), Given(on_line, in_files)
+
+
+def flags(arguments: list[str]) -> set[str]:
+    """The flags of a command line, without their values."""
+    return {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
 
 
 def _plain(value: Any) -> Any:
@@ -109,8 +153,7 @@ def load_settings(settings: type[Settings], prog: str, run: Path, flag: str) -> 
 
 def resume(given: Settings, prog: str, arguments: list[str]) -> Settings:
     """The settings of the run that `given.resume` names; beside it `arguments` may hold --device alone."""
-    flags = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
-    others = sorted(flags - {"--resume", "--device"})
+    others = sorted(flags(arguments) - {"--resume", "--device"})
     if others:
         raise InputError(f"--resume: the run keeps its own settings; {', '.join(others)} cannot be given beside it")
     stored = load_settings(type(given), prog, Path(given.resume), "--resume")

@@ -29,18 +29,20 @@ class Objective:
         supernet: maps images and a list of mixing weights, one tensor a layer, to logits.
         autocast: makes the context of a forward pass in lower precision.
         drop_path_prob: of the supernet's operations.
+        skip_beta: weight of the auxiliary skip connections (DARTS-), where the supernet has them.
     """
 
     supernet: nn.Module
     autocast: Callable[[], AbstractContextManager] = nullcontext
     drop_path_prob: float = 0.0
+    skip_beta: float = 0.0
 
     def __call__(
         self, weights: Tensors, batch: Batch, parameters: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Loss (scalar) and logits (B, classes); at `parameters` in place of the supernet's own, where given."""
         torch.manual_seed(batch.seed)
-        inputs = (batch.images, weights, self.drop_path_prob)
+        inputs = (batch.images, weights, self.drop_path_prob, self.skip_beta)
         with self.autocast():
             if parameters is None:
                 logits = self.supernet(*inputs)
@@ -54,6 +56,10 @@ class Objective:
     def parameters(self) -> list[Tensor]:
         """w, in the supernet's order."""
         return list(self.supernet.parameters())
+
+    def named(self, values: Tensors) -> dict[str, Tensor]:
+        """Values of the parameters by name, as a call takes them."""
+        return {name: value for (name, _), value in zip(self.supernet.named_parameters(), values, strict=True)}
 
     @property
     def aligned_layers(self) -> list[int]:
@@ -79,18 +85,45 @@ def cosine(a: Tensors, b: Tensors) -> Tensor:
 
 
 def central_difference(
-    gradient: Callable[[list[Tensor]], Tensors], point: Tensors, direction: Tensors, radius: float
+    gradient: Callable[[list[Tensor]], Tensors],
+    point: Tensors,
+    direction: Tensors,
+    radius: float,
+    measure: Tensors | None = None,
 ) -> list[Tensor]:
     """[gradient(point + eps * direction) - gradient(point - eps * direction)] / (2 eps), eps = radius / |direction|.
 
     A zero direction gives zeros. `radius` is epsilon_0 of Λ-DARTS and the 0.01 of DARTS and iDARTS.
+
+    Args:
+        measure: what eps is measured by, in place of the direction: eps = radius / |measure|.
     """
-    length = norm(direction)
+    length = norm(direction if measure is None else measure)
     eps = torch.where(length > 0, radius / length, 0)  # no host synchronization
     plus = gradient([x.detach() + eps * d for x, d in zip(point, direction, strict=True)])
     minus = gradient([x.detach() - eps * d for x, d in zip(point, direction, strict=True)])
     scale = length / (2 * radius)
     return [(a - b) * scale for a, b in zip(plus, minus, strict=True)]
+
+
+def neumann(
+    hessian_vector_product: Callable[[Tensors], Tensors], vector: Tensors, gamma: float, terms: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The Neumann series of the inverse Hessian: gamma * sum_k v_k approaches H^-1 v_0 (iDARTS, equation 9).
+
+    v_0 = vector and v_{k+1} = v_k - gamma H v_k; it converges where |1 - gamma h| < 1 for every eigenvalue h.
+
+    Args:
+        terms: K, the last term's index; 0 leaves v_0 alone.
+
+    Returns:
+        sum_k v_k for k = 0..K, and v_K.
+    """
+    term = total = list(vector)
+    for _ in range(terms):
+        term = [v - gamma * h for v, h in zip(term, hessian_vector_product(term), strict=True)]
+        total = [s + v for s, v in zip(total, term, strict=True)]
+    return total, term
 
 
 class WeightGradient(NamedTuple):

@@ -14,10 +14,22 @@ from operations import OPERATIONS, FactorizedReduce, ReLUConvBN, drop_path
 from spaces import EDGES, NODES, Candidates, Space
 
 
-class MixedOp(nn.Module):
-    """All candidates of one edge; the output is their sum under the mixing weights: sum_k p_k op_k(x)."""
+def _auxiliary_skip(kind: str, channels: int, stride: int) -> nn.Module:
+    """The auxiliary skip connection of DARTS- (ICLR 2021, section 3.2)."""
+    if kind == "conv1" and stride == 1:
+        conv = nn.Conv2d(channels, channels, 1, bias=False)
+        nn.init.dirac_(conv.weight)
+        return conv
+    return OPERATIONS["skip_connect"](channels, stride, False)
 
-    def __init__(self, candidates: Sequence[str], channels: int, stride: int) -> None:
+
+class MixedOp(nn.Module):
+    """All candidates of one edge; the output is their sum under the mixing weights: sum_k p_k op_k(x).
+
+    With an auxiliary skip connection it is sum_k p_k op_k(x) + beta * aux(x) (DARTS-, equation 5).
+    """
+
+    def __init__(self, candidates: Sequence[str], channels: int, stride: int, auxiliary_skip: str) -> None:
         super().__init__()
         self.operations = nn.ModuleList()
         for name in candidates:
@@ -25,14 +37,17 @@ class MixedOp(nn.Module):
             if "pool" in name:
                 operation = nn.Sequential(operation, nn.BatchNorm2d(channels, affine=False))
             self.operations.append(operation)
+        self.auxiliary = None if auxiliary_skip == "none" else _auxiliary_skip(auxiliary_skip, channels, stride)
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor], drop_path_prob: float) -> Tensor:
+    def forward(self, x: Tensor, weights: Sequence[Tensor], drop_path_prob: float, skip_beta: float) -> Tensor:
         outputs = []
         for weight, operation in zip(weights, self.operations, strict=True):
             output = operation(x)
             if self.training and drop_path_prob > 0 and not isinstance(operation, nn.Identity):
                 output = drop_path(output, drop_path_prob)
             outputs.append(weight * output)
+        if self.auxiliary is not None:
+            outputs.append(skip_beta * self.auxiliary(x))
         return sum(outputs[1:], outputs[0])
 
 
@@ -47,6 +62,7 @@ class Cell(nn.Module):
         channels: int,
         reduction: bool,
         reduction_prev: bool,
+        auxiliary_skip: str,
     ) -> None:
         super().__init__()
         self.preprocess0 = (
@@ -56,17 +72,18 @@ class Cell(nn.Module):
         )
         self.preprocess1 = ReLUConvBN(c_prev, channels, 1, 1, 0, affine=False)
         self.edges = nn.ModuleList(
-            MixedOp(operations, channels, stride=2 if reduction and source < 2 else 1)
+            MixedOp(operations, channels, 2 if reduction and source < 2 else 1, auxiliary_skip)
             for operations, (source, _) in zip(candidates, EDGES, strict=True)
         )
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, drop_path_prob: float) -> Tensor:
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, drop_path_prob: float, skip_beta: float) -> Tensor:
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         edges = zip(self.edges, weights.unbind(), strict=True)
         for _ in range(NODES):
             # zip asks `states` first and stops there: each node takes the next len(states) edges.
             incoming = [
-                edge(state, row.unbind(), drop_path_prob) for state, (edge, row) in zip(states, edges, strict=False)
+                edge(state, row.unbind(), drop_path_prob, skip_beta)
+                for state, (edge, row) in zip(states, edges, strict=False)
             ]
             states.append(sum(incoming[1:], incoming[0]))
         return torch.cat(states[-NODES:], dim=1)
@@ -87,10 +104,17 @@ class Supernet(nn.Module):
         layers: number of cells.
         classes: number of classes.
         in_channels: channels of the images.
+        auxiliary_skip: "skip" or "conv1" for DARTS-'s auxiliary skip connection on every edge, or "none".
     """
 
     def __init__(
-        self, space: Space, init_channels: int = 16, layers: int = 8, classes: int = 10, in_channels: int = 3
+        self,
+        space: Space,
+        init_channels: int = 16,
+        layers: int = 8,
+        classes: int = 10,
+        in_channels: int = 3,
+        auxiliary_skip: str = "none",
     ) -> None:
         super().__init__()
         #: "normal" or "reduce" for each layer, in the order of the mixing weights
@@ -106,15 +130,19 @@ class Supernet(nn.Module):
         c_prev_prev, c_prev, previous = width, width, "normal"
         for kind in self.kinds:
             channels *= 2 if kind == "reduce" else 1
-            self.cells.append(
-                Cell(getattr(space, kind), c_prev_prev, c_prev, channels, kind == "reduce", previous == "reduce")
-            )
+            reductions = (kind == "reduce", previous == "reduce")
+            self.cells.append(Cell(getattr(space, kind), c_prev_prev, c_prev, channels, *reductions, auxiliary_skip))
             c_prev_prev, c_prev, previous = c_prev, NODES * channels, kind
         self.classifier = nn.Linear(c_prev, classes)
 
-    def forward(self, images: Tensor, weights: Sequence[Tensor], drop_path_prob: float = 0.0) -> Tensor:
-        """Logits (B, classes) of images (B, channels, H, W) under one (edges, operations) tensor of weights a layer."""
+    def forward(
+        self, images: Tensor, weights: Sequence[Tensor], drop_path_prob: float = 0.0, skip_beta: float = 0.0
+    ) -> Tensor:
+        """Logits (B, classes) of images (B, channels, H, W) under one (edges, operations) tensor of weights a layer.
+
+        `skip_beta` is the weight of the auxiliary skip connections, where the supernet has them.
+        """
         s0 = s1 = self.stem(images)
         for cell, layer_weights in zip(self.cells, weights, strict=True):
-            s0, s1 = s1, cell(s0, s1, layer_weights, drop_path_prob)
+            s0, s1 = s1, cell(s0, s1, layer_weights, drop_path_prob, skip_beta)
         return self.classifier(s1.mean(dim=(2, 3)))

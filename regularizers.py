@@ -1,8 +1,11 @@
-"""Regularizers of the weight step: scalar functions of the layers' architecture gradients.
+"""Regularizers: of the weight step, functions of the layers' architecture gradients; of alpha, of the mixing weights.
 
 A regularizer takes g_1, ..., g_L, the gradients of the training loss with respect to the mixing weights of each layer,
 and returns the scalar that the weights are to increase: they descend L_train - lambda * R(g_1, ..., g_L). To add one,
 write a function of that signature and name it in REGULARIZERS; its derivative is taken by autograd.
+
+A regularizer of alpha takes the mixing weights p of all kinds of cells and returns the scalar that alpha is to
+decrease: alpha descends L_val + w01 * R(p). Its registry is ALPHA_REGULARIZERS.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Gradients = Sequence[Tensor]
+Tensors = Sequence[Tensor]
 
 
-def _corr(gradients: Gradients) -> Tensor:
+def _corr(gradients: Tensors) -> Tensor:
     """Mean over pairs of layers of the cosine <g_i, g_j> / (|g_i| |g_j|) (Λ-DARTS, ICLR 2023, section 4)."""
     g = torch.stack([gradient.flatten() for gradient in gradients])  # (L, edges * operations)
     norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
@@ -24,7 +27,7 @@ def _corr(gradients: Gradients) -> Tensor:
     return (total @ total - (n * n).sum()) / (len(g) * (len(g) - 1))
 
 
-def _signcorr(gradients: Gradients) -> Tensor:
+def _signcorr(gradients: Tensors) -> Tensor:
     """Mean over pairs of layers of <g_i, g_j> / <|g_i|, |g_j|> (Λ-DARTS's released code)."""
     g = torch.stack([gradient.flatten() for gradient in gradients])
     scale = g.abs() @ g.abs().T
@@ -33,13 +36,13 @@ def _signcorr(gradients: Gradients) -> Tensor:
 
 
 #: name -> function of the layer gradients; the weights ascend it
-REGULARIZERS: dict[str, Callable[[Gradients], Tensor]] = {
+REGULARIZERS: dict[str, Callable[[Tensors], Tensor]] = {
     "corr": _corr,
     "signcorr": _signcorr,
 }
 
 
-def layer_alignment(gradients: Gradients, kind: str = "corr") -> Tensor:
+def layer_alignment(gradients: Tensors, kind: str = "corr") -> Tensor:
     """The layer alignment Lambda of Λ-DARTS, or another entry of REGULARIZERS.
 
     Args:
@@ -61,7 +64,7 @@ def layer_alignment(gradients: Gradients, kind: str = "corr") -> Tensor:
     return REGULARIZERS[kind](gradients)
 
 
-def layer_alignment_derivative(gradients: Gradients, kind: str = "corr") -> list[Tensor]:
+def layer_alignment_derivative(gradients: Tensors, kind: str = "corr") -> list[Tensor]:
     """The derivative u_l = dLambda / dg_l of `layer_alignment`, one tensor a layer, in the layers' shape.
 
     The gradients are taken as numbers: the result carries no graph. For "corr" the work is O(L).
@@ -69,3 +72,20 @@ def layer_alignment_derivative(gradients: Gradients, kind: str = "corr") -> list
     with torch.enable_grad():
         leaves = [gradient.detach().requires_grad_() for gradient in gradients]
         return list(torch.autograd.grad(layer_alignment(leaves, kind), leaves))
+
+
+def _zero_one_l2(mixing_weights: Tensors) -> Tensor:
+    """-mean((p - 0.5)^2) over all gates (FairDARTS, ECCV 2020, section 3.3)."""
+    return -torch.cat([weights.flatten() - 0.5 for weights in mixing_weights]).square().mean()
+
+
+def _zero_one_l1(mixing_weights: Tensors) -> Tensor:
+    """-mean(|p - 0.5|) over all gates (FairDARTS, ECCV 2020, section 3.3)."""
+    return -torch.cat([weights.flatten() - 0.5 for weights in mixing_weights]).abs().mean()
+
+
+#: name -> function of the mixing weights, one tensor for each kind of cell; alpha descends it
+ALPHA_REGULARIZERS: dict[str, Callable[[Tensors], Tensor]] = {
+    "zero_one_l2": _zero_one_l2,
+    "zero_one_l1": _zero_one_l1,
+}

@@ -28,7 +28,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 import data
-from utils import EpochProgress, write_atomically, write_csv
+from utils import StepProgress, write_atomically, write_csv
 
 
 def cosine(learning_rate: float, epochs: int) -> Callable[[int], float]:
@@ -243,7 +243,8 @@ class RunLog(Callback):
         last_checkpoint(self.run).parent.mkdir(exist_ok=True)
         done, epochs = len(self.rows), trainer.max_epochs
         self.board = self.opened.enter_context(SummaryWriter(self.run / "tensorboard", purge_step=done + 1))
-        self.progress = self.opened.enter_context(EpochProgress(epochs, done, trainer.num_training_batches))
+        steps = trainer.num_training_batches
+        self.progress = self.opened.enter_context(StepProgress("run", epochs * steps, done * steps))
         devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
         self.progress.line(f"run {self.run}: {epochs - done} epochs on {devices}{module.device}")
         if self.rows:
@@ -252,7 +253,7 @@ class RunLog(Callback):
     def on_train_epoch_start(self, trainer: Trainer, module: Retraining) -> None:
         self.start = time.perf_counter()
         if trainer.is_global_zero:
-            self.progress.start(trainer.current_epoch)
+            self.progress.start(f"epoch {trainer.current_epoch + 1}", trainer.num_training_batches)
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         if trainer.is_global_zero:

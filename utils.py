@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sized
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -184,14 +185,21 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(dim=1) == labels).float().mean()
 
 
-class EpochProgress:
-    """The run's and the epoch's progress with the time that remains; on a terminal only, else one line an epoch."""
+class StepProgress:
+    """Progress of the whole and of the part under way, with the time that remains; on a terminal only.
 
-    def __init__(self, epochs: int, done: int, steps: int) -> None:
+    Elsewhere `line` is all that is printed.
+
+    Args:
+        whole: what the whole is called.
+        total: its steps.
+        done: those behind it already.
+    """
+
+    def __init__(self, whole: str, total: int, done: int) -> None:
         self._console = Console(highlight=False)
-        self._epochs, self._steps = epochs, steps
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description:24}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -201,28 +209,28 @@ class EpochProgress:
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._run = self._bar.add_task("run     ", total=epochs * steps, completed=done * steps)
-        self._epoch = self._bar.add_task("epoch   ", total=steps)
+        self._whole = self._bar.add_task(whole, total=total, completed=done)
+        self._part = self._bar.add_task("", total=None)
 
-    def __enter__(self) -> "EpochProgress":
+    def __enter__(self) -> "StepProgress":
         self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def start(self, epoch: int) -> None:
-        """Begin the steps of `epoch`."""
-        self._bar.reset(self._epoch, total=self._steps, description=f"epoch {epoch + 1}")
+    def start(self, name: str, steps: int) -> None:
+        """Begin a part of so many steps."""
+        self._bar.reset(self._part, total=steps, description=name)
 
     def advance(self) -> None:
         """Count a step."""
-        self._bar.advance(self._epoch)
-        self._bar.advance(self._run)
+        self._bar.advance(self._part)
+        self._bar.advance(self._whole)
 
-    def track(self, items: Iterable, epoch: int) -> Iterator:
-        """Iterate over the steps of `epoch`, moving the bars."""
-        self.start(epoch)
+    def track(self, name: str, items: Sized) -> Iterator:
+        """Iterate over the steps of a part, moving the bars."""
+        self.start(name, len(items))
         for item in items:
             yield item
             self.advance()
@@ -230,3 +238,13 @@ class EpochProgress:
     def line(self, text: str) -> None:
         """Print a line above the bars."""
         self._console.print(text, markup=False, soft_wrap=True)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory that was in use, in MiB: of the GPU's tensors, or of this process where there is no GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # of Unix alone
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

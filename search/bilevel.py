@@ -1,44 +1,36 @@
-"""The bilevel search (DARTS, ICLR 2019, algorithm 1) with the regularizer of Λ-DARTS (ICLR 2023, section 4)."""
+"""The bilevel search (DARTS, ICLR 2019, algorithm 1), in which the ideas of all methods are switches of two steps."""
 
 import json
 import math
-import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
-import cli
 import data
 import selection
-from analysis.curves import plot_search
-from analysis.draw import draw_genotype
-from architect import Architecture, first_order, unrolled
+from architect import Architecture, ArchitectureGradient, first_order, implicit, unrolled
 from cli import InputError, blaming
-from genotypes import Genotype, make_genotype
+from genotypes import Genotype
 from gradients import Objective, cosine, norm, regularized_gradient, weight_gradient
 from model_search import Supernet, cell_kinds
-from regularizers import REGULARIZERS, layer_alignment
+from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, layer_alignment
 from search.settings import SearchSettings
 from spaces import SPACES
 from utils import (
     Averages,
-    Checkpoints,
-    EpochProgress,
+    StepProgress,
     accuracy,
     check_device,
     load_optimizer_tensors,
     optimizer_tensors,
-    provenance,
+    peak_memory,
     write_atomically,
-    write_config,
     write_csv,
 )
 
@@ -46,17 +38,46 @@ from utils import (
 MEASURE_EVERY = 10
 
 
-def cosine_learning_rate(settings: SearchSettings, epoch: int) -> float:
-    """The weights' learning rate of an epoch: a cosine from learning_rate towards learning_rate_min."""
-    low, high = settings.learning_rate_min, settings.learning_rate
-    return low + (high - low) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+class Schedule(NamedTuple):
+    """What changes from epoch to epoch."""
+
+    learning_rate: float
+    lambda_t: float = 0.0
+    skip_beta: float = 0.0
+    drop_path_prob: float = 0.0
 
 
-def ramped_lambda(settings: SearchSettings, epoch: int) -> float:
-    """lambda_t: linear from 0 in the first epoch to lambda in the last; lambda where there is one epoch only."""
-    if settings.reg == "none":
-        return 0.0
-    return settings.lambda_ * (epoch / (settings.epochs - 1) if settings.epochs > 1 else 1.0)
+def schedule(settings: SearchSettings, epoch: int) -> Schedule:
+    """The schedules of an epoch, counted from 0.
+
+    The learning rate is a cosine from learning_rate towards learning_rate_min (DARTS); lambda_t is linear from 0 in the
+    first epoch to lambda in the last, and lambda where there is one epoch only (Λ-DARTS).
+    """
+    epochs = settings.epochs
+    ramp = epoch / (epochs - 1) if epochs > 1 else 1.0
+    return Schedule(
+        learning_rate=cosine_learning_rate(settings.learning_rate, settings.learning_rate_min, epoch / epochs),
+        lambda_t=0.0 if settings.reg == "none" else settings.lambda_ * ramp,
+        skip_beta=0.0 if settings.auxiliary_skip == "none" else skip_beta(settings, epoch / epochs),
+        drop_path_prob=settings.drop_path_prob * epoch / epochs,
+    )
+
+
+def cosine_learning_rate(high: float, low: float, done: float) -> float:
+    """A cosine from `high` to `low`, when a share `done` of the epochs is over."""
+    return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
+
+
+def skip_beta(settings: SearchSettings, done: float) -> float:
+    """beta_t of the auxiliary skip connection, when a share `done` of the epochs is over (DARTS-, section 3.3)."""
+    return (
+        settings.skip_beta
+        * {
+            "linear": 1 - done,
+            "cosine": (1 + math.cos(math.pi * done)) / 2,
+            "slow_cosine": math.cos(math.pi * done / 2),
+        }[settings.decay]
+    )
 
 
 def make_fabric(device: str, precision: str) -> Fabric:
@@ -79,6 +100,9 @@ def check(settings: SearchSettings) -> None:
     known = ("none", "noise", *REGULARIZERS)
     if settings.reg not in known:
         raise InputError(f"--reg: {settings.reg!r}, expected one of {', '.join(known)}")
+    if settings.alpha_reg not in ("none", *ALPHA_REGULARIZERS):
+        known = ("none", *ALPHA_REGULARIZERS)
+        raise InputError(f"--alpha_reg: {settings.alpha_reg!r}, expected one of {', '.join(known)}")
     if "normal" not in kinds:
         raise InputError(f"--layers: {settings.layers} are all reduction cells; expected 3 or more")
     aligning = "--compare_derivatives" if settings.compare_derivatives else f"--reg {settings.reg}"
@@ -103,9 +127,14 @@ class Search:
         torch.manual_seed(settings.seed)
         with fabric.init_module():
             self.supernet = Supernet(
-                self.space, settings.init_channels, settings.layers, len(dataset.classes), dataset.in_channels
+                self.space,
+                settings.init_channels,
+                settings.layers,
+                len(dataset.classes),
+                dataset.in_channels,
+                settings.auxiliary_skip,
             ).to(memory_format=torch.channels_last)
-            self.architecture = Architecture(self.supernet.alpha_shapes)
+            self.architecture = Architecture(self.supernet.alpha_shapes, settings.relaxation)
         train, valid = data.split(dataset.train, settings.train_portion, settings.seed)
         for flag, part in (("--train_portion", train), ("1 - --train_portion", valid)):
             if settings.batch_size > len(part):
@@ -123,12 +152,12 @@ class Search:
         self.alpha_optimizer = torch.optim.Adam(
             self.architecture.parameters(),
             lr=settings.arch_learning_rate,
-            betas=(0.5, 0.999),
+            betas=(settings.arch_beta1, settings.arch_beta2),
             weight_decay=settings.arch_weight_decay,
         )
         # What the run has been, epoch by epoch: the log files are written from this.
         self.rows: list[dict[str, Any]] = []
-        self.genotypes: list[Genotype] = []
+        self.genotypes: list[dict[str, Any]] = []
         self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in self.architecture.alphas}
         self._record_alphas()
 
@@ -138,13 +167,18 @@ class Search:
 
     def layer_weights(self) -> list[Tensor]:
         """The mixing weights of each layer, as plain numbers."""
-        mixing = {kind: weights.detach() for kind, weights in self.architecture.mixing_weights().items()}
-        return [mixing[kind] for kind in self.supernet.kinds]
+        return self.spread(self.architecture.mixing_weights())
+
+    def spread(self, mixing: Mapping[str, Tensor]) -> list[Tensor]:
+        """The mixing weights of the kinds of cells as those of each layer, as plain numbers."""
+        return [mixing[kind].detach() for kind in self.supernet.kinds]
 
     def genotype(self) -> Genotype:
-        """The cell that alpha stands for now."""
+        """The cell that alpha stands for now; by argmax where the rule is one that asks the supernet."""
+        rule = "argmax" if self.settings.selection == "perturbation" else self.settings.selection
         mixing = self.architecture.mixing_weights()
-        return selection.argmax(self.space, {kind: w.detach().cpu().numpy() for kind, w in mixing.items()})
+        weights = {kind: w.detach().cpu().numpy() for kind, w in mixing.items()}
+        return selection.select(self.space, weights, rule, self.settings.threshold)
 
     def batches(self, epoch: int) -> tuple[data.Batches, data.Batches]:
         """The training and the validation batches of an epoch."""
@@ -162,34 +196,73 @@ class Search:
             for w in self.supernet.parameters()
         ]
 
-    def alpha_step(self, objective: Objective, train_batch: data.Batch, valid_batch: data.Batch, log: Averages) -> None:
-        """alpha descends the validation loss (DARTS, algorithm 1, step 1)."""
-        if self.settings.unrolled:
-            result = unrolled(
+    def architecture_gradient(
+        self, objective: Objective, train_batch: data.Batch, valid_batch: data.Batch, residual: bool
+    ) -> ArchitectureGradient:
+        """The validation loss's gradient in the mixing weights, in the way of the settings."""
+        settings, weights = self.settings, self.layer_weights()
+        learning_rate = self.weight_optimizer.param_groups[0]["lr"]
+        if settings.hypergradient == "unrolled":
+            return unrolled(
                 objective,
-                self.layer_weights(),
+                weights,
                 train_batch,
                 valid_batch,
-                xi=self.weight_optimizer.param_groups[0]["lr"],
+                xi=learning_rate,
                 momentum_buffers=self.momentum_buffers(),
-                momentum=self.settings.momentum,
-                weight_decay=self.settings.weight_decay,
-                derivatives=self.settings.derivatives,
+                momentum=settings.momentum,
+                weight_decay=settings.weight_decay,
+                derivatives=settings.derivatives,
             )
-        else:
-            result = first_order(objective, self.layer_weights(), valid_batch)
-        gradients = self.architecture.gradients(self.supernet.kinds, result.layer_gradients)
+        if settings.hypergradient == "implicit":
+            return implicit(
+                objective,
+                weights,
+                train_batch,
+                valid_batch,
+                gamma=learning_rate,
+                terms=settings.neumann_terms,
+                derivatives=settings.derivatives,
+                residual=residual,
+            )
+        return first_order(objective, weights, valid_batch)
+
+    def alpha_step(
+        self, objective: Objective, train_batch: data.Batch, valid_batch: data.Batch, residual: bool, log: Averages
+    ) -> None:
+        """alpha descends the validation loss (DARTS, algorithm 1, step 1), and w01 * R(p) (FairDARTS, equation 5).
+
+        Args:
+            residual: measure the Neumann series's, where there is one.
+        """
+        settings, kinds = self.settings, self.supernet.kinds
+        result = self.architecture_gradient(objective, train_batch, valid_batch, residual)
+        gradients = self.architecture.gradients(kinds, result.total)
+        if settings.alpha_reg != "none":
+            value = ALPHA_REGULARIZERS[settings.alpha_reg](list(self.architecture.mixing_weights().values()))
+            pull = torch.autograd.grad(settings.alpha_reg_weight * value, list(self.architecture.parameters()))
+            gradients = [g + p for g, p in zip(gradients, pull, strict=True)]
+            log.add("alpha_regularizer", value)
+            log.add("alpha_regularizer_gradient_norm", norm(pull))
         for alpha, gradient in zip(self.architecture.parameters(), gradients, strict=True):
             alpha.grad = gradient
         self.alpha_optimizer.step()
+        if settings.implicit_noise:
+            with torch.no_grad():
+                torch._foreach_add_(objective.parameters, result.noise)
 
         count = len(valid_batch.labels)
         log.add("valid_loss", result.loss, count)
         log.add("valid_accuracy", accuracy(result.logits, valid_batch.labels), count)
-        aligned = [result.validation_gradients[layer] for layer in objective.aligned_layers]
+        aligned = [result.direct[layer] for layer in objective.aligned_layers]
         if len(aligned) > 1:
             log.add("valid_alignment", layer_alignment(aligned))
-        log.add("layer_gradient_norms", torch.stack([g.norm() for g in result.validation_gradients]))
+        log.add("layer_gradient_norms", torch.stack([g.norm() for g in result.direct]))
+        if result.indirect:
+            log.add("direct_gradient_norm", norm(self.architecture.gradients(kinds, result.direct)))
+            log.add("indirect_gradient_norm", norm(self.architecture.gradients(kinds, result.indirect)))
+        if result.residual is not None:
+            log.add("neumann_residual", result.residual)
 
     def weight_step(
         self, objective: Objective, batch: data.Batch, lambda_t: float, measure: bool, log: Averages
@@ -231,100 +304,103 @@ class Search:
         )
         return cosine(difference, exact)
 
-    def run_epoch(self, epoch: int, progress: EpochProgress) -> None:
-        """One epoch, and its row of the log."""
-        start = time.perf_counter()
+    def run_epoch(self, epoch: int, now: Schedule, progress: StepProgress, name: str) -> Averages:
+        """The steps of an epoch, under its schedule; `name` is what the progress bar calls it."""
         settings, log = self.settings, Averages()
-        learning_rate, lambda_t = cosine_learning_rate(settings, epoch), ramped_lambda(settings, epoch)
         for group in self.weight_optimizer.param_groups:
-            group["lr"] = learning_rate
-        objective = Objective(
-            self.supernet.train(), self.fabric.autocast, settings.drop_path_prob * epoch / settings.epochs
-        )
+            group["lr"] = now.learning_rate
+        objective = Objective(self.supernet.train(), self.fabric.autocast, now.drop_path_prob, now.skip_beta)
         train_batches, valid_batches = self.batches(epoch)
-        pairs = zip(train_batches, data.cycle(valid_batches, len(train_batches)), strict=True)
-        for step, (train_batch, valid_batch) in enumerate(progress.track(pairs, epoch)):
-            train_batch, valid_batch = self.cast(train_batch), self.cast(valid_batch)
+        last = len(train_batches) - 1
+        valid = data.cycle(valid_batches, len(train_batches))
+        # T weight steps for a step of alpha; the implicit gradient is taken behind them (iDARTS, algorithm 1).
+        inner, weights_first = settings.inner_steps, settings.hypergradient == "implicit"
+        measured = False
+        for step, train_batch in enumerate(progress.track(name, train_batches)):
+            train_batch = self.cast(train_batch)
             if step == 0 and settings.compare_derivatives:
                 log.add("derivative_cosine", self.derivative_cosine(objective, train_batch))
-            self.alpha_step(objective, train_batch, valid_batch, log)
-            self.weight_step(objective, train_batch, lambda_t, step % MEASURE_EVERY == 0, log)
-        self._record(epoch, learning_rate, lambda_t, log, start)
+            if not weights_first and step % inner == 0:
+                self.alpha_step(objective, train_batch, self.cast(next(valid)), False, log)
+            self.weight_step(objective, train_batch, now.lambda_t, step % MEASURE_EVERY == 0, log)
+            if weights_first and (step % inner == inner - 1 or (step == last and not measured)):
+                self.alpha_step(objective, train_batch, self.cast(next(valid)), not measured, log)
+                measured = True
+        return log
 
     def cast(self, batch: data.Batch) -> data.Batch:
         """The batch in the precision of the weights."""
         return batch._replace(images=batch.images.to(self.supernet.classifier.weight.dtype))
 
-    def _record(self, epoch: int, learning_rate: float, lambda_t: float, log: Averages, start: float) -> None:
+    def record(self, now: Schedule, log: Averages, start: float) -> None:
+        """Add an epoch's row to the log, begun at `start`, and the cell that alpha stands for.
+
+        Raises:
+            FloatingPointError: a mean is not finite.
+        """
+        epoch = len(self.rows) + 1
         means = log.compute()
         for name, value in means.items():
             if not np.isfinite(value).all():
-                raise FloatingPointError(f"{name} is not finite in epoch {epoch + 1}")
-        genotype = self.genotype()
+                raise FloatingPointError(f"{name} is not finite in epoch {epoch}")
+        settings, genotype = self.settings, self.genotype()
         mixing = {kind: w.detach() for kind, w in self.architecture.mixing_weights().items()}
-        norms = means.pop("layer_gradient_norms")
-        row = {
-            "epoch": epoch + 1,
-            "learning_rate": learning_rate,
-            "lambda": lambda_t,
-            **{
-                name: means.get(name)
-                for name in (
-                    "train_loss",
-                    "train_accuracy",
-                    "valid_loss",
-                    "valid_accuracy",
-                    "train_alignment",
-                    "valid_alignment",
-                    "loss_gradient_norm",
-                    "regularizer_gradient_norm",
-                    "derivative_cosine",
-                )
-            },
-            **{f"gradient_norm_layer_{layer}": value for layer, value in enumerate(norms)},
-            **{f"entropy_{kind}": entropy(weights) for kind, weights in mixing.items()},
-            **{f"skip_connect_{kind}": skips(genotype, kind) for kind in mixing},
-            "seconds": time.perf_counter() - start,
-        }
+        sigmoid = settings.relaxation == "sigmoid"
+        measured = [
+            *("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "train_alignment", "valid_alignment"),
+            *("loss_gradient_norm", "regularizer_gradient_norm", "derivative_cosine"),
+        ]
+        if settings.hypergradient != "first":
+            measured += ["direct_gradient_norm", "indirect_gradient_norm"]
+        if settings.hypergradient == "implicit":
+            measured += ["neumann_residual"]
+        if settings.alpha_reg != "none":
+            measured += ["alpha_regularizer", "alpha_regularizer_gradient_norm"]
+        row = {"epoch": epoch, "learning_rate": now.learning_rate, "lambda": now.lambda_t}
+        if settings.auxiliary_skip != "none":
+            row["skip_beta"] = now.skip_beta
+        row |= {name: means.get(name) for name in measured}
+        row |= {f"gradient_norm_layer_{layer}": value for layer, value in enumerate(means["layer_gradient_norms"])}
+        row |= {f"entropy_{kind}": entropy(weights, sigmoid) for kind, weights in mixing.items()}
+        if sigmoid:
+            over = {kind: (weights >= settings.threshold).double().mean().item() for kind, weights in mixing.items()}
+            row |= {f"gates_over_threshold_{kind}": share for kind, share in over.items()}
+        row |= {f"skip_connect_{kind}": skips(genotype, kind) for kind in mixing}
+        row |= {"seconds": time.perf_counter() - start, "peak_memory_mib": peak_memory(self.fabric.device)}
         self.rows.append(row)
-        self.genotypes.append(genotype)
+        self.genotypes.append(genotype._asdict())
         self._record_alphas()
 
-    def save(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint of everything that goes on from here."""
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that goes on from here: tensors, and plain values."""
         tensors = {
             **{f"supernet.{name}": tensor for name, tensor in self.supernet.state_dict().items()},
             **{f"alpha_history.{kind}": torch.from_numpy(np.stack(rows)) for kind, rows in self.alphas.items()},
+            **{f"alpha.{kind}": alpha.detach() for kind, alpha in self.architecture.alphas.items()},
             **optimizer_tensors(self.weight_optimizer, "weight_optimizer"),
             **optimizer_tensors(self.alpha_optimizer, "alpha_optimizer"),
         }
-        state = {"rows": self.rows, "genotypes": [genotype._asdict() for genotype in self.genotypes]}
-        checkpoints.save(len(self.rows), tensors, state)
+        return tensors, {"rows": self.rows, "genotypes": self.genotypes}
 
-    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Go back to where `save` was called.
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go back to a `snapshot`.
 
         Raises:
-            ValueError: it was called by a search of other settings.
+            ValueError: it is one of other settings.
         """
+        prefix = "supernet."
+        weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         try:
-            self._load(tensors, state)
+            self.supernet.load_state_dict(weights)
+            with torch.no_grad():
+                for kind, alpha in self.architecture.alphas.items():
+                    alpha.copy_(tensors[f"alpha.{kind}"])
+            self.alphas = {kind: list(tensors[f"alpha_history.{kind}"].numpy()) for kind in self.alphas}
+            load_optimizer_tensors(self.weight_optimizer, tensors, "weight_optimizer")
+            load_optimizer_tensors(self.alpha_optimizer, tensors, "alpha_optimizer")
+            self.rows, self.genotypes = list(state["rows"]), list(state["genotypes"])
         except (RuntimeError, KeyError) as error:
             raise ValueError("the checkpoint does not fit config.yaml; expected both of one run") from error
-
-    def _load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        prefix = "supernet."
-        self.supernet.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        )
-        self.alphas = {kind: list(tensors[f"alpha_history.{kind}"].numpy()) for kind in self.alphas}
-        with torch.no_grad():
-            for kind, alpha in self.architecture.alphas.items():
-                alpha.copy_(torch.from_numpy(self.alphas[kind][-1]))
-        load_optimizer_tensors(self.weight_optimizer, tensors, "weight_optimizer")
-        load_optimizer_tensors(self.alpha_optimizer, tensors, "alpha_optimizer")
-        self.rows = list(state["rows"])
-        self.genotypes = [make_genotype(parts) for parts in state["genotypes"]]
 
     def write_logs(self, run: Path) -> None:
         """metrics.csv, genotypes.jsonl and alphas.npz, whole, from the history."""
@@ -332,7 +408,7 @@ class Search:
         write_atomically(
             run / "genotypes.jsonl",
             "".join(
-                json.dumps({"epoch": epoch, **genotype._asdict()}) + "\n"
+                json.dumps({"epoch": epoch, **genotype}) + "\n"
                 for epoch, genotype in enumerate(self.genotypes, start=1)
             ),
         )
@@ -341,71 +417,15 @@ class Search:
         temporary.replace(run / "alphas.npz")
 
 
-def entropy(weights: Tensor) -> float:
-    """Mean over the edges of the entropy of the mixing weights, in nats; the weights of an edge sum to 1."""
-    return -(weights * weights.clamp(min=1e-30).log()).sum(dim=-1).mean().item()
+def entropy(weights: Tensor, sigmoid: bool) -> float:
+    """Mean over the edges of the entropy of the mixing weights, in nats.
+
+    Of softmax weights that of a choice of one operation; of sigmoid gates that of as many independent choices.
+    """
+    shares = torch.stack([weights, 1 - weights]) if sigmoid else weights[None]
+    return -(shares * shares.clamp(min=1e-30).log()).sum(dim=(0, -1)).mean().item()
 
 
 def skips(genotype: Genotype, kind: str) -> int:
     """Number of skip connections in a cell."""
     return sum(edge.operation == "skip_connect" for edge in genotype.edges(kind))
-
-
-def _summary(row: Mapping[str, Any], epochs: int) -> str:
-    alignment = row["valid_alignment"]
-    return (
-        f"epoch {row['epoch']}/{epochs}"
-        f"  train loss {row['train_loss']:.3f} accuracy {100 * row['train_accuracy']:.1f} %"
-        f"  valid accuracy {100 * row['valid_accuracy']:.1f} %"
-        + ("" if alignment is None else f"  alignment {alignment:.3f}")
-        + f"  skips {row['skip_connect_normal']}  {row['seconds']:.1f} s"
-    )
-
-
-def search(settings: SearchSettings, run: Path, resumed: bool) -> None:
-    """Search a cell and leave a run folder; `resumed` goes on with the one that is there."""
-    fabric = make_fabric(settings.device, settings.precision)
-    with blaming(f"--data: {settings.dataset}"):
-        dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download)
-    state = Search(settings, dataset, fabric)
-    if resumed:
-        with blaming("--resume"):
-            checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
-            checkpoint = checkpoints.load()
-        if checkpoint:
-            with blaming("--resume"):
-                state.load(*checkpoint)
-            state.write_logs(run)
-    else:
-        cli.new_folder(run, "--save")
-        write_config(run, {**asdict(settings), "save": str(run)}, provenance(cli.command_line(), str(fabric.device)))
-        checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
-
-    first = done = len(state.rows)
-    print(f"run {run}: {settings.epochs - first} epochs on {fabric.device}", flush=True)
-    steps = len(state.batches(0)[0])
-    with (
-        SummaryWriter(run / "tensorboard", purge_step=first + 1) as board,
-        EpochProgress(settings.epochs, first, steps) as progress,
-    ):
-        try:
-            for epoch in range(first, settings.epochs):
-                state.run_epoch(epoch, progress)
-                state.save(checkpoints)
-                done = epoch + 1
-                state.write_logs(run)
-                for name, value in state.rows[-1].items():
-                    if value is not None and name != "epoch":
-                        board.add_scalar(name, value, epoch + 1)
-                progress.line(_summary(state.rows[-1], settings.epochs))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"after {done} of {settings.epochs} epochs; go on with: "
-                f"python search/train_search.py --resume {shlex.quote(str(run))}"
-            ) from None
-
-    genotype = state.genotypes[-1]
-    draw_genotype(genotype, run / "cells")
-    plot_search(run)
-    write_atomically(run / "genotype.json", genotype.to_json())
-    print(f"found {genotype}\nrun folder {run}", flush=True)

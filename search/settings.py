@@ -1,19 +1,24 @@
 """The settings of a search, its command line, and those of an existing run. Light: nothing here imports torch."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-from jsonargparse.typing import NonNegativeInt, OpenUnitInterval, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveInt
 
 import cli
-from cli import NonNegativeFloat, PositiveFloat, Probability, Seed, option
+from cli import InputError, NonNegativeFloat, PositiveFloat, Probability, Seed, option
 
 PROG = "train_search.py"
 DESCRIPTION = (
-    "Search a cell with Λ-DARTS or DARTS. The defaults are the Λ-DARTS paper's for the DARTS space on CIFAR-10."
+    "Search a cell with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with any of their ideas together. "
+    "--method sets every flag that its paper sets; a flag given beside it wins. The defaults shown are Λ-DARTS's for "
+    "the DARTS space on CIFAR-10."
 )
+
+Selection = Literal["argmax", "threshold_sparse", "threshold_edge", "perturbation"]
 
 
 @dataclass
@@ -42,11 +47,34 @@ class SupernetSettings:
     """supernet"""
 
     space: Literal["s1", "s2", "s3", "s4", "s5"] = option(
-        "s5", "search space: s1 to s4 of RobustDARTS, s5 is DARTS's without `none`"
+        "s5", "search space: s1 to s4 of RobustDARTS, s5 is DARTS's without `none`, with FairDARTS's seven operations"
     )
     init_channels: PositiveInt = option(16, "channels C of the first cells")
     layers: PositiveInt = option(8, "number of cells")
     drop_path_prob: Probability = option(0.0, "drop path on the operations, ramped linearly from 0 (RobustDARTS)")
+
+
+@dataclass
+class MethodSettings:
+    """method"""
+
+    method: Literal["darts", "darts-2nd", "lambda-darts", "darts-minus", "fair-darts", "idarts", "darts-pt"] = option(
+        "lambda-darts", "whose settings to take: every axis and every optimizer setting of that paper"
+    )
+
+
+@dataclass
+class RelaxationSettings:
+    """relaxation"""
+
+    relaxation: Literal["softmax", "sigmoid"] = option(
+        "softmax", "mixing weights p of alpha: operations of an edge compete (DARTS) or are gates (FairDARTS)"
+    )
+    auxiliary_skip: Literal["none", "skip", "conv1"] = option(
+        "none", "add beta * skip to every edge (DARTS-): an identity, or a 1x1 convolution that begins as one"
+    )
+    skip_beta: PositiveFloat = option(1.0, "beta of the auxiliary skip in the first epoch")
+    decay: Literal["linear", "cosine", "slow_cosine"] = option("linear", "how beta falls to 0")
 
 
 @dataclass
@@ -66,9 +94,27 @@ class WeightSettings:
 class ArchitectureSettings:
     """architecture"""
 
+    hypergradient: Literal["first", "unrolled", "implicit"] = option(
+        "first",
+        "alpha's gradient: at the present weights (DARTS, first order), one weight step ahead (DARTS, second order; "
+        "also --unrolled), or with the implicit gradient (iDARTS)",
+    )
+    inner_steps: PositiveInt = option(
+        1, "weight steps T for each step of alpha; with the implicit gradient they come first, else alpha does"
+    )
+    neumann_terms: NonNegativeInt = option(2, "K of the implicit gradient's Neumann series, terms 0 to K")
+    implicit_noise: bool = option(
+        False, "leave the implicit gradient's differences partly in the weights, as iDARTS's released code does"
+    )
     arch_learning_rate: PositiveFloat = option(3e-4, "of alpha's Adam")
+    arch_beta1: Probability = option(0.5, "of alpha's Adam: decay of the mean of the gradient")
+    arch_beta2: Probability = option(0.999, "of alpha's Adam: decay of the mean of its square")
     arch_weight_decay: NonNegativeFloat = option(1e-3, "of alpha")
-    unrolled: bool = option(False, "second-order DARTS: alpha's gradient one weight step ahead")
+    alpha_reg: str = option(
+        "none",
+        "FairDARTS's zero-one loss on p (zero_one_l2, zero_one_l1), another entry of ALPHA_REGULARIZERS, or none",
+    )
+    alpha_reg_weight: NonNegativeFloat = option(10.0, "strength w01 of alpha's regularizer")
     derivatives: Literal["difference", "exact"] = option(
         "difference", "second derivatives by central differences, as the papers ran them, or by a second backward pass"
     )
@@ -79,7 +125,7 @@ class RegularizerSettings:
     """regularizer"""
 
     reg: str = option(
-        "corr",
+        "none",
         "layer alignment by cosine (corr) or by sign (signcorr), another entry of REGULARIZERS in regularizers.py, "
         "none, or noise (the control: a random vector of the norm of corr's gradient)",
     )
@@ -88,6 +134,19 @@ class RegularizerSettings:
     compare_derivatives: bool = option(
         False, "log the cosine between the regularizer's difference and exact gradient, once an epoch"
     )
+
+
+@dataclass
+class SelectionSettings:
+    """selection"""
+
+    selection: Selection = option(
+        "argmax",
+        "the cell: two strongest edges a node (DARTS); of these, or of all, the gates over --threshold (FairDARTS: "
+        "threshold_sparse, threshold_edge); or what the accuracy misses most (DARTS-PT: perturbation)",
+    )
+    threshold: ClosedUnitInterval = option(0.85, "least gate of an operation that the threshold rules keep")
+    finetune_epochs: NonNegativeInt = option(5, "epochs between two decisions of the perturbation rule")
 
 
 @dataclass
@@ -112,14 +171,110 @@ class ExecutionSettings:
 class SearchSettings(
     ExecutionSettings,
     RunSettings,
+    SelectionSettings,
     RegularizerSettings,
     ArchitectureSettings,
     WeightSettings,
+    RelaxationSettings,
     SupernetSettings,
+    MethodSettings,
     SplitSettings,
     DataSettings,
 ):
-    """All settings of a search. The defaults are the Λ-DARTS paper's for the DARTS space (ICLR 2023, section 5)."""
+    """All settings of a search. The defaults are first-order DARTS's (ICLR 2019), which every method starts from."""
+
+
+def preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method's paper sets otherwise than first-order DARTS.
+
+    Args:
+        given: the settings that the user gave; of these, `method` and `space` choose.
+    """
+    method = given.get("method", SearchSettings.method)
+    if method == "lambda-darts" and given.get("space", SearchSettings.space) != "s5":
+        return {"reg": "corr", "lambda_": 0.25, "epsilon_0": 1e-3, "batch_size": 96}
+    return {
+        "darts": {},
+        "darts-2nd": {"hypergradient": "unrolled"},
+        "lambda-darts": {"reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4},
+        "darts-minus": {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"},
+        "fair-darts": {
+            "relaxation": "sigmoid",
+            "alpha_reg": "zero_one_l2",
+            "alpha_reg_weight": 10.0,
+            "selection": "threshold_sparse",
+            "threshold": 0.85,
+            "arch_learning_rate": 3e-3,
+            "arch_beta1": 0.9,
+            "learning_rate": 0.005,
+            "batch_size": 128,
+        },
+        "idarts": {"hypergradient": "implicit", "inner_steps": 4, "neumann_terms": 2},
+        "darts-pt": {"selection": "perturbation", "finetune_epochs": 5},
+    }[method]
+
+
+def method_settings(method: str, **changes: Any) -> SearchSettings:
+    """The settings of a method's paper, but for `changes`."""
+    return SearchSettings(**{**preset({"method": method, **changes}), "method": method, **changes})
+
+
+class Reader(NamedTuple):
+    """Who reads a flag: without it the flag would be given in vain."""
+
+    reads: Callable[[SearchSettings], bool]
+    expected: str
+
+
+READERS = {
+    **dict.fromkeys(
+        ("skip_beta", "decay"), Reader(lambda s: s.auxiliary_skip != "none", "--auxiliary_skip skip or conv1")
+    ),
+    **dict.fromkeys(
+        ("neumann_terms", "implicit_noise"),
+        Reader(lambda s: s.hypergradient == "implicit", "--hypergradient implicit"),
+    ),
+    "alpha_reg_weight": Reader(lambda s: s.alpha_reg != "none", "--alpha_reg zero_one_l2 or zero_one_l1"),
+    "lambda_": Reader(lambda s: s.reg != "none", "--reg corr or signcorr"),
+    "threshold": Reader(lambda s: s.relaxation == "sigmoid", "--relaxation sigmoid"),
+    "finetune_epochs": Reader(lambda s: s.selection == "perturbation", "--selection perturbation"),
+}
+
+
+def check_combination(settings: SearchSettings, flags: set[str]) -> None:
+    """Refuse what makes no sense together.
+
+    Args:
+        flags: names of the settings given on the command line, which something must read.
+
+    Raises:
+        InputError: it names the flag, and the reason.
+    """
+    if settings.selection.startswith("threshold") and settings.relaxation == "softmax":
+        raise InputError(
+            f"--selection: {settings.selection} with --relaxation softmax, whose weights are shares of an edge and not "
+            "gates that a threshold can judge one by one; expected --relaxation sigmoid"
+        )
+    if settings.implicit_noise and settings.derivatives == "exact":
+        raise InputError(
+            "--implicit_noise: it is what the differences leave behind, and --derivatives exact takes none; "
+            "expected --derivatives difference"
+        )
+    for name in sorted(flags & READERS.keys()):
+        reader = READERS[name]
+        if not reader.reads(settings):
+            raise InputError(f"--{name}: nothing reads it in this search; expected {reader.expected} beside it")
+
+
+@dataclass
+class Resolved:
+    """What a command line means."""
+
+    settings: SearchSettings
+    run: Path
+    resumed: bool
+    #: where the settings come from: the source, and the names it set
+    sources: dict[str, list[str]] = field(default_factory=dict)
 
 
 def load_settings(run: Path, flag: str = "--resume") -> SearchSettings:
@@ -131,12 +286,34 @@ def load_settings(run: Path, flag: str = "--resume") -> SearchSettings:
     return cli.load_settings(SearchSettings, PROG, run, flag)
 
 
-def resolve(arguments: list[str]) -> tuple[SearchSettings, Path, bool]:
-    """The settings that a command line means, the run folder, and whether the run is resumed."""
-    settings = cli.parse(SearchSettings, PROG, DESCRIPTION, arguments)
+def resolve(arguments: list[str]) -> Resolved:
+    """Read a command line.
+
+    Raises:
+        InputError: its settings make no sense together, or the run folder is not free.
+    """
+    arguments = [
+        part for given in arguments for part in (("--hypergradient=unrolled",) if given == "--unrolled" else (given,))
+    ]
+    settings, given = cli.parse_with_preset(SearchSettings, PROG, DESCRIPTION, arguments, preset)
     if settings.resume:
-        return cli.resume(settings, PROG, arguments), Path(settings.resume), True
-    name = f"search-{settings.dataset}-{settings.space}-{settings.reg}-{datetime.now():%Y%m%d-%H%M%S}"
+        return Resolved(cli.resume(settings, PROG, arguments), Path(settings.resume), True)
+    if "method" in given.flags and given.config.get("method", settings.method) != settings.method:
+        raise InputError(
+            f"--method: {settings.method}, but --config has all settings of {given.config['method']}, which would win; "
+            "expected one of the two"
+        )
+    check_combination(settings, given.flags)
+    name = f"search-{settings.dataset}-{settings.space}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
     run = Path(settings.save or f"runs/{name}")
     cli.check_new_folder(run, "--save")
-    return settings, run, False
+    every = {setting.name for setting in fields(SearchSettings)} - {"save", "resume"}
+    flags, config = given.flags & every, given.config.keys() & every - given.flags
+    implied = preset({"method": settings.method, "space": settings.space}).keys() - flags - config
+    sources = {
+        "command line": flags,
+        "config file": config,
+        f"method {settings.method}": implied,
+        "default": every - flags - config - implied,
+    }
+    return Resolved(settings, run, False, {source: sorted(names) for source, names in sources.items() if names})

@@ -1,10 +1,11 @@
-"""Search a cell: Λ-DARTS and the DARTS it builds on, on CIFAR-10, CIFAR-100, SVHN, digits or a folder of images.
+"""Search a cell by differentiable architecture search, on CIFAR-10, CIFAR-100, SVHN, digits or a folder of images.
 
     python search/train_search.py --download                        # the Λ-DARTS paper's search on CIFAR-10
+    python search/train_search.py --method darts-minus --reg corr   # ideas of two papers together
     python search/train_search.py --dataset digits --space s2 --layers 5 --init_channels 8 --epochs 10
     python search/train_search.py --resume runs/search-...          # go on with an interrupted run
 
-The settings are in search/settings.py, the search itself in search/bilevel.py.
+The settings are in search/settings.py, the search itself in search/bilevel.py, its run folder in search/loop.py.
 """
 
 import sys
@@ -14,11 +15,11 @@ from search.settings import PROG, resolve
 
 
 def main() -> None:
-    settings, run, resumed = resolve(sys.argv[1:])
+    resolved = resolve(sys.argv[1:])
     # Imported here: --help and a wrong flag are answered before torch is loaded.
-    from search.bilevel import search
+    from search.loop import search
 
-    search(settings, run, resumed)
+    search(resolved)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,142 @@
+"""A search from its command line to its run folder."""
+
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+import cli
+import data
+import selection
+from analysis.curves import plot_search
+from analysis.draw import draw_genotype
+from cli import InputError, blaming
+from genotypes import Genotype
+from search.bilevel import Search, make_fabric, schedule
+from search.perturbation import select_by_perturbation
+from search.settings import Resolved, SearchSettings
+from utils import Checkpoints, StepProgress, provenance, write_atomically, write_config
+
+
+def _summary(row: Mapping[str, Any], epochs: int) -> str:
+    alignment = row["valid_alignment"]
+    return (
+        f"epoch {row['epoch']}/{epochs}"
+        f"  train loss {row['train_loss']:.3f} accuracy {100 * row['train_accuracy']:.1f} %"
+        f"  valid accuracy {100 * row['valid_accuracy']:.1f} %"
+        + ("" if alignment is None else f"  alignment {alignment:.3f}")
+        + f"  skips {row['skip_connect_normal']}  {row['seconds']:.1f} s"
+    )
+
+
+def open_search(settings: SearchSettings) -> Search:
+    """A search at its beginning, with its data.
+
+    Raises:
+        InputError: the settings do not fit the data, the supernet or the machine.
+    """
+    fabric = make_fabric(settings.device, settings.precision)
+    with blaming(f"--data: {settings.dataset}"):
+        dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download)
+    return Search(settings, dataset, fabric)
+
+
+def search(resolved: Resolved) -> None:
+    """Search a cell and leave a run folder, or go on with the one that is there."""
+    settings, run = resolved.settings, resolved.run
+    state = open_search(settings)
+    if resolved.resumed:
+        with blaming("--resume"):
+            checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
+            checkpoint = checkpoints.load()
+            if checkpoint:
+                state.restore(*checkpoint)
+                state.write_logs(run)
+    else:
+        cli.new_folder(run, "--save")
+        origin = {**provenance(cli.command_line(), str(state.fabric.device)), "settings_from": resolved.sources}
+        write_config(run, {**asdict(settings), "save": str(run)}, origin)
+        checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
+
+    first = done = len(state.rows)
+    given = ", ".join(f"{name} {getattr(settings, name)}" for name in resolved.sources.get("command line", []))
+    print(f"settings of {settings.method}{f', but for: {given}' if given else ''}")
+    print(f"run {run}: {settings.epochs - first} epochs on {state.fabric.device}", flush=True)
+    steps = len(state.batches(0)[0])
+    goes_on = f"go on with: python search/train_search.py --resume {shlex.quote(str(run))}"
+    with (
+        SummaryWriter(run / "tensorboard", purge_step=first + 1) as board,
+        StepProgress("run", settings.epochs * steps, first * steps) as progress,
+    ):
+        try:
+            for epoch in range(first, settings.epochs):
+                start, now = time.perf_counter(), schedule(settings, epoch)
+                log = state.run_epoch(epoch, now, progress, f"epoch {epoch + 1}")
+                state.record(now, log, start)
+                checkpoints.save(epoch + 1, *state.snapshot())
+                done = epoch + 1
+                state.write_logs(run)
+                for name, value in state.rows[-1].items():
+                    if value is not None and name != "epoch":
+                        board.add_scalar(name, value, epoch + 1)
+                progress.line(_summary(state.rows[-1], settings.epochs))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"after {done} of {settings.epochs} epochs; {goes_on}") from None
+    plot_search(run)
+
+    if settings.selection == "perturbation":
+        genotype = select_by_perturbation(state, settings.finetune_epochs, run / "perturbation", goes_on)
+    else:
+        genotype = state.genotype()
+        refuse_missing_cell(genotype, state, run)
+    draw_genotype(genotype, run / "cells")
+    write_atomically(run / "genotype.json", genotype.to_json())
+    print(f"found {genotype}\nrun folder {run}", flush=True)
+
+
+def select_again(settings: SearchSettings, run: Path, folder: Path, goes_on: str) -> None:
+    """Derive a cell from the last checkpoint of a search, by the rule of `settings`, and leave it in `folder`.
+
+    Args:
+        goes_on: what an interruption of the perturbation rule says.
+
+    Raises:
+        InputError: there is no checkpoint yet, it does not fit, or the rule leaves no cell.
+    """
+    state = open_search(settings)
+    with blaming("run"):
+        checkpoint = Checkpoints(run / "checkpoints", settings.keep_checkpoints).load()
+        if checkpoint is None:
+            raise ValueError(f"{run} has no checkpoint; expected a search of one epoch or more")
+        state.restore(*checkpoint)
+    print(f"search {run} after {len(state.rows)} of {settings.epochs} epochs, {settings.selection}", flush=True)
+    if settings.selection == "perturbation":
+        with blaming("--save"):
+            folder.mkdir(parents=True, exist_ok=True)
+        genotype = select_by_perturbation(state, settings.finetune_epochs, folder, goes_on)
+    else:
+        genotype = state.genotype()
+        refuse_missing_cell(genotype, state, run)
+        cli.new_folder(folder, "--save")
+    draw_genotype(genotype, folder / "cells")
+    write_atomically(folder / "genotype.json", genotype.to_json())
+    print(f"found {genotype}\nfolder {folder}", flush=True)
+
+
+def refuse_missing_cell(genotype: Genotype, state: Search, run: Path) -> None:
+    """Say so where a threshold leaves a cell without any operation that its inputs reach.
+
+    Raises:
+        InputError: it names the threshold, and the largest gates.
+    """
+    kind = selection.missing_cell(genotype)
+    if kind:
+        largest = state.architecture.mixing_weights()[kind].max().item()
+        raise InputError(
+            f"--threshold: {state.settings.threshold:g} leaves no path through the {kind} cell, whose largest gate is "
+            f"{largest:.3f}; expected less: python search/select.py {shlex.quote(str(run))} --threshold ..."
+        )

@@ -1,0 +1,259 @@
+"""Perturbation-based selection (DARTS-PT, ICLR 2021): the supernet says which operations it misses most.
+
+First every edge is decided, in random order: each of its operations is masked in turn, and the one whose removal costs
+the most validation accuracy is kept alone. Then every node drops edges, one after another, the one it misses least,
+until two are left. Between two decisions the supernet is fine-tuned for a few epochs. As in the released code, a
+decision is one of the normal and one of the reduction cell together, accuracy is measured with the batches' own
+statistics, alpha goes on learning, and the learning rate is a cosine from a tenth of the search's.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import data
+from cli import blaming
+from genotypes import Genotype
+from gradients import Objective
+from search.bilevel import Schedule, Search, cosine_learning_rate
+from spaces import EDGES, NODES
+from utils import Averages, Checkpoints, StepProgress, accuracy, write_csv
+
+#: edges into each node, by their numbers
+EDGES_OF = {node: [edge for edge, (_, target) in enumerate(EDGES) if target == node] for node in range(2, 2 + NODES)}
+#: a decision for every edge, then one for every node with edges to spare
+DECISIONS = len(EDGES) + sum(len(edges) > 2 for edges in EDGES_OF.values())
+
+
+class Perturbation:
+    """A selection under way.
+
+    Args:
+        search: the finished search; its supernet is fine-tuned, and its weights are fixed, decision by decision.
+        finetune_epochs: between two decisions.
+
+    Attributes:
+        scores: a row for each accuracy that was measured.
+        done: decisions and fine-tuning epochs behind it.
+    """
+
+    def __init__(self, search: Search, finetune_epochs: int) -> None:
+        self.search, self.finetune_epochs = search, finetune_epochs
+        self.scores: list[dict[str, Any]] = []
+        self.done = 0
+        search.weight_optimizer.state.clear()  # fine-tuning starts with a momentum of its own
+        generator = np.random.default_rng((search.settings.seed, search.settings.epochs))
+        #: kind of cell -> the order in which its edges, then its nodes, are decided
+        self.order = {
+            kind: [
+                *generator.permutation(len(EDGES)).tolist(),
+                *generator.permutation([node for node, edges in EDGES_OF.items() if len(edges) > 2]).tolist(),
+            ]
+            for kind in search.architecture.alphas
+        }
+        self.batches = data.Batches(
+            search.valid,
+            search.settings.batch_size,
+            data.Augmentation.none(search.dataset),
+            (search.settings.seed, 0, 2),
+        )
+
+    @property
+    def stages(self) -> list[tuple[str, int]]:
+        """("decide", number) and ("finetune", number), in their order."""
+        stages: list[tuple[str, int]] = []
+        for decision in range(DECISIONS):
+            stages.append(("decide", decision))
+            if decision < DECISIONS - 1:
+                first = decision * self.finetune_epochs
+                stages += [("finetune", first + epoch) for epoch in range(self.finetune_epochs)]
+        return stages
+
+    def steps(self, stage: tuple[str, int]) -> int:
+        """Batches that a stage takes."""
+        what, number = stage
+        if what == "finetune":
+            return len(self.search.batches(0)[0])
+        return len(self.batches) * sum(self._measurements(kind, number) for kind in self.order)
+
+    def _measurements(self, kind: str, number: int) -> int:
+        if number < len(EDGES):
+            return len(self._candidates(kind, self.order[kind][number]))
+        edges = len(EDGES_OF[self.order[kind][number]])
+        return sum(range(3, edges + 1))
+
+    def _candidates(self, kind: str, edge: int) -> list[int]:
+        """The operations of an edge that a cell may have: all but `none`."""
+        names = getattr(self.search.space, kind)[edge]
+        return [index for index, name in enumerate(names) if name != "none"]
+
+    def run(self, stage: tuple[str, int], progress: StepProgress) -> None:
+        """A decision, or an epoch of fine-tuning."""
+        what, number = stage
+        if what == "finetune":
+            settings = self.search.settings
+            total = (DECISIONS - 1) * self.finetune_epochs
+            high, low = settings.learning_rate / 10, settings.learning_rate_min
+            now = Schedule(cosine_learning_rate(high, min(low, high), number / total))
+            self.search.run_epoch(settings.epochs + number, now, progress, f"fine-tuning {number + 1}/{total}")
+        else:
+            progress.start(f"decision {number + 1}/{DECISIONS}", self.steps(stage))
+            for kind, order in self.order.items():
+                decide = self._decide_edge if number < len(EDGES) else self._decide_node
+                decide(number + 1, kind, order[number], progress)
+        self.done += 1
+
+    def _decide_edge(self, number: int, kind: str, edge: int, progress: StepProgress) -> None:
+        candidates = self._candidates(kind, edge)
+        figures = []
+        for operation in candidates:
+            weights = self._weights()
+            weights[kind][edge, operation] = 0
+            figures.append(self.evaluate(weights, progress))
+        # the greatest loss of accuracy; among equals the greatest loss
+        kept = min(range(len(candidates)), key=lambda index: (figures[index][0], -figures[index][1]))
+        names = getattr(self.search.space, kind)[edge]
+        self._log(number, kind, [(edge, names[operation]) for operation in candidates], figures, kept, True)
+        fixed = self.search.architecture.fixed[kind]
+        fixed[edge] = 0
+        fixed[edge, candidates[kept]] = 1
+
+    def _decide_node(self, number: int, kind: str, node: int, progress: StepProgress) -> None:
+        fixed, left = self.search.architecture.fixed[kind], list(EDGES_OF[node])
+        while len(left) > 2:
+            figures = []
+            for edge in left:
+                weights = self._weights()
+                weights[kind][edge] = 0
+                figures.append(self.evaluate(weights, progress))
+            dropped = max(range(len(left)), key=lambda index: (figures[index][0], -figures[index][1]))
+            self._log(number, kind, [(edge, self._operation(kind, edge)) for edge in left], figures, dropped, False)
+            fixed[left.pop(dropped)] = 0
+
+    def _log(
+        self,
+        number: int,
+        kind: str,
+        removed: list[tuple[int, str]],
+        figures: list[tuple[float, float]],
+        chosen: int,
+        kept: bool,
+    ) -> None:
+        """A row for each removal: what was removed, what the supernet did without it, and what became of it."""
+        for index, ((edge, operation), (valid_accuracy, valid_loss)) in enumerate(zip(removed, figures, strict=True)):
+            source, target = EDGES[edge]
+            self.scores.append(
+                {
+                    "decision": number,
+                    "cell": kind,
+                    "source": source,
+                    "target": target,
+                    "removed": operation if kept else "edge",
+                    "valid_accuracy": valid_accuracy,
+                    "valid_loss": valid_loss,
+                    "outcome": ("kept" if kept else "dropped") if index == chosen else "",
+                }
+            )
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The mixing weights now, to be changed."""
+        return {kind: w.detach().clone() for kind, w in self.search.architecture.mixing_weights().items()}
+
+    def evaluate(self, mixing: Mapping[str, Tensor], progress: StepProgress) -> tuple[float, float]:
+        """Accuracy and loss of the supernet on the validation images under mixing weights of each kind of cell."""
+        search, log = self.search, Averages()
+        objective = Objective(search.supernet.train(), search.fabric.autocast)
+        weights = search.spread(mixing)
+        with torch.no_grad():
+            for batch in self.batches:
+                loss, logits = objective(weights, search.cast(batch))
+                log.add("loss", loss, len(batch.labels))
+                log.add("accuracy", accuracy(logits, batch.labels), len(batch.labels))
+                progress.advance()
+        means = log.compute()
+        return means["accuracy"], means["loss"]
+
+    def _operation(self, kind: str, edge: int) -> str:
+        """The operation that an edge was fixed to."""
+        return getattr(self.search.space, kind)[edge][int(self.search.architecture.fixed[kind][edge].argmax())]
+
+    def genotype(self) -> Genotype:
+        """The cell, when all is decided."""
+        parts = {}
+        for kind, fixed in self.search.architecture.fixed.items():
+            left = [edge for edge in range(len(EDGES)) if bool(fixed[edge].any())]
+            parts[kind] = tuple((self._operation(kind, edge), EDGES[edge][0]) for edge in left)
+            parts[f"{kind}_concat"] = tuple(EDGES_OF)
+        return Genotype(**parts)
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that goes on from here: tensors, and plain values."""
+        tensors, state = self.search.snapshot()
+        fixed = {f"fixed.{kind}": values for kind, values in self.search.architecture.fixed.items()}
+        own = {"scores": self.scores, "done": self.done, "finetune_epochs": self.finetune_epochs}
+        return {**tensors, **fixed}, {**state, "perturbation": own}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go back to a `snapshot`.
+
+        Raises:
+            ValueError: it is one of another selection.
+        """
+        own = state.get("perturbation", {})
+        if own.get("finetune_epochs") != self.finetune_epochs:
+            raise ValueError(
+                f"begun with --finetune_epochs {own.get('finetune_epochs')}, expected {self.finetune_epochs}; "
+                "name another folder for another selection"
+            )
+        self.search.restore(tensors, state)
+        for kind, fixed in self.search.architecture.fixed.items():
+            fixed.copy_(tensors[f"fixed.{kind}"])
+        self.scores, self.done = list(own["scores"]), own["done"]
+
+
+def select_by_perturbation(search: Search, finetune_epochs: int, folder: Path, goes_on: str) -> Genotype:
+    """DARTS-PT's cell of a search, with its scores.csv in `folder`; goes on with what is there.
+
+    Args:
+        goes_on: what an interruption says, to be added to how far it got.
+
+    Raises:
+        KeyboardInterrupt: with that message.
+        InputError: what is there is of another selection.
+    """
+    state = Perturbation(search, finetune_epochs)
+    checkpoints = Checkpoints(folder / "checkpoints", search.settings.keep_checkpoints)
+    with blaming(str(folder)):
+        checkpoint = checkpoints.load()
+        if checkpoint:
+            state.restore(*checkpoint)
+    stages = state.stages
+    steps = [state.steps(stage) for stage in stages]
+    print(f"perturbation-based selection: {DECISIONS} decisions, {finetune_epochs} epochs between two", flush=True)
+    with StepProgress("selection", sum(steps), sum(steps[: state.done])) as progress:
+        try:
+            for stage in stages[state.done :]:
+                state.run(stage, progress)
+                checkpoints.save(state.done, *state.snapshot())
+                if stage[0] == "decide":
+                    write_csv(folder / "scores.csv", state.scores)
+                    progress.line(_summary(state.scores, stage[1] + 1))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"after {state.done} of {len(stages)} stages of the selection; {goes_on}") from None
+    write_csv(folder / "scores.csv", state.scores)
+    return state.genotype()
+
+
+def _summary(scores: list[dict[str, Any]], number: int) -> str:
+    outcomes = [
+        f"{row['cell']} {row['source']} -> {row['target']} "
+        + (f"keeps {row['removed']}" if row["outcome"] == "kept" else "dropped")
+        + f" ({100 * row['valid_accuracy']:.1f} % without it)"
+        for row in scores
+        if row["decision"] == number and row["outcome"]
+    ]
+    return f"decision {number}/{DECISIONS}  " + ", ".join(outcomes)

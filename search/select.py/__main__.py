@@ -1,0 +1,70 @@
+"""Derive a cell from a search again, finished or interrupted, by another rule.
+
+    python search/select.py runs/search-... --selection threshold_edge --threshold 0.7
+    python search/select.py runs/search-... --selection perturbation       # stopped, the same command goes on
+
+select.py is a folder that Python runs, not a file: a file of this name would stand in the way of the standard library's
+`select` for every script of search/.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
+
+import cli
+from cli import InputError, option
+from search.settings import SearchSettings, Selection, check_combination, load_settings
+
+PROG = "select.py"
+
+
+@dataclass
+class Settings:
+    """selection"""
+
+    selection: Selection = option("argmax", "rule that derives the cell, as in train_search.py")
+    threshold: ClosedUnitInterval | None = option(None, "least gate that the threshold rules keep; null: the run's own")
+    finetune_epochs: NonNegativeInt | None = option(
+        None, "epochs between two decisions of the perturbation rule; null: the run's own"
+    )
+    save: str = option("", "folder to make; by default RUN/selections/<rule>")
+    device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")
+
+
+def main() -> None:
+    parser = cli.parser_for(Settings, PROG, __doc__.splitlines()[0])
+    parser.add_argument("run", type=str, help="a run folder of search/train_search.py")
+    namespace = parser.parse_args()
+    settings, run = cli.make(Settings, namespace), Path(namespace.run)
+    stored = load_settings(run, "run")
+    changes = {
+        name: getattr(settings, name)
+        for name in ("threshold", "finetune_epochs")
+        if getattr(settings, name) is not None
+    }
+    search_settings = replace(stored, selection=settings.selection, device=settings.device, **changes)
+    check_combination(search_settings, set(changes))
+    folder = Path(settings.save or run / "selections" / _name(search_settings))
+    if (folder / "genotype.json").exists():
+        raise InputError(f"--save: {folder} holds a cell already; expected another folder")
+    if settings.selection != "perturbation":
+        cli.check_new_folder(folder, "--save")
+
+    # Imported here: --help and a wrong flag are answered before torch is loaded.
+    from search.loop import select_again
+
+    goes_on = f"the same command goes on: python search/select.py {shlex.join(sys.argv[1:])}"
+    select_again(search_settings, run, folder, goes_on)
+
+
+def _name(settings: SearchSettings) -> str:
+    """The rule, with the threshold where it has one."""
+    threshold = f"-{settings.threshold:g}" if settings.selection.startswith("threshold") else ""
+    return settings.selection + threshold
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

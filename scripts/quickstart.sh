@@ -11,7 +11,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 echo "1/3  search a cell with Λ-DARTS: space S2, layer alignment by exact derivatives"
 "$python" search/train_search.py --dataset digits --space s2 --layers 5 --init_channels 8 --epochs 12 \
-    --derivatives exact --lambda_ 1 --arch_learning_rate 0.01 --save "$out/search"
+    --batch_size 64 --derivatives exact --lambda_ 1 --arch_learning_rate 0.01 --save "$out/search"
 
 echo "2/3  retrain the cell from scratch"
 "$python" train/train.py --arch "$out/search" --dataset digits --layers 5 --init_channels 16 --epochs 15 \

@@ -63,8 +63,9 @@ def search(resolved: Resolved) -> None:
         checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
 
     first = done = len(state.rows)
-    given = ", ".join(f"{name} {getattr(settings, name)}" for name in resolved.sources.get("command line", []))
-    print(f"settings of {settings.method}{f', but for: {given}' if given else ''}")
+    given = [name for source in ("command line", "config file") for name in resolved.sources.get(source, [])]
+    changes = ", ".join(f"{name} {getattr(settings, name)}" for name in given if name != "method")
+    print(f"settings of {settings.method}{f'; but {changes}' if changes else ''}")
     print(f"run {run}: {settings.epochs - first} epochs on {state.fabric.device}", flush=True)
     steps = len(state.batches(0)[0])
     goes_on = f"go on with: python search/train_search.py --resume {shlex.quote(str(run))}"

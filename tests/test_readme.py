@@ -30,9 +30,8 @@ def test_the_sizes_of_the_readme_are_printed():
 
 
 def test_every_flag_picture_and_file_of_the_readme_exists():
-    helps = {
-        name: script(name, "--help").stdout for name in ("search/train_search.py", "train/train.py", "train/test.py")
-    }
+    scripts = ("search/train_search.py", "search/select.py", "train/train.py", "train/test.py")
+    helps = {name: script(name, "--help").stdout for name in scripts}
     commands = re.findall(r"^python ((?:search|train)/\S+) (.*)$", README, re.MULTILINE)
     assert len(commands) >= 5
     for name, arguments in commands:

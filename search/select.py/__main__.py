@@ -25,7 +25,7 @@ PROG = "select.py"
 class Settings:
     """selection"""
 
-    selection: Selection = option("argmax", "rule that derives the cell, as in train_search.py")
+    selection: Selection | None = option(None, "rule that derives the cell, as in train_search.py; null: the run's own")
     threshold: ClosedUnitInterval | None = option(None, "least gate that the threshold rules keep; null: the run's own")
     finetune_epochs: NonNegativeInt | None = option(
         None, "epochs between two decisions of the perturbation rule; null: the run's own"
@@ -39,14 +39,18 @@ def main() -> None:
     parser.add_argument("run", type=str, help="a run folder of search/train_search.py")
     namespace = parser.parse_args()
     settings, run = cli.make(Settings, namespace), Path(namespace.run)
-    stored = load_settings(run, "run")
     changes = {
         name: getattr(settings, name)
-        for name in ("threshold", "finetune_epochs")
+        for name in ("selection", "threshold", "finetune_epochs")
         if getattr(settings, name) is not None
     }
-    search_settings = replace(stored, selection=settings.selection, device=settings.device, **changes)
+    search_settings = replace(load_settings(run, "run"), device=settings.device, **changes)
     check_combination(search_settings, set(changes))
+    if settings.threshold is not None and not search_settings.selection.startswith("threshold"):
+        raise InputError(
+            f"--threshold: {search_settings.selection} has none; "
+            "expected --selection threshold_sparse or threshold_edge"
+        )
     folder = Path(settings.save or run / "selections" / _name(search_settings))
     if (folder / "genotype.json").exists():
         raise InputError(f"--save: {folder} holds a cell already; expected another folder")

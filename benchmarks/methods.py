@@ -1,0 +1,133 @@
+"""Every method in one space, side by side: seconds per step, peak memory, and the skip connections of its cell.
+
+    python benchmarks/methods.py --data DIR --space s2 --out runs/methods-s2
+
+The steps are timed in one process, the methods in turn, round after round; a step is a weight step with its share of
+the alpha steps, the regularizer at full strength. Then each method searches once, with a command of its own.
+"""
+
+import csv
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args, get_type_hints
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+import cli
+from cli import Seed, option
+from search.settings import SearchSettings, method_settings
+
+PROG = "methods.py"
+METHODS = get_args(get_type_hints(SearchSettings)["method"])
+#: a method's flags beside the common ones: a few steps move no gate to 0.85
+FLAGS = {"fair-darts": {"threshold": 0.5}, "darts-pt": {"finetune_epochs": 1}}
+#: methods whose second derivatives can be exact
+SECOND_ORDER = ("darts-2nd", "lambda-darts", "idarts")
+
+
+@dataclass
+class Settings:
+    """benchmark"""
+
+    data: str = option("data", "folder of images, DATA/train/<class>/* and DATA/test/<class>/*")
+    space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s2", "search space")
+    image_size: NonNegativeInt = option(0, "height and width of the images in pixels; 0 keeps their own")
+    init_channels: PositiveInt = option(4, "channels C of the first cells")
+    layers: PositiveInt = option(5, "number of cells")
+    batch_size: PositiveInt = option(64, "images of a step, for all methods")
+    epochs: PositiveInt = option(2, "epochs of the searches")
+    rounds: PositiveInt = option(7, "timings of each method, of which the median counts")
+    seed: Seed = option(0, "of everything random")
+    device: str = option("auto", "auto, cpu, cuda, mps")
+    out: str = option("", "folder to make, for the runs and methods.json; by default runs/methods-<space>")
+
+
+def time_steps(settings: Settings, common: dict) -> dict[str, tuple[float, float]]:
+    """Seconds per step of each method, and its ratio to first-order DARTS: medians over the rounds."""
+    import torch
+
+    from gradients import Objective
+    from search.bilevel import schedule
+    from search.loop import open_search
+    from utils import Averages
+
+    contenders = {method: method_settings(method, **common) for method in METHODS if method != "darts-pt"}
+    contenders |= {
+        f"{method}, exact": method_settings(method, **common, derivatives="exact") for method in SECOND_ORDER
+    }
+    searches = {name: open_search(contender) for name, contender in contenders.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in searches}
+    for turn in range(settings.rounds + 1):
+        for name, search in searches.items():
+            now, inner = schedule(search.settings, settings.epochs // 2), search.settings.inner_steps
+            objective = Objective(search.supernet.train(), search.fabric.autocast, skip_beta=now.skip_beta)
+            strength = 0.0 if search.settings.reg == "none" else search.settings.lambda_
+            (train, valid), log = (iter(batches) for batches in search.batches(turn)), Averages()
+            batches, valid_batch = [next(train) for _ in range(inner)], next(valid)
+            start = time.perf_counter()
+            for batch in batches:
+                search.weight_step(objective, batch, strength, False, log)
+            search.alpha_step(objective, batches[-1], valid_batch, False, log)
+            if search.fabric.device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn:  # the first round warms up
+                seconds[name].append((time.perf_counter() - start) / inner)
+    return {
+        name: (
+            statistics.median(values),
+            statistics.median(value / plain for value, plain in zip(values, seconds["darts"], strict=True)),
+        )
+        for name, values in seconds.items()
+    }
+
+
+def run_search(method: str, common: dict, run: Path) -> dict:
+    """Search with a method, or go on with that: its command, peak memory in MiB and skip connections."""
+    given = {"method": method, **common, **FLAGS.get(method, {}), "save": str(run)}
+    command = ["search/train_search.py", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
+    if not (run / "genotype.json").exists():
+        resumed = ["search/train_search.py", "--resume", str(run)]
+        subprocess.run([sys.executable, *(resumed if run.exists() else command)], check=True)
+    with open(run / "metrics.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    genotype = json.loads((run / "genotype.json").read_text())
+    skips = {kind: sum(edge[0] == "skip_connect" for edge in genotype[kind]) for kind in ("normal", "reduce")}
+    return {
+        "command": shlex.join(["python", *command]),
+        "peak_memory_mib": round(float(last["peak_memory_mib"])),
+        "skips": skips,
+        "operations": {kind: len(genotype[kind]) for kind in skips},
+    }
+
+
+def main() -> None:
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    out = Path(settings.out or f"runs/methods-{settings.space}")
+    cli.new_folder(out, "--out")
+    own = {name: value for name, value in asdict(settings).items() if name not in ("rounds", "out")}
+    common = {"dataset": "folder", **own}
+    timed = time_steps(settings, common)
+    runs = {method: run_search(method, common, out / method) for method in METHODS}
+    (out / "methods.json").write_text(
+        json.dumps({"command": cli.command_line(), "seconds_and_ratio": timed, "runs": runs}, indent=1) + "\n"
+    )
+    print("| method | s/step | of DARTS | peak memory [MiB] | skips, normal | skips, reduce | command |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (seconds, ratio) in timed.items():
+        print(f"| {name} | {seconds:.2f} | {ratio:.2f} |", _row(runs[name]) if name in runs else "| | | |")
+    print("| darts-pt | as darts | | ", _row(runs["darts-pt"]))
+
+
+def _row(run: dict) -> str:
+    skips = (f"{run['skips'][kind]} of {run['operations'][kind]}" for kind in ("normal", "reduce"))
+    return f"{run['peak_memory_mib']} | {' | '.join(skips)} | `{run['command']}` |"
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

@@ -16,12 +16,72 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 import cli
 from analysis.draw import color
+from search.settings import method_settings
 from spaces import SPACES
 
 PROG = "curves.py"
 KINDS = ("normal", "reduce")
 #: of two curves in a panel, the first and the second; told apart with any color vision
 PAIR = ("#0064a8", "#d55e00")
+#: how the title names a setting that is not the method's own
+SWITCHES = {
+    "relaxation": "{}",
+    "auxiliary_skip": "auxiliary {}",
+    "hypergradient": "{} hypergradient",
+    "alpha_reg": "{}",
+    "selection": "{}",
+}
+
+
+class Panel(NamedTuple):
+    """One or two columns of metrics.csv over the epochs."""
+
+    title: str
+    columns: dict[str, str]  # label of the curve -> column
+    scale: float = 1
+    logarithmic: bool = False
+
+
+LOSS = Panel("Loss", {"train": "train_loss", "valid": "valid_loss"})
+ACCURACY = Panel("Accuracy [%]", {"train": "train_accuracy", "valid": "valid_accuracy"}, scale=100)
+ALIGNMENT = Panel("Layer alignment Λ", {"train": "train_alignment", "valid": "valid_alignment"})
+GRADIENTS = Panel(
+    "Norm of the gradient in w",
+    {"loss": "loss_gradient_norm", "regularizer": "regularizer_gradient_norm"},
+    logarithmic=True,
+)
+ENTROPY = Panel("Entropy of p [nats]", {kind: f"entropy_{kind}" for kind in KINDS})
+SKIPS = Panel("Skip connections (of 8)", {kind: f"skip_connect_{kind}" for kind in KINDS})
+#: what only some methods measure
+OWN = (
+    Panel("Weight β of the auxiliary skip", {"β": "skip_beta"}),
+    Panel(
+        "Norm of the gradient in α",
+        {"direct": "direct_gradient_norm", "indirect": "indirect_gradient_norm"},
+        logarithmic=True,
+    ),
+    Panel("Residual of the Neumann series", {"residual": "neumann_residual"}),
+    Panel("Regularizer of α", {"regularizer": "alpha_regularizer"}),
+    Panel("Gates over the threshold [%]", {kind: f"gates_over_threshold_{kind}" for kind in KINDS}, scale=100),
+)
+
+
+class Panel(NamedTuple):
+    """One or two columns of metrics.csv, by the label of their curve."""
+
+    title: str
+    columns: dict[str, str]
+    logarithmic: bool = False
+
+
+#: quantities of some methods alone; drawn where metrics.csv has them
+OWN_PANELS = (
+    Panel("Auxiliary skip β", {"": "skip_beta"}),
+    Panel("Zero-one loss", {"": "alpha_regularizer"}),
+    Panel("Share of gates over the threshold", {kind: f"gates_over_threshold_{kind}" for kind in KINDS}),
+    Panel("Terms of the gradient in α", {"direct": "direct_gradient_norm", "indirect": "indirect_gradient_norm"}, True),
+    Panel("Neumann residual", {"": "neumann_residual"}),
+)
 
 
 class Course(NamedTuple):
@@ -50,13 +110,25 @@ def load_course(run: Path) -> Course:
         mixing = {}
         with np.load(run / "alphas.npz") as alphas:
             for kind, candidates in SPACES[config["space"]]._asdict().items():
-                exponentials = np.exp(alphas[kind] - alphas[kind].max(axis=-1, keepdims=True))
-                weights = exponentials / exponentials.sum(axis=-1, keepdims=True)  # (epochs + 1, edges, operations)
+                weights = _mixing_weights(alphas[kind], config["relaxation"])  # (epochs + 1, edges, operations)
                 names = np.array(candidates)
                 mixing[kind] = {name: weights[:, names == name].mean(axis=1) for name in dict.fromkeys(names.flat)}
     except (ValueError, LookupError, TypeError, EOFError, yaml.YAMLError, zipfile.BadZipFile) as error:
         raise ValueError(f"{run} is not as a search leaves it: {' '.join(str(error).split())}") from error
     return Course(config, metrics, mixing)
+
+
+def _mixing_weights(alphas: np.ndarray, relaxation: str) -> np.ndarray:
+    if relaxation == "sigmoid":
+        return 1 / (1 + np.exp(-alphas))
+    exponentials = np.exp(alphas - alphas.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def _mixing_weights(alpha: np.ndarray, relaxation: str) -> np.ndarray:
+    """As architect.relax, without torch."""
+    total = np.logaddexp(0, alpha) if relaxation == "sigmoid" else np.logaddexp.reduce(alpha, axis=-1, keepdims=True)
+    return np.exp(alpha - total)
 
 
 def plot_search(run: Path) -> None:
@@ -70,33 +142,68 @@ def plot_search(run: Path) -> None:
 
 
 def search_figure(course: Course) -> Figure:
-    """The nine panels of a search: what it learned, how its gradients stood, and what became of the architecture."""
-    config, metrics = course.config, course.metrics
-    figure = Figure(figsize=(12, 9.6), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    regularizer = "no regularizer" if config["reg"] == "none" else f"{config['reg']} with λ = {config['lambda_']:g}"
-    title = f"Search on {config['dataset']}, space {config['space']}, {regularizer}, seed {config['seed']}"
-    figure.suptitle(title, fontsize=15)
-    loss, accuracy, alignment, layers, gradients, entropy, skips, *mixing = figure.subplots(3, 3).flat
+    """Nine panels: what a search learned, how its gradients stood, and what became of the architecture.
 
-    _plot_columns(loss, "Loss", metrics, {"train": "train_loss", "valid": "valid_loss"})
-    _plot_columns(accuracy, "Accuracy [%]", metrics, {"train": "train_accuracy", "valid": "valid_accuracy"}, scale=100)
-    _plot_columns(alignment, "Layer alignment Λ", metrics, {"train": "train_alignment", "valid": "valid_alignment"})
+    What only its method measures comes in further rows, above the last.
+    """
+    config, metrics = course.config, course.metrics
+    own = [panel for panel in OWN if set(panel.columns.values()) <= set(metrics.dtype.names)]
+    extra = -(-len(own) // 3)
+    figure = Figure(figsize=(12, 9.6 + 2.9 * extra), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    title = _title(config)
+    figure.suptitle(title, fontsize=min(15, 1500 / len(title)))
+    grid = figure.add_gridspec(3 + extra, 6)
+
+    def row(index: int, count: int = 3) -> list[Axes]:
+        width = 6 // count
+        return [figure.add_subplot(grid[index, width * i : width * (i + 1)]) for i in range(count)]
+
+    loss, accuracy, alignment = row(0)
+    layers, gradients, entropy = row(1)
+    skips, *mixing = row(2 + extra)
+
+    _plot_panel(loss, LOSS, metrics)
+    _plot_panel(accuracy, ACCURACY, metrics)
+    _plot_panel(alignment, ALIGNMENT, metrics)
     _plot_layers(layers, metrics)
-    norms = {"loss": "loss_gradient_norm", "regularizer": "regularizer_gradient_norm"}
-    _plot_columns(gradients, "Norm of the gradient in w", metrics, norms)
-    _logarithmic(gradients)
-    _plot_columns(entropy, "Entropy of p [nats]", metrics, {kind: f"entropy_{kind}" for kind in KINDS})
-    _plot_columns(skips, "Skip connections (of 8)", metrics, {kind: f"skip_connect_{kind}" for kind in KINDS})
-    skips.set_ylim(-0.3, 8.3)
+    _plot_panel(gradients, GRADIENTS, metrics)
+    gates = config.get("relaxation") == "sigmoid"
+    _plot_panel(entropy, ENTROPY._replace(title="Entropy of the gates [nats]") if gates else ENTROPY, metrics)
+    # under a threshold a cell has any number of edges
+    free = config.get("selection", "argmax").startswith("threshold")
+    _plot_panel(skips, SKIPS._replace(title="Skip connections") if free else SKIPS, metrics)
+    skips.set_ylim(-0.3, max(8, *(metrics[column].max() for column in SKIPS.columns.values())) + 0.3)
     for axes, kind in zip(mixing, KINDS, strict=True):
         _dress(axes, f"Mixing weights p, {kind} cell")
         for operation, weights in course.mixing[kind].items():
             style = "--" if operation.endswith("5x5") else "-"
             _curve(axes, np.arange(len(weights)), weights, label=operation, color=color(operation), linestyle=style)
+    for index in range(extra):
+        panels = own[index::extra]
+        for axes, panel in zip(row(2 + index, len(panels)), panels, strict=True):
+            _plot_panel(axes, panel, metrics)
     handles = {line.get_label(): line for axes in mixing for line in axes.lines}
     figure.legend(handles=handles.values(), loc="outside lower right", ncols=len(handles), frameon=False)
     return figure
+
+
+def _title(config: dict[str, Any]) -> str:
+    """The data, the method and what is combined with it; a run older than a setting has DARTS's."""
+    method = config.get("method", "darts")
+    usual = method_settings(method, space=config["space"])
+    values = {name: config.get(name, getattr(usual, name)) for name in SWITCHES}
+    combined = [
+        f"no {name}" if value == "none" else SWITCHES[name].format(value)
+        for name, value in values.items()
+        if value != getattr(usual, name)
+    ]
+    if config["reg"] != "none":
+        combined += [config["reg"], f"λ = {config['lambda_']:g}"]
+    elif usual.reg != "none":
+        combined.append("no regularizer")
+    search = f"Search on {config['dataset']}, space {config['space']}: {method}"
+    return ", ".join([f"{search} with {combined[0]}" if combined else search, *combined[1:], f"seed {config['seed']}"])
 
 
 def _dress(axes: Axes, title: str) -> None:
@@ -120,17 +227,20 @@ def _curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> 
     axes.plot(epochs, values, marker="o" if len(epochs) < 20 else None, markersize=4, linewidth=1.8, **style)
 
 
-def _plot_columns(axes: Axes, title: str, metrics: np.ndarray, columns: dict[str, str], scale: float = 1) -> None:
-    """A pair of columns of the metrics, by label; one never measured is left out."""
-    _dress(axes, title)
-    for shade, style, (label, column) in zip(PAIR, ("-", "--"), columns.items(), strict=True):
-        if not np.isnan(metrics[column]).all():
-            _curve(axes, metrics["epoch"], scale * metrics[column], label=label, color=shade, linestyle=style)
-    if axes.lines:
-        axes.legend(frameon=False)
-    else:
+def _plot_panel(axes: Axes, panel: Panel, metrics: np.ndarray) -> None:
+    """A column never measured is left out; a lone one needs no legend."""
+    _dress(axes, panel.title)
+    for shade, style, (label, column) in zip(PAIR, ("-", "--"), panel.columns.items(), strict=False):
+        values = panel.scale * metrics[column]
+        if not np.isnan(values).all():
+            _curve(axes, metrics["epoch"], values, label=label, color=shade, linestyle=style)
+    if panel.logarithmic:
+        _logarithmic(axes)
+    if not axes.lines:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="gray")
+    elif len(panel.columns) > 1:
+        axes.legend(frameon=False)
 
 
 def _plot_layers(axes: Axes, metrics: np.ndarray) -> None:

@@ -46,12 +46,13 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     """One row for each term, precision and epsilon: the difference's norm, the exact norm, the cosine between them.
 
     The exact terms are computed in float64. Terms: "regularizer", grad_w R (Λ-DARTS, section 4); "unrolled",
-    d2L_train / dp dw . v (DARTS, equation 7), whose usual epsilon is 0.01.
+    d2L_train / dp dw . v (DARTS, equation 7), whose usual epsilon is 0.01; "implicit", the same of the Neumann series
+    (iDARTS), likewise.
     """
     import data
-    from architect import unrolled
+    from architect import implicit, unrolled
     from gradients import Objective, cosine, norm, regularized_gradient
-    from search.bilevel import Search, cosine_learning_rate, make_fabric
+    from search.bilevel import Search, make_fabric, schedule
     from utils import Averages, Checkpoints
 
     fabric = make_fabric(settings.device, "32-true")
@@ -66,7 +67,7 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
             checkpoint = Checkpoints(Path(settings.run) / "checkpoints").load()
             if checkpoint is None:
                 raise ValueError(f"{settings.run} has no checkpoint; expected a run of one epoch or more")
-        search.load(*checkpoint)
+        search.restore(*checkpoint)
     else:
         for batch in data.cycle(search.batches(0)[0], settings.steps):
             search.weight_step(objective, batch, 0.0, False, Averages())
@@ -75,7 +76,7 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     double = Search(replace(search_settings, precision="64-true"), dataset, make_fabric(settings.device, "64-true"))
     double.supernet.load_state_dict(search.supernet.state_dict())
     double.architecture.load_state_dict(search.architecture.state_dict())
-    xi = cosine_learning_rate(search_settings, len(search.rows))
+    learning_rate = schedule(search_settings, len(search.rows)).learning_rate
 
     def terms(state: Search, derivatives: str, epsilon: float) -> dict[str, list]:
         objective = Objective(state.supernet.train(), state.fabric.autocast)
@@ -85,15 +86,29 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
             weights,
             batch,
             state.cast(valid_batch),
-            xi,
+            learning_rate,
             [buffer.to(weights[0].dtype) for buffer in search.momentum_buffers()],
             search_settings.momentum,
             search_settings.weight_decay,
             derivatives,
             epsilon,
         )
+        answer = implicit(
+            objective,
+            weights,
+            batch,
+            state.cast(valid_batch),
+            learning_rate,
+            search_settings.neumann_terms,
+            derivatives,
+            epsilon,
+        )
         regularized = regularized_gradient(objective, weights, batch, settings.reg, derivatives, epsilon)
-        return {"regularizer": regularized.regularizer_gradient, "unrolled": result.mixed}
+        return {
+            "regularizer": regularized.regularizer_gradient,
+            "unrolled": result.mixed,
+            "implicit": answer.mixed,
+        }
 
     exact = terms(double, "exact", 1.0)
     rows = []
@@ -118,9 +133,13 @@ def plot(rows: list[dict], path: Path) -> None:
     """Norm and cosine against epsilon, a column for each term."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True, sharey="row")
-    titles = {"regularizer": r"regularizer, $\nabla_w \Lambda$", "unrolled": r"unrolled step, $\partial^2 L\,v$"}
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True, sharey="row")
+    titles = {
+        "regularizer": r"regularizer, $\nabla_w \Lambda$",
+        "unrolled": r"unrolled step, $\partial^2 L\,v$",
+        "implicit": r"implicit gradient, $\partial^2 L\,s$",
+    }
     for column, (term, title) in enumerate(titles.items()):
         norms, cosines = axes[0, column], axes[1, column]
         for precision, colour in (("float64", "#0072B2"), ("float32", "#D55E00")):
@@ -138,7 +157,7 @@ def plot(rows: list[dict], path: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("norm of the difference")
     axes[1, 0].set_ylabel("cosine with the exact term")
-    axes[0, 1].legend(frameon=False)
+    axes[0, 2].legend(frameon=False)
     figure.savefig(path, dpi=150)
 
 

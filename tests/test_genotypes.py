@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genotypes import CELLS, Edge, Genotype, load_genotype, make_genotype, parse_genotype
-from selection import argmax
+from selection import select
 from spaces import EDGES, SPACES
 from tests.conftest import local_data
 
@@ -122,7 +122,7 @@ def test_argmax_takes_the_two_strongest_edges_of_each_node_by_each_edge_own_cand
         weights[kind][:, 0] = 0.6
     weights["normal"][12] = [0.1, 0.9]  # 3 -> 5: dil_conv_3x3 or dil_conv_5x5
     weights["normal"][9] = [0.2, 0.8]  # 0 -> 5: skip_connect or sep_conv_3x3
-    genotype = argmax(space, weights)
+    genotype = select(space, weights, "argmax")
     assert genotype.normal[6:] == (("dil_conv_5x5", 3), ("sep_conv_3x3", 0))
     # among equals the earlier edges, with the first of their own candidates
     assert genotype.normal[:2] == (("skip_connect", 0), ("skip_connect", 1))
@@ -132,7 +132,7 @@ def test_argmax_takes_the_two_strongest_edges_of_each_node_by_each_edge_own_cand
 
 def test_argmax_never_chooses_none():
     weights = torch.tensor([0.9, 0.04, 0.06]).expand(len(EDGES), 3).numpy()
-    genotype = argmax(SPACES["s3"], {"normal": weights, "reduce": weights})
+    genotype = select(SPACES["s3"], {"normal": weights, "reduce": weights}, "argmax")
     assert {operation for operation, _ in genotype.normal + genotype.reduce} == {"sep_conv_3x3"}
 
 
@@ -144,7 +144,7 @@ def test_argmax_gives_a_genotype_of_the_space(space):
             kind: generator.dirichlet(np.ones(len(getattr(SPACES[space], kind)[0])), len(EDGES))
             for kind in ("normal", "reduce")
         }
-        genotype = make_genotype(argmax(SPACES[space], weights)._asdict())
+        genotype = make_genotype(select(SPACES[space], weights, "argmax")._asdict())
         for kind in ("normal", "reduce"):
             for edge in genotype.edges(kind):
                 assert edge.operation in getattr(SPACES[space], kind)[EDGES.index((edge.source, edge.target))]

@@ -153,7 +153,7 @@ def test_central_difference_steps_by_the_radius_whatever_the_length_of_the_direc
 def test_first_order_gradient_is_that_of_the_validation_loss_in_alpha():
     objective, architecture, weights, _, batch = problem()
     result = first_order(objective, weights, batch)
-    measured = architecture.gradients(objective.supernet.kinds, result.layer_gradients)
+    measured = architecture.gradients(objective.supernet.kinds, result.total)
     mixing = architecture.mixing_weights()
     loss, _ = objective([mixing[kind] for kind in objective.supernet.kinds], batch)
     for a, b in zip(measured, torch.autograd.grad(loss, list(architecture.parameters())), strict=True):
@@ -170,7 +170,7 @@ def test_unrolled_gradient_is_a_direct_differentiation_through_the_inner_step(de
     result = unrolled(
         objective, weights, train_batch, valid_batch, xi, buffers, momentum, weight_decay, derivatives, radius=1e-9
     )
-    measured = architecture.gradients(objective.supernet.kinds, result.layer_gradients)
+    measured = architecture.gradients(objective.supernet.kinds, result.total)
 
     mixing = architecture.mixing_weights()
     shared = [mixing[kind] for kind in objective.supernet.kinds]
@@ -187,7 +187,7 @@ def test_unrolled_gradient_is_a_direct_differentiation_through_the_inner_step(de
     )
     assert relative_error(measured, expected) < (1e-9 if derivatives == "exact" else 1e-4)
     # the inner step matters here: the first-order gradient at w' is another one
-    direct = architecture.gradients(objective.supernet.kinds, result.validation_gradients)
+    direct = architecture.gradients(objective.supernet.kinds, result.direct)
     assert relative_error(direct, expected) > 0.01
 
 

@@ -96,12 +96,12 @@ def test_without_dot_matplotlib_draws_and_one_line_says_how_to_get_it(tmp_path):
         assert width > 1200 and width > height > 400
 
 
-def make_run(folder, epochs, space="s1"):
+def make_run(folder, epochs, space="s1", relaxation="softmax", own=()):
     """A run folder of as many epochs; the regularizer is not measured in the first, as in a run."""
     generator = np.random.default_rng(0)
     columns = ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "train_alignment", "valid_alignment"]
     columns += ["loss_gradient_norm", *(f"gradient_norm_layer_{layer}" for layer in range(5))]
-    columns += ["entropy_normal", "entropy_reduce"]
+    columns += ["entropy_normal", "entropy_reduce", *own]
     rows = [
         {
             "epoch": epoch,
@@ -120,6 +120,7 @@ def make_run(folder, epochs, space="s1"):
     shape = (epochs + 1, 14, len(SPACES[space].normal[0]))
     np.savez(folder / "alphas.npz", normal=generator.normal(size=shape), reduce=generator.normal(size=shape))
     settings = {"dataset": "digits", "space": space, "reg": "corr", "lambda_": 0.125, "seed": 3}
+    settings |= {"method": "lambda-darts", "relaxation": relaxation, "selection": "argmax"}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     return rows
 
@@ -148,7 +149,7 @@ def test_mixing_weights_are_means_over_the_edges_that_have_the_operation(tmp_pat
 def test_the_panels_show_the_columns_of_the_metrics(tmp_path, epochs):
     rows = make_run(tmp_path / "run", epochs)
     figure = search_figure(load_course(tmp_path / "run"))
-    assert figure.get_suptitle() == "Search on digits, space s1, corr with λ = 0.125, seed 3"
+    assert figure.get_suptitle() == "lambda-darts on digits, space s1, corr with λ = 0.125, seed 3"
     loss, accuracy, _, layers, gradients, _, skips, normal, _ = figure.axes
     assert [line.get_label() for line in loss.lines] == ["train", "valid"]
     np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [100 * row["valid_accuracy"] for row in rows])
@@ -161,6 +162,25 @@ def test_the_panels_show_the_columns_of_the_metrics(tmp_path, epochs):
 
     plot_search(tmp_path / "run")
     assert Image.open(tmp_path / "run/curves.png").size == (1800, 1440)
+
+
+def test_a_method_s_own_quantities_have_panels_of_their_own(tmp_path):
+    own = ("skip_beta", "direct_gradient_norm", "indirect_gradient_norm", "neumann_residual")
+    rows = make_run(tmp_path / "run", 3, own=own)
+    panels = {axes.get_title(loc="left"): axes for axes in search_figure(load_course(tmp_path / "run")).axes}
+    assert len(panels) == 12
+    np.testing.assert_allclose(panels["Auxiliary skip β"].lines[0].get_ydata(), [row["skip_beta"] for row in rows])
+    direct, indirect = panels["Terms of the gradient in α"].lines
+    np.testing.assert_allclose(direct.get_ydata(), [row["direct_gradient_norm"] for row in rows])
+    np.testing.assert_allclose(indirect.get_ydata(), [row["indirect_gradient_norm"] for row in rows])
+    assert "Zero-one loss" not in panels
+
+
+def test_gates_are_drawn_as_sigmoids(tmp_path):
+    make_run(tmp_path / "run", 2, space="s2", relaxation="sigmoid")
+    alphas = np.load(tmp_path / "run/alphas.npz")["normal"]
+    mixing = load_course(tmp_path / "run").mixing["normal"]
+    np.testing.assert_allclose(mixing["sep_conv_3x3"], (1 / (1 + np.exp(-alphas[:, :, 1]))).mean(axis=1))
 
 
 def test_wrong_input_is_one_line_and_status_2(tmp_path):

@@ -1,0 +1,841 @@
+"""DARTS-, FairDARTS, iDARTS, DARTS-PT and the presets of all methods, against independent computations."""
+
+import math
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+import data
+from architect import Architecture, implicit, unrolled
+from data import Batch
+from genotypes import Edge, Genotype, make_genotype
+from gradients import Objective, neumann, norm, regularized_gradient
+from model_search import MixedOp, Supernet
+from operations import FactorizedReduce
+from regularizers import ALPHA_REGULARIZERS
+from search.bilevel import Schedule, Search, make_fabric, schedule, skip_beta
+from search.perturbation import Perturbation
+from search.settings import SearchSettings, method_settings, preset
+from selection import missing_cell, select
+from spaces import EDGES, SPACES
+from tests.test_gradients import problem, relative_error
+from utils import Averages, StepProgress
+
+DOUBLE = torch.float64
+
+
+def start(**changes):
+    """A small search on the digits."""
+    settings = SearchSettings(
+        dataset="digits", layers=4, init_channels=4, device="cpu", **{"space": "s2", "batch_size": 256, **changes}
+    )
+    return Search(settings, data.load("digits"), make_fabric("cpu", settings.precision))
+
+
+def scramble(architecture):
+    """Random alpha."""
+    with torch.no_grad():
+        for alpha in architecture.parameters():
+            alpha.normal_()
+
+
+# DARTS-
+
+
+def factorized_reduction(module, x):
+    """ReLU, two convolutions of stride 2, the second on the input shifted by a pixel, and plain batch norm."""
+    x = x.relu()
+    halves = [F.conv2d(x, module.conv_1.weight, stride=2), F.conv2d(x[:, :, 1:, 1:], module.conv_2.weight, stride=2)]
+    y = torch.cat(halves, dim=1)
+    mean, variance = y.mean(dim=(0, 2, 3), keepdim=True), y.var(dim=(0, 2, 3), keepdim=True, correction=0)
+    return (y - mean) / (variance + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("auxiliary", ["skip", "conv1"])
+def test_an_edge_adds_beta_times_the_auxiliary_skip_to_its_mixture(auxiliary, stride, beta):
+    torch.manual_seed(0)
+    edge = MixedOp(SPACES["s5"].normal[0], 4, stride, auxiliary).double()
+    x, p = torch.randn(3, 4, 6, 6, dtype=DOUBLE), torch.rand(7, dtype=DOUBLE)
+    mixture = torch.zeros(3, 4, 6 // stride, 6 // stride, dtype=DOUBLE)
+    for weight, operation in zip(p.tolist(), edge.operations, strict=True):
+        mixture += weight * operation(x)
+    # a 1x1 convolution too begins as the identity
+    shortcut = x if stride == 1 else factorized_reduction(edge.auxiliary, x)
+    measured = edge(x, p, 0.0, beta)
+    torch.testing.assert_close(measured, mixture + beta * shortcut, rtol=1e-12, atol=1e-12)
+    assert (beta == 0) == torch.allclose(measured, mixture)
+
+
+def test_the_auxiliary_convolution_learns_and_an_identity_has_nothing_to_learn():
+    candidates = ("max_pool_3x3",)
+    (weight,) = MixedOp(candidates, 4, 1, "conv1").parameters()
+    assert weight.shape == (4, 4, 1, 1) and weight.requires_grad
+    assert list(MixedOp(candidates, 4, 1, "skip").parameters()) == []
+    for auxiliary in ("skip", "conv1"):
+        assert isinstance(MixedOp(candidates, 4, 2, auxiliary).auxiliary, FactorizedReduce)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.7])
+def test_the_auxiliary_skip_acts_on_every_edge_of_the_supernet_as_a_larger_weight_of_the_skip_connection(beta):
+    """With the reductions of both made equal: p_skip op(x) + beta op(x) = (p_skip + beta) op(x)."""
+    torch.manual_seed(0)
+    with_skip = Supernet(SPACES["s2"], 4, 4, auxiliary_skip="skip").double()
+    for cell in with_skip.cells:
+        for edge in cell.edges:
+            edge.auxiliary.load_state_dict(edge.operations[0].state_dict())
+    plain = Supernet(SPACES["s2"], 4, 4).double()
+    plain.load_state_dict({name: value for name, value in with_skip.state_dict().items() if "auxiliary" not in name})
+    images = torch.randn(4, 3, 8, 8, dtype=DOUBLE)
+    weights = [torch.rand(14, 2, dtype=DOUBLE) for _ in with_skip.kinds]
+    larger = [w + torch.tensor([beta, 0.0], dtype=DOUBLE) for w in weights]
+    torch.testing.assert_close(with_skip(images, weights, 0.0, beta), plain(images, larger), rtol=1e-9, atol=1e-9)
+    assert (beta == 0) == torch.allclose(plain(images, larger), plain(images, weights))
+
+
+@pytest.mark.parametrize("beta_0", [1.0, 0.4])
+@pytest.mark.parametrize(
+    ("decay", "first", "middle", "last", "end"),
+    [
+        ("linear", 1.0, 0.5, 1 / 50, 0.0),
+        ("cosine", 1.0, 0.5, (1 + math.cos(49 * math.pi / 50)) / 2, 0.0),
+        ("slow_cosine", 1.0, math.sqrt(0.5), math.cos(49 * math.pi / 100), 0.0),
+    ],
+)
+def test_beta_falls_from_its_value_to_nothing_as_the_paper_has_it(decay, first, middle, last, end, beta_0):
+    settings = SearchSettings(auxiliary_skip="skip", skip_beta=beta_0, decay=decay, epochs=50)
+    measured = [schedule(settings, epoch).skip_beta for epoch in (0, 25, 49)]
+    assert measured == pytest.approx([beta_0 * first, beta_0 * middle, beta_0 * last], rel=1e-12)
+    assert skip_beta(settings, 1.0) == pytest.approx(end, abs=1e-15)
+    assert schedule(replace(settings, auxiliary_skip="none"), 0).skip_beta == 0
+
+
+# FairDARTS
+
+
+@pytest.mark.parametrize("kind", ["zero_one_l2", "zero_one_l1"])
+def test_the_zero_one_loss_and_its_gradient_in_alpha_are_the_closed_forms(kind):
+    torch.manual_seed(0)
+    architecture = Architecture({"normal": (14, 7), "reduce": (14, 7)}, "sigmoid").double()
+    regularizer, alphas = ALPHA_REGULARIZERS[kind], list(architecture.parameters())
+    at_zero = torch.autograd.grad(regularizer(list(architecture.mixing_weights().values())), alphas)
+    assert all(torch.equal(gradient, torch.zeros(14, 7, dtype=DOUBLE)) for gradient in at_zero)
+
+    scramble(architecture)
+    value = regularizer(list(architecture.mixing_weights().values()))
+    n, p = 2 * 14 * 7, [1 / (1 + (-alpha.detach()).exp()) for alpha in alphas]
+    if kind == "zero_one_l2":
+        expected = -sum(((q - 0.5) ** 2).sum() for q in p) / n
+        slopes = [-2 * (q - 0.5) * q * (1 - q) / n for q in p]
+    else:
+        expected = -sum((q - 0.5).abs().sum() for q in p) / n
+        slopes = [-(q - 0.5).sign() * q * (1 - q) / n for q in p]
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    for measured, slope in zip(torch.autograd.grad(value, alphas), slopes, strict=True):
+        torch.testing.assert_close(measured, slope, rtol=1e-10, atol=1e-15)
+
+
+def test_gates_begin_half_open_and_their_gradient_is_the_chain_rule_of_the_sigmoid():
+    torch.manual_seed(0)
+    architecture = Architecture({"normal": (14, 7), "reduce": (14, 7)}, "sigmoid").double()
+    assert all(torch.equal(alpha, torch.zeros_like(alpha)) for alpha in architecture.parameters())
+    assert all(torch.equal(p, torch.full_like(p, 0.5)) for p in architecture.mixing_weights().values())
+    scramble(architecture)
+    a, b, c, d = layer_gradients = [torch.randn(14, 7, dtype=DOUBLE) for _ in range(4)]
+    measured = architecture.gradients(["normal", "reduce", "reduce", "normal"], layer_gradients)
+    for gradient, kind, total in zip(measured, ("normal", "reduce"), (a + d, b + c), strict=True):
+        p = 1 / (1 + (-architecture.alphas[kind].detach()).exp())
+        torch.testing.assert_close(gradient, p * (1 - p) * total, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("relaxation", ["softmax", "sigmoid"])
+def test_fixed_mixing_weights_stand_and_their_alpha_no_longer_decides(relaxation):
+    architecture = Architecture({"normal": (14, 3)}, relaxation).double()
+    scramble(architecture)
+    before = architecture.mixing_weights()["normal"].detach()
+    architecture.fixed["normal"][5] = torch.tensor([0.0, 1.0, 0.0])
+    after = architecture.mixing_weights()["normal"].detach()
+    assert after[5].tolist() == [0, 1, 0]
+    others = [edge for edge in range(14) if edge != 5]
+    assert torch.equal(after[others], before[others])
+    (gradient,) = architecture.gradients(["normal"], [torch.randn(14, 3, dtype=DOUBLE)])
+    assert torch.equal(gradient[5], torch.zeros(3, dtype=DOUBLE))
+    assert (gradient[others] != 0).all()
+
+
+@pytest.mark.parametrize("kind", ["none", "zero_one_l2", "zero_one_l1"])
+def test_an_alpha_step_descends_the_validation_loss_and_the_weighted_zero_one_loss(kind):
+    w01 = 10.0
+    state = start(relaxation="sigmoid", alpha_reg=kind, alpha_reg_weight=w01, batch_size=64, precision="64-true")
+    scramble(state.architecture)
+    train_batch, valid_batch = (state.cast(next(iter(batches))) for batches in state.batches(0))
+    objective = Objective(state.supernet.train())
+    alphas = {kind: alpha.detach().clone().requires_grad_() for kind, alpha in state.architecture.alphas.items()}
+    loss, _ = objective([alphas[layer].sigmoid() for layer in state.supernet.kinds], valid_batch)
+    expected = torch.autograd.grad(loss, list(alphas.values()))
+    if kind != "none":
+        n = sum(alpha.numel() for alpha in alphas.values())
+        p = [alpha.detach().sigmoid() for alpha in alphas.values()]
+        far = [2 * (q - 0.5) if kind == "zero_one_l2" else (q - 0.5).sign() for q in p]
+        pulls = [-w01 * f * q * (1 - q) / n for f, q in zip(far, p, strict=True)]
+        assert norm(pulls) > 0.01 * norm(expected)
+        expected = [g + pull for g, pull in zip(expected, pulls, strict=True)]
+
+    state.alpha_step(objective, train_batch, valid_batch, False, Averages())
+    lr, decay = state.settings.arch_learning_rate, state.settings.arch_weight_decay
+    for alpha, old, gradient in zip(state.architecture.parameters(), alphas.values(), expected, strict=True):
+        torch.testing.assert_close(alpha.grad, gradient, rtol=1e-9, atol=1e-12)
+        slope = gradient + decay * old.detach()
+        # the first step of Adam
+        torch.testing.assert_close(alpha.detach(), old.detach() - lr * slope / (slope.abs() + 1e-8), rtol=0, atol=1e-9)
+
+
+def gates(entries):
+    """Gates of S5 by hand: {(source, target): {operation: gate}}, and 0.1 wherever nothing is said."""
+    table = np.full((14, 7), 0.1)
+    columns = {
+        name: column
+        for column, name in enumerate(
+            [
+                "max_pool_3x3",
+                "avg_pool_3x3",
+                "skip_connect",
+                "sep_conv_3x3",
+                "sep_conv_5x5",
+                "dil_conv_3x3",
+                "dil_conv_5x5",
+            ]
+        )
+    }
+    rows = {
+        edge: row
+        for row, edge in enumerate(
+            [(s, 2) for s in (0, 1)]
+            + [(s, 3) for s in (0, 1, 2)]
+            + [(s, 4) for s in (0, 1, 2, 3)]
+            + [(s, 5) for s in (0, 1, 2, 3, 4)]
+        )
+    }
+    for edge, operations in entries.items():
+        for name, gate in operations.items():
+            table[rows[edge], columns[name]] = gate
+    return table
+
+
+#: node 3 has no gate of 0.85, node 4 one that is exactly that
+WORKED = {
+    "normal": gates(
+        {
+            (0, 2): {"sep_conv_3x3": 0.9},
+            (1, 2): {"skip_connect": 0.86, "sep_conv_5x5": 0.95},
+            (0, 3): {"max_pool_3x3": 0.8},
+            (1, 3): {"sep_conv_3x3": 0.84999},
+            (2, 3): {"skip_connect": 0.7},
+            (0, 4): {"skip_connect": 0.5},
+            (1, 4): {"dil_conv_3x3": 0.99, "dil_conv_5x5": 0.97, "max_pool_3x3": 0.96},
+            (2, 4): {"avg_pool_3x3": 0.85},
+            (3, 4): {"sep_conv_5x5": 0.9},
+            (0, 5): {"sep_conv_3x3": 0.3},
+            (2, 5): {"skip_connect": 0.91},
+            (3, 5): {"max_pool_3x3": 0.94},
+            (4, 5): {"sep_conv_3x3": 0.6},
+        }
+    ),
+    "reduce": gates(
+        {
+            **{(0, node): {"max_pool_3x3": 0.9} for node in (2, 3, 4, 5)},
+            **{(1, node): {"skip_connect": 0.88, "dil_conv_5x5": 0.87} for node in (2, 3, 4)},
+            (1, 5): {"skip_connect": 0.84},
+        }
+    ),
+}
+
+
+def test_threshold_sparse_keeps_of_the_two_strongest_edges_those_over_the_threshold():
+    genotype = select(SPACES["s5"], WORKED, "threshold_sparse", 0.85)
+    assert sorted(genotype.normal) == [
+        ("dil_conv_3x3", 4, 1),
+        ("max_pool_3x3", 5, 3),
+        ("sep_conv_3x3", 2, 0),
+        ("sep_conv_5x5", 2, 1),
+        ("sep_conv_5x5", 4, 3),
+        ("skip_connect", 5, 2),
+    ]
+    assert sorted(genotype.reduce) == [
+        ("max_pool_3x3", 2, 0),
+        ("max_pool_3x3", 3, 0),
+        ("max_pool_3x3", 4, 0),
+        ("max_pool_3x3", 5, 0),
+        ("skip_connect", 2, 1),
+        ("skip_connect", 3, 1),
+        ("skip_connect", 4, 1),
+    ]
+    # node 3 is gone, and with it the edges that leave it
+    assert genotype.concat("normal") == [2, 4, 5]
+    assert genotype.concat("reduce") == [2, 3, 4, 5]
+    assert sorted(genotype.edges("normal")) == [
+        Edge("dil_conv_3x3", 4, 1),
+        Edge("sep_conv_3x3", 2, 0),
+        Edge("sep_conv_5x5", 2, 1),
+        Edge("skip_connect", 5, 2),
+    ]
+    assert make_genotype(genotype._asdict()) == genotype
+    assert missing_cell(genotype) is None
+
+
+def test_threshold_edge_keeps_up_to_two_operations_of_every_edge():
+    genotype = select(SPACES["s5"], WORKED, "threshold_edge", 0.85)
+    assert sorted(genotype.normal) == [
+        ("avg_pool_3x3", 4, 2),
+        ("dil_conv_3x3", 4, 1),
+        ("dil_conv_5x5", 4, 1),
+        ("max_pool_3x3", 5, 3),
+        ("sep_conv_3x3", 2, 0),
+        ("sep_conv_5x5", 2, 1),
+        ("sep_conv_5x5", 4, 3),
+        ("skip_connect", 2, 1),
+        ("skip_connect", 5, 2),
+    ]
+    assert len(genotype.reduce) == 4 + 2 * 3
+    assert genotype.concat("normal") == [2, 4, 5]
+    assert {edge.source for edge in genotype.edges("normal")} == {0, 1, 2}
+    assert len(genotype.edges("normal")) == 7
+    assert make_genotype(genotype._asdict()) == genotype
+
+
+@pytest.mark.parametrize(
+    ("rule", "operations", "count"),
+    [
+        ("argmax", {"sep_conv_3x3"}, 8),
+        ("threshold_sparse", {"sep_conv_3x3"}, 8),
+        ("threshold_edge", {"sep_conv_3x3", "skip_connect"}, 28),
+    ],
+)
+def test_no_rule_chooses_none(rule, operations, count):
+    table = np.tile([0.99, 0.9, 0.95], (14, 1))  # none, skip_connect, sep_conv_3x3
+    genotype = select(SPACES["s3"], {"normal": table, "reduce": table}, rule, 0.85)
+    for cell in (genotype.normal, genotype.reduce):
+        assert {entry[0] for entry in cell} == operations
+        assert len(cell) == count
+
+
+@pytest.mark.parametrize("rule", ["threshold_sparse", "threshold_edge"])
+def test_a_cell_that_its_inputs_do_not_reach_is_missed(rule):
+    nothing, cell = np.full((14, 7), 0.8), WORKED["reduce"]
+    # node 2 has no edge, so the only gate that is open leads from nowhere
+    unreached = gates({(2, 3): {"sep_conv_3x3": 0.99}})
+    for normal, reduce, missed in [
+        (nothing, nothing, "normal"),
+        (cell, nothing, "reduce"),
+        (unreached, cell, "normal"),
+        (cell, cell, None),
+    ]:
+        assert missing_cell(select(SPACES["s5"], {"normal": normal, "reduce": reduce}, rule, 0.85)) == missed
+    assert missing_cell(select(SPACES["s5"], {"normal": nothing, "reduce": nothing}, rule, 0.8)) is None
+
+
+# iDARTS
+
+
+def test_the_neumann_series_comes_nearer_the_inverse_with_every_term():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, dtype=DOUBLE, generator=generator)
+    hessian = root @ root.T + torch.eye(6, dtype=DOUBLE)
+    vector = torch.randn(6, dtype=DOUBLE, generator=generator)
+    exact = torch.linalg.solve(hessian, vector)
+    gamma = 1 / torch.linalg.eigvalsh(hessian).max().item()
+
+    def product(parts):
+        return (hessian @ torch.cat(list(parts))).split([2, 4])
+
+    errors = []
+    for terms in range(11):
+        total, last = neumann(product, vector.split([2, 4]), gamma, terms)
+        contraction = torch.linalg.matrix_power(torch.eye(6, dtype=DOUBLE) - gamma * hessian, terms)
+        torch.testing.assert_close(torch.cat(last), contraction @ vector, rtol=1e-10, atol=1e-12)
+        errors.append((gamma * torch.cat(total) - exact).norm().item())
+    assert all(later < earlier for earlier, later in pairwise(errors))
+    total, _ = neumann(product, vector.split([2, 4]), gamma, 2000)
+    torch.testing.assert_close(gamma * torch.cat(total), exact, rtol=1e-8, atol=1e-8)
+
+
+class Regression(nn.Module):
+    """Softmax regression of 3 classes on 4 features, which two "layers" of 2 x 2 mixing weights make of the image."""
+
+    kinds = ("normal", "reduce")
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("maps", 0.5 * torch.randn(8, 4, 4, dtype=DOUBLE))
+        self.classifier = nn.Linear(4, 3, dtype=DOUBLE)
+
+    def forward(self, images, weights, drop_path_prob, skip_beta):
+        p = torch.cat([w.flatten() for w in weights])
+        x = images.flatten(1)
+        return self.classifier(x + torch.einsum("k,kij,bj->bi", p, self.maps, x))
+
+
+class Toy:
+    """The regression, and everything the implicit gradient is made of, as matrices."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.module = Regression()
+        self.objective = Objective(self.module)
+        self.weights = [0.3 * torch.randn(2, 2, dtype=DOUBLE) for _ in range(2)]
+        self.train, self.valid = (
+            Batch(torch.randn(40, 1, 2, 2, dtype=DOUBLE), torch.randint(0, 3, (40,)), seed) for seed in (1, 2)
+        )
+        w = torch.cat([parameter.detach().flatten() for parameter in self.module.parameters()])
+        p = torch.cat([weight.flatten() for weight in self.weights])
+        self.w = w
+        loss = self.loss
+        self.direct, self.v_0 = (
+            torch.autograd.functional.jacobian(lambda *z: loss(*reversed(z), self.valid), (p, w))[i] for i in range(2)
+        )
+        blocks = torch.autograd.functional.hessian(lambda w, p: loss(w, p, self.train), (w, p))
+        self.hessian, self.mixed = blocks[0][0], blocks[0][1]  # (w, w) and (w, p)
+        self.gamma = 1 / torch.linalg.eigvalsh(self.hessian).max().item()
+
+    def loss(self, w, p, batch):
+        """L(w, p) written out."""
+        x = batch.images.reshape(-1, 4)
+        matrix = torch.eye(4, dtype=DOUBLE) + (p[:, None, None] * self.module.maps).sum(dim=0)
+        logits = x @ matrix.T @ w[:12].reshape(3, 4).T + w[12:]
+        picked = logits[torch.arange(len(x)), batch.labels]
+        return (logits.exp().sum(dim=1).log() - picked).mean()
+
+    def series(self, terms):
+        """sum_k (I - gamma H)^k v_0, k = 0..terms."""
+        step = torch.eye(15, dtype=DOUBLE) - self.gamma * self.hessian
+        return sum(torch.linalg.matrix_power(step, k) @ self.v_0 for k in range(terms + 1))
+
+    def implicit(self, terms, **options):
+        return implicit(self.objective, self.weights, self.train, self.valid, self.gamma, terms, **options)
+
+
+def flat(tensors):
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def test_the_implicit_gradient_converges_to_that_of_the_implicit_function_theorem():
+    toy = Toy()
+    # H is singular: the same added to the scores of all classes changes nothing; v_0 has no part along that.
+    pseudo_inverse = torch.linalg.pinv(toy.hessian, rtol=1e-10, hermitian=True)
+    assert torch.linalg.matrix_rank(toy.hessian, rtol=1e-10, hermitian=True) == 10
+    torch.testing.assert_close(toy.hessian @ pseudo_inverse @ toy.v_0, toy.v_0, rtol=1e-9, atol=1e-12)
+    exact = toy.direct - toy.v_0 @ pseudo_inverse @ toy.mixed
+    errors = [
+        ((flat(toy.implicit(terms, derivatives="exact").total) - exact).norm() / exact.norm()).item()
+        for terms in (0, 1, 2, 5, 10, 20, 50, 100, 200)
+    ]
+    assert all(later < earlier for earlier, later in pairwise(errors))
+    assert errors[0] > 0.1
+    assert errors[-1] < 1e-8
+
+
+@pytest.mark.parametrize("terms", [0, 1, 2, 7])
+@pytest.mark.parametrize(("derivatives", "radius", "tolerance"), [("exact", 0.01, 1e-9), ("difference", 1e-5, 1e-4)])
+def test_the_implicit_gradient_of_k_terms_is_the_closed_form(terms, derivatives, radius, tolerance):
+    """With K = 0 it is dL_val/dp - gamma * d2L_train/dp dw . dL_val/dw."""
+    toy = Toy()
+    result = toy.implicit(terms, derivatives=derivatives, radius=radius)
+    s = toy.v_0 if terms == 0 else toy.series(terms)
+    mixed = toy.mixed.T @ s
+    assert [g.shape for g in result.total] == [(2, 2), (2, 2)]
+    for measured, expected in [
+        (result.direct, toy.direct),
+        (result.mixed, mixed),
+        (result.indirect, -toy.gamma * mixed),
+        (result.total, toy.direct - toy.gamma * mixed),
+    ]:
+        assert ((flat(measured) - expected).norm() / expected.norm()).item() < tolerance
+    assert result.loss.item() == pytest.approx(toy.loss(toy.w, flat(toy.weights), toy.valid).item(), rel=1e-12)
+    assert torch.equal(flat(toy.module.parameters()), toy.w)
+
+
+@pytest.mark.parametrize("derivatives", ["exact", "difference"])
+@pytest.mark.parametrize("terms", [0, 2, 9])
+def test_the_neumann_residual_is_what_the_series_leaves_of_the_vector(terms, derivatives):
+    toy = Toy()
+    rest = toy.v_0 - toy.hessian @ (toy.gamma * toy.series(terms))
+    measured = toy.implicit(terms, derivatives=derivatives, residual=True)
+    assert measured.residual.item() == pytest.approx((rest.norm() / toy.v_0.norm()).item(), rel=1e-9)
+    # to measure it changes nothing else
+    assert torch.equal(flat(measured.total), flat(toy.implicit(terms, derivatives=derivatives).total))
+    assert toy.implicit(terms, derivatives=derivatives).residual is None
+
+
+@pytest.mark.parametrize("terms", [0, 2])
+def test_the_differences_step_by_r_s_and_the_noise_is_what_a_step_back_by_r_v_0_leaves(terms):
+    toy, points = Toy(), []
+
+    class Spy(Objective):
+        def __call__(self, weights, batch, parameters=None):
+            if parameters is not None:
+                assert batch is toy.train
+                points.append(flat(parameters.values()) - toy.w)
+            return super().__call__(weights, batch, parameters)
+
+    toy.objective = Spy(toy.module)
+    result = toy.implicit(terms)
+    s, r = toy.series(terms), 0.01 / toy.v_0.norm()
+    assert len(points) == 2
+    torch.testing.assert_close(points[0], r * s, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(points[1], -r * s, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(flat(result.noise), r * (toy.v_0 - s), rtol=1e-9, atol=1e-15)
+    assert (norm(result.noise) > 1e-4) == (terms > 0)
+
+
+def test_the_implicit_gradient_of_a_supernet_by_differences_equals_the_exact_one():
+    objective, _, weights, train_batch, valid_batch = problem()
+    exact = implicit(objective, weights, train_batch, valid_batch, 0.025, 2, "exact")
+    difference = implicit(objective, weights, train_batch, valid_batch, 0.025, 2, "difference", radius=1e-9)
+    assert relative_error(difference.indirect, exact.indirect) < 1e-4
+    assert relative_error(difference.total, exact.total) < 1e-4
+    # neither the weights' answer nor the further terms are nothing here
+    assert relative_error(exact.direct, exact.total) > 1e-2
+    shorter = implicit(objective, weights, train_batch, valid_batch, 0.025, 0, "exact")
+    assert relative_error(shorter.indirect, exact.indirect) > 1e-2
+
+
+def test_the_implicit_gradient_of_a_supernet_is_a_direct_differentiation():
+    """K = 1: s = 2 v_0 - gamma H v_0, with H v_0 the gradient of <grad_w L_train, v_0>, on alpha's own graph."""
+    objective, architecture, weights, train_batch, valid_batch = problem(layers=3)
+    gamma, mixing = 0.1, architecture.mixing_weights()
+    alphas, shared = list(architecture.parameters()), [mixing[kind] for kind in objective.supernet.kinds]
+    valid_loss, _ = objective(shared, valid_batch)
+    direct = torch.autograd.grad(valid_loss, alphas, retain_graph=True)
+    v_0 = torch.autograd.grad(valid_loss, objective.parameters, retain_graph=True)
+    train_loss, _ = objective(shared, train_batch)
+    slopes = torch.autograd.grad(train_loss, objective.parameters, create_graph=True)
+    h = torch.autograd.grad(
+        sum((g * v).sum() for g, v in zip(slopes, v_0, strict=True)), objective.parameters, None, True
+    )
+    s = [2 * v - gamma * x for v, x in zip(v_0, h, strict=True)]
+    mixed = torch.autograd.grad(sum((g * x).sum() for g, x in zip(slopes, s, strict=True)), alphas)
+    expected = [d - gamma * m for d, m in zip(direct, mixed, strict=True)]
+    result = implicit(objective, weights, train_batch, valid_batch, gamma, 1, "exact")
+    measured = architecture.gradients(objective.supernet.kinds, result.total)
+    assert relative_error(measured, expected) < 1e-9
+    assert relative_error(direct, expected) > 0.01
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_an_alpha_step_leaves_the_weights_alone_but_for_the_noise_where_that_is_wanted(noise):
+    state = start(hypergradient="implicit", implicit_noise=noise, neumann_terms=1, batch_size=16, precision="64-true")
+    train_batch, valid_batch = (state.cast(next(iter(batches))) for batches in state.batches(0))
+    objective = Objective(state.supernet.train())
+    parameters, weights = objective.parameters, state.layer_weights()
+    before = [w.detach().clone() for w in parameters]
+    v_0 = torch.autograd.grad(objective(weights, valid_batch)[0], parameters)
+    slopes = torch.autograd.grad(objective(weights, train_batch)[0], parameters, create_graph=True)
+    h = torch.autograd.grad(sum((g * v).sum() for g, v in zip(slopes, v_0, strict=True)), parameters)
+    # R (v_0 - s), s = v_0 + v_0 - gamma H v_0
+    gamma, length = state.settings.learning_rate, torch.cat([v.flatten() for v in v_0]).norm()
+    left = [0.01 / length * (gamma * x - v) for v, x in zip(v_0, h, strict=True)]
+
+    state.alpha_step(objective, train_batch, valid_batch, False, Averages())
+    for now, w, n in zip(parameters, before, left, strict=True):
+        if noise:
+            torch.testing.assert_close(now.detach(), w + n, rtol=1e-9, atol=1e-12)
+        else:
+            assert torch.equal(now, w)
+    assert norm(left) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("hypergradient", "inner_steps", "order"),
+    [
+        ("implicit", 1, "WA" * 12),
+        ("implicit", 4, "WWWWA" * 3),
+        ("implicit", 5, "WWWWWA" * 2 + "WW"),
+        ("implicit", 99, "W" * 12 + "A"),
+        ("first", 1, "AW" * 12),
+        ("first", 4, "AWWWW" * 3),
+        ("unrolled", 1, "AW" * 12),
+    ],
+)
+def test_alpha_moves_behind_its_inner_steps_with_the_implicit_gradient_and_before_them_else(
+    monkeypatch, hypergradient, inner_steps, order
+):
+    state = start(hypergradient=hypergradient, inner_steps=inner_steps, batch_size=64)
+    calls, trained, residuals = [], [], []
+
+    def alpha_step(objective, train_batch, valid_batch, residual, log):
+        calls.append("A")
+        residuals.append(residual)
+        assert not torch.equal(train_batch.labels, valid_batch.labels)
+        if hypergradient == "implicit":
+            assert train_batch is trained[-1]
+
+    def weight_step(objective, batch, lambda_t, measure, log):
+        calls.append("W")
+        trained.append(batch)
+
+    monkeypatch.setattr(state, "alpha_step", alpha_step)
+    monkeypatch.setattr(state, "weight_step", weight_step)
+    state.run_epoch(0, Schedule(0.025), StepProgress("epoch", 12, 0), "epoch 1")
+    assert "".join(calls) == order
+    assert len({batch.seed for batch in trained}) == 12
+    # the residual is measured once an epoch
+    assert residuals == [hypergradient == "implicit"] + [False] * (len(residuals) - 1)
+
+
+# DARTS-PT
+
+#: by cell: the useful operation of each edge, in the columns of S3 (none, skip_connect, sep_conv_3x3)
+PLANTED = {"normal": (1, 2, 2, 1, 2, 1, 1, 2, 2, 1, 2, 1, 2, 1), "reduce": (2, 2, 1, 1, 2, 2, 1, 2, 1, 2, 2, 1, 1, 2)}
+#: by cell: the edges that images depend on, two a node
+USED = {
+    "normal": ((0, 2), (1, 2), (0, 3), (2, 3), (1, 4), (3, 4), (0, 5), (4, 5)),
+    "reduce": ((0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4), (1, 5), (3, 5)),
+}
+GROUPS = [(kind, EDGES.index(edge)) for kind in ("normal", "reduce") for edge in USED[kind]]
+
+
+class Planted(nn.Module):
+    """A stand-in for the supernet that gets an image right by the planted operation of the image's own edge.
+
+    The planted operations of the other edges only make it a little surer of itself.
+    """
+
+    def __init__(self, supernet):
+        super().__init__()
+        self.kinds, self.alpha_shapes = supernet.kinds, supernet.alpha_shapes
+        self.classifier = nn.Linear(1, 1)
+
+    def forward(self, images, weights, drop_path_prob=0.0, skip_beta=0.0):
+        labels, groups = images[:, 0, 0, 0].round().long(), images[:, 0, 0, 1].round().long()
+        planted = {
+            (kind, edge): weights[self.kinds.index(kind)][edge, operation]
+            for kind in PLANTED
+            for edge, operation in enumerate(PLANTED[kind])
+        }
+        right = torch.stack([planted[group] for group in GROUPS])[groups] > 0
+        sureness = 1 + 0.01 * sum(weight for edge, weight in planted.items() if edge not in GROUPS)
+        return sureness * torch.where(right, 1.0, -1.0)[:, None] * F.one_hot(labels, 10)
+
+
+def planted_search(**changes):
+    """A search whose images are nothing but their label and the number of the edge that they depend on."""
+    generator = np.random.default_rng(0)
+    images = torch.zeros(600, 1, 8, 8, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.from_numpy(generator.integers(0, 10, 600))
+    images[:, 0, 0, 1] = torch.arange(600) % len(GROUPS)
+    part = data.ImageSet(images, images[:, 0, 0, 0].long())
+    digits = tuple(str(digit) for digit in range(10))
+    settings = SearchSettings(space="s3", layers=4, init_channels=4, batch_size=100, device="cpu", **changes)
+    dataset = data.DataSet(part, part, digits, mean=(0.0,), std=(1 / 255,), flip=False)
+    search = Search(settings, dataset, make_fabric("cpu", settings.precision))
+    search.supernet = Planted(search.supernet)
+    return search
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_perturbation_finds_the_planted_operations_and_drops_the_edges_without_use(seed):
+    search = planted_search(seed=seed)
+    selection = Perturbation(search, 0)
+    assert selection.stages == [("decide", number) for number in range(17)]
+    progress = StepProgress("selection", 1, 0)
+    for number, stage in enumerate(selection.stages, start=1):
+        selection.run(stage, progress)
+        if number == len(EDGES):
+            for kind, operations in PLANTED.items():
+                one_hot = F.one_hot(torch.tensor(operations), 3)
+                assert torch.equal(search.architecture.mixing_weights()[kind].detach(), one_hot.float())
+
+    names = ("none", "skip_connect", "sep_conv_3x3")
+    cells = {kind: tuple((names[PLANTED[kind][EDGES.index(edge)]], edge[0]) for edge in USED[kind]) for kind in PLANTED}
+    assert selection.genotype() == Genotype(cells["normal"], (2, 3, 4, 5), cells["reduce"], (2, 3, 4, 5))
+    assert make_genotype(selection.genotype()._asdict()) == selection.genotype()
+
+
+def test_every_removal_is_in_the_scores_with_the_accuracy_that_it_leaves():
+    search = planted_search()
+    selection = Perturbation(search, 0)
+    progress = StepProgress("selection", 1, 0)
+    for stage in selection.stages:
+        before = len(selection.scores)
+        selection.run(stage, progress)
+        assert selection.steps(stage) == len(selection.batches) * (len(selection.scores) - before)
+    groups = search.valid.images[:, 0, 0, 1].tolist()
+    names = ("none", "skip_connect", "sep_conv_3x3")
+    orders = []
+    for kind in ("normal", "reduce"):
+        rows = [row for row in selection.scores if row["cell"] == kind]
+        edges = [row for row in rows if row["decision"] <= 14]
+        nodes = [row for row in rows if row["decision"] > 14]
+        # every operation but `none` of every edge, each edge in a decision of its own
+        assert sorted((row["source"], row["target"], row["removed"]) for row in edges) == sorted(
+            (*edge, name) for edge in EDGES for name in names[1:]
+        )
+        orders.append([(row["source"], row["target"]) for row in edges if row["outcome"] == "kept"])
+        assert sorted(orders[-1]) == sorted(EDGES)
+        # 3 edges into node 3; 4 and then 3 into node 4; 5, 4 and 3 into node 5
+        assert sorted(row["target"] for row in nodes) == [3] * 3 + [4] * 7 + [5] * 12
+        dropped = [(row["source"], row["target"]) for row in nodes if row["outcome"] == "dropped"]
+        assert sorted(dropped) == sorted(set(EDGES) - set(USED[kind]))
+        for row in rows:
+            edge = EDGES.index((row["source"], row["target"]))
+            matters = (kind, edge) in GROUPS and row["removed"] in ("edge", names[PLANTED[kind][edge]])
+            lost = groups.count(GROUPS.index((kind, edge))) if matters else 0
+            assert matters == (lost > 0)
+            assert row["valid_accuracy"] == pytest.approx(1 - lost / len(groups), abs=1e-6)
+    assert orders[0] != orders[1]
+    assert orders[0] != sorted(orders[0], key=EDGES.index)
+
+
+def test_fine_tuning_stands_between_two_decisions_at_a_tenth_of_the_learning_rate(monkeypatch):
+    search, calls = planted_search(epochs=50), []
+    monkeypatch.setattr(search, "run_epoch", lambda epoch, now, progress, name: calls.append((epoch, now)))
+    selection = Perturbation(search, 2)
+    assert [what for what, _ in selection.stages] == ["decide", "finetune", "finetune"] * 16 + ["decide"]
+    progress = StepProgress("selection", 1, 0)
+    for stage in selection.stages:
+        selection.run(stage, progress)
+    assert [epoch for epoch, _ in calls] == list(range(50, 82))
+    for number, (_, now) in enumerate(calls):
+        rate = 0.001 + 0.0015 * (1 + math.cos(math.pi * number / 32)) / 2
+        assert now == (pytest.approx(rate), 0, 0, 0)
+    assert selection.done == 49
+
+
+# The methods together
+
+
+def gated_problem():
+    """A supernet with the auxiliary skip in float64, gates that are random, and two batches."""
+    torch.manual_seed(0)
+    supernet = Supernet(SPACES["s2"], init_channels=4, layers=4, auxiliary_skip="skip").double()
+    architecture = Architecture(supernet.alpha_shapes, "sigmoid").double()
+    scramble(architecture)
+    mixing = architecture.mixing_weights()
+    weights = [mixing[kind].detach() for kind in supernet.kinds]
+    batches = [Batch(torch.randn(6, 3, 8, 8, dtype=DOUBLE), torch.randint(0, 10, (6,)), seed) for seed in (1, 2)]
+    return supernet, architecture, weights, *batches
+
+
+@pytest.mark.parametrize("kind", ["corr", "signcorr"])
+def test_layer_alignment_goes_with_gates_and_the_auxiliary_skip(kind):
+    supernet, _, weights, batch, _ = gated_problem()
+    objective = Objective(supernet, skip_beta=0.5)
+    exact = regularized_gradient(objective, weights, batch, kind, "exact").regularizer_gradient
+    difference = regularized_gradient(objective, weights, batch, kind, "difference", 1e-9).regularizer_gradient
+    assert relative_error(difference, exact) < 1e-4
+    assert all(gradient.isfinite().all() for gradient in exact)
+    assert norm(exact) > 0.01
+    without = regularized_gradient(Objective(supernet), weights, batch, kind, "exact").regularizer_gradient
+    assert relative_error(without, exact) > 0.01
+
+
+@pytest.mark.parametrize("derivatives", ["exact", "difference"])
+def test_the_unrolled_gradient_goes_with_gates_and_the_auxiliary_skip(derivatives):
+    supernet, architecture, weights, train_batch, valid_batch = gated_problem()
+    beta, xi = 0.5, 0.1
+    zeros = [torch.zeros_like(parameter) for parameter in supernet.parameters()]
+    result = unrolled(
+        Objective(supernet, skip_beta=beta),
+        weights,
+        train_batch,
+        valid_batch,
+        xi,
+        zeros,
+        momentum=0.9,
+        weight_decay=3e-4,
+        derivatives=derivatives,
+        radius=1e-9,
+    )
+    measured = architecture.gradients(supernet.kinds, result.total)
+    alphas = {name: alpha.detach().clone().requires_grad_() for name, alpha in architecture.alphas.items()}
+    shared = [alphas[kind].sigmoid() for kind in supernet.kinds]
+    loss = F.cross_entropy(supernet(train_batch.images, shared, 0.0, beta), train_batch.labels)
+    slopes = torch.autograd.grad(loss, list(supernet.parameters()), create_graph=True)
+    ahead = {
+        name: w - xi * (slope + 3e-4 * w) for (name, w), slope in zip(supernet.named_parameters(), slopes, strict=True)
+    }
+    logits = functional_call(supernet, ahead, (valid_batch.images, shared, 0.0, beta))
+    expected = torch.autograd.grad(F.cross_entropy(logits, valid_batch.labels), list(alphas.values()))
+    assert relative_error(measured, expected) < (1e-9 if derivatives == "exact" else 1e-4)
+    assert relative_error(architecture.gradients(supernet.kinds, result.direct), expected) > 0.01
+
+
+#: first-order DARTS, from which the others differ by what is named
+DARTS = {
+    "relaxation": "softmax",
+    "auxiliary_skip": "none",
+    "hypergradient": "first",
+    "inner_steps": 1,
+    "reg": "none",
+    "alpha_reg": "none",
+    "selection": "argmax",
+    "epochs": 50,
+    "batch_size": 64,
+    "init_channels": 16,
+    "layers": 8,
+    "learning_rate": 0.025,
+    "learning_rate_min": 0.001,
+    "momentum": 0.9,
+    "weight_decay": 3e-4,
+    "grad_clip": 5.0,
+    "arch_learning_rate": 3e-4,
+    "arch_beta1": 0.5,
+    "arch_beta2": 0.999,
+    "arch_weight_decay": 1e-3,
+    "derivatives": "difference",
+    "implicit_noise": False,
+    "train_portion": 0.5,
+    "drop_path_prob": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "space", "differences"),
+    [
+        ("darts", "s5", {}),
+        ("darts-2nd", "s5", {"hypergradient": "unrolled"}),
+        ("lambda-darts", "s5", {"reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4}),
+        *(
+            ("lambda-darts", space, {"reg": "corr", "lambda_": 0.25, "epsilon_0": 1e-3, "batch_size": 96})
+            for space in ("s1", "s2", "s3", "s4")
+        ),
+        ("darts-minus", "s5", {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"}),
+        ("darts-minus", "s2", {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"}),
+        (
+            "fair-darts",
+            "s5",
+            {
+                "relaxation": "sigmoid",
+                "alpha_reg": "zero_one_l2",
+                "alpha_reg_weight": 10.0,
+                "selection": "threshold_sparse",
+                "threshold": 0.85,
+                "arch_learning_rate": 3e-3,
+                "arch_beta1": 0.9,
+                "learning_rate": 0.005,
+                "batch_size": 128,
+            },
+        ),
+        ("idarts", "s5", {"hypergradient": "implicit", "inner_steps": 4, "neumann_terms": 2}),
+        ("darts-pt", "s5", {"selection": "perturbation", "finetune_epochs": 5}),
+    ],
+)
+def test_a_method_has_the_settings_of_its_paper(method, space, differences):
+    settings = asdict(method_settings(method, space=space))
+    expected = {**DARTS, **differences, "method": method, "space": space}
+    assert {name: settings[name] for name in expected} == expected
+    # what a method sets is what its paper sets, and no more
+    assert preset({"method": method, "space": space}) == differences
+
+
+def test_a_setting_that_is_given_wins_over_the_method_and_lambda_darts_is_the_default_one():
+    settings = method_settings("fair-darts", batch_size=32)
+    assert (settings.batch_size, settings.learning_rate, settings.relaxation) == (32, 0.005, "sigmoid")
+    assert preset({}) == {"reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4}

@@ -60,27 +60,9 @@ OWN = (
         {"direct": "direct_gradient_norm", "indirect": "indirect_gradient_norm"},
         logarithmic=True,
     ),
-    Panel("Residual of the Neumann series", {"residual": "neumann_residual"}),
+    Panel("Residual of the Neumann series", {"residual": "neumann_residual"}, logarithmic=True),
     Panel("Regularizer of α", {"regularizer": "alpha_regularizer"}),
     Panel("Gates over the threshold [%]", {kind: f"gates_over_threshold_{kind}" for kind in KINDS}, scale=100),
-)
-
-
-class Panel(NamedTuple):
-    """One or two columns of metrics.csv, by the label of their curve."""
-
-    title: str
-    columns: dict[str, str]
-    logarithmic: bool = False
-
-
-#: quantities of some methods alone; drawn where metrics.csv has them
-OWN_PANELS = (
-    Panel("Auxiliary skip β", {"": "skip_beta"}),
-    Panel("Zero-one loss", {"": "alpha_regularizer"}),
-    Panel("Share of gates over the threshold", {kind: f"gates_over_threshold_{kind}" for kind in KINDS}),
-    Panel("Terms of the gradient in α", {"direct": "direct_gradient_norm", "indirect": "indirect_gradient_norm"}, True),
-    Panel("Neumann residual", {"": "neumann_residual"}),
 )
 
 
@@ -110,19 +92,13 @@ def load_course(run: Path) -> Course:
         mixing = {}
         with np.load(run / "alphas.npz") as alphas:
             for kind, candidates in SPACES[config["space"]]._asdict().items():
-                weights = _mixing_weights(alphas[kind], config["relaxation"])  # (epochs + 1, edges, operations)
+                # (epochs + 1, edges, operations)
+                weights = _mixing_weights(alphas[kind], config.get("relaxation", "softmax"))
                 names = np.array(candidates)
                 mixing[kind] = {name: weights[:, names == name].mean(axis=1) for name in dict.fromkeys(names.flat)}
     except (ValueError, LookupError, TypeError, EOFError, yaml.YAMLError, zipfile.BadZipFile) as error:
         raise ValueError(f"{run} is not as a search leaves it: {' '.join(str(error).split())}") from error
     return Course(config, metrics, mixing)
-
-
-def _mixing_weights(alphas: np.ndarray, relaxation: str) -> np.ndarray:
-    if relaxation == "sigmoid":
-        return 1 / (1 + np.exp(-alphas))
-    exponentials = np.exp(alphas - alphas.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def _mixing_weights(alpha: np.ndarray, relaxation: str) -> np.ndarray:
@@ -217,7 +193,8 @@ def _dress(axes: Axes, title: str) -> None:
 
 def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 

@@ -46,8 +46,8 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     """One row for each term, precision and epsilon: the difference's norm, the exact norm, the cosine between them.
 
     The exact terms are computed in float64. Terms: "regularizer", grad_w R (Λ-DARTS, section 4); "unrolled",
-    d2L_train / dp dw . v (DARTS, equation 7), whose usual epsilon is 0.01; "implicit", the same of the Neumann series
-    (iDARTS), likewise.
+    d2L_train / dp dw . v (DARTS, equation 7), and "implicit", d2L_train / dp dw . s (iDARTS, equation 9), whose usual
+    epsilon is 0.01. The Hessian's products in s are always exact, and the radius of "implicit" is that of v_0.
     """
     import data
     from architect import implicit, unrolled
@@ -61,14 +61,15 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
             search_settings.dataset, search_settings.data, search_settings.image_size, search_settings.download
         )
     search = Search(search_settings, dataset, fabric)
-    objective = Objective(search.supernet.train(), fabric.autocast)
     if settings.run:
         with cli.blaming("--run"):
             checkpoint = Checkpoints(Path(settings.run) / "checkpoints").load()
             if checkpoint is None:
                 raise ValueError(f"{settings.run} has no checkpoint; expected a run of one epoch or more")
         search.restore(*checkpoint)
-    else:
+    now = schedule(search_settings, len(search.rows))
+    if not settings.run:
+        objective = Objective(search.supernet.train(), fabric.autocast, now.drop_path_prob, now.skip_beta)
         for batch in data.cycle(search.batches(0)[0], settings.steps):
             search.weight_step(objective, batch, 0.0, False, Averages())
     train_batch, valid_batch = (next(iter(batches)) for batches in search.batches(len(search.rows)))
@@ -76,29 +77,28 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     double = Search(replace(search_settings, precision="64-true"), dataset, make_fabric(settings.device, "64-true"))
     double.supernet.load_state_dict(search.supernet.state_dict())
     double.architecture.load_state_dict(search.architecture.state_dict())
-    learning_rate = schedule(search_settings, len(search.rows)).learning_rate
 
     def terms(state: Search, derivatives: str, epsilon: float) -> dict[str, list]:
-        objective = Objective(state.supernet.train(), state.fabric.autocast)
-        weights, batch = state.layer_weights(), state.cast(train_batch)
-        result = unrolled(
+        objective = Objective(state.supernet.train(), state.fabric.autocast, now.drop_path_prob, now.skip_beta)
+        weights, batch, valid = state.layer_weights(), state.cast(train_batch), state.cast(valid_batch)
+        ahead = unrolled(
             objective,
             weights,
             batch,
-            state.cast(valid_batch),
-            learning_rate,
+            valid,
+            now.learning_rate,
             [buffer.to(weights[0].dtype) for buffer in search.momentum_buffers()],
             search_settings.momentum,
             search_settings.weight_decay,
             derivatives,
             epsilon,
         )
-        answer = implicit(
+        series = implicit(
             objective,
             weights,
             batch,
-            state.cast(valid_batch),
-            learning_rate,
+            valid,
+            now.learning_rate,
             search_settings.neumann_terms,
             derivatives,
             epsilon,
@@ -106,8 +106,8 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
         regularized = regularized_gradient(objective, weights, batch, settings.reg, derivatives, epsilon)
         return {
             "regularizer": regularized.regularizer_gradient,
-            "unrolled": result.mixed,
-            "implicit": answer.mixed,
+            "unrolled": ahead.mixed,
+            "implicit": series.mixed,
         }
 
     exact = terms(double, "exact", 1.0)
@@ -140,6 +140,7 @@ def plot(rows: list[dict], path: Path) -> None:
         "unrolled": r"unrolled step, $\partial^2 L\,v$",
         "implicit": r"implicit gradient, $\partial^2 L\,s$",
     }
+    bottom = min(-0.05, *(row["cosine"] for row in rows)) - 0.1
     for column, (term, title) in enumerate(titles.items()):
         norms, cosines = axes[0, column], axes[1, column]
         for precision, colour in (("float64", "#0072B2"), ("float32", "#D55E00")):
@@ -151,7 +152,7 @@ def plot(rows: list[dict], path: Path) -> None:
         norms.axhline(chosen[0]["exact_norm"], color="#000000", linestyle="--", label="exact")
         norms.set(title=title, xscale="log", yscale="log")
         cosines.axhline(1, color="#000000", linestyle="--")
-        cosines.set(xlabel=r"$\epsilon$ (length of the step)", ylim=(-0.15, 1.1))
+        cosines.set(xlabel=r"$\epsilon$ (length of the step)", ylim=(bottom, 1.1))
         for axis in (norms, cosines):
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)

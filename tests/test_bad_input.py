@@ -19,6 +19,24 @@ DIGITS = ("--dataset", "digits", "--space", "s2", "--layers", "4", "--init_chann
     [
         (("--lamda", "1"), ("--lamda",)),
         (("--unrolled", "yes", "please"), ("yes",)),
+        (("--method", "pdarts"), ("--method", "pdarts", "'idarts'")),
+        (("--relaxation", "relu"), ("--relaxation", "'sigmoid'")),
+        (("--inner_steps", "0"), ("--inner_steps", "0", ">0")),
+        (("--neumann_terms", "-1"), ("--neumann_terms", "-1")),
+        (("--threshold", "1.5"), ("--threshold", "1.5")),
+        (("--arch_beta1", "1"), ("--arch_beta1", "1", "<1")),
+        (("--selection", "threshold_edge"), ("--selection", "threshold_edge", "expected --relaxation sigmoid")),
+        (("--method", "fair-darts", "--relaxation", "softmax"), ("--selection", "expected --relaxation sigmoid")),
+        (
+            ("--method", "idarts", "--implicit_noise", "--derivatives", "exact"),
+            ("--implicit_noise", "--derivatives difference"),
+        ),
+        (("--skip_beta", "0.5"), ("--skip_beta", "--auxiliary_skip skip or conv1")),
+        (("--method", "darts", "--lambda_", "1"), ("--lambda_", "--reg corr")),
+        (("--neumann_terms", "3"), ("--neumann_terms", "--hypergradient implicit")),
+        (("--alpha_reg_weight", "3"), ("--alpha_reg_weight", "--alpha_reg zero_one_l2")),
+        (("--threshold", "0.9"), ("--threshold", "--relaxation sigmoid")),
+        (("--finetune_epochs", "3"), ("--finetune_epochs", "--selection perturbation")),
         (("--space", "s6"), ("--space", "s6", "'s5'")),
         (("--dataset", "cifar"), ("--dataset", "cifar", "'cifar100'")),
         (("--derivatives", "approximate"), ("--derivatives", "'exact'")),
@@ -52,6 +70,7 @@ def test_a_wrong_flag_is_refused_before_torch_is_loaded(arguments, mentions):
         (("--dataset", "folder", "--data", "nowhere"), ("--data", "nowhere/train", "<class>")),
         ((*DIGITS, "--batch_size", "719"), ("--batch_size", "719", "718")),
         ((*DIGITS, "--reg", "cosine"), ("--reg", "cosine", "signcorr")),
+        ((*DIGITS, "--alpha_reg", "one_two"), ("--alpha_reg", "one_two", "zero_one_l2")),
         ((*DIGITS, "--layers", "3"), ("--layers", "3", "--reg none")),
         ((*DIGITS, "--layers", "2", "--reg", "none"), ("--layers", "2", "expected 3 or more")),
         ((*DIGITS, "--layers", "3", "--reg", "none", "--compare_derivatives"), ("--layers", "--compare_derivatives")),
@@ -133,6 +152,18 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     assert_refused(script(SEARCH, "--resume", tmp_path), "--resume", "epoch_00001.safetensors", "damaged")
 
 
+def test_a_method_beside_the_settings_of_another_is_refused(tmp_path):
+    from dataclasses import asdict
+
+    from search.settings import method_settings
+
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(asdict(method_settings("idarts"))))
+    result = script(SEARCH, "--method", "darts", "--config", config, "--save", tmp_path / "run")
+    assert_refused(result, "--method: darts", "idarts", "one of the two")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("command", ["analysis/size.py", "analysis/draw.py"])
 def test_a_wrong_genotype_is_named(tmp_path, command):
     path = tmp_path / "genotype.json"
@@ -152,6 +183,8 @@ def test_a_network_without_channels_has_no_size():
     "command",
     [
         SEARCH,
+        "search/select.py",
+        "benchmarks/methods.py",
         "train/train.py",
         "train/test.py",
         "analysis/draw.py",
@@ -169,5 +202,5 @@ def test_help_is_answered_at_once(command):
 
 def test_help_of_the_search_is_grouped():
     text = script(SEARCH, "--help").stdout
-    for group in ("data:", "supernet:", "weights:", "architecture:", "regularizer:", "run:"):
+    for group in ("data:", "method:", "relaxation:", "weights:", "architecture:", "regularizer:", "selection:", "run:"):
         assert f"\n{group}" in text

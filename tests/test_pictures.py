@@ -96,8 +96,11 @@ def test_without_dot_matplotlib_draws_and_one_line_says_how_to_get_it(tmp_path):
         assert width > 1200 and width > height > 400
 
 
-def make_run(folder, epochs, space="s1", relaxation="softmax", own=()):
-    """A run folder of as many epochs; the regularizer is not measured in the first, as in a run."""
+def make_run(folder, epochs, space="s1", own=(), **changes):
+    """A run folder of as many epochs; the regularizer is not measured in the first, as in a run.
+
+    Its config.yaml has no more than those of the first runs had, but for `changes`; `own` are columns of a method.
+    """
     generator = np.random.default_rng(0)
     columns = ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "train_alignment", "valid_alignment"]
     columns += ["loss_gradient_norm", *(f"gradient_norm_layer_{layer}" for layer in range(5))]
@@ -120,8 +123,7 @@ def make_run(folder, epochs, space="s1", relaxation="softmax", own=()):
     shape = (epochs + 1, 14, len(SPACES[space].normal[0]))
     np.savez(folder / "alphas.npz", normal=generator.normal(size=shape), reduce=generator.normal(size=shape))
     settings = {"dataset": "digits", "space": space, "reg": "corr", "lambda_": 0.125, "seed": 3}
-    settings |= {"method": "lambda-darts", "relaxation": relaxation, "selection": "argmax"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings | changes))
     return rows
 
 
@@ -149,7 +151,7 @@ def test_mixing_weights_are_means_over_the_edges_that_have_the_operation(tmp_pat
 def test_the_panels_show_the_columns_of_the_metrics(tmp_path, epochs):
     rows = make_run(tmp_path / "run", epochs)
     figure = search_figure(load_course(tmp_path / "run"))
-    assert figure.get_suptitle() == "lambda-darts on digits, space s1, corr with λ = 0.125, seed 3"
+    assert figure.get_suptitle() == "Search on digits, space s1: darts with corr, λ = 0.125, seed 3"
     loss, accuracy, _, layers, gradients, _, skips, normal, _ = figure.axes
     assert [line.get_label() for line in loss.lines] == ["train", "valid"]
     np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [100 * row["valid_accuracy"] for row in rows])
@@ -164,23 +166,81 @@ def test_the_panels_show_the_columns_of_the_metrics(tmp_path, epochs):
     assert Image.open(tmp_path / "run/curves.png").size == (1800, 1440)
 
 
-def test_a_method_s_own_quantities_have_panels_of_their_own(tmp_path):
-    own = ("skip_beta", "direct_gradient_norm", "indirect_gradient_norm", "neumann_residual")
-    rows = make_run(tmp_path / "run", 3, own=own)
-    panels = {axes.get_title(loc="left"): axes for axes in search_figure(load_course(tmp_path / "run")).axes}
-    assert len(panels) == 12
-    np.testing.assert_allclose(panels["Auxiliary skip β"].lines[0].get_ydata(), [row["skip_beta"] for row in rows])
-    direct, indirect = panels["Terms of the gradient in α"].lines
-    np.testing.assert_allclose(direct.get_ydata(), [row["direct_gradient_norm"] for row in rows])
-    np.testing.assert_allclose(indirect.get_ydata(), [row["indirect_gradient_norm"] for row in rows])
-    assert "Zero-one loss" not in panels
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"method": "lambda-darts"}, "lambda-darts with corr, λ = 0.125"),
+        ({"method": "lambda-darts", "reg": "none"}, "lambda-darts with no regularizer"),
+        ({"method": "darts-minus", "auxiliary_skip": "skip"}, "darts-minus with corr, λ = 0.125"),
+        ({"method": "darts-minus", "auxiliary_skip": "conv1", "reg": "none"}, "darts-minus with auxiliary conv1"),
+        ({"method": "fair-darts", "relaxation": "sigmoid", "reg": "none"}, "fair-darts"),
+        ({"method": "fair-darts", "alpha_reg": "none", "reg": "none"}, "fair-darts with no alpha_reg"),
+        (
+            {"method": "idarts", "relaxation": "sigmoid", "selection": "threshold_edge", "reg": "none"},
+            "idarts with sigmoid, threshold_edge",
+        ),
+        ({"method": "darts-pt", "hypergradient": "implicit", "reg": "none"}, "darts-pt with implicit hypergradient"),
+    ],
+)
+def test_the_title_names_the_method_and_what_its_paper_has_not(tmp_path, settings, expected):
+    make_run(tmp_path / "run", 1, **settings)
+    title = search_figure(load_course(tmp_path / "run")).get_suptitle()
+    assert title == f"Search on digits, space s1: {expected}, seed 3"
+
+
+OWN = {
+    "Weight β of the auxiliary skip": ["skip_beta"],
+    "Norm of the gradient in α": ["direct_gradient_norm", "indirect_gradient_norm"],
+    "Residual of the Neumann series": ["neumann_residual"],
+    "Regularizer of α": ["alpha_regularizer"],
+    "Gates over the threshold [%]": ["gates_over_threshold_normal", "gates_over_threshold_reduce"],
+}
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_each_quantity_of_a_method_has_a_panel_and_no_panels_overlap(tmp_path, count):
+    drawn = dict(list(OWN.items())[:count])
+    rows = make_run(tmp_path / "run", 3, own=[column for columns in drawn.values() for column in columns])
+    figure = search_figure(load_course(tmp_path / "run"))
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert len(figure.axes) == len(panels) == 9 + count
+    assert panels.keys() & OWN.keys() == drawn.keys()
+    for title, columns in drawn.items():
+        scale = 100 if "%" in title else 1
+        for line, column in zip(panels[title].lines, columns, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), [scale * row[column] for row in rows])
+        assert panels[title].get_yscale() == ("log" if title.startswith(("Norm", "Residual")) else "linear")
+
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert not any(a.overlaps(b) for a, b in pairs)
+    # the panels fill their rows: as many end at the right edge as there are rows
+    right = max(axes.get_position().x1 for axes in figure.axes)
+    assert sum(axes.get_position().x1 > right - 0.02 for axes in figure.axes) == 3 + -(-count // 3)
 
 
 def test_gates_are_drawn_as_sigmoids(tmp_path):
     make_run(tmp_path / "run", 2, space="s2", relaxation="sigmoid")
     alphas = np.load(tmp_path / "run/alphas.npz")["normal"]
-    mixing = load_course(tmp_path / "run").mixing["normal"]
-    np.testing.assert_allclose(mixing["sep_conv_3x3"], (1 / (1 + np.exp(-alphas[:, :, 1]))).mean(axis=1))
+    course = load_course(tmp_path / "run")
+    np.testing.assert_allclose(
+        course.mixing["normal"]["sep_conv_3x3"], (1 / (1 + np.exp(-alphas[..., 1]))).mean(axis=1)
+    )
+    titles = [axes.get_title(loc="left") for axes in search_figure(course).axes]
+    assert "Entropy of the gates [nats]" in titles and "Entropy of p [nats]" not in titles
+
+
+@pytest.mark.parametrize("selection", ["argmax", "perturbation", "threshold_sparse", "threshold_edge"])
+def test_under_a_threshold_the_axis_of_the_skip_connections_holds_more_than_eight(tmp_path, selection):
+    make_run(tmp_path / "run", 3, relaxation="sigmoid", selection=selection)
+    course = load_course(tmp_path / "run")
+    free = selection.startswith("threshold")
+    if free:
+        course.metrics["skip_connect_reduce"][1] = 13
+    skips = search_figure(course).axes[6]
+    assert skips.get_title(loc="left") == ("Skip connections" if free else "Skip connections (of 8)")
+    assert skips.get_ylim()[1] == pytest.approx(13.3 if free else 8.3)
 
 
 def test_wrong_input_is_one_line_and_status_2(tmp_path):

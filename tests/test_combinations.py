@@ -1,0 +1,160 @@
+"""Every method and their free combinations: each runs, logs what is its own, and resumes exactly."""
+
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import yaml
+
+from genotypes import load_genotype
+from search.bilevel import Search
+from search.perturbation import Perturbation
+from search.settings import method_settings, resolve
+from tests.test_search import assert_same_run, metrics, run_search
+
+SMALL = {
+    "dataset": "digits",
+    "space": "s2",
+    "layers": 4,
+    "init_channels": 2,
+    "batch_size": 128,
+    "epochs": 2,
+    "device": "cpu",
+    "finetune_epochs": 1,
+    "arch_learning_rate": 0.3,
+    "threshold": 0.5,
+}
+METHODS = {
+    "darts": (),
+    "darts-2nd": ("direct_gradient_norm", "indirect_gradient_norm"),
+    "lambda-darts": ("regularizer_gradient_norm",),
+    "darts-minus": ("skip_beta",),
+    "fair-darts": (
+        "alpha_regularizer",
+        "alpha_regularizer_gradient_norm",
+        "gates_over_threshold_normal",
+        "gates_over_threshold_reduce",
+    ),
+    "idarts": ("direct_gradient_norm", "indirect_gradient_norm", "neumann_residual"),
+    "darts-pt": (),
+}
+COMBINATIONS = {
+    "lambda-darts with darts-minus": {"reg": "corr", "auxiliary_skip": "conv1", "decay": "cosine"},
+    "lambda-darts with idarts": {"reg": "corr", "hypergradient": "implicit", "inner_steps": 2, "derivatives": "exact"},
+    "fair-darts with alignment": {"relaxation": "sigmoid", "alpha_reg": "zero_one_l1", "reg": "signcorr"},
+    "all of them": {
+        "relaxation": "sigmoid",
+        "alpha_reg": "zero_one_l2",
+        "reg": "corr",
+        "auxiliary_skip": "skip",
+        "hypergradient": "implicit",
+        "implicit_noise": True,
+    },
+}
+
+
+def settings_of(method="darts", **changes):
+    return method_settings(method, **{**SMALL, **changes})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_runs_and_logs_its_own_quantities(tmp_path, method):
+    changes = {"epochs": 1, "finetune_epochs": 0} if method == "darts-pt" else {}
+    run = run_search(settings_of(method, **changes), tmp_path / "run")
+    row = metrics(run)[-1]
+    assert all(math.isfinite(float(row[name])) for name in METHODS[method])
+    others = {name for names in METHODS.values() for name in names} - set(METHODS[method])
+    assert not {name for name in others if row.get(name)}
+    load_genotype(str(run))
+
+
+@pytest.mark.parametrize("space", ["s1", "s3", "s4", "s5"])
+@pytest.mark.parametrize("method", ["darts-2nd", "darts-minus", "fair-darts", "idarts"])
+def test_every_space_is_searched_by_every_method(tmp_path, method, space):
+    run = run_search(settings_of(method, space=space, epochs=1, batch_size=256), tmp_path / "run")
+    load_genotype(str(run))
+
+
+def interrupt(monkeypatch, owner, name, call):
+    """Ctrl-C at the end of the call-th call of a method."""
+    original, calls = getattr(owner, name), []
+
+    def stop(*arguments, **named):
+        result = original(*arguments, **named)
+        calls.append(name)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, stop)
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_ideas_combine_and_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch, combination):
+    settings = settings_of(**COMBINATIONS[combination])
+    undisturbed = run_search(settings, tmp_path / "undisturbed")
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt(patch, Search, "weight_step", 9)  # in the second epoch of six steps
+        with pytest.raises(KeyboardInterrupt, match="after 1 of 2 epochs"):
+            run_search(settings, run)
+    run_search(settings, run, resumed=True)
+    assert_same_run(undisturbed, run)
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+@pytest.mark.parametrize("moment", ["deciding", "fine-tuning"])
+def test_with_perturbation_selection_too(tmp_path, monkeypatch, combination, moment):
+    settings = settings_of(**COMBINATIONS[combination], selection="perturbation", epochs=1, batch_size=256)
+    undisturbed = run_search(settings, tmp_path / "undisturbed")
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        if moment == "deciding":
+            interrupt(patch, Perturbation, "evaluate", 30)
+        else:
+            interrupt(patch, Search, "weight_step", 13)  # three steps an epoch: in the fourth of the fine-tuning
+        with pytest.raises(KeyboardInterrupt, match="stages of the selection; go on with"):
+            run_search(settings, run)
+    assert not (run / "genotype.json").exists()
+    run_search(settings, run, resumed=True)
+    assert_same_run(undisturbed, run)
+    scores = [(folder / "perturbation/scores.csv").read_text() for folder in (undisturbed, run)]
+    assert scores[0] == scores[1]
+    assert len(scores[0].splitlines()) > 28 * 2
+    genotype = load_genotype(str(run))
+    assert len(genotype.normal) == len(genotype.reduce) == 8
+
+
+def test_a_flag_wins_over_the_config_that_over_the_method_and_that_over_the_defaults(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text("learning_rate: 0.1\nlearning_rate_min: 0.01\n")
+    arguments = f"--method fair-darts --config {config} --learning_rate 0.2 --save {tmp_path / 'run'}"
+    resolved = resolve(arguments.split())
+    assert resolved.settings == method_settings(
+        "fair-darts", learning_rate=0.2, learning_rate_min=0.01, save=str(tmp_path / "run")
+    )
+    assert resolved.sources["command line"] == ["learning_rate", "method"]
+    assert resolved.sources["config file"] == ["learning_rate_min"]
+    assert "batch_size" in resolved.sources["method fair-darts"]
+    assert "learning_rate" not in resolved.sources["method fair-darts"]
+    assert "momentum" in resolved.sources["default"]
+
+
+def test_a_run_says_which_setting_came_from_where_and_its_config_makes_the_same_run(tmp_path):
+    run = tmp_path / "run"
+    small = {name: value for name, value in SMALL.items() if name not in ("finetune_epochs", "threshold")}
+    flags = [part for name, value in {**small, "epochs": 1}.items() for part in (f"--{name}", str(value))]
+    from search.loop import search
+
+    search(resolve(["--method", "idarts", *flags, "--save", str(run)]))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["provenance"]["settings_from"]["method idarts"] == ["hypergradient", "inner_steps", "neumann_terms"]
+    again = resolve(["--config", str(run / "config.yaml"), "--save", str(tmp_path / "again")])
+    expected = {**asdict(resolve(["--resume", str(run)]).settings), "save": str(tmp_path / "again")}
+    assert asdict(again.settings) == expected
+
+
+def test_unrolled_is_another_name_of_its_hypergradient(tmp_path):
+    resolved = resolve(["--unrolled", "--save", str(tmp_path / "run")])
+    assert resolved.settings.hypergradient == "unrolled"
+    assert replace(resolved.settings, save="") == method_settings("lambda-darts", hypergradient="unrolled")

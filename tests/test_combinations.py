@@ -102,17 +102,18 @@ def test_ideas_combine_and_an_interrupted_run_ends_like_an_uninterrupted_one(tmp
     assert_same_run(undisturbed, run)
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS)
-@pytest.mark.parametrize("moment", ["deciding", "fine-tuning"])
+@pytest.mark.parametrize(
+    ("combination", "moment"), [*((name, "deciding") for name in COMBINATIONS), ("all of them", "fine-tuning")]
+)
 def test_with_perturbation_selection_too(tmp_path, monkeypatch, combination, moment):
-    settings = settings_of(**COMBINATIONS[combination], selection="perturbation", epochs=1, batch_size=256)
+    settings = settings_of(**COMBINATIONS[combination], selection="perturbation", epochs=1, batch_size=718)
     undisturbed = run_search(settings, tmp_path / "undisturbed")
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         if moment == "deciding":
             interrupt(patch, Perturbation, "evaluate", 30)
         else:
-            interrupt(patch, Search, "weight_step", 13)  # three steps an epoch: in the fourth of the fine-tuning
+            interrupt(patch, Search, "weight_step", 5)  # one step an epoch: in the fourth of the fine-tuning
         with pytest.raises(KeyboardInterrupt, match="stages of the selection; go on with"):
             run_search(settings, run)
     assert not (run / "genotype.json").exists()

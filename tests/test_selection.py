@@ -64,10 +64,10 @@ def test_a_threshold_that_leaves_no_cell_is_named_with_the_largest_gate(gates):
 def test_an_interrupted_search_gives_a_cell_by_perturbation_which_resumes(tmp_path, monkeypatch, capsys):
     from search.bilevel import Search
 
-    settings = settings_of("darts", batch_size=256, epochs=3)
+    settings = settings_of("darts", batch_size=718, epochs=3)  # one step an epoch
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        interrupt(patch, Search, "weight_step", 4)
+        interrupt(patch, Search, "weight_step", 2)
         with pytest.raises(KeyboardInterrupt):
             run_search(settings, run)
     chosen = replace(settings, selection="perturbation", finetune_epochs=1)

@@ -106,7 +106,9 @@ def test_ideas_combine_and_an_interrupted_run_ends_like_an_uninterrupted_one(tmp
     ("combination", "moment"), [*((name, "deciding") for name in COMBINATIONS), ("all of them", "fine-tuning")]
 )
 def test_with_perturbation_selection_too(tmp_path, monkeypatch, combination, moment):
-    settings = settings_of(**COMBINATIONS[combination], selection="perturbation", epochs=1, batch_size=718)
+    # One step an epoch; or, where there is no fine-tuning, few images to decide on.
+    sizes = {"batch_size": 718} if moment == "fine-tuning" else {"finetune_epochs": 0, "train_portion": 0.9}
+    settings = settings_of(**COMBINATIONS[combination], selection="perturbation", epochs=1, **sizes)
     undisturbed = run_search(settings, tmp_path / "undisturbed")
     run = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -4,6 +4,7 @@ Light on purpose: nothing here imports torch, so that every script answers `--he
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -76,7 +77,19 @@ def parser_for(settings: type, prog: str, description: str) -> Parser:
 
 def parse(settings: type[Settings], prog: str, description: str, arguments: list[str] | None = None) -> Settings:
     """Parse the command line (or `arguments`) into an instance of the dataclass `settings`."""
+    arguments = _config_first(sys.argv[1:] if arguments is None else arguments)
     return make(settings, parser_for(settings, prog, description).parse_args(arguments))
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """The command line with its --config moved to the front: flags win over it wherever they stand."""
+    config, others, rest = [], [], iter(arguments)
+    for argument in rest:
+        if argument == "--config":
+            config += [argument, *itertools.islice(rest, 1)]
+        else:
+            (config if argument.startswith("--config=") else others).append(argument)
+    return config + others
 
 
 def make(settings: type[Settings], namespace: jsonargparse.Namespace) -> Settings:
@@ -107,6 +120,7 @@ def parse_with_preset(
         The settings, and which of them were given: a flag wins over --config, that over the preset, that over the
         defaults of the dataclass.
     """
+    arguments = _config_first(arguments)
     own = {field.name: field.default for field in dataclasses.fields(settings)}
     parser = parser_for(settings, prog, description)
     parser.set_defaults(dict(preset({})))

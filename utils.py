@@ -122,19 +122,19 @@ class Checkpoints:
     """The checkpoints of a run: one safetensors file an epoch, the run's JSON state in its header.
 
     Args:
-        folder: where they lie; made where it is missing.
+        folder: where they lie; `save` makes it where it is missing.
         keep: how many to keep; the oldest go first.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
-        folder.mkdir(parents=True, exist_ok=True)
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("epoch_*.safetensors"))
 
     def save(self, epoch: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Save after `epoch` epochs: the file is whole or not there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"epoch_{epoch:05d}.safetensors"
         temporary = self.folder / f".{path.name}.tmp"
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -8,6 +8,7 @@ statistics, alpha goes on learning, and the learning rate is a cosine from a ten
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ class Perturbation:
         self.search, self.finetune_epochs = search, finetune_epochs
         self.scores: list[dict[str, Any]] = []
         self.done = 0
+        #: the search that is decided on: its settings, but for those of the machine and the rule, and its epochs so far
+        elsewhere = {"save", "resume", "device", "download", "keep_checkpoints"}
+        rule = {"selection", "threshold", "finetune_epochs"}
+        self.origin = {name: value for name, value in asdict(search.settings).items() if name not in elsewhere | rule}
+        self.origin["epochs_done"] = len(search.rows)
         search.weight_optimizer.state.clear()  # fine-tuning starts with a momentum of its own
         generator = np.random.default_rng((search.settings.seed, search.settings.epochs))
         #: kind of cell -> the order in which its edges, then its nodes, are decided
@@ -195,6 +201,7 @@ class Perturbation:
         tensors, state = self.search.snapshot()
         fixed = {f"fixed.{kind}": values for kind, values in self.search.architecture.fixed.items()}
         own = {"scores": self.scores, "done": self.done, "finetune_epochs": self.finetune_epochs}
+        own["search"] = self.origin
         return {**tensors, **fixed}, {**state, "perturbation": own}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -209,6 +216,9 @@ class Perturbation:
                 f"begun with --finetune_epochs {own.get('finetune_epochs')}, expected {self.finetune_epochs}; "
                 "name another folder for another selection"
             )
+        differing = [name for name, value in self.origin.items() if own.get("search", {}).get(name) != value]
+        if differing:
+            raise ValueError(f"begun on another search, of other {', '.join(differing)}; expected another folder")
         self.search.restore(tensors, state)
         for kind, fixed in self.search.architecture.fixed.items():
             fixed.copy_(tensors[f"fixed.{kind}"])

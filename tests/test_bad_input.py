@@ -159,7 +159,7 @@ def test_a_method_beside_the_settings_of_another_is_refused(tmp_path):
 
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(asdict(method_settings("idarts"))))
-    result = script(SEARCH, "--config", config, "--method", "darts", "--save", tmp_path / "run")
+    result = script(SEARCH, "--method", "darts", "--config", config, "--save", tmp_path / "run")
     assert_refused(result, "--method: darts", "idarts", "one of the two")
     assert not (tmp_path / "run").exists()
 

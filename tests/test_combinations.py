@@ -6,10 +6,12 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
+from cli import InputError
 from genotypes import load_genotype
 from search.bilevel import Search
 from search.perturbation import Perturbation
 from search.settings import method_settings, resolve
+from tests.test_data import write_folder
 from tests.test_search import assert_same_run, metrics, run_search
 
 SMALL = {
@@ -57,12 +59,20 @@ def settings_of(method="darts", **changes):
     return method_settings(method, **{**SMALL, **changes})
 
 
+def few_images(folder):
+    """Settings under which a perturbation selection takes seconds: two steps an epoch, of twelve tiny images each."""
+    root = write_folder(folder, per_class=24, size=(4, 4))
+    return {"dataset": "folder", "data": str(root), "batch_size": 12, "epochs": 1}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_runs_and_logs_its_own_quantities(tmp_path, method):
     changes = {"epochs": 1, "finetune_epochs": 0} if method == "darts-pt" else {}
     run = run_search(settings_of(method, **changes), tmp_path / "run")
-    row = metrics(run)[-1]
-    assert all(math.isfinite(float(row[name])) for name in METHODS[method])
+    rows = metrics(run)
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values() if value)
+    row = rows[-1]
+    assert all(row[name] for name in METHODS[method])
     others = {name for names in METHODS.values() for name in names} - set(METHODS[method])
     assert not {name for name in others if row.get(name)}
     load_genotype(str(run))
@@ -73,6 +83,16 @@ def test_a_method_runs_and_logs_its_own_quantities(tmp_path, method):
 def test_every_space_is_searched_by_every_method(tmp_path, method, space):
     run = run_search(settings_of(method, space=space, epochs=1, batch_size=256), tmp_path / "run")
     load_genotype(str(run))
+
+
+@pytest.mark.parametrize("space", ["s1", "s2", "s3", "s4", "s5"])
+@pytest.mark.parametrize("method", ["darts", "lambda-darts", "darts-pt"])
+def test_every_space_is_searched_on_few_images_too(tmp_path, method, space):
+    one_step = {**few_images(tmp_path / "data"), "batch_size": 24, "finetune_epochs": 0}
+    settings = settings_of(method, space=space, **one_step)
+    run = run_search(settings, tmp_path / "run")
+    genotype = load_genotype(str(run))
+    assert all(edge.operation != "none" for kind in ("normal", "reduce") for edge in genotype.edges(kind))
 
 
 def interrupt(monkeypatch, owner, name, call):
@@ -106,9 +126,8 @@ def test_ideas_combine_and_an_interrupted_run_ends_like_an_uninterrupted_one(tmp
     ("combination", "moment"), [*((name, "deciding") for name in COMBINATIONS), ("all of them", "fine-tuning")]
 )
 def test_with_perturbation_selection_too(tmp_path, monkeypatch, combination, moment):
-    # One step an epoch; or, where there is no fine-tuning, few images to decide on.
-    sizes = {"batch_size": 718} if moment == "fine-tuning" else {"finetune_epochs": 0, "train_portion": 0.9}
-    settings = settings_of(**COMBINATIONS[combination], selection="perturbation", epochs=1, **sizes)
+    one_step = {**few_images(tmp_path / "data"), "batch_size": 24, "finetune_epochs": int(moment == "fine-tuning")}
+    settings = settings_of(**COMBINATIONS[combination], selection="perturbation", **one_step)
     undisturbed = run_search(settings, tmp_path / "undisturbed")
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -141,6 +160,21 @@ def test_a_flag_wins_over_the_config_that_over_the_method_and_that_over_the_defa
     assert "batch_size" in resolved.sources["method fair-darts"]
     assert "learning_rate" not in resolved.sources["method fair-darts"]
     assert "momentum" in resolved.sources["default"]
+
+
+def test_a_flag_wins_over_a_config_behind_it(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text("learning_rate: 0.1\n")
+    resolved = resolve(["--learning_rate", "0.2", "--config", str(config), "--save", str(tmp_path / "run")])
+    assert resolved.sources["command line"] == ["learning_rate"]
+    assert resolved.settings.learning_rate == 0.2
+
+
+def test_a_method_before_a_config_of_another_is_refused(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(asdict(method_settings("idarts"))))
+    with pytest.raises(InputError, match="--method: darts"):
+        resolve(["--method", "darts", "--config", str(config), "--save", str(tmp_path / "run")])
 
 
 def test_a_run_says_which_setting_came_from_where_and_its_config_makes_the_same_run(tmp_path):

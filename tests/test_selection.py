@@ -1,5 +1,6 @@
 """Another cell of a search that has been: search/select.py."""
 
+import runpy
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,8 @@ from cli import InputError
 from genotypes import load_genotype
 from search.perturbation import Perturbation
 from search.settings import method_settings
-from tests.conftest import assert_refused, script
-from tests.test_combinations import interrupt, settings_of
+from tests.conftest import ROOT, assert_refused, script
+from tests.test_combinations import few_images, interrupt, settings_of
 from tests.test_search import run_search
 
 SELECT = "search/select.py"
@@ -116,3 +117,85 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(method_settings("darts", dataset="digits"))))
     assert_refused(script(SELECT, tmp_path), "run:", "no checkpoint")
     assert not (tmp_path / "selections").exists()
+
+
+def select(monkeypatch, *arguments):
+    """search/select.py in this process."""
+    monkeypatch.setattr("sys.argv", ["search/select.py", *map(str, arguments), "--device", "cpu"])
+    runpy.run_path(str(ROOT / "search/select.py/__main__.py"), run_name="select")["main"]()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A finished DARTS search on few images, and its settings with the perturbation rule."""
+    folder = tmp_path_factory.mktemp("tiny")
+    settings = settings_of("darts", **few_images(folder / "data"), finetune_epochs=0)
+    return run_search(settings, folder / "run"), replace(settings, selection="perturbation")
+
+
+def test_perturbation_leaves_the_run_as_it_was_and_prints_a_line_a_decision(tiny, monkeypatch, capsys):
+    run, _ = tiny
+    before = contents(run)
+    select(monkeypatch, run, "--selection", "perturbation", "--finetune_epochs", 0)
+    assert contents(run) == before
+    lines = capsys.readouterr().out.splitlines()
+    decisions = [line.split()[1] for line in lines if line.startswith("decision ")]
+    assert decisions == [f"{number}/17" for number in range(1, 18)]
+    genotype = load_genotype(str(run / "selections/perturbation"))
+    assert len(genotype.normal) == len(genotype.reduce) == 8
+    rows = (run / "selections/perturbation/scores.csv").read_text().splitlines()[1:]
+    edges = {tuple(row.split(",")[1:4]) for row in rows}
+    assert len(edges) == 2 * 14
+    with pytest.raises(InputError, match="holds a cell already"):
+        select(monkeypatch, run, "--selection", "perturbation", "--finetune_epochs", 0)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--selection", "perturbation"),
+        (),
+    ],
+)
+def test_the_same_command_goes_on_with_a_stopped_selection(tmp_path, monkeypatch, flags):
+    settings = settings_of("darts-pt", **few_images(tmp_path / "data"), finetune_epochs=0)
+    run = run_search(settings, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt(patch, Perturbation, "evaluate", 9)
+        with pytest.raises(KeyboardInterrupt, match="after 2 of 17 stages of the selection; the same command"):
+            select(monkeypatch, run, *flags)
+    select(monkeypatch, run, *flags)
+    for name in ("genotype.json", "scores.csv"):
+        own = run / ("perturbation/scores.csv" if name == "scores.csv" else name)
+        assert (run / "selections/perturbation" / name).read_text() == own.read_text()
+
+
+def test_a_stopped_selection_of_another_search_is_not_gone_on_with(tiny, tmp_path, monkeypatch):
+    run, settings = tiny
+    longer = replace(settings, epochs=2)
+    other = run_search(replace(longer, selection="argmax"), tmp_path / "other")
+    with monkeypatch.context() as patch:
+        interrupt(patch, Perturbation, "evaluate", 9)
+        with pytest.raises(KeyboardInterrupt):
+            search.loop.select_again(settings, run, tmp_path / "cell", "")
+    with pytest.raises(InputError):
+        search.loop.select_again(longer, other, tmp_path / "cell", "")
+
+
+def test_perturbation_does_not_write_among_the_files_of_others(tiny, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("mine")
+    flags = ("--selection", "perturbation", "--finetune_epochs", 0, "--save", tmp_path)
+    with pytest.raises(InputError, match="--save"):
+        select(monkeypatch, tiny[0], *flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_without_a_checkpoint_is_left_as_it_was(tmp_path, monkeypatch):
+    from dataclasses import asdict
+
+    import yaml
+
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(settings_of("darts"))))
+    with pytest.raises(InputError, match="no checkpoint"):
+        select(monkeypatch, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

@@ -54,7 +54,8 @@ def main() -> None:
     folder = Path(settings.save or run / "selections" / _name(search_settings))
     if (folder / "genotype.json").exists():
         raise InputError(f"--save: {folder} holds a cell already; expected another folder")
-    if settings.selection != "perturbation":
+    stopped = (folder / "checkpoints").is_dir() and not (folder / "config.yaml").exists()
+    if search_settings.selection != "perturbation" or not stopped:
         cli.check_new_folder(folder, "--save")
 
     # Imported here: --help and a wrong flag are answered before torch is loaded.

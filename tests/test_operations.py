@@ -97,7 +97,7 @@ def test_supernet_at_one_hot_weights_is_that_operation_alone(space):
     logits = supernet(images, weights)
     states = [supernet.stem(images)] * 2
     for layer, layer_weights in zip(supernet.cells[:-1], weights, strict=False):
-        states = [states[1], layer(*states, layer_weights, 0.0)]
+        states = [states[1], layer(*states, layer_weights, 0.0, 0.0)]
     node = operation(cell.preprocess0(states[0]))
     expected = nn.functional.pad(node.mean(dim=(2, 3)), (0, 3 * node.shape[1]))
     torch.testing.assert_close(logits, supernet.classifier(expected))

@@ -149,6 +149,24 @@ def load_settings(settings: type[Settings], prog: str, run: Path, flag: str) -> 
     Raises:
         InputError: it is no run of `prog`, or its config.yaml is not as this project writes it.
     """
+    path, stored = _stored(run, flag)
+    missing = sorted({field.name for field in dataclasses.fields(settings)} - {"save", "resume"} - set(stored))
+    if missing:
+        raise InputError(f"{flag}: {path}: not the settings of {prog}: {', '.join(missing[:5])} missing")
+    return parse(settings, prog, "", ["--config", str(path)])
+
+
+def setting(run: Path, flag: str, name: str) -> Any:
+    """One setting of an existing run, which `flag` names; None where it has none of that name.
+
+    Raises:
+        InputError: it is no run folder.
+    """
+    return _stored(run, flag)[1].get(name)
+
+
+def _stored(run: Path, flag: str) -> tuple[Path, dict[str, Any]]:
+    """The config.yaml of a run, and what it says."""
     path = run / "config.yaml"
     if not path.is_file():
         raise InputError(f"{flag}: {run} is no run folder; expected one with a config.yaml")
@@ -158,11 +176,8 @@ def load_settings(settings: type[Settings], prog: str, run: Path, flag: str) -> 
         except yaml.YAMLError as error:
             raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(stored, dict):
-            raise ValueError(f"expected the settings of {prog}")
-        missing = sorted({field.name for field in dataclasses.fields(settings)} - {"save", "resume"} - set(stored))
-        if missing:
-            raise ValueError(f"not the settings of {prog}: {', '.join(missing[:5])} missing")
-    return parse(settings, prog, "", ["--config", str(path)])
+            raise ValueError("expected the settings of a run")
+    return path, stored
 
 
 def resume(given: Settings, prog: str, arguments: list[str]) -> Settings:

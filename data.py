@@ -3,7 +3,10 @@
 Everything random is a function of (seed, epoch): an interrupted run that starts an epoch again sees the same batches.
 """
 
+import itertools
+import json
 import math
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".ti
 STATISTICS = {
     "cifar10": ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet16-120": ((122.68 / 255, 116.66 / 255, 104.01 / 255), (63.22 / 255, 61.26 / 255, 65.09 / 255)),
 }
 
 
@@ -79,20 +83,23 @@ def load(name: str, root: str = "data", image_size: int = 0, download: bool = Fa
     """Load a data set.
 
     Args:
-        name: cifar10, cifar100, svhn (torchvision's files in `root`), digits (embedded in scikit-learn), or folder
-            (root/train/<class>/*, root/test/<class>/*).
+        name: cifar10, cifar100, svhn (torchvision's files in `root`), imagenet16-120 (NAS-Bench-201's files in `root`
+            or root/ImageNet16), digits (embedded in scikit-learn), or folder (root/train/<class>/*,
+            root/test/<class>/*).
         root: where the files lie.
         image_size: height and width in pixels; 0 keeps the images' own (an image folder: its first image's).
         download: fetch the files of cifar10, cifar100 or svhn where they are missing.
 
     Raises:
-        ValueError: the files are not what is expected; the message names them.
+        ValueError: the files are not what is expected; the message names them. Or `download` with imagenet16-120.
         OSError: a file cannot be read.
     """
     if name == "digits":
         train, test, classes = _digits(image_size)
     elif name == "folder":
         train, test, classes = _folder(Path(root), image_size)
+    elif name == "imagenet16-120":
+        train, test, classes = _imagenet16(Path(root), image_size, download)
     else:
         train, test, classes = _torchvision(name, root, image_size, download)
     mean, std = STATISTICS.get(name) or _statistics(train.images)
@@ -157,6 +164,15 @@ def _torchvision(name: str, root: str, image_size: int, download: bool) -> tuple
         raise ValueError(f"no complete {name} files in {root!r}; --download fetches them") from error
     train, test = (ImageSet(_resize(a, image_size), b) for a, b in zip(arrays, labels, strict=True))
     return train, test, classes
+
+
+def _imagenet16(root: Path, image_size: int, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    import imagenet16
+
+    if download:
+        raise ValueError(f"imagenet16-120 cannot be downloaded from here; {imagenet16.SOURCE}")
+    train, test = (ImageSet(_resize(images, image_size), labels) for images, labels in imagenet16.load(root))
+    return train, test, tuple(str(number) for number in range(imagenet16.CLASSES))
 
 
 def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
@@ -228,6 +244,44 @@ def split(data: ImageSet, portion: float, seed: int) -> tuple[ImageSet, ImageSet
     order = torch.randperm(len(data), generator=_generator("cpu", seed))
     cut = math.floor(portion * len(data))
     return data.subset(order[:cut].to(data.labels.device)), data.subset(order[cut:].to(data.labels.device))
+
+
+def benchmark_halves(data: ImageSet, path: Path) -> tuple[ImageSet, ImageSet]:
+    """The fixed halves of NAS-Bench-201's searches (its file cifar-split.txt): one for the weights, one for alpha.
+
+    Args:
+        data: the training images, in the data set's own order.
+        path: JSON {"train": ["int", ["0", "5", ...]], "valid": ["int", ["1", ...]]}: each image's number once.
+
+    Returns:
+        the images of "train" and those of "valid", each in the order of `data`.
+
+    Raises:
+        ValueError: the file is not of that form, or does not divide these images; the message names it.
+        OSError: the file cannot be read.
+    """
+    try:
+        lists = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error})") from error
+    halves = {}
+    for name in ("train", "valid"):
+        match lists.get(name) if isinstance(lists, dict) else None:
+            # nine digits: any image's number, and no text too long to convert
+            case ["int", [_, *_] as texts] if all(isinstance(t, str) and re.fullmatch("[0-9]{1,9}", t) for t in texts):
+                halves[name] = sorted(int(text) for text in texts)
+            case _:
+                raise ValueError(f'{path} has no "{name}" of the form ["int", ["0", "5", ...]], image numbers as text')
+    numbers = sorted(halves["train"] + halves["valid"])
+    if numbers[-1] >= len(data):
+        raise ValueError(f"{path} lists image {numbers[-1]}; expected 0 to {len(data) - 1}, the images of the set")
+    twice = [first for first, second in itertools.pairwise(numbers) if first == second]
+    if twice:
+        raise ValueError(f"{path} lists image {twice[0]} twice; expected each image in one of the halves, once")
+    if len(numbers) != len(data):
+        raise ValueError(f"{path} lists {len(numbers)} images; expected all {len(data)} of the set")
+    train, valid = (data.subset(torch.tensor(half, device=data.labels.device)) for half in halves.values())
+    return train, valid
 
 
 def _generator(device: torch.device | str, *key: int) -> torch.Generator:

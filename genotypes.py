@@ -49,6 +49,9 @@ class Genotype(NamedTuple):
     reduce: tuple[tuple, ...]
     reduce_concat: tuple[int, ...]
 
+    #: its kinds of cells
+    kinds = ("normal", "reduce")
+
     def edges(self, kind: str) -> list[Edge]:
         """The live edges of the "normal" or the "reduce" cell, in either form, as (operation, target, source)."""
         edges = _edges(getattr(self, kind))
@@ -62,6 +65,16 @@ class Genotype(NamedTuple):
         """The nodes that the cell concatenates: those listed that have a live edge."""
         live = {edge.target for edge in self.edges(kind)}
         return [node for node in getattr(self, f"{kind}_concat") if node in live]
+
+    def states(self, kind: str) -> dict[int | str, tuple[str, str]]:
+        """The states of a cell, their names in the papers and their roles: {0: ("c_{k-2}", "input"), ...}."""
+        nodes = sorted({edge.target for edge in self.edges(kind)})
+        return {
+            0: ("c_{k-2}", "input"),
+            1: ("c_{k-1}", "input"),
+            **{node: (str(node - 2), "node") for node in nodes},
+            "output": ("c_{k}", "output"),
+        }
 
     def sums_nodes(self, kind: str) -> bool:
         """Whether the cell is in FairDARTS's form, whose network applies drop path to a node's sum."""

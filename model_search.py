@@ -27,14 +27,19 @@ class MixedOp(nn.Module):
     """All candidates of one edge; the output is their sum under the mixing weights: sum_k p_k op_k(x).
 
     With an auxiliary skip connection it is sum_k p_k op_k(x) + beta * aux(x) (DARTS-, equation 5).
+
+    Args:
+        pool_norm: a batch norm behind each pooling, as in DARTS; NAS-Bench-201 has none.
     """
 
-    def __init__(self, candidates: Sequence[str], channels: int, stride: int, auxiliary_skip: str) -> None:
+    def __init__(
+        self, candidates: Sequence[str], channels: int, stride: int, auxiliary_skip: str, pool_norm: bool = True
+    ) -> None:
         super().__init__()
         self.operations = nn.ModuleList()
         for name in candidates:
             operation = OPERATIONS[name](channels, stride, False)
-            if "pool" in name:
+            if pool_norm and "pool" in name:
                 operation = nn.Sequential(operation, nn.BatchNorm2d(channels, affine=False))
             self.operations.append(operation)
         self.auxiliary = None if auxiliary_skip == "none" else _auxiliary_skip(auxiliary_skip, channels, stride)
@@ -49,6 +54,28 @@ class MixedOp(nn.Module):
         if self.auxiliary is not None:
             outputs.append(skip_beta * self.auxiliary(x))
         return sum(outputs[1:], outputs[0])
+
+
+def sum_edges(
+    states: list[Tensor], edges: Sequence[MixedOp], weights: Tensor, drop_path_prob: float, skip_beta: float
+) -> list[Tensor]:
+    """The states of a cell: each node is the sum of its edges from all states before it, in the order of alpha's rows.
+
+    Args:
+        states: the cell's inputs.
+        edges: of all nodes.
+        weights: (edges, operations).
+
+    Returns:
+        The inputs, and the nodes behind them.
+    """
+    states, rest = list(states), zip(edges, weights.unbind(), strict=True)
+    # zip asks `states` first and stops there: each node takes the next len(states) edges.
+    while incoming := [
+        edge(state, row.unbind(), drop_path_prob, skip_beta) for state, (edge, row) in zip(states, rest, strict=False)
+    ]:
+        states.append(sum(incoming[1:], incoming[0]))
+    return states
 
 
 class Cell(nn.Module):
@@ -77,15 +104,8 @@ class Cell(nn.Module):
         )
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, drop_path_prob: float, skip_beta: float) -> Tensor:
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        edges = zip(self.edges, weights.unbind(), strict=True)
-        for _ in range(NODES):
-            # zip asks `states` first and stops there: each node takes the next len(states) edges.
-            incoming = [
-                edge(state, row.unbind(), drop_path_prob, skip_beta)
-                for state, (edge, row) in zip(states, edges, strict=False)
-            ]
-            states.append(sum(incoming[1:], incoming[0]))
+        inputs = [self.preprocess0(s0), self.preprocess1(s1)]
+        states = sum_edges(inputs, self.edges, weights, drop_path_prob, skip_beta)
         return torch.cat(states[-NODES:], dim=1)
 
 
@@ -120,7 +140,7 @@ class Supernet(nn.Module):
         #: "normal" or "reduce" for each layer, in the order of the mixing weights
         self.kinds = cell_kinds(layers)
         #: rows and columns of alpha for each kind of cell
-        self.alpha_shapes = {kind: (len(EDGES), len(getattr(space, kind)[0])) for kind in ("normal", "reduce")}
+        self.alpha_shapes = {kind: (len(EDGES), len(cells[0])) for kind, cells in space.cells.items()}
         channels, width = init_channels, 3 * init_channels
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
@@ -131,7 +151,7 @@ class Supernet(nn.Module):
         for kind in self.kinds:
             channels *= 2 if kind == "reduce" else 1
             reductions = (kind == "reduce", previous == "reduce")
-            self.cells.append(Cell(getattr(space, kind), c_prev_prev, c_prev, channels, *reductions, auxiliary_skip))
+            self.cells.append(Cell(space.cells[kind], c_prev_prev, c_prev, channels, *reductions, auxiliary_skip))
             c_prev_prev, c_prev, previous = c_prev, NODES * channels, kind
         self.classifier = nn.Linear(c_prev, classes)
 

@@ -1,6 +1,7 @@
-"""The candidate operations of DARTS cells.
+"""The candidate operations of the search spaces.
 
-DARTS (Liu et al., ICLR 2019) section 3; `noise` from RobustDARTS (Zela et al., ICLR 2020) section 3.
+DARTS (Liu et al., ICLR 2019) section 3; `noise` from RobustDARTS (Zela et al., ICLR 2020) section 3; `nor_conv_*` from
+NAS-Bench-201 (Dong and Yang, ICLR 2020) section 2.1.
 Every operation maps (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
 """
 
@@ -121,6 +122,8 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "dil_conv_3x3": lambda channels, stride, affine: DilConv(channels, 3, stride, affine),
     "dil_conv_5x5": lambda channels, stride, affine: DilConv(channels, 5, stride, affine),
     "conv_7x1_1x7": lambda channels, stride, affine: Conv7x1(channels, stride, affine),
+    "nor_conv_1x1": lambda channels, stride, affine: ReLUConvBN(channels, channels, 1, stride, 0, affine),
+    "nor_conv_3x3": lambda channels, stride, affine: ReLUConvBN(channels, channels, 3, stride, 1, affine),
 }
 
 

@@ -37,7 +37,7 @@ def select(space: Space, weights: Mapping[str, np.ndarray], rule: str = "argmax"
                 sorted(
                     (
                         (float(weight), Edge(operation, node, source))
-                        for weight, operation in zip(weights[kind][edge], getattr(space, kind)[edge], strict=True)
+                        for weight, operation in zip(weights[kind][edge], space.cells[kind][edge], strict=True)
                         if operation != "none"
                     ),
                     key=lambda scored: -scored[0],

@@ -1,33 +1,63 @@
-"""Search spaces of DARTS cells: the candidate operations of every edge.
+"""Search spaces: the edges of their cells, and the candidate operations on each.
 
 S1 to S4 are RobustDARTS's (Zela et al., ICLR 2020, section 3), S5 is DARTS's space without `none`.
-A cell has two inputs (states 0 and 1) and four intermediate nodes (states 2 to 5); the edges into a node come from all
-states before it, so edge 0 is (0 -> 2), edge 1 is (1 -> 2), edge 2 is (0 -> 3), ... , edge 13 is (4 -> 5).
+A cell of these has two inputs (states 0 and 1) and four intermediate nodes (states 2 to 5); the edges into a node come
+from all states before it, so edge 0 is (0 -> 2), edge 1 is (1 -> 2), edge 2 is (0 -> 3), ... , edge 13 is (4 -> 5).
+A cell of NAS-Bench-201 (Dong and Yang, ICLR 2020) has one input (state 0) and three nodes, of which the last is its
+output.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-#: intermediate nodes of a cell
+#: intermediate nodes of a cell of S1 to S5
 NODES = 4
-#: (source state, target state) of the 14 edges, in the order of the rows of alpha
+#: (source state, target state) of its 14 edges, in the order of the rows of alpha
 EDGES = tuple((source, 2 + node) for node in range(NODES) for source in range(2 + node))
 
 Candidates = tuple[tuple[str, ...], ...]
 
 
-class Space(NamedTuple):
-    """The candidate operations of the 14 edges of a normal and of a reduction cell."""
+@dataclass(frozen=True)
+class Space:
+    """The cells of a search space.
 
-    normal: Candidates
-    reduce: Candidates
+    Attributes:
+        cells: kind of cell -> the candidate operations of every edge.
+        edges: (source state, target state) of every edge, in the order of the rows of alpha.
+        keep: edges into each node that a derived cell keeps, none of them `none`; None where it keeps every edge, and
+            `none` is a choice like any other.
+    """
+
+    cells: Mapping[str, Candidates]
+    edges: tuple[tuple[int, int], ...]
+    keep: int | None
+
+    @property
+    def edges_of(self) -> dict[int, list[int]]:
+        """The numbers of the edges into each node."""
+        nodes = dict.fromkeys(target for _, target in self.edges)
+        return {node: [edge for edge, (_, target) in enumerate(self.edges) if target == node] for node in nodes}
+
+    @property
+    def derived_edges(self) -> int:
+        """How many edges a derived cell has."""
+        return len(self.edges) if self.keep is None else self.keep * len(self.edges_of)
+
+
+def _darts_cells(normal: Candidates, reduce: Candidates) -> Space:
+    return Space({"normal": normal, "reduce": reduce}, EDGES, keep=2)
 
 
 def _everywhere(*operations: str) -> Space:
-    return Space((operations,) * len(EDGES), (operations,) * len(EDGES))
+    return _darts_cells((operations,) * len(EDGES), (operations,) * len(EDGES))
 
+
+_EDGES_201 = tuple((source, target) for target in range(1, 4) for source in range(target))
+_OPERATIONS_201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
 SPACES: dict[str, Space] = {
-    "s1": Space(
+    "s1": _darts_cells(
         normal=(
             ("skip_connect", "dil_conv_3x3"),
             ("skip_connect", "dil_conv_5x5"),
@@ -73,4 +103,5 @@ SPACES: dict[str, Space] = {
         "dil_conv_3x3",
         "dil_conv_5x5",
     ),
+    "nasbench201": Space({"cell": (_OPERATIONS_201,) * len(_EDGES_201)}, _EDGES_201, keep=None),
 }

@@ -4,6 +4,7 @@ python analysis/curves.py runs/search-...
 """
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,6 @@ from search.settings import method_settings
 from spaces import SPACES
 
 PROG = "curves.py"
-KINDS = ("normal", "reduce")
 #: of two curves in a panel, the first and the second; told apart with any color vision
 PAIR = ("#0064a8", "#d55e00")
 #: how the title names a setting that is not the method's own
@@ -50,9 +50,7 @@ GRADIENTS = Panel(
     {"loss": "loss_gradient_norm", "regularizer": "regularizer_gradient_norm"},
     logarithmic=True,
 )
-ENTROPY = Panel("Entropy of p [nats]", {kind: f"entropy_{kind}" for kind in KINDS})
-SKIPS = Panel("Skip connections (of 8)", {kind: f"skip_connect_{kind}" for kind in KINDS})
-#: what only some methods measure
+#: what only some methods and spaces measure
 OWN = (
     Panel("Weight β of the auxiliary skip", {"β": "skip_beta"}),
     Panel(
@@ -62,8 +60,15 @@ OWN = (
     ),
     Panel("Residual of the Neumann series", {"residual": "neumann_residual"}, logarithmic=True),
     Panel("Regularizer of α", {"regularizer": "alpha_regularizer"}),
-    Panel("Gates over the threshold [%]", {kind: f"gates_over_threshold_{kind}" for kind in KINDS}, scale=100),
+    Panel("The cell's accuracy in the table [%]", {"test": "table_test_accuracy", "valid": "table_valid_accuracy"}),
+    Panel("The cell's rank of 15,625", {"rank": "table_rank"}, logarithmic=True),
+    Panel("Regret to the best cell [points]", {"regret": "table_regret"}),
 )
+
+
+def _by_kind(title: str, column: str, kinds: Iterable[str], scale: float = 1) -> Panel:
+    """A curve for each kind of cell."""
+    return Panel(title, {kind: f"{column}_{kind}" for kind in kinds}, scale)
 
 
 class Course(NamedTuple):
@@ -91,7 +96,7 @@ def load_course(run: Path) -> Course:
         metrics = np.atleast_1d(np.genfromtxt(run / "metrics.csv", delimiter=",", names=True))
         mixing = {}
         with np.load(run / "alphas.npz") as alphas:
-            for kind, candidates in SPACES[config["space"]]._asdict().items():
+            for kind, candidates in SPACES[config["space"]].cells.items():
                 # (epochs + 1, edges, operations)
                 weights = _mixing_weights(alphas[kind], config.get("relaxation", "softmax"))
                 names = np.array(candidates)
@@ -123,7 +128,9 @@ def search_figure(course: Course) -> Figure:
     What only its method measures comes in further rows, above the last.
     """
     config, metrics = course.config, course.metrics
-    own = [panel for panel in OWN if set(panel.columns.values()) <= set(metrics.dtype.names)]
+    space = SPACES[config["space"]]
+    gates = _by_kind("Gates over the threshold [%]", "gates_over_threshold", space.cells, scale=100)
+    own = [panel for panel in (*OWN, gates) if set(panel.columns.values()) & set(metrics.dtype.names)]
     extra = -(-len(own) // 3)
     figure = Figure(figsize=(12, 9.6 + 2.9 * extra), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
@@ -137,21 +144,24 @@ def search_figure(course: Course) -> Figure:
 
     loss, accuracy, alignment = row(0)
     layers, gradients, entropy = row(1)
-    skips, *mixing = row(2 + extra)
+    skips, *mixing = row(2 + extra, 1 + len(space.cells))
 
     _plot_panel(loss, LOSS, metrics)
     _plot_panel(accuracy, ACCURACY, metrics)
     _plot_panel(alignment, ALIGNMENT, metrics)
     _plot_layers(layers, metrics)
     _plot_panel(gradients, GRADIENTS, metrics)
-    gates = config.get("relaxation") == "sigmoid"
-    _plot_panel(entropy, ENTROPY._replace(title="Entropy of the gates [nats]") if gates else ENTROPY, metrics)
+    title = "Entropy of the gates [nats]" if config.get("relaxation") == "sigmoid" else "Entropy of p [nats]"
+    _plot_panel(entropy, _by_kind(title, "entropy", space.cells), metrics)
     # under a threshold a cell has any number of edges
     free = config.get("selection", "argmax").startswith("threshold")
-    _plot_panel(skips, SKIPS._replace(title="Skip connections") if free else SKIPS, metrics)
-    skips.set_ylim(-0.3, max(8, *(metrics[column].max() for column in SKIPS.columns.values())) + 0.3)
-    for axes, kind in zip(mixing, KINDS, strict=True):
-        _dress(axes, f"Mixing weights p, {kind} cell")
+    title = "Skip connections" if free else f"Skip connections (of {space.derived_edges})"
+    skip_panel = _by_kind(title, "skip_connect", space.cells)
+    _plot_panel(skips, skip_panel, metrics)
+    most = max(metrics[column].max() for column in skip_panel.columns.values())
+    skips.set_ylim(-0.3, max(space.derived_edges, most) + 0.3)
+    for axes, kind in zip(mixing, space.cells, strict=True):
+        _dress(axes, "Mixing weights p" + (f", {kind} cell" if len(space.cells) > 1 else ""))
         for operation, weights in course.mixing[kind].items():
             style = "--" if operation.endswith("5x5") else "-"
             _curve(axes, np.arange(len(weights)), weights, label=operation, color=color(operation), linestyle=style)
@@ -208,6 +218,8 @@ def _plot_panel(axes: Axes, panel: Panel, metrics: np.ndarray) -> None:
     """A column never measured is left out; a lone one needs no legend."""
     _dress(axes, panel.title)
     for shade, style, (label, column) in zip(PAIR, ("-", "--"), panel.columns.items(), strict=False):
+        if column not in metrics.dtype.names:
+            continue
         values = panel.scale * metrics[column]
         if not np.isnan(values).all():
             _curve(axes, metrics["epoch"], values, label=label, color=shade, linestyle=style)

@@ -18,7 +18,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
 from cli import InputError, PositiveFloat, Seed, option
-from search.settings import DataSettings, SearchSettings, SplitSettings, SupernetSettings, load_settings
+from search.settings import DataSettings, SearchSettings, SpaceSettings, SplitSettings, SupernetSettings, load_settings
 
 PROG = "derivatives.py"
 
@@ -38,7 +38,7 @@ class MeasureSettings:
 
 
 @dataclass
-class Settings(MeasureSettings, SupernetSettings, SplitSettings, DataSettings):
+class Settings(MeasureSettings, SupernetSettings, SpaceSettings, SplitSettings, DataSettings):
     """All settings."""
 
 
@@ -167,7 +167,7 @@ def main() -> None:
     if not settings.epsilons:
         raise InputError("--epsilons: [], expected one or more")
     if settings.run:
-        ignored = {field.name for base in (SupernetSettings, SplitSettings, DataSettings) for field in fields(base)}
+        ignored = {field.name for base in Settings.__bases__[1:] for field in fields(base)}
         given = sorted(f"--{name}" for name in ignored if getattr(settings, name) != getattr(Settings(), name))
         if given:
             raise InputError(f"--run: the run keeps its own settings; {', '.join(given)} cannot be given beside it")

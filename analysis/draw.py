@@ -2,16 +2,18 @@
 
 python analysis/draw.py LambdaDARTS_corr_0
 python analysis/draw.py runs/search-... --out cells/mine
+python analysis/draw.py "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
 """
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import graphviz
 
 import cli
-from genotypes import Genotype, load_genotype
+from genotypes import Edge, Genotype, load_genotype
+from nasbench201.cells import Cell201, load_cell
 
 PROG = "draw.py"
 FONT = "Helvetica,Arial,sans-serif"
@@ -24,6 +26,8 @@ COLORS = {
     "max_pool": "#9a4c86",
     "avg_pool": "#9c6b00",
     "conv_7x1": "#3a5a78",
+    "nor_conv_3x3": "#0064a8",
+    "nor_conv_1x1": "#007f5c",
     "noise": "#6b6b6b",
     "none": "#a0a0a0",
 }
@@ -37,19 +41,23 @@ def color(operation: str) -> str:
     return next(shade for kind, shade in COLORS.items() if operation.startswith(kind))
 
 
-def _states(genotype: Genotype, kind: str) -> dict[int | str, tuple[str, str]]:
-    """The states of a cell, their names in the papers and their roles: {0: ("c_{k-2}", "input"), ...}."""
-    nodes = sorted({edge.target for edge in genotype.edges(kind)})
-    return {
-        0: ("c_{k-2}", "input"),
-        1: ("c_{k-1}", "input"),
-        **{node: (str(node - 2), "node") for node in nodes},
-        "output": ("c_{k}", "output"),
-    }
+class Cells(Protocol):
+    """What can be drawn: a Genotype, or a cell of NAS-Bench-201."""
+
+    kinds: tuple[str, ...]
+
+    def states(self, kind: str) -> dict[int | str, tuple[str, str]]:
+        """Each state's name and role: "input", "node" or "output"."""
+
+    def edges(self, kind: str) -> list[Edge]:
+        """The operations, as (operation, target, source)."""
+
+    def concat(self, kind: str) -> list[int]:
+        """The nodes that the output concatenates."""
 
 
-def cell_graph(genotype: Genotype, kind: str) -> graphviz.Digraph:
-    """The "normal" or "reduce" cell as a graph.
+def cell_graph(genotype: Cells, kind: str) -> graphviz.Digraph:
+    """One of a genotype's kinds of cells as a graph.
 
     An operation e0, e1, ... is a node that stands in the line from its source to its target: no other line crosses its
     label then.
@@ -58,7 +66,7 @@ def cell_graph(genotype: Genotype, kind: str) -> graphviz.Digraph:
     graph.attr(rankdir="LR", nodesep="0.16", ranksep="0.55", bgcolor="white", pad="0.15")
     graph.attr("node", shape="box", style="rounded,filled", fontname=FONT, fontsize="16", height="0.45", width="0.5")
     graph.attr("edge", penwidth="1.6", arrowsize="0.7")
-    states = _states(genotype, kind)
+    states = genotype.states(kind)
     for name, role in states.values():
         fill, border = NODE_COLORS[role]
         subscript = f'<sub><font point-size="12">{name[2:].strip("{}")}</font></sub>'
@@ -75,15 +83,16 @@ def cell_graph(genotype: Genotype, kind: str) -> graphviz.Digraph:
     return graph
 
 
-def draw_genotype(genotype: Genotype, folder: Path) -> None:
-    """Write {normal,reduce}.{gv,svg,png} to `folder`, which is made where it is missing.
+def draw_genotype(genotype: Cells, folder: Path) -> None:
+    """Write {normal,reduce}.{gv,svg,png}, of a cell of NAS-Bench-201 cell.{gv,svg,png}, to `folder`.
 
-    The pictures are Graphviz's; where its `dot` is missing, stderr says how to get it and matplotlib draws them.
+    The folder is made where it is missing. The pictures are Graphviz's; where its `dot` is missing, stderr says how to
+    get it and matplotlib draws them.
 
     Raises:
         OSError: a file cannot be written.
     """
-    graphs = {kind: cell_graph(genotype, kind) for kind in ("normal", "reduce")}
+    graphs = {kind: cell_graph(genotype, kind) for kind in genotype.kinds}
     for kind, graph in graphs.items():
         graph.save(folder / f"{kind}.gv")
     try:
@@ -101,7 +110,7 @@ def draw_genotype(genotype: Genotype, folder: Path) -> None:
             _draw_without_dot(genotype, kind, folder)
 
 
-def _draw_without_dot(genotype: Genotype, kind: str, folder: Path) -> None:
+def _draw_without_dot(genotype: Cells, kind: str, folder: Path) -> None:
     """Draw a cell like a map of a railway: each operation on a lane of its own, which ends in its target.
 
     A lane leaves its source in the gap right of it, and a node stands in the midst of the lanes that end there, so that
@@ -113,21 +122,23 @@ def _draw_without_dot(genotype: Genotype, kind: str, folder: Path) -> None:
 
     step, bend, half_node = 3.2, 1.0, 0.2  # in inches: column to column, the bend of a line, half a node's width
     edges = sorted(genotype.edges(kind), key=lambda edge: edge.target)
-    states = _states(genotype, kind)
-    depth: dict[int | str, int] = {0: 0, 1: 0}
+    states = genotype.states(kind)
+    inputs = [state for state, (_, role) in states.items() if role == "input"]
+    depth: dict[int | str, int] = dict.fromkeys(inputs, 0)
     lanes: dict[int | str, list[float]] = {}
     for index, (_, target, source) in enumerate(edges):
-        depth[target] = max(depth.get(target, 0), depth[source] + 1)
+        depth[target] = max(depth.get(target, 0), depth.setdefault(source, 1) + 1)
         lanes.setdefault(target, []).append(-0.55 * index)
-    right, bottom = step * max(depth.values()) + 2.2, -0.55 * (len(edges) - 1)
+    right, bottom = step * max(depth.values()) + (2.2 if "output" in states else 0), -0.55 * max(len(edges) - 1, 2)
     place: dict[int | str, tuple[float, float]] = {
-        0: (0.0, bottom / 2 + 0.6),
-        1: (0.0, bottom / 2 - 0.6),
+        **{state: (0.0, bottom / 2 + 0.6 * (len(inputs) - 1 - 2 * number)) for number, state in enumerate(inputs)},
+        # A state that nothing leads to stands below the lanes.
+        **{state: (step * depth.get(state, 1), bottom - 0.55) for state in states if state not in inputs},
         **{node: (step * depth[node], sum(ys) / len(ys)) for node, ys in lanes.items()},
-        "output": (right, bottom / 2),
+        **({"output": (right, bottom / 2)} if "output" in states else {}),
     }
-    figure = Figure(figsize=(right + 1.2, 1.0 - bottom))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.6, right + 0.6), ylim=(bottom - 0.5, 0.5))
+    figure = Figure(figsize=(right + 1.2, 1.6 - bottom))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.6, right + 0.6), ylim=(bottom - 1.1, 0.5))
     axes.axis("off")
 
     def line(source: tuple[float, float], lane: float, target: tuple[float, float], **style: Any) -> None:
@@ -158,17 +169,31 @@ def _draw_without_dot(genotype: Genotype, kind: str, folder: Path) -> None:
         figure.savefig(folder / f"{kind}.{suffix}", dpi=200)
 
 
+def _load(spec: str) -> Genotype | Cell201:
+    """The genotype or the cell of NAS-Bench-201 that `spec` names."""
+    path = Path(spec) / "genotype.json" if Path(spec).is_dir() else Path(spec)
+    text = path.read_text(encoding="utf-8").lstrip() if path.is_file() else spec
+    return load_cell(spec) if text.startswith(("|", '{"arch"')) else load_genotype(spec)
+
+
+def _name(spec: str) -> str:
+    """What a folder of the pictures of `spec` is called."""
+    return spec.strip("|").replace("|", "_").replace("+", "") if spec.startswith("|") else Path(spec).resolve().stem
+
+
 def main() -> None:
     parser = cli.Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument("genotype", type=str, help="a published cell, a genotype file or a run folder")
+    parser.add_argument(
+        "genotype", type=str, help="a published cell, a string of NAS-Bench-201, a genotype file or a run folder"
+    )
     parser.add_argument("--out", type=str, metavar="DIR", help="folder of the pictures (default: cells/<genotype>)")
     arguments = parser.parse_args()
     with cli.blaming("genotype"):
-        genotype = load_genotype(arguments.genotype)
-    folder = Path(arguments.out or Path("cells", Path(arguments.genotype).resolve().stem))
+        genotype = _load(arguments.genotype)
+    folder = Path(arguments.out or Path("cells", _name(arguments.genotype)))
     with cli.blaming("--out"):
         draw_genotype(genotype, folder)
-    for kind in ("normal", "reduce"):
+    for kind in genotype.kinds:
         print(*(folder / f"{kind}.{suffix}" for suffix in ("gv", "svg", "png")), sep="\n")
 
 

@@ -24,10 +24,10 @@ from cli import Seed, option
 from search.settings import SearchSettings, method_settings
 
 PROG = "methods.py"
-METHODS = get_args(get_type_hints(SearchSettings)["method"])
+METHODS = tuple(m for m in get_args(get_type_hints(SearchSettings)["method"]) if m != "lambda-darts-exact")
 #: a method's flags beside the common ones: a few steps move no gate to 0.85
 FLAGS = {"fair-darts": {"threshold": 0.5}, "darts-pt": {"finetune_epochs": 1}}
-#: methods whose second derivatives can be exact
+#: methods whose second derivatives can be exact; lambda-darts-exact costs what lambda-darts costs then
 SECOND_ORDER = ("darts-2nd", "lambda-darts", "idarts")
 
 

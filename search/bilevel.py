@@ -20,7 +20,7 @@ from genotypes import Genotype
 from gradients import Objective, cosine, norm, regularized_gradient, weight_gradient
 from model_search import Supernet, cell_kinds
 from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, layer_alignment
-from search.settings import SearchSettings
+from search.settings import CommonSettings
 from spaces import SPACES
 from utils import (
     Averages,
@@ -47,7 +47,7 @@ class Schedule(NamedTuple):
     drop_path_prob: float = 0.0
 
 
-def schedule(settings: SearchSettings, epoch: int) -> Schedule:
+def schedule(settings: CommonSettings, epoch: int) -> Schedule:
     """The schedules of an epoch, counted from 0.
 
     The learning rate is a cosine from learning_rate towards learning_rate_min (DARTS); lambda_t is linear from 0 in the
@@ -68,7 +68,7 @@ def cosine_learning_rate(high: float, low: float, done: float) -> float:
     return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
 
 
-def skip_beta(settings: SearchSettings, done: float) -> float:
+def skip_beta(settings: CommonSettings, done: float) -> float:
     """beta_t of the auxiliary skip connection, when a share `done` of the epochs is over (DARTS-, section 3.3)."""
     return (
         settings.skip_beta
@@ -90,19 +90,29 @@ def make_fabric(device: str, precision: str) -> Fabric:
     return Fabric(accelerator=accelerator, devices=devices, precision=precision)
 
 
-def check(settings: SearchSettings) -> None:
+def check(settings: CommonSettings) -> None:
     """Refuse settings that no supernet allows.
 
     Raises:
         InputError: it names the flag.
     """
-    kinds = cell_kinds(settings.layers)
     known = ("none", "noise", *REGULARIZERS)
     if settings.reg not in known:
         raise InputError(f"--reg: {settings.reg!r}, expected one of {', '.join(known)}")
     if settings.alpha_reg not in ("none", *ALPHA_REGULARIZERS):
         known = ("none", *ALPHA_REGULARIZERS)
         raise InputError(f"--alpha_reg: {settings.alpha_reg!r}, expected one of {', '.join(known)}")
+    if settings.batch_size < 2:
+        raise InputError(f"--batch_size: {settings.batch_size}, expected 2 or more: batch norm compares images")
+
+
+def check_layers(settings: CommonSettings) -> None:
+    """Refuse a number of cells without a normal one, or without a pair of them to align.
+
+    Raises:
+        InputError: it names the flag.
+    """
+    kinds = cell_kinds(settings.layers)
     if "normal" not in kinds:
         raise InputError(f"--layers: {settings.layers} are all reduction cells; expected 3 or more")
     aligning = "--compare_derivatives" if settings.compare_derivatives else f"--reg {settings.reg}"
@@ -111,14 +121,15 @@ def check(settings: SearchSettings) -> None:
             f"--layers: {settings.layers}, expected 4 or more with {aligning}, which aligns pairs of normal cells, "
             "or --reg none"
         )
-    if settings.batch_size < 2:
-        raise InputError(f"--batch_size: {settings.batch_size}, expected 2 or more: batch norm compares images")
 
 
 class Search:
-    """The state of a search, and its two steps."""
+    """The state of a search among cells of DARTS, and its two steps.
 
-    def __init__(self, settings: SearchSettings, dataset: data.DataSet, fabric: Fabric) -> None:
+    What depends on the space is in the methods up to `measure`; a search in another space overrides them.
+    """
+
+    def __init__(self, settings: CommonSettings, dataset: data.DataSet, fabric: Fabric) -> None:
         self.settings, self.fabric, self.dataset = settings, fabric, dataset
         self.space = SPACES[settings.space]
         check(settings)
@@ -126,16 +137,9 @@ class Search:
             self.augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
         torch.manual_seed(settings.seed)
         with fabric.init_module():
-            self.supernet = Supernet(
-                self.space,
-                settings.init_channels,
-                settings.layers,
-                len(dataset.classes),
-                dataset.in_channels,
-                settings.auxiliary_skip,
-            ).to(memory_format=torch.channels_last)
+            self.supernet = self.make_supernet().to(memory_format=torch.channels_last)
             self.architecture = Architecture(self.supernet.alpha_shapes, settings.relaxation)
-        train, valid = data.split(dataset.train, settings.train_portion, settings.seed)
+        train, valid = self.split()
         for flag, part in (("--train_portion", train), ("1 - --train_portion", valid)):
             if settings.batch_size > len(part):
                 raise InputError(
@@ -161,6 +165,47 @@ class Search:
         self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in self.architecture.alphas}
         self._record_alphas()
 
+    def make_supernet(self) -> nn.Module:
+        """The supernet of the settings, for the data.
+
+        Raises:
+            InputError: the settings allow none.
+        """
+        settings, dataset = self.settings, self.dataset
+        check_layers(settings)
+        return Supernet(
+            self.space,
+            settings.init_channels,
+            settings.layers,
+            len(dataset.classes),
+            dataset.in_channels,
+            settings.auxiliary_skip,
+        )
+
+    def split(self) -> tuple[data.ImageSet, data.ImageSet]:
+        """The training images for the weights, and those for alpha."""
+        return data.split(self.dataset.train, self.settings.train_portion, self.settings.seed)
+
+    def derive(self, weights: Mapping[str, np.ndarray], rule: str) -> Genotype:
+        """The cell that a rule reads off the mixing weights of each kind of cell."""
+        return selection.select(self.space, weights, rule, self.settings.threshold)
+
+    def assemble(self, kept: Mapping[str, Mapping[int, str]]) -> Genotype:
+        """The cell of the edges that each kind of cell keeps, by their numbers, and the operation on each."""
+        parts = {}
+        for kind, edges in kept.items():
+            parts[kind] = tuple((operation, self.space.edges[edge][0]) for edge, operation in sorted(edges.items()))
+            parts[f"{kind}_concat"] = tuple(self.space.edges_of)
+        return Genotype(**parts)
+
+    def missing_cell(self, genotype: Genotype) -> str | None:
+        """The kind of a cell that no network can be built of; None where there is none."""
+        return selection.missing_cell(genotype)
+
+    def measure(self, genotype: Genotype) -> dict[str, float]:
+        """What else is known of an epoch's cell: columns of metrics.csv."""
+        return {}
+
     def _record_alphas(self) -> None:
         for kind, alpha in self.architecture.alphas.items():
             self.alphas[kind].append(alpha.detach().cpu().numpy().copy())
@@ -178,7 +223,7 @@ class Search:
         rule = "argmax" if self.settings.selection == "perturbation" else self.settings.selection
         mixing = self.architecture.mixing_weights()
         weights = {kind: w.detach().cpu().numpy() for kind, w in mixing.items()}
-        return selection.select(self.space, weights, rule, self.settings.threshold)
+        return self.derive(weights, rule)
 
     def batches(self, epoch: int) -> tuple[data.Batches, data.Batches]:
         """The training and the validation batches of an epoch."""
@@ -314,7 +359,7 @@ class Search:
         last = len(train_batches) - 1
         valid = data.cycle(valid_batches, len(train_batches))
         # T weight steps for a step of alpha; the implicit gradient is taken behind them (iDARTS, algorithm 1).
-        inner, weights_first = settings.inner_steps, settings.hypergradient == "implicit"
+        inner, weights_first = settings.inner_steps, settings.weights_first or settings.hypergradient == "implicit"
         measured = False
         for step, train_batch in enumerate(progress.track(name, train_batches)):
             train_batch = self.cast(train_batch)
@@ -366,6 +411,7 @@ class Search:
             over = {kind: (weights >= settings.threshold).double().mean().item() for kind, weights in mixing.items()}
             row |= {f"gates_over_threshold_{kind}": share for kind, share in over.items()}
         row |= {f"skip_connect_{kind}": skips(genotype, kind) for kind in mixing}
+        row |= self.measure(genotype)
         row |= {"seconds": time.perf_counter() - start, "peak_memory_mib": peak_memory(self.fabric.device)}
         self.rows.append(row)
         self.genotypes.append(genotype._asdict())

@@ -11,14 +11,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 import cli
 import data
-import selection
 from analysis.curves import plot_search
 from analysis.draw import draw_genotype
 from cli import InputError, blaming
 from genotypes import Genotype
 from search.bilevel import Search, make_fabric, schedule
 from search.perturbation import select_by_perturbation
-from search.settings import Resolved, SearchSettings
+from search.settings import CommonSettings, Resolved
 from utils import Checkpoints, StepProgress, provenance, write_atomically, write_config
 
 
@@ -29,12 +28,17 @@ def _summary(row: Mapping[str, Any], epochs: int) -> str:
         f"  train loss {row['train_loss']:.3f} accuracy {100 * row['train_accuracy']:.1f} %"
         f"  valid accuracy {100 * row['valid_accuracy']:.1f} %"
         + ("" if alignment is None else f"  alignment {alignment:.3f}")
-        + f"  skips {row['skip_connect_normal']}  {row['seconds']:.1f} s"
+        + f"  skips {' + '.join(str(row[name]) for name in row if name.startswith('skip_connect'))}"
+        + (f"  table {row['table_test_accuracy']:.2f} % rank {row['table_rank']}" if "table_rank" in row else "")
+        + f"  {row['seconds']:.1f} s"
     )
 
 
-def open_search(settings: SearchSettings) -> Search:
+def open_search(settings: CommonSettings, kind: type[Search] = Search) -> Search:
     """A search at its beginning, with its data.
+
+    Args:
+        kind: the search in the settings' space.
 
     Raises:
         InputError: the settings do not fit the data, the supernet or the machine.
@@ -42,13 +46,18 @@ def open_search(settings: SearchSettings) -> Search:
     fabric = make_fabric(settings.device, settings.precision)
     with blaming(f"--data: {settings.dataset}"):
         dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download)
-    return Search(settings, dataset, fabric)
+    return kind(settings, dataset, fabric)
 
 
-def search(resolved: Resolved) -> None:
-    """Search a cell and leave a run folder, or go on with the one that is there."""
+def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None = None) -> None:
+    """Search a cell and leave a run folder, or go on with the one that is there.
+
+    Args:
+        kind: the search in the settings' space.
+        whole: what --resume goes on with, where this run is a part of it.
+    """
     settings, run = resolved.settings, resolved.run
-    state = open_search(settings)
+    state = open_search(settings, kind)
     if resolved.resumed:
         with blaming("--resume"):
             checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
@@ -68,7 +77,7 @@ def search(resolved: Resolved) -> None:
     print(f"settings of {settings.method}{f'; but {changes}' if changes else ''}")
     print(f"run {run}: {settings.epochs - first} epochs on {state.fabric.device}", flush=True)
     steps = len(state.batches(0)[0])
-    goes_on = f"go on with: python search/train_search.py --resume {shlex.quote(str(run))}"
+    goes_on = f"go on with: python {resolved.script.path} --resume {shlex.quote(str(whole or run))}"
     with (
         SummaryWriter(run / "tensorboard", purge_step=first + 1) as board,
         StepProgress("run", settings.epochs * steps, first * steps) as progress,
@@ -99,16 +108,17 @@ def search(resolved: Resolved) -> None:
     print(f"found {genotype}\nrun folder {run}", flush=True)
 
 
-def select_again(settings: SearchSettings, run: Path, folder: Path, goes_on: str) -> None:
+def select_again(settings: CommonSettings, run: Path, folder: Path, goes_on: str, kind: type[Search] = Search) -> None:
     """Derive a cell from the last checkpoint of a search, by the rule of `settings`, and leave it in `folder`.
 
     Args:
         goes_on: what an interruption of the perturbation rule says.
+        kind: the search in the settings' space.
 
     Raises:
         InputError: there is no checkpoint yet, it does not fit, or the rule leaves no cell.
     """
-    state = open_search(settings)
+    state = open_search(settings, kind)
     with blaming("run"):
         checkpoint = Checkpoints(run / "checkpoints", settings.keep_checkpoints).load()
         if checkpoint is None:
@@ -134,7 +144,7 @@ def refuse_missing_cell(genotype: Genotype, state: Search, run: Path) -> None:
     Raises:
         InputError: it names the threshold, and the largest gates.
     """
-    kind = selection.missing_cell(genotype)
+    kind = state.missing_cell(genotype)
     if kind:
         largest = state.architecture.mixing_weights()[kind].max().item()
         raise InputError(

@@ -2,9 +2,10 @@
 
 First every edge is decided, in random order: each of its operations is masked in turn, and the one whose removal costs
 the most validation accuracy is kept alone. Then every node drops edges, one after another, the one it misses least,
-until two are left. Between two decisions the supernet is fine-tuned for a few epochs. As in the released code, a
-decision is one of the normal and one of the reduction cell together, accuracy is measured with the batches' own
-statistics, alpha goes on learning, and the learning rate is a cosine from a tenth of the search's.
+until two are left; a cell of NAS-Bench-201 keeps all its edges, so that there `none` is a choice and no node decides.
+Between two decisions the supernet is fine-tuned for a few epochs. As in the released code, a decision is one of the
+normal and one of the reduction cell together, accuracy is measured with the batches' own statistics, alpha goes on
+learning, and the learning rate is a cosine from a tenth of the search's.
 """
 
 from collections.abc import Mapping
@@ -21,13 +22,7 @@ from cli import blaming
 from genotypes import Genotype
 from gradients import Objective
 from search.bilevel import Schedule, Search, cosine_learning_rate
-from spaces import EDGES, NODES
 from utils import Averages, Checkpoints, StepProgress, accuracy, write_csv
-
-#: edges into each node, by their numbers
-EDGES_OF = {node: [edge for edge, (_, target) in enumerate(EDGES) if target == node] for node in range(2, 2 + NODES)}
-#: a decision for every edge, then one for every node with edges to spare
-DECISIONS = len(EDGES) + sum(len(edges) > 2 for edges in EDGES_OF.values())
 
 
 class Perturbation:
@@ -53,12 +48,13 @@ class Perturbation:
         self.origin["epochs_done"] = len(search.rows)
         search.weight_optimizer.state.clear()  # fine-tuning starts with a momentum of its own
         generator = np.random.default_rng((search.settings.seed, search.settings.epochs))
+        space = search.space
+        deciding = [node for node, edges in space.edges_of.items() if space.keep and len(edges) > space.keep]
+        #: a decision for every edge, then one for every node with edges to spare
+        self.edges, self.decisions = len(space.edges), len(space.edges) + len(deciding)
         #: kind of cell -> the order in which its edges, then its nodes, are decided
         self.order = {
-            kind: [
-                *generator.permutation(len(EDGES)).tolist(),
-                *generator.permutation([node for node, edges in EDGES_OF.items() if len(edges) > 2]).tolist(),
-            ]
+            kind: [*generator.permutation(self.edges).tolist(), *generator.permutation(deciding).tolist()]
             for kind in search.architecture.alphas
         }
         self.batches = data.Batches(
@@ -72,9 +68,9 @@ class Perturbation:
     def stages(self) -> list[tuple[str, int]]:
         """("decide", number) and ("finetune", number), in their order."""
         stages: list[tuple[str, int]] = []
-        for decision in range(DECISIONS):
+        for decision in range(self.decisions):
             stages.append(("decide", decision))
-            if decision < DECISIONS - 1:
+            if decision < self.decisions - 1:
                 first = decision * self.finetune_epochs
                 stages += [("finetune", first + epoch) for epoch in range(self.finetune_epochs)]
         return stages
@@ -87,29 +83,29 @@ class Perturbation:
         return len(self.batches) * sum(self._measurements(kind, number) for kind in self.order)
 
     def _measurements(self, kind: str, number: int) -> int:
-        if number < len(EDGES):
+        if number < self.edges:
             return len(self._candidates(kind, self.order[kind][number]))
-        edges = len(EDGES_OF[self.order[kind][number]])
-        return sum(range(3, edges + 1))
+        edges = len(self.search.space.edges_of[self.order[kind][number]])
+        return sum(range(self.search.space.keep + 1, edges + 1))
 
     def _candidates(self, kind: str, edge: int) -> list[int]:
-        """The operations of an edge that a cell may have: all but `none`."""
-        names = getattr(self.search.space, kind)[edge]
-        return [index for index, name in enumerate(names) if name != "none"]
+        """The operations of an edge that a cell may have: all but `none`, where a cell keeps all its edges that too."""
+        space = self.search.space
+        return [index for index, name in enumerate(space.cells[kind][edge]) if space.keep is None or name != "none"]
 
     def run(self, stage: tuple[str, int], progress: StepProgress) -> None:
         """A decision, or an epoch of fine-tuning."""
         what, number = stage
         if what == "finetune":
             settings = self.search.settings
-            total = (DECISIONS - 1) * self.finetune_epochs
+            total = (self.decisions - 1) * self.finetune_epochs
             high, low = settings.learning_rate / 10, settings.learning_rate_min
             now = Schedule(cosine_learning_rate(high, min(low, high), number / total))
             self.search.run_epoch(settings.epochs + number, now, progress, f"fine-tuning {number + 1}/{total}")
         else:
-            progress.start(f"decision {number + 1}/{DECISIONS}", self.steps(stage))
+            progress.start(f"decision {number + 1}/{self.decisions}", self.steps(stage))
             for kind, order in self.order.items():
-                decide = self._decide_edge if number < len(EDGES) else self._decide_node
+                decide = self._decide_edge if number < self.edges else self._decide_node
                 decide(number + 1, kind, order[number], progress)
         self.done += 1
 
@@ -122,15 +118,16 @@ class Perturbation:
             figures.append(self.evaluate(weights, progress))
         # the greatest loss of accuracy; among equals the greatest loss
         kept = min(range(len(candidates)), key=lambda index: (figures[index][0], -figures[index][1]))
-        names = getattr(self.search.space, kind)[edge]
+        names = self.search.space.cells[kind][edge]
         self._log(number, kind, [(edge, names[operation]) for operation in candidates], figures, kept, True)
         fixed = self.search.architecture.fixed[kind]
         fixed[edge] = 0
         fixed[edge, candidates[kept]] = 1
 
     def _decide_node(self, number: int, kind: str, node: int, progress: StepProgress) -> None:
-        fixed, left = self.search.architecture.fixed[kind], list(EDGES_OF[node])
-        while len(left) > 2:
+        space, fixed = self.search.space, self.search.architecture.fixed[kind]
+        left = space.edges_of[node]
+        while len(left) > space.keep:
             figures = []
             for edge in left:
                 weights = self._weights()
@@ -151,7 +148,7 @@ class Perturbation:
     ) -> None:
         """A row for each removal: what was removed, what the supernet did without it, and what became of it."""
         for index, ((edge, operation), (valid_accuracy, valid_loss)) in enumerate(zip(removed, figures, strict=True)):
-            source, target = EDGES[edge]
+            source, target = self.search.space.edges[edge]
             self.scores.append(
                 {
                     "decision": number,
@@ -185,16 +182,15 @@ class Perturbation:
 
     def _operation(self, kind: str, edge: int) -> str:
         """The operation that an edge was fixed to."""
-        return getattr(self.search.space, kind)[edge][int(self.search.architecture.fixed[kind][edge].argmax())]
+        return self.search.space.cells[kind][edge][int(self.search.architecture.fixed[kind][edge].argmax())]
 
     def genotype(self) -> Genotype:
         """The cell, when all is decided."""
-        parts = {}
-        for kind, fixed in self.search.architecture.fixed.items():
-            left = [edge for edge in range(len(EDGES)) if bool(fixed[edge].any())]
-            parts[kind] = tuple((self._operation(kind, edge), EDGES[edge][0]) for edge in left)
-            parts[f"{kind}_concat"] = tuple(EDGES_OF)
-        return Genotype(**parts)
+        kept = {
+            kind: {edge: self._operation(kind, edge) for edge in range(self.edges) if bool(fixed[edge].any())}
+            for kind, fixed in self.search.architecture.fixed.items()
+        }
+        return self.search.assemble(kept)
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that goes on from here: tensors, and plain values."""
@@ -243,7 +239,8 @@ def select_by_perturbation(search: Search, finetune_epochs: int, folder: Path, g
             state.restore(*checkpoint)
     stages = state.stages
     steps = [state.steps(stage) for stage in stages]
-    print(f"perturbation-based selection: {DECISIONS} decisions, {finetune_epochs} epochs between two", flush=True)
+    decisions = state.decisions
+    print(f"perturbation-based selection: {decisions} decisions, {finetune_epochs} epochs between two", flush=True)
     with StepProgress("selection", sum(steps), sum(steps[: state.done])) as progress:
         try:
             for stage in stages[state.done :]:
@@ -251,14 +248,14 @@ def select_by_perturbation(search: Search, finetune_epochs: int, folder: Path, g
                 checkpoints.save(state.done, *state.snapshot())
                 if stage[0] == "decide":
                     write_csv(folder / "scores.csv", state.scores)
-                    progress.line(_summary(state.scores, stage[1] + 1))
+                    progress.line(_summary(state.scores, stage[1] + 1, decisions))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"after {state.done} of {len(stages)} stages of the selection; {goes_on}") from None
     write_csv(folder / "scores.csv", state.scores)
     return state.genotype()
 
 
-def _summary(scores: list[dict[str, Any]], number: int) -> str:
+def _summary(scores: list[dict[str, Any]], number: int, decisions: int) -> str:
     outcomes = [
         f"{row['cell']} {row['source']} -> {row['target']} "
         + (f"keeps {row['removed']}" if row["outcome"] == "kept" else "dropped")
@@ -266,4 +263,4 @@ def _summary(scores: list[dict[str, Any]], number: int) -> str:
         for row in scores
         if row["decision"] == number and row["outcome"]
     ]
-    return f"decision {number}/{DECISIONS}  " + ", ".join(outcomes)
+    return f"decision {number}/{decisions}  " + ", ".join(outcomes)

@@ -11,7 +11,6 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, OpenUnitInte
 import cli
 from cli import InputError, NonNegativeFloat, PositiveFloat, Probability, Seed, option
 
-PROG = "train_search.py"
 DESCRIPTION = (
     "Search a cell with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with any of their ideas together. "
     "--method sets every flag that its paper sets; a flag given beside it wins. The defaults shown are Λ-DARTS's for "
@@ -26,8 +25,10 @@ class DataSettings:
     """data"""
 
     data: str = option("data", "folder of the data set's files")
-    dataset: Literal["cifar10", "cifar100", "svhn", "digits", "folder"] = option(
-        "cifar10", "data set; 'folder' takes DATA/train/<class>/* and DATA/test/<class>/*, 'digits' needs no files"
+    dataset: Literal["cifar10", "cifar100", "svhn", "imagenet16-120", "digits", "folder"] = option(
+        "cifar10",
+        "data set; 'folder' takes DATA/train/<class>/* and DATA/test/<class>/*, 'imagenet16-120' NAS-Bench-201's "
+        "files, 'digits' needs none",
     )
     download: bool = option(False, "fetch the files of cifar10, cifar100 or svhn where they are missing")
     image_size: NonNegativeInt = option(0, "height and width of the images in pixels; 0 keeps their own")
@@ -43,14 +44,20 @@ class SplitSettings:
 
 
 @dataclass
-class SupernetSettings:
-    """supernet"""
+class SpaceSettings:
+    """search space"""
 
     space: Literal["s1", "s2", "s3", "s4", "s5"] = option(
         "s5", "search space: s1 to s4 of RobustDARTS, s5 is DARTS's without `none`, with FairDARTS's seven operations"
     )
-    init_channels: PositiveInt = option(16, "channels C of the first cells")
     layers: PositiveInt = option(8, "number of cells")
+
+
+@dataclass
+class SupernetSettings:
+    """supernet"""
+
+    init_channels: PositiveInt = option(16, "channels C of the first cells")
     drop_path_prob: Probability = option(0.0, "drop path on the operations, ramped linearly from 0 (RobustDARTS)")
 
 
@@ -58,8 +65,12 @@ class SupernetSettings:
 class MethodSettings:
     """method"""
 
-    method: Literal["darts", "darts-2nd", "lambda-darts", "darts-minus", "fair-darts", "idarts", "darts-pt"] = option(
-        "lambda-darts", "whose settings to take: every axis and every optimizer setting of that paper"
+    method: Literal[
+        "darts", "darts-2nd", "lambda-darts", "lambda-darts-exact", "darts-minus", "fair-darts", "idarts", "darts-pt"
+    ] = option(
+        "lambda-darts",
+        "whose settings to take: every axis and every optimizer setting of that paper; lambda-darts-exact is Λ-DARTS "
+        "with exact derivatives and a lambda for them",
     )
 
 
@@ -99,8 +110,11 @@ class ArchitectureSettings:
         "alpha's gradient: at the present weights (DARTS, first order), one weight step ahead (DARTS, second order; "
         "also --unrolled), or with the implicit gradient (iDARTS)",
     )
-    inner_steps: PositiveInt = option(
-        1, "weight steps T for each step of alpha; with the implicit gradient they come first, else alpha does"
+    inner_steps: PositiveInt = option(1, "weight steps T for each step of alpha")
+    weights_first: bool = option(
+        False,
+        "the weights' step before alpha's, as in Λ-DARTS's released code for NAS-Bench-201; the implicit gradient is "
+        "always taken behind the weights' steps",
     )
     neumann_terms: NonNegativeInt = option(2, "K of the implicit gradient's Neumann series, terms 0 to K")
     implicit_noise: bool = option(
@@ -168,7 +182,7 @@ class ExecutionSettings:
 
 
 @dataclass
-class SearchSettings(
+class CommonSettings(
     ExecutionSettings,
     RunSettings,
     SelectionSettings,
@@ -181,7 +195,12 @@ class SearchSettings(
     SplitSettings,
     DataSettings,
 ):
-    """All settings of a search. The defaults are first-order DARTS's (ICLR 2019), which every method starts from."""
+    """The settings of a search in any space. Defaults are first-order DARTS's, which every method starts from."""
+
+
+@dataclass
+class SearchSettings(CommonSettings, SpaceSettings):
+    """All settings of a search among cells of DARTS. The defaults are first-order DARTS's (ICLR 2019)."""
 
 
 def preset(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,19 +209,28 @@ def preset(given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         given: the settings that the user gave; of these, `method` and `space` choose.
     """
-    method = given.get("method", SearchSettings.method)
-    if method == "lambda-darts" and given.get("space", SearchSettings.space) != "s5":
-        return {"reg": "corr", "lambda_": 0.25, "epsilon_0": 1e-3, "batch_size": 96}
+    method, space = given.get("method", SearchSettings.method), given.get("space", SearchSettings.space)
+    if space == "nasbench201":
+        aligning = {"reg": "corr", "arch_learning_rate": 1e-4, "epochs": 100, "weights_first": True}
+        lambda_darts = {**aligning, "lambda_": 0.25, "epsilon_0": 1e-4}
+        exact = {**aligning, "lambda_": 1.0, "derivatives": "exact"}
+    else:
+        lambda_darts = {"reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4}
+        if space != "s5":
+            lambda_darts = {"reg": "corr", "lambda_": 0.25, "epsilon_0": 1e-3, "batch_size": 96}
+        exact = {**lambda_darts, "lambda_": 1.0, "derivatives": "exact"}
     return {
         "darts": {},
         "darts-2nd": {"hypergradient": "unrolled"},
-        "lambda-darts": {"reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4},
+        "lambda-darts": lambda_darts,
+        "lambda-darts-exact": exact,
         "darts-minus": {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"},
         "fair-darts": {
             "relaxation": "sigmoid",
             "alpha_reg": "zero_one_l2",
             "alpha_reg_weight": 10.0,
-            "selection": "threshold_sparse",
+            # NAS-Bench-201's table asks for one operation on every edge.
+            "selection": "argmax" if space == "nasbench201" else "threshold_sparse",
             "threshold": 0.85,
             "arch_learning_rate": 3e-3,
             "arch_beta1": 0.9,
@@ -214,6 +242,22 @@ def preset(given: Mapping[str, Any]) -> dict[str, Any]:
     }[method]
 
 
+class Script(NamedTuple):
+    """A search's script: its place, the settings that are its flags, and what --help and a method say."""
+
+    path: str
+    settings: type
+    description: str
+    preset: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+    @property
+    def prog(self) -> str:
+        return Path(self.path).name
+
+
+SCRIPT = Script("search/train_search.py", SearchSettings, DESCRIPTION, preset)
+
+
 def method_settings(method: str, **changes: Any) -> SearchSettings:
     """The settings of a method's paper, but for `changes`."""
     return SearchSettings(**{**preset({"method": method, **changes}), "method": method, **changes})
@@ -222,7 +266,7 @@ def method_settings(method: str, **changes: Any) -> SearchSettings:
 class Reader(NamedTuple):
     """Who reads a flag: without it the flag would be given in vain."""
 
-    reads: Callable[[SearchSettings], bool]
+    reads: Callable[[CommonSettings], bool]
     expected: str
 
 
@@ -241,7 +285,7 @@ READERS = {
 }
 
 
-def check_combination(settings: SearchSettings, flags: set[str]) -> None:
+def check_combination(settings: CommonSettings, flags: set[str]) -> None:
     """Refuse what makes no sense together.
 
     Args:
@@ -270,24 +314,25 @@ def check_combination(settings: SearchSettings, flags: set[str]) -> None:
 class Resolved:
     """What a command line means."""
 
-    settings: SearchSettings
+    settings: CommonSettings
     run: Path
     resumed: bool
+    script: Script = SCRIPT
     #: where the settings come from: the source, and the names it set
     sources: dict[str, list[str]] = field(default_factory=dict)
 
 
-def load_settings(run: Path, flag: str = "--resume") -> SearchSettings:
-    """The settings of an existing search, which `flag` names.
+def load_settings(run: Path, flag: str = "--resume", script: Script = SCRIPT) -> CommonSettings:
+    """The settings of an existing search of `script`, which `flag` names.
 
     Raises:
         InputError: it is no run of a search, or its config.yaml is not as this project writes it.
     """
-    return cli.load_settings(SearchSettings, PROG, run, flag)
+    return cli.load_settings(script.settings, script.prog, run, flag)
 
 
-def resolve(arguments: list[str]) -> Resolved:
-    """Read a command line.
+def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
+    """Read a command line of a search's script.
 
     Raises:
         InputError: its settings make no sense together, or the run folder is not free.
@@ -295,9 +340,9 @@ def resolve(arguments: list[str]) -> Resolved:
     arguments = [
         part for given in arguments for part in (("--hypergradient=unrolled",) if given == "--unrolled" else (given,))
     ]
-    settings, given = cli.parse_with_preset(SearchSettings, PROG, DESCRIPTION, arguments, preset)
+    settings, given = cli.parse_with_preset(script.settings, script.prog, script.description, arguments, script.preset)
     if settings.resume:
-        return Resolved(cli.resume(settings, PROG, arguments), Path(settings.resume), True)
+        return Resolved(cli.resume(settings, script.prog, arguments), Path(settings.resume), True, script)
     if "method" in given.flags and given.config.get("method", settings.method) != settings.method:
         raise InputError(
             f"--method: {settings.method}, but --config has all settings of {given.config['method']}, which would win; "
@@ -307,7 +352,7 @@ def resolve(arguments: list[str]) -> Resolved:
     name = f"search-{settings.dataset}-{settings.space}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
     run = Path(settings.save or f"runs/{name}")
     cli.check_new_folder(run, "--save")
-    every = {setting.name for setting in fields(SearchSettings)} - {"save", "resume"}
+    every = {setting.name for setting in fields(settings)} - {"save", "resume"}
     flags, config = given.flags & every, given.config.keys() & every - given.flags
     implied = preset({"method": settings.method, "space": settings.space}).keys() - flags - config
     sources = {
@@ -316,4 +361,5 @@ def resolve(arguments: list[str]) -> Resolved:
         f"method {settings.method}": implied,
         "default": every - flags - config - implied,
     }
-    return Resolved(settings, run, False, {source: sorted(names) for source, names in sources.items() if names})
+    sources = {source: sorted(names) for source, names in sources.items() if names}
+    return Resolved(settings, run, False, script, sources)

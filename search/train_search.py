@@ -11,7 +11,7 @@ The settings are in search/settings.py, the search itself in search/bilevel.py, 
 import sys
 
 import cli
-from search.settings import PROG, resolve
+from search.settings import SCRIPT, resolve
 
 
 def main() -> None:
@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, PROG)
+    cli.run(main, SCRIPT.prog)

@@ -1,6 +1,9 @@
 """Data sets, splits and augmentation."""
 
+import hashlib
+import json
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 from PIL import Image
 
 import data
+import imagenet16
 from data import Augmentation, Batches, DataSet, ImageSet
 
 PLAIN = Augmentation(mean=(0.0,), std=(1 / 255,))
@@ -154,6 +158,154 @@ def test_svhn_loads_from_its_official_layout(tmp_path, monkeypatch):
     assert np.array_equal(data.load("svhn", str(tmp_path)).train.images[3].numpy(), pixels[..., 3].transpose(2, 0, 1))
 
 
+def python2_pickle(pixels, labels):
+    """A batch in the words of Python 2 and its NumPy, protocol 2: text and bytes are one type, dtype flags integers."""
+
+    def text(content):
+        return b"T" + struct.pack("<i", len(content)) + content
+
+    def integer(value):
+        return b"J" + struct.pack("<i", value)
+
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R"
+    dtype += b"(K\x03" + text(b"|") + b"NNN" + integer(-1) + integer(-1) + b"K\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
+    shape = integer(pixels.shape[0]) + integer(pixels.shape[1]) + b"\x86"
+    array += b"(K\x01" + shape + dtype + b"\x89" + text(pixels.tobytes()) + b"tb"
+    numbers = b"](" + b"".join(integer(label) for label in labels) + b"e"
+    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + numbers + b"u."
+
+
+def python3_pickle(protocol):
+    return lambda pixels, labels: pickle.dumps({"data": pixels, "labels": labels, "mean": pixels.mean(0)}, protocol)
+
+
+PROTOCOL_4 = python3_pickle(4)
+
+
+def numpy1_pickle(pixels, labels):
+    return python3_pickle(2)(pixels, labels).replace(b"numpy._core", b"numpy.core")
+
+
+def trust(monkeypatch, path):
+    """Take the file's md5 sum for the official one's."""
+    table = imagenet16.TEST_FILES if path.name == "val_data" else imagenet16.TRAIN_FILES
+    monkeypatch.setitem(table, path.name, hashlib.md5(path.read_bytes()).hexdigest())
+
+
+@pytest.fixture
+def write_imagenet16(monkeypatch):
+    def write(root, pickled=PROTOCOL_4):
+        """Six images in each of the eleven files, two of them of a class beyond the 120; the first is numbered."""
+        root.mkdir(exist_ok=True)
+        generator = np.random.default_rng(0)
+        written = {}
+        for number, name in enumerate([*imagenet16.TRAIN_FILES, *imagenet16.TEST_FILES]):
+            pixels = generator.integers(0, 256, (6, 768), dtype=np.uint8)
+            labels = [number + 1, 121, 120, 1000, 1, 50]
+            (root / name).write_bytes(pickled(pixels, labels))
+            trust(monkeypatch, root / name)
+            written[name] = pixels
+        return written
+
+    return write
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "pickled",
+    [python2_pickle, numpy1_pickle, python3_pickle(2), PROTOCOL_4],
+    ids=["python 2", "NumPy 1, protocol 2", "protocol 2", "protocol 4"],
+)
+def test_imagenet16_keeps_the_first_120_classes_of_its_batch_files(tmp_path, write_imagenet16, pickled):
+    written = write_imagenet16(tmp_path / "ImageNet16", pickled)
+    loaded = data.load("imagenet16-120", str(tmp_path))
+    assert (len(loaded.train), len(loaded.test), loaded.image_size, len(loaded.classes)) == (40, 4, 16, 120)
+    assert loaded.train.labels.tolist() == [label for file in range(10) for label in (file, 119, 0, 49)]
+    assert loaded.test.labels.tolist() == [10, 119, 0, 49]
+    kept = np.concatenate([pixels[[0, 2, 4, 5]] for name, pixels in written.items() if name != "val_data"])
+    assert np.array_equal(loaded.train.images.numpy(), kept.reshape(-1, 3, 16, 16))
+    assert np.array_equal(loaded.test.images[1].numpy(), written["val_data"][2].reshape(3, 16, 16))
+    assert loaded.mean[0] * 255 == pytest.approx(122.68)
+
+
+def test_imagenet16_lies_in_the_folder_itself_too_and_is_resized(tmp_path, write_imagenet16):
+    write_imagenet16(tmp_path)
+    assert data.load("imagenet16-120", str(tmp_path), image_size=8).train.images.shape == (40, 3, 8, 8)
+
+
+def test_imagenet16_that_is_missing_or_asked_for_says_where_it_is(tmp_path, write_imagenet16):
+    with pytest.raises(ValueError, match=r"no train_data_batch_1.*AutoDL-Projects"):
+        data.load("imagenet16-120", str(tmp_path))
+    with pytest.raises(ValueError, match=r"cannot be downloaded.*AutoDL-Projects"):
+        data.load("imagenet16-120", str(tmp_path), download=True)
+    write_imagenet16(tmp_path / "ImageNet16")
+    (tmp_path / "ImageNet16/train_data_batch_7").unlink()
+    with pytest.raises(ValueError, match=r"no train_data_batch_7 in .*ImageNet16"):
+        data.load("imagenet16-120", str(tmp_path))
+
+
+def test_an_imagenet16_file_with_another_md5_sum_is_not_read(tmp_path, write_imagenet16):
+    write_imagenet16(tmp_path)
+    path = tmp_path / "train_data_batch_3"
+    path.write_bytes(b"csys\nexit\n)R.")
+    found = hashlib.md5(path.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=f"train_data_batch_3 has the md5 sum {found}; expected [0-9a-f]{{32}}"):
+        data.load("imagenet16-120", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("pickled", "says"),
+    [
+        (b"cos\nsystem\n(S'touch {}'\ntR.", r"os\.system"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x16core.multiarray.array2\x93.", "refers to numpy.core"),
+        (b"cnumpy\nndarray\n((I3\nttR.", "cannot be read as a pickled batch"),
+        (b"c_codecs\nencode\n(Vabc\nVrot13\ntR.", "rot13"),
+        (b"cnumpy\ndtype\n(S'O'\nI0\nI1\ntR.", "array of type 'O'"),
+        (b"no pickle", "cannot be read as a pickled batch"),
+        (b"", "cannot be read as a pickled batch"),
+    ],
+    ids=["os.system", "dotted name", "ndarray", "codec", "objects", "no pickle", "empty"],
+)
+def test_a_pickle_that_names_more_than_arrays_is_refused_and_not_run(
+    tmp_path, monkeypatch, write_imagenet16, pickled, says
+):
+    write_imagenet16(tmp_path)
+    path, sign = tmp_path / "train_data_batch_2", tmp_path / "run"
+    path.write_bytes(pickled.replace(b"{}", str(sign).encode()))
+    trust(monkeypatch, path)
+    with pytest.raises(ValueError, match=f"train_data_batch_2 .*{says}"):
+        data.load("imagenet16-120", str(tmp_path))
+    assert not sign.exists()
+
+
+PIXELS = np.zeros((2, 768), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        ([1, 2], "no 'data' and 'labels'"),
+        ({"data": PIXELS}, "no 'data' and 'labels'"),
+        ({"data": [0], "labels": [1]}, "'data' is list; expected a uint8 array"),
+        ({"data": PIXELS[:, :767], "labels": [1, 2]}, r"'data' is uint8 \(2, 767\); expected"),
+        ({"data": PIXELS.reshape(2, 3, 16, 16), "labels": [1, 2]}, r"\(2, 3, 16, 16\); expected"),
+        ({"data": PIXELS.astype(np.float32), "labels": [1, 2]}, "'data' is float32"),
+        ({"data": PIXELS, "labels": [1, 2, 3]}, "3 labels for 2 images"),
+        ({"data": PIXELS, "labels": [0, 1]}, "integers from 1 to 1000"),
+        ({"data": PIXELS, "labels": [1, 1001]}, "integers from 1 to 1000"),
+        ({"data": PIXELS, "labels": [1.0, True]}, "integers from 1 to 1000"),
+        ({"data": PIXELS, "labels": np.ones(2, np.int64)}, "integers from 1 to 1000"),
+    ],
+)
+def test_a_batch_that_is_not_of_images_and_labels_is_refused(tmp_path, monkeypatch, write_imagenet16, batch, says):
+    write_imagenet16(tmp_path)
+    (tmp_path / "val_data").write_bytes(pickle.dumps(batch, 4))
+    trust(monkeypatch, tmp_path / "val_data")
+    with pytest.raises(ValueError, match=f"val_data.*{says}"):
+        data.load("imagenet16-120", str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
 def test_missing_files_say_how_to_get_them(tmp_path, name):
     with pytest.raises(ValueError, match="--download"):
@@ -166,6 +318,57 @@ def test_a_split_is_disjoint_and_whole_and_drawn_from_the_seed():
     assert sorted(train.labels.tolist() + valid.labels.tolist()) == list(range(100))
     assert torch.equal(train.labels, data.split(numbered(100), 0.3, seed=1)[0].labels)
     assert not torch.equal(train.labels, data.split(numbered(100), 0.3, seed=2)[0].labels)
+
+
+def write_halves(path, train, valid):
+    path.write_text(json.dumps({"train": ["int", list(map(str, train))], "valid": ["int", list(map(str, valid))]}))
+    return path
+
+
+def test_the_halves_of_the_benchmark_are_those_its_file_lists(tmp_path):
+    path = write_halves(tmp_path / "cifar-split.txt", [5, 0, 3], [7, 1, 2, 6, 4])
+    train, valid = data.benchmark_halves(numbered(8), path)
+    assert train.labels.tolist() == [0, 3, 5]
+    assert valid.labels.tolist() == [1, 2, 4, 6, 7]
+    assert train.images[:, 0, 0, 0].tolist() == [0, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "says"),
+    [
+        ([0, 1], [2, 4], "lists image 4; expected 0 to 3"),
+        ([0, 1, 2], [2, 3], "lists image 2 twice"),
+        ([0, 0, 1], [2, 3], "lists image 0 twice"),
+        ([0, 1], [3], "lists 3 images; expected all 4"),
+        ([0, 1, 2, 3], [], 'no "valid" of the form'),
+        ([0, -1], [2, 3], 'no "train" of the form'),
+        ([0, "1.0"], [2, 3], 'no "train" of the form'),
+        ([0, "9" * 5000], [2, 3], 'no "train" of the form'),
+    ],
+)
+def test_halves_that_do_not_divide_the_images_are_refused(tmp_path, train, valid, says):
+    path = write_halves(tmp_path / "cifar-split.txt", train, valid)
+    with pytest.raises(ValueError, match=f"cifar-split.txt.*{says}"):
+        data.benchmark_halves(numbered(4), path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"0 1 2 3", "cannot be read as JSON"),
+        (b'{"train": "\xff"}', "cannot be read as JSON"),
+        (b"[0, 1]", 'no "train" of the form'),
+        (b'{"train": ["int", ["0", "1"]]}', 'no "valid" of the form'),
+        (b'{"train": ["int", [0, 1]], "valid": ["int", [2, 3]]}', 'no "train" of the form'),
+        (b'{"train": ["float", ["0"]], "valid": ["int", ["1"]]}', 'no "train" of the form'),
+        (b'{"train": ["0", "1"], "valid": ["2", "3"]}', 'no "train" of the form'),
+    ],
+)
+def test_a_file_that_is_no_list_of_halves_is_refused(tmp_path, content, says):
+    path = tmp_path / "cifar-split.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"cifar-split.txt.*{says}"):
+        data.benchmark_halves(numbered(4), path)
 
 
 def test_an_epoch_sees_every_image_once_in_an_order_of_its_own():

@@ -62,7 +62,7 @@ def factorized_reduction(module, x):
 @pytest.mark.parametrize("auxiliary", ["skip", "conv1"])
 def test_an_edge_adds_beta_times_the_auxiliary_skip_to_its_mixture(auxiliary, stride, beta):
     torch.manual_seed(0)
-    edge = MixedOp(SPACES["s5"].normal[0], 4, stride, auxiliary).double()
+    edge = MixedOp(SPACES["s5"].cells["normal"][0], 4, stride, auxiliary).double()
     x, p = torch.randn(3, 4, 6, 6, dtype=DOUBLE), torch.rand(7, dtype=DOUBLE)
     mixture = torch.zeros(3, 4, 6 // stride, 6 // stride, dtype=DOUBLE)
     for weight, operation in zip(p.tolist(), edge.operations, strict=True):

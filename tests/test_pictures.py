@@ -120,7 +120,7 @@ def make_run(folder, epochs, space="s1", own=(), **changes):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    shape = (epochs + 1, 14, len(SPACES[space].normal[0]))
+    shape = (epochs + 1, 14, len(SPACES[space].cells["normal"][0]))
     np.savez(folder / "alphas.npz", normal=generator.normal(size=shape), reduce=generator.normal(size=shape))
     settings = {"dataset": "digits", "space": space, "reg": "corr", "lambda_": 0.125, "seed": 3}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings | changes))
@@ -131,7 +131,7 @@ def test_mixing_weights_are_means_over_the_edges_that_have_the_operation(tmp_pat
     make_run(tmp_path / "run", epochs=3)
     mixing = load_course(tmp_path / "run").mixing["reduce"]
     alphas = np.load(tmp_path / "run/alphas.npz")["reduce"]
-    candidates = SPACES["s1"].reduce
+    candidates = SPACES["s1"].cells["reduce"]
     assert set(mixing) == {operation for edge in candidates for operation in edge}
     for operation, means in mixing.items():
         expected = [

@@ -16,7 +16,8 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
 
 import cli
 from cli import InputError, option
-from search.settings import SearchSettings, Selection, check_combination, load_settings
+from nasbench201.settings import SCRIPT as SCRIPT_201
+from search.settings import SCRIPT, CommonSettings, Selection, check_combination, load_settings
 
 PROG = "select.py"
 
@@ -36,7 +37,7 @@ class Settings:
 
 def main() -> None:
     parser = cli.parser_for(Settings, PROG, __doc__.splitlines()[0])
-    parser.add_argument("run", type=str, help="a run folder of search/train_search.py")
+    parser.add_argument("run", type=str, help="a run folder of search/train_search.py or nasbench201/train_search.py")
     namespace = parser.parse_args()
     settings, run = cli.make(Settings, namespace), Path(namespace.run)
     changes = {
@@ -44,7 +45,9 @@ def main() -> None:
         for name in ("selection", "threshold", "finetune_epochs")
         if getattr(settings, name) is not None
     }
-    search_settings = replace(load_settings(run, "run"), device=settings.device, **changes)
+    of_201 = cli.setting(run, "run", "space") == "nasbench201"
+    stored = load_settings(run, "run", SCRIPT_201 if of_201 else SCRIPT)
+    search_settings = replace(stored, device=settings.device, **changes)
     check_combination(search_settings, set(changes))
     if settings.threshold is not None and not search_settings.selection.startswith("threshold"):
         raise InputError(
@@ -59,13 +62,17 @@ def main() -> None:
         cli.check_new_folder(folder, "--save")
 
     # Imported here: --help and a wrong flag are answered before torch is loaded.
+    from search.bilevel import Search
     from search.loop import select_again
 
+    kind = Search
+    if of_201:
+        from nasbench201.search201 import Search201 as kind
     goes_on = f"the same command goes on: python search/select.py {shlex.join(sys.argv[1:])}"
-    select_again(search_settings, run, folder, goes_on)
+    select_again(search_settings, run, folder, goes_on, kind)
 
 
-def _name(settings: SearchSettings) -> str:
+def _name(settings: CommonSettings) -> str:
     """The rule, with the threshold where it has one."""
     threshold = f"-{settings.threshold:g}" if settings.selection.startswith("threshold") else ""
     return settings.selection + threshold

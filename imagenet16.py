@@ -1,0 +1,134 @@
+"""ImageNet16-120: the 120 first classes of ImageNet at 16x16 pixels, the third data set of NAS-Bench-201.
+
+References:
+    Chrabaszcz, Loshchilov and Hutter, 2017: A Downsampled Variant of ImageNet as an Alternative to the CIFAR datasets.
+    Dong and Yang, 2020: NAS-Bench-201, section 2.2.
+"""
+
+import hashlib
+import io
+import pickle
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CLASSES = 120  # of the 1,000; with the files below, 151,700 training and 6,000 validation images
+
+SOURCE = (
+    "its files are linked from NAS-Bench-201's page, https://github.com/D-X-Y/AutoDL-Projects "
+    "(docs/NAS-Bench-201.md, training and evaluation data)"
+)
+
+#: md5 sums of the official files
+TRAIN_FILES = {
+    "train_data_batch_1": "27846dcaa50de8e21a7d1a35f30f0e91",
+    "train_data_batch_2": "c7254a054e0e795c69120a5727050e3f",
+    "train_data_batch_3": "4333d3df2e5ffb114b05d2ffc19b1e87",
+    "train_data_batch_4": "1620cdf193304f4a92677b695d70d10f",
+    "train_data_batch_5": "348b3c2fdbb3940c4e9e834affd3b18d",
+    "train_data_batch_6": "6e765307c242a1b3d7d5ef9139b48945",
+    "train_data_batch_7": "564926d8cbf8fc4818ba23d2faac7564",
+    "train_data_batch_8": "f4755871f718ccb653440b9dd0ebac66",
+    "train_data_batch_9": "bb6dd660c38c58552125b1a92f86b5d4",
+    "train_data_batch_10": "8f03f34ac4b42271a294f91bf480f29b",
+}
+TEST_FILES = {"val_data": "3410e3017fdaefba8d5073aaa65e4bd6"}
+
+
+def load(root: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The training images and, as test images, the validation ones.
+
+    Args:
+        root: the folder of the files, or the one that has them in its folder ImageNet16.
+
+    Returns:
+        images (N, 3, 16, 16) uint8 and labels (N,) int64 from 0 to 119, of both splits.
+
+    Raises:
+        ValueError: a file is missing, or is not the official one; the message names it.
+        OSError: a file cannot be read.
+    """
+    names = (*TRAIN_FILES, *TEST_FILES)
+    folder = next((f for f in (root, root / "ImageNet16") if any((f / name).is_file() for name in names)), root)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"no {', '.join(missing)} in {folder} or its folder ImageNet16; {SOURCE}")
+
+    def split(files: dict[str, str]) -> tuple[Tensor, Tensor]:
+        # a file's other classes are let go before the next is read: all 1.28 million images never lie in memory
+        return _concatenate(_read(folder / name, md5) for name, md5 in files.items())
+
+    return split(TRAIN_FILES), split(TEST_FILES)
+
+
+def _concatenate(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
+    images, labels = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
+    return images, labels
+
+
+def _read(path: Path, md5: str) -> tuple[np.ndarray, np.ndarray]:
+    """The images (n, 3, 16, 16) and labels (n,) of the first classes in one batch file."""
+    content = path.read_bytes()
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise ValueError(f"{path} has the md5 sum {found}; expected {md5}, the official file's")
+    try:
+        batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a pickled batch of images: {error}") from error
+    if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
+        raise ValueError(f"{path} has no 'data' and 'labels'; expected a dictionary of both")
+    pixels, labels = batch["data"], batch["labels"]
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * 16 * 16,):
+        has = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise ValueError(f"{path}: 'data' is {has}; expected a uint8 array of (images, 768)")
+    if not isinstance(labels, list) or not all(type(label) is int and 1 <= label <= 1000 for label in labels):
+        raise ValueError(f"{path}: 'labels' is not a list of integers from 1 to 1000")
+    if len(labels) != len(pixels):
+        raise ValueError(f"{path} has {len(labels)} labels for {len(pixels)} images")
+    numbers = np.array(labels, dtype=np.int64)
+    kept = numbers <= CLASSES
+    return pixels[kept].reshape(-1, 3, 16, 16), numbers[kept] - 1
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """`codecs.encode` as Python 3 writes bytes with protocol 2, and no other codec."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes with {encoding!r}; expected 'latin1'")
+    return text.encode("latin1")
+
+
+def _dtype(code: str, align: int = 0, copy: int = 1) -> np.dtype:
+    """`numpy.dtype` of numbers; old files have its flags as integers, which NumPy wants as booleans."""
+    if not re.fullmatch("[iuf][1248]", code):
+        raise pickle.UnpicklingError(f"it has an array of type {code!r}; expected numbers")
+    return np.dtype(code, align=bool(align), copy=bool(copy))
+
+
+def _empty_array(subtype: None, shape: tuple[int, ...], code: bytes | str) -> np.ndarray:
+    """NumPy's `_reconstruct`: an array whose type, shape and content the pickle sets afterwards."""
+    return np.empty(0, np.uint8)
+
+
+#: what a pickle of arrays refers to, and what stands for it here: nothing that does more than make an array of numbers
+_GLOBALS: dict[tuple[str, str], Callable[..., Any] | None] = {
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy._core.multiarray", "_reconstruct"): _empty_array,  # as NumPy 2 names it
+    ("numpy", "ndarray"): None,  # only ever handed to `_reconstruct`
+    ("numpy", "dtype"): _dtype,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """A pickle can call whatever it names: here only what arrays, lists and dictionaries need."""
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any] | None:
+        if (module, name) not in _GLOBALS:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no batch of images needs")
+        return _GLOBALS[module, name]

@@ -1,0 +1,170 @@
+"""The networks of NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2.2): the supernet, and that of one cell.
+
+A 3x3 convolution to C channels; three stages of N cells with C, 2C and 4C channels, a residual block of stride 2
+between them; batch norm, ReLU, global average pooling and a linear layer. C = 16 and N = 5 in the benchmark.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model_search import MixedOp, sum_edges
+from nasbench201.cells import Cell201
+from operations import OPERATIONS, ReLUConvBN, drop_path
+from spaces import SPACES
+
+SPACE = SPACES["nasbench201"]
+
+
+class ResidualBlock(nn.Module):
+    """Two ReLU, convolution, batch norm, of stride 2 and 1, beside 2x2 average pooling and a 1x1 convolution."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(ReLUConvBN(c_in, c_out, 3, 2, 1), ReLUConvBN(c_out, c_out, 3, 1, 1))
+        # An odd last row or column is averaged over the pixels that it has, so that both branches are of one size.
+        self.shortcut = nn.Sequential(
+            nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), nn.Conv2d(c_in, c_out, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolutions(x) + self.shortcut(x)
+
+
+class Skeleton(nn.Module):
+    """The network around the cells.
+
+    Args:
+        make_cell: a cell of so many channels.
+        init_channels: C of the first stage.
+        cells_per_stage: N.
+        classes: number of classes.
+        in_channels: channels of the images.
+    """
+
+    def __init__(
+        self,
+        make_cell: Callable[[int], nn.Module],
+        init_channels: int,
+        cells_per_stage: int,
+        classes: int,
+        in_channels: int,
+    ) -> None:
+        super().__init__()
+        widths = [init_channels, 2 * init_channels, 4 * init_channels]
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, init_channels, 3, padding=1, bias=False), nn.BatchNorm2d(init_channels)
+        )
+        self.stages = nn.ModuleList(
+            nn.ModuleList(make_cell(channels) for _ in range(cells_per_stage)) for channels in widths
+        )
+        self.reductions = nn.ModuleList(ResidualBlock(narrow, wide) for narrow, wide in pairwise(widths))
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.classifier = nn.Linear(widths[-1], classes)
+
+    def run(self, images: Tensor, cell: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """Logits (B, classes) of images (B, channels, H, W); `cell` calls one of the cells."""
+        x = self.stem(images)
+        for number, stage in enumerate(self.stages):
+            if number:
+                x = self.reductions[number - 1](x)
+            for layer in stage:
+                x = cell(layer, x)
+        return self.classifier(F.relu(self.norm(x)).mean(dim=(2, 3)))
+
+
+class MixedCell(nn.Module):
+    """A cell with every edge and operation in place; its batch norms are not affine."""
+
+    def __init__(self, channels: int, auxiliary_skip: str) -> None:
+        super().__init__()
+        self.edges = nn.ModuleList(
+            MixedOp(candidates, channels, 1, auxiliary_skip, pool_norm=False) for candidates in SPACE.cells["cell"]
+        )
+
+    def forward(self, x: Tensor, weights: Tensor, drop_path_prob: float, skip_beta: float) -> Tensor:
+        return sum_edges([x], self.edges, weights, drop_path_prob, skip_beta)[-1]
+
+
+class Supernet(Skeleton):
+    """The weight-sharing supernet, a plain function of its mixing weights like that of DARTS cells.
+
+    Args:
+        init_channels: C of the first stage.
+        cells_per_stage: N.
+        classes: number of classes.
+        in_channels: channels of the images.
+        auxiliary_skip: "skip" or "conv1" for DARTS-'s auxiliary skip connection on every edge, or "none".
+    """
+
+    def __init__(
+        self,
+        init_channels: int = 16,
+        cells_per_stage: int = 5,
+        classes: int = 10,
+        in_channels: int = 3,
+        auxiliary_skip: str = "none",
+    ) -> None:
+        super().__init__(
+            lambda channels: MixedCell(channels, auxiliary_skip), init_channels, cells_per_stage, classes, in_channels
+        )
+        #: the kind of each layer: all cells share one alpha
+        self.kinds = ["cell"] * (3 * cells_per_stage)
+        self.alpha_shapes = {"cell": (len(SPACE.edges), len(SPACE.cells["cell"][0]))}
+
+    def forward(
+        self, images: Tensor, weights: Sequence[Tensor], drop_path_prob: float = 0.0, skip_beta: float = 0.0
+    ) -> Tensor:
+        """Logits (B, classes) of images (B, channels, H, W) under one (6, 5) tensor of weights a layer.
+
+        `skip_beta` is the weight of the auxiliary skip connections, where the supernet has them.
+        """
+        layers = iter(weights)
+        return self.run(images, lambda cell, x: cell(x, next(layers), drop_path_prob, skip_beta))
+
+
+class DiscreteCell(nn.Module):
+    """A cell with one operation on each edge; an edge of `none` is left out."""
+
+    def __init__(self, cell: Cell201, channels: int) -> None:
+        super().__init__()
+        self.edges = cell.edges()
+        self.operations = nn.ModuleList(OPERATIONS[edge.operation](channels, 1, True) for edge in self.edges)
+
+    def forward(self, x: Tensor, drop_path_prob: float) -> Tensor:
+        states = [x]
+        for target in range(1, 4):
+            total = x.new_zeros(()).expand_as(x)
+            for edge, operation in zip(self.edges, self.operations, strict=True):
+                if edge.target == target:
+                    output = operation(states[edge.source])
+                    if self.training and drop_path_prob > 0 and not isinstance(operation, nn.Identity):
+                        output = drop_path(output, drop_path_prob)
+                    total = total + output
+            states.append(total)
+        return states[-1]
+
+
+class Network(Skeleton):
+    """The network of one cell.
+
+    Args:
+        cell: on each of its layers.
+        init_channels: C of the first stage.
+        cells_per_stage: N.
+        classes: number of classes.
+        in_channels: channels of the images.
+    """
+
+    def __init__(
+        self, cell: Cell201, init_channels: int = 16, cells_per_stage: int = 5, classes: int = 10, in_channels: int = 3
+    ) -> None:
+        super().__init__(
+            lambda channels: DiscreteCell(cell, channels), init_channels, cells_per_stage, classes, in_channels
+        )
+
+    def forward(self, images: Tensor, drop_path_prob: float = 0.0) -> tuple[Tensor, None]:
+        """Logits (B, classes), and None in the place of an auxiliary head's."""
+        return self.run(images, lambda cell, x: cell(x, drop_path_prob)), None

@@ -1,0 +1,83 @@
+"""The search of search/bilevel.py in NAS-Bench-201: its supernet, its cells and its accuracy table."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+import data
+from cli import InputError, blaming
+from nasbench201.cells import EDGES, Cell201, make_cell
+from nasbench201.networks import Supernet
+from search.bilevel import Search
+
+
+class Search201(Search):
+    """A search in NAS-Bench-201."""
+
+    def make_supernet(self) -> nn.Module:
+        """The supernet of the settings, for the data; the table is opened, where there is one."""
+        settings, dataset = self.settings, self.dataset
+        self.table = None
+        self.table_dataset = table_dataset(settings.table_dataset, settings.dataset)
+        if settings.table:
+            from nasbench201.table import open_table
+
+            with blaming("--table"):
+                self.table = open_table(settings.table)
+                self.table.column(self.table_dataset, "test", 200)
+        return Supernet(
+            settings.init_channels,
+            settings.cells_per_stage,
+            len(dataset.classes),
+            dataset.in_channels,
+            settings.auxiliary_skip,
+        )
+
+    def split(self) -> tuple[data.ImageSet, data.ImageSet]:
+        """The halves that the benchmark lists for CIFAR-10, where its file is given; else random ones."""
+        if not self.settings.halves:
+            return super().split()
+        if self.settings.dataset != "cifar10":
+            raise InputError(f"--halves: they are CIFAR-10's, and the data set is {self.settings.dataset}")
+        with blaming("--halves"):
+            return data.benchmark_halves(self.dataset.train, Path(self.settings.halves))
+
+    def derive(self, weights: Mapping[str, np.ndarray], rule: str) -> Cell201:
+        """The strongest operation of every edge, `none` too; by a threshold, `none` where that is not reached."""
+        (table,) = weights.values()
+        names = np.array(self.space.cells["cell"])
+        strongest = table.argmax(axis=1)
+        operations = names[np.arange(len(names)), strongest]
+        if rule.startswith("threshold"):
+            operations = np.where(table.max(axis=1) >= self.settings.threshold, operations, "none")
+        return make_cell(operations.tolist())
+
+    def assemble(self, kept: Mapping[str, Mapping[int, str]]) -> Cell201:
+        """The cell of the operations of its edges."""
+        return make_cell([kept["cell"][edge] for edge in range(len(EDGES))])
+
+    def missing_cell(self, genotype: Cell201) -> str | None:
+        """None: the table has every cell, those without a path from input to output too."""
+        return None
+
+    def measure(self, genotype: Cell201) -> dict[str, float]:
+        """What the table says of the cell: accuracies in percent, rank by that on the test images, regret in points."""
+        if self.table is None:
+            return {}
+        table, dataset = self.table, self.table_dataset
+        index = table.index(genotype)
+        row = {}
+        for split in ("valid", "test"):
+            epochs = next((e for e in (200, 12) if f"{dataset}_{split}_{e}" in table.columns), None)
+            if epochs:
+                row[f"table_{split}_accuracy"] = table.accuracy(index, dataset, split, epochs)
+        return {**row, "table_rank": table.rank(index, dataset), "table_regret": table.regret(index, dataset)}
+
+
+def table_dataset(asked: str, searched: str) -> str:
+    """The data set whose accuracies are looked up: the one asked for, or with "auto" that of the search."""
+    if asked != "auto":
+        return asked
+    return {"cifar100": "cifar100", "imagenet16-120": "imagenet16_120"}.get(searched, "cifar10")

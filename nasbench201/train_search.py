@@ -1,0 +1,40 @@
+"""Search a cell of NAS-Bench-201, and score it by the benchmark's table.
+
+    python nasbench201/train_search.py --download                                    # Λ-DARTS on CIFAR-10
+    python nasbench201/train_search.py --method darts --table table.safetensors --seeds 0 1 2 3
+    python nasbench201/train_search.py --dataset digits --init_channels 8 --cells_per_stage 1 --epochs 10
+    python nasbench201/train_search.py --resume runs/search-...                      # go on with an interrupted run
+
+The search is that of search/; what belongs to this space is in nasbench201/search201.py, its settings in settings.py.
+"""
+
+import sys
+
+import cli
+from cli import InputError
+from nasbench201.settings import SCRIPT
+from search.settings import resolve
+
+
+def main() -> None:
+    resolved = resolve(sys.argv[1:], SCRIPT)
+    settings = resolved.settings
+    if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
+        raise InputError(f"--seeds: {settings.seeds}, expected different whole numbers, such as --seeds 0 1 2 3")
+    if settings.seeds and "seed" in resolved.sources.get("command line", []):
+        raise InputError(f"--seed: {settings.seed}, but --seeds has them; expected one of the two")
+    # Imported here: --help and a wrong flag are answered before torch is loaded.
+    from nasbench201.search201 import Search201
+    from nasbench201.seeds import search_seeds
+    from search.loop import search
+
+    if not settings.table:
+        print("no --table, so that the cells found are not scored; nasbench201/table.py makes one", flush=True)
+    if settings.seeds:
+        search_seeds(resolved)
+    else:
+        search(resolved, Search201)
+
+
+if __name__ == "__main__":
+    cli.run(main, SCRIPT.prog)

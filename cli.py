@@ -5,6 +5,7 @@ Light on purpose: nothing here imports torch, so that every script answers `--he
 
 import dataclasses
 import itertools
+import json
 import math
 import os
 import re
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
 import jsonargparse
 import yaml
@@ -51,7 +52,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split())
-        line = re.sub(r'Parser key "([^"]+)":', r"--\1:", line)
+        line = re.sub(r'Parser key "([^"]+)"(?: element \d+)?:', r"--\1:", line)
         line = re.sub(r"(?:a )?typing\.Literal\[(.*?)\]", r"one of \1", line)
         line = re.sub(r"Not of type \w+: ", "", line)
         sys.stderr.write(f"{self.prog}: error: {line}\n")
@@ -70,7 +71,12 @@ def parser_for(settings: type, prog: str, description: str) -> Parser:
             continue
         group = parser.add_argument_group(base.__doc__.splitlines()[0])
         for field in own:
-            kind = {"action": jsonargparse.ActionYesNo(no_prefix="no_")} if field.type is bool else {"type": field.type}
+            if field.type is bool:
+                kind = {"action": jsonargparse.ActionYesNo(no_prefix="no_")}
+            elif get_origin(field.type) is list:  # --seeds 0 1 2
+                kind = {"type": get_args(field.type)[0], "nargs": "+"}
+            else:
+                kind = {"type": field.type}
             group.add_argument(f"--{field.name}", default=field.default, help=field.metadata["help"], **kind)
     return parser
 
@@ -139,7 +145,9 @@ def flags(arguments: list[str]) -> set[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A number of one of the restricted types as the int or float it is."""
+    """A number of one of the restricted types as the int or float it is, also in a list."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return next((kind(value) for kind in (float, int) if isinstance(value, kind) and type(value) is not bool), value)
 
 
@@ -187,6 +195,24 @@ def resume(given: Settings, prog: str, arguments: list[str]) -> Settings:
         raise InputError(f"--resume: the run keeps its own settings; {', '.join(others)} cannot be given beside it")
     stored = load_settings(type(given), prog, Path(given.resume), "--resume")
     return stored if given.device == "auto" else dataclasses.replace(stored, device=given.device)
+
+
+def finished(run: Path) -> bool:
+    """Whether a retraining has its result.json; what that says is printed.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    result = run / "result.json"
+    if not result.exists():
+        return False
+    with blaming(f"--resume: {result}"):
+        try:
+            accuracy = json.loads(result.read_text(encoding="utf-8"))["accuracy"]
+        except (KeyError, TypeError) as error:
+            raise ValueError("no result of a retraining") from error
+    print(f"run {run} is finished: test accuracy {100 * accuracy:.2f} %")
+    return True
 
 
 def command_line() -> str:

@@ -5,14 +5,16 @@ its last checkpoint ends in the same weights as one that was never interrupted (
 """
 
 import io
+import json
 import logging
 import math
+import shlex
 import signal
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,17 @@ import torch.nn.functional as F
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+import cli
 import data
-from utils import StepProgress, write_atomically, write_csv
+from cli import InputError, blaming
+from model import size
+from utils import StepProgress, check_device, provenance, write_atomically, write_config, write_csv
 
 
 def cosine(learning_rate: float, epochs: int) -> Callable[[int], float]:
@@ -42,7 +48,7 @@ class Recipe:
 
     Attributes:
         learning_rate: of an epoch, counted from 0.
-        grad_clip: largest norm of the gradient.
+        grad_clip: largest norm of the gradient; None for any.
         auxiliary_weight: of the auxiliary head's loss, where the network has that head.
         drop_path_prob: reached linearly from 0 in the first epoch.
     """
@@ -51,9 +57,10 @@ class Recipe:
     learning_rate: Callable[[int], float]
     momentum: float
     weight_decay: float
-    grad_clip: float
-    auxiliary_weight: float
+    grad_clip: float | None = None
+    auxiliary_weight: float = 0.0
     drop_path_prob: float = 0.0
+    nesterov: bool = False
 
     def drop_path_prob_of(self, epoch: int) -> float:
         """The drop path probability of an epoch (DARTS's code)."""
@@ -124,6 +131,7 @@ class Retraining(Evaluation):
             lr=self.recipe.learning_rate(0),
             momentum=self.recipe.momentum,
             weight_decay=self.recipe.weight_decay,
+            nesterov=self.recipe.nesterov,
         )
 
     def on_train_epoch_start(self) -> None:
@@ -360,3 +368,88 @@ def fit(
                 f"after {len(log.rows)} of {module.recipe.epochs} epochs; go on with: {resume}"
             ) from None
     return log.rows
+
+
+def retrain(
+    settings: Any,
+    run: Path,
+    resumed: bool,
+    script: str,
+    cell: Any,
+    recipe: Recipe,
+    make_network: Callable[[int, int, bool], nn.Module],
+    check: Callable[[int], None] = lambda image_size: None,
+) -> None:
+    """Train the network of a cell from scratch on the device's images, and leave a run folder.
+
+    Args:
+        settings: the dataclass of a script's flags: DataSettings, RunSettings, the batch size, devices and precision.
+        resumed: go on with the run folder that is there.
+        script: the path of the script, for whoever interrupts it.
+        cell: what the network is made of, with `to_json` and `_asdict`.
+        make_network: from the numbers of classes and of image channels, and whether with an auxiliary head.
+        check: refuses images of so many pixels.
+
+    Raises:
+        InputError: the settings do not fit the data or the machine; it names the flag.
+    """
+    accelerator, devices = check_device(settings.device, settings.devices)
+    if settings.precision == "16-mixed" and accelerator != "cuda":
+        raise InputError(
+            f"--precision: 16-mixed needs a cuda device, not {accelerator}; expected bf16-mixed or 32-true"
+        )
+    share, rest = divmod(settings.batch_size, settings.devices)
+    if rest or share < 2:  # batch norm cannot normalize a single image
+        raise InputError(
+            f"--batch_size: {settings.batch_size}, expected a multiple of --devices {settings.devices}, "
+            "two images or more for each"
+        )
+    # Each further device has a process that runs this script, when the first one's has made the folder.
+    first = rank_zero_only.rank == 0
+    if first and not resumed:
+        cli.check_new_folder(run, "--save")
+    if resumed and last_checkpoint(run).exists():
+        with blaming("--resume"):
+            load_checkpoint(last_checkpoint(run))
+    with blaming(f"--data: {settings.dataset}"):
+        dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download)
+    count = len(dataset.train)
+    if settings.batch_size > count:
+        raise InputError(f"--batch_size: {settings.batch_size}, but there are {count} images; expected at most {count}")
+    check(dataset.image_size)
+
+    auxiliary = getattr(settings, "auxiliary", False)
+    shape = (len(dataset.classes), dataset.in_channels)
+    torch.manual_seed(settings.seed)
+    network = make_network(*shape, auxiliary)
+    with blaming("--cutout_length"):
+        augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
+    images = TensorImages(dataset, settings.batch_size, augmentation, settings.seed)
+    about = {"settings": {**asdict(settings), "save": str(run)}, "genotype": cell._asdict()}
+    if first and not resumed:
+        cli.new_folder(run, "--save")
+        write_atomically(run / "genotype.json", cell.to_json())
+        write_config(run, about["settings"], provenance(cli.command_line(), f"{settings.devices} x {accelerator}"))
+    rows = fit(
+        Retraining(network, len(dataset.classes), recipe),
+        images,
+        run,
+        about,
+        resume=f"python {script} --resume {shlex.quote(str(run))}",
+        accelerator=accelerator,
+        devices=devices,
+        precision=settings.precision,
+    )
+    if not first:
+        return
+    # The papers count the parameters without the auxiliary head.
+    with torch.device("meta"):
+        counted = size(make_network(*shape, False), dataset.in_channels, dataset.image_size)
+    summary = {"accuracy": rows[-1]["test_accuracy"], **counted, "seed": settings.seed, **about}
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in summary.items())
+    write_atomically(run / "result.json", f"{{\n{lines}\n}}\n")
+    print(
+        f"test accuracy {100 * summary['accuracy']:.2f} %, {counted['params'] / 1e6:.3f} M parameters, "
+        f"{counted['multiply_adds'] / 1e6:.1f} M multiply-adds\nrun folder {run}",
+        flush=True,
+    )

@@ -134,8 +134,8 @@ def search_figure(course: Course) -> Figure:
     extra = -(-len(own) // 3)
     figure = Figure(figsize=(12, 9.6 + 2.9 * extra), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    title = _title(config)
-    figure.suptitle(title, fontsize=min(15, 1500 / len(title)))
+    heading = title(config)
+    figure.suptitle(heading, fontsize=min(15, 1500 / len(heading)))
     grid = figure.add_gridspec(3 + extra, 6)
 
     def row(index: int, count: int = 3) -> list[Axes]:
@@ -151,17 +151,17 @@ def search_figure(course: Course) -> Figure:
     _plot_panel(alignment, ALIGNMENT, metrics)
     _plot_layers(layers, metrics)
     _plot_panel(gradients, GRADIENTS, metrics)
-    title = "Entropy of the gates [nats]" if config.get("relaxation") == "sigmoid" else "Entropy of p [nats]"
-    _plot_panel(entropy, _by_kind(title, "entropy", space.cells), metrics)
+    name = "Entropy of the gates [nats]" if config.get("relaxation") == "sigmoid" else "Entropy of p [nats]"
+    _plot_panel(entropy, _by_kind(name, "entropy", space.cells), metrics)
     # under a threshold a cell has any number of edges
     free = config.get("selection", "argmax").startswith("threshold")
-    title = "Skip connections" if free else f"Skip connections (of {space.derived_edges})"
-    skip_panel = _by_kind(title, "skip_connect", space.cells)
+    name = "Skip connections" if free else f"Skip connections (of {space.derived_edges})"
+    skip_panel = _by_kind(name, "skip_connect", space.cells)
     _plot_panel(skips, skip_panel, metrics)
     most = max(metrics[column].max() for column in skip_panel.columns.values())
     skips.set_ylim(-0.3, max(space.derived_edges, most) + 0.3)
     for axes, kind in zip(mixing, space.cells, strict=True):
-        _dress(axes, "Mixing weights p" + (f", {kind} cell" if len(space.cells) > 1 else ""))
+        dress(axes, "Mixing weights p" + (f", {kind} cell" if len(space.cells) > 1 else ""))
         for operation, weights in course.mixing[kind].items():
             style = "--" if operation.endswith("5x5") else "-"
             _curve(axes, np.arange(len(weights)), weights, label=operation, color=color(operation), linestyle=style)
@@ -174,8 +174,8 @@ def search_figure(course: Course) -> Figure:
     return figure
 
 
-def _title(config: dict[str, Any]) -> str:
-    """The data, the method and what is combined with it; a run older than a setting has DARTS's."""
+def title(config: dict[str, Any], seed: bool = True) -> str:
+    """The data, the method, what is combined with it, and the seed; a run older than a setting has DARTS's."""
     method = config.get("method", "darts")
     usual = method_settings(method, space=config["space"])
     values = {name: config.get(name, getattr(usual, name)) for name in SWITCHES}
@@ -189,10 +189,12 @@ def _title(config: dict[str, Any]) -> str:
     elif usual.reg != "none":
         combined.append("no regularizer")
     search = f"Search on {config['dataset']}, space {config['space']}: {method}"
-    return ", ".join([f"{search} with {combined[0]}" if combined else search, *combined[1:], f"seed {config['seed']}"])
+    parts = [f"{search} with {combined[0]}" if combined else search, *combined[1:]]
+    return ", ".join([*parts, f"seed {config['seed']}"] if seed else parts)
 
 
-def _dress(axes: Axes, title: str) -> None:
+def dress(axes: Axes, title: str) -> None:
+    """The look of all panels."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -216,7 +218,7 @@ def _curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> 
 
 def _plot_panel(axes: Axes, panel: Panel, metrics: np.ndarray) -> None:
     """A column never measured is left out; a lone one needs no legend."""
-    _dress(axes, panel.title)
+    dress(axes, panel.title)
     for shade, style, (label, column) in zip(PAIR, ("-", "--"), panel.columns.items(), strict=False):
         if column not in metrics.dtype.names:
             continue
@@ -234,7 +236,7 @@ def _plot_panel(axes: Axes, panel: Panel, metrics: np.ndarray) -> None:
 
 def _plot_layers(axes: Axes, metrics: np.ndarray) -> None:
     """The norm of each layer's gradient dL/dp_l, from the first layer (dark) to the last (light)."""
-    _dress(axes, "|dL/dp| of the layers")
+    dress(axes, "|dL/dp| of the layers")
     columns = [name for name in metrics.dtype.names if name.startswith("gradient_norm_layer_")]
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(columns)))
     for column, shade in zip(columns, shades, strict=True):

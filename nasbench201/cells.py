@@ -27,6 +27,9 @@ class Cell201(NamedTuple):
     #: its kinds of cells: one, unlike the cells of DARTS
     kinds = ("cell",)
 
+    def __str__(self) -> str:
+        return self.arch
+
     @property
     def operations(self) -> tuple[str, ...]:
         """The operation of each edge, in the order of the rows of alpha."""

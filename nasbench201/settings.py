@@ -31,7 +31,7 @@ class BenchmarkSettings:
     table_dataset: Literal["auto", "cifar10", "cifar100", "imagenet16_120"] = option(
         "auto", "whose accuracies to look up; auto: those of the data set searched on, else CIFAR-10's"
     )
-    seeds: list[Seed] | None = option(None, "search once with each of these seeds, and print mean and deviation")
+    seeds: list[Seed] = option(None, "search once with each of these seeds, and print mean and deviation")
 
 
 @dataclass

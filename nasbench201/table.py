@@ -242,8 +242,8 @@ def build(
 ) -> Table:
     """Make the file of a table from one or more sources, which must have the same cells.
 
-    The order of the first source's cells is the table's: it should be the benchmark's. The official file takes minutes
-    and up to 28 GB of memory, once. A .csv or .csv.gz has a column "arch" and columns such as "cifar10_test", in
+    The order of the first source's cells is the table's: it should be the benchmark's. The official file takes many
+    minutes and up to 28 GB of memory, once. A .csv or .csv.gz has a column "arch" and columns such as "cifar10_test", in
     percent.
 
     Args:
@@ -265,7 +265,8 @@ def build(
     if len(budgets) != len(tables):
         raise ValueError(f"--epochs: {len(budgets)} given for {len(tables)} CSV files, expected one for each")
     if not set(budgets) <= set(EPOCHS):
-        raise ValueError(f"--epochs: {budgets}, expected 12 or 200 for each CSV file")
+        given = " ".join(map(str, budgets))
+        raise ValueError(f"--epochs: {given}, expected 12 or 200 for each CSV file")
 
     kept, columns, costs, origins, cells = [], {}, {}, {}, None
     for path in paths:
@@ -407,7 +408,9 @@ def _read_official(path: Path, trust: bool) -> Source:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    # gone when done and only for a terminal: an error is one line on stderr
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         reading = progress.add_task(f"reading {path.name}", total=None)
         content = _load_official(path, trust)
         progress.remove_task(reading)
@@ -503,14 +506,12 @@ def _load_official(path: Path, trust: bool) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=not trust)
-    except OSError:
-        raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, struct.error, LookupError, TypeError) as error:
-        if "Unsupported" in str(error) or "unrecognized function" in str(error):
-            found = re.search(r"GLOBAL (\S+)", str(error))
+        refused = re.search(r"(?:GLOBAL|unrecognized function) (\S+)", str(error))
+        if refused:
             raise ValueError(
-                f"{path}: holds {found[1] if found else 'more than plain values'}, which torch does not read safely; "
-                "if you trust whoever made the file, --trust reads it by full unpickling, which runs any code in it"
+                f"{path}: holds {refused[1]}, which torch does not read safely; if you trust whoever made the file, "
+                "--trust reads it by full unpickling, which runs any code in it"
             ) from error
         raise ValueError(f"{path}: cut short, or no file of torch; expected the official NAS-Bench-201 .pth") from error
     except (AttributeError, ImportError) as error:
@@ -703,7 +704,10 @@ def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ())
 def _build_command(arguments: Any) -> None:
     import cli
 
-    table = build(arguments.sources, arguments.out, arguments.epochs, arguments.trust, cli.command_line())
+    budgets = {str(epochs): epochs for epochs in EPOCHS}
+    # what is no budget goes through as it is: build says so
+    epochs = arguments.epochs and [budgets.get(text, text) for text in arguments.epochs]
+    table = build(arguments.sources, arguments.out, epochs, arguments.trust, cli.command_line())
     cells = "cells, all of the space" if len(table) == SPACE else f"cells of {SPACE:,}"
     print(f"{arguments.out}: {len(table):,} {cells}, {len(table.columns)} accuracies each")
 
@@ -802,7 +806,7 @@ def _parser(command: str) -> Any:
         parser.add_argument("sources", metavar="SOURCE", type=str, nargs="+", help=help)
         parser.add_argument("out", metavar="OUT", type=str, help="file to make, such as table.safetensors")
         help = "training budget of each CSV file in turn, 12 or 200 (default: 200)"
-        parser.add_argument("--epochs", metavar="N", type=Epochs, nargs="+", help=help)
+        parser.add_argument("--epochs", metavar="N", type=str, nargs="+", help=help)
         help = "read the .pth by full unpickling, which runs any code in it: only from who you trust"
         parser.add_argument("--trust", action="store_true", help=help)
         return parser

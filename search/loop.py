@@ -73,7 +73,8 @@ def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None =
 
     first = done = len(state.rows)
     given = [name for source in ("command line", "config file") for name in resolved.sources.get(source, [])]
-    changes = ", ".join(f"{name} {getattr(settings, name)}" for name in given if name != "method")
+    values = {name: getattr(settings, name) for name in given if name != "method"}
+    changes = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
     print(f"settings of {settings.method}{f'; but {changes}' if changes else ''}")
     print(f"run {run}: {settings.epochs - first} epochs on {state.fabric.device}", flush=True)
     steps = len(state.batches(0)[0])

@@ -126,13 +126,13 @@ SETS = {
 
 
 def trial(dataset, arch, seed, epochs, generator, wrap=float):
-    """The package's own record of one training, with random figures; `wrap` makes its numbers."""
-    per_epoch = [OrderedDict((i, wrap(generator.uniform(20, 90))) for i in range(epochs)) for _ in range(4)]
+    """The package's own record of one training, with random figures; `wrap` makes its parameters and multiply-adds."""
+    per_epoch = [OrderedDict((i, generator.uniform(20, 90)) for i in range(epochs)) for _ in range(4)]
     config = {"channel": 16, "num_cells": 5, "arch_str": arch, "class_num": 10}
     result = ResultsCount(dataset, None, *per_epoch[:2], wrap(0.5), wrap(80.25), config, seed, epochs, [0.01])
     result.update_train_info(*per_epoch)
     keys = [f"{name}@{epoch}" for name in SETS[dataset] for epoch in range(epochs)]
-    result.update_eval(*({key: wrap(generator.uniform(20, 90)) for key in keys} for _ in range(3)))
+    result.update_eval(*({key: generator.uniform(20, 90) for key in keys} for _ in range(3)))
     return result
 
 
@@ -154,8 +154,8 @@ def write_official(path, trained=lambda epochs: SETS, wrap=float, **options):
     return content
 
 
-@pytest.mark.parametrize("zip_file", [True, False], ids=["zip", "2020"])
-@pytest.mark.parametrize("wrap", [float, np.float64], ids=["float", "numpy"])
+# torch wrote no zip files in 2020
+@pytest.mark.parametrize(("wrap", "zip_file"), [(float, True), (np.float64, False)])
 def test_the_official_layout_gives_the_mean_over_the_seeds(tmp_path, wrap, zip_file):
     content = write_official(tmp_path / "official.pth", wrap=wrap, _use_new_zipfile_serialization=zip_file)
     result = script(TABLE, "build", tmp_path / "official.pth", tmp_path / "t.safetensors")
@@ -233,21 +233,12 @@ def test_a_file_with_code_is_not_read_unless_trusted(tmp_path):
     content["arch2infos"][0]["full"]["arch_str"] = Marker(tmp_path / "executed")
     torch.save(content, tmp_path / "code.pth")
     command = [TABLE, "build", tmp_path / "code.pth", tmp_path / "t.safetensors"]
-    assert_refused_last(script(*command), "code.pth", "mkdir", "--trust")
+    assert_refused(script(*command), "code.pth", "mkdir", "--trust")
     assert not (tmp_path / "executed").exists() and not (tmp_path / "t.safetensors").exists()
     trusted = script(*command, "--trust")
     assert trusted.returncode == 0, trusted.stderr
     assert "warning: --trust" in trusted.stderr and "any code" in trusted.stderr
     assert (tmp_path / "executed").exists() and len(open_table(tmp_path / "t.safetensors")) == 5
-
-
-def assert_refused_last(result, *mentions):
-    """As assert_refused, after lines of progress."""
-    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
-    errors = [line for line in result.stderr.splitlines() if "error:" in line]
-    assert len(errors) == 1 and result.stderr.endswith(errors[0] + "\n"), result.stderr
-    for mention in mentions:
-        assert mention in errors[0]
 
 
 def test_a_pth_that_is_not_the_official_file_is_refused(tmp_path):
@@ -279,7 +270,7 @@ def test_a_pth_that_is_not_the_official_file_is_refused(tmp_path):
                 build([tmp_path / f"{name}.pth"], tmp_path / "t.safetensors", trust=trust)
             assert f"{name}.pth" in str(caught.value) and "\n" not in str(caught.value)
     result = script(TABLE, "build", tmp_path / "whole-cut.pth", tmp_path / "t.safetensors")
-    assert_refused_last(result, "whole-cut.pth", "cut short")
+    assert_refused(result, "whole-cut.pth", "cut short")
     assert not (tmp_path / "t.safetensors").exists()
 
 
@@ -334,7 +325,7 @@ def test_csvs_that_cannot_be_read_or_joined_are_refused(tmp_path):
         (["fewer.csv", "whole.csv"], [200, 12], ["fewer.csv: lacks 1 cells", "whole.csv", ARCHS[0]]),
         (["whole.csv", "packed.csv.gz"], None, ["packed.csv.gz: gives cifar10_valid_200 once more"]),
         (["whole.csv"], [200, 12], ["--epochs: 2 given for 1 CSV files"]),
-        (["whole.csv"], [90], ["--epochs: [90], expected 12 or 200"]),
+        (["whole.csv"], [90], ["--epochs: 90, expected 12 or 200"]),
         (["whole.txt"], None, ["whole.txt: expected a .pth"]),
         (["absent.csv"], None, ["No such file", "absent.csv"]),
     ]:
@@ -344,7 +335,8 @@ def test_csvs_that_cannot_be_read_or_joined_are_refused(tmp_path):
             assert mention in str(caught.value)
     assert_refused(script(TABLE, "build", whole, fewer, out, "--epochs", 200, 12), "fewer.csv", "lacks 1 cells")
     assert_refused(script(TABLE, "build", tmp_path / "absent.csv", out), "absent.csv", "No such file")
-    assert_refused(script(TABLE, "build", whole, out, "--epochs", 90), "--epochs", "90", "12, 200")
+    for wrong in (90, "12.5", "many"):
+        assert_refused(script(TABLE, "build", whole, out, "--epochs", wrong), "--epochs", str(wrong), "12 or 200")
     assert_refused(script(TABLE, "build", whole, tmp_path / "absent" / "t"), "no folder")
     assert not out.exists()
 
@@ -442,20 +434,21 @@ def test_plot_writes_a_picture_of_the_cells(published, small, tmp_path):
     assert (tmp_path / "small.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is read from /proc")
 def test_opening_is_quick_and_small_and_takes_no_torch(published):
     code = """
-import resource, sys, time
-begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import re, sys, time
+def peak():
+    return int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+begin, before = time.perf_counter(), peak()
 from nasbench201.table import open_table
 table = open_table(sys.argv[1])
 table.rank(1462, "cifar10")
 seconds = time.perf_counter() - begin
-added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-heavy = {"torch", "matplotlib", "rich", "jsonargparse"} & set(sys.modules)
-print(seconds, added / 1024, *heavy)
+print(seconds, peak() - before, *{"torch", "matplotlib", "rich", "jsonargparse"} & set(sys.modules))
 """
     command = [sys.executable, "-c", code, str(published)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    seconds, megabytes, *heavy = result.stdout.split()
-    # on a quiet machine 0.15 s, most of it numpy's import, and 25 MB
-    assert float(seconds) < 1 and float(megabytes) < 100 and not heavy
+    seconds, mebibytes, *heavy = result.stdout.split()
+    # the bound of the seconds is for a busy machine: benchmarks/nasbench201_table.py has the figures
+    assert float(seconds) < 1 and 0 < float(mebibytes) < 100 and not heavy

@@ -1,6 +1,6 @@
 """Score a retrained network on the test images of its data set, and print that as one JSON object.
 
-python train/test.py runs/retrain-...
+python train/test.py runs/retrain-...     # of train/train.py or nasbench201/train.py
 python train/test.py last.ckpt --data /elsewhere/data --device cuda
 """
 
@@ -24,12 +24,14 @@ class TestSettings:
 
 def main() -> None:
     parser = cli.parser_for(TestSettings, PROG, __doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="a run folder of train.py, finished or not, or a checkpoint file of one")
+    parser.add_argument("checkpoint", help="a run folder of a retraining, finished or not, or a checkpoint file of one")
     given = parser.parse_args()
 
     import data
     from genotypes import make_genotype
     from model import NetworkCIFAR
+    from nasbench201.cells import Cell201, parse_cell
+    from nasbench201.networks import Network as Network201
     from retraining import Evaluation, TensorImages, last_checkpoint, load_checkpoint, make_trainer
     from utils import check_device
 
@@ -43,13 +45,18 @@ def main() -> None:
     settings = checkpoint["settings"]
     with blaming(f"--data: {settings['dataset']}"):
         dataset = data.load(settings["dataset"], given.data or settings["data"], settings["image_size"])
-    network = NetworkCIFAR(
-        make_genotype(checkpoint["genotype"]),
+    if "arch" in checkpoint["genotype"]:
+        cell, depth, auxiliary = parse_cell(checkpoint["genotype"]["arch"]), "cells_per_stage", ()
+    else:
+        cell, depth, auxiliary = make_genotype(checkpoint["genotype"]), "layers", (settings["auxiliary"],)
+    kind = Network201 if isinstance(cell, Cell201) else NetworkCIFAR
+    network = kind(
+        cell,
         settings["init_channels"],
-        settings["layers"],
+        settings[depth],
         len(dataset.classes),
-        settings["auxiliary"],
-        dataset.in_channels,
+        *auxiliary,
+        in_channels=dataset.in_channels,
     )
     module = Evaluation(network, len(dataset.classes))
     try:

@@ -10,11 +10,10 @@ checkpoints/last.ckpt and, once it is finished, result.json. The test images are
 nothing is chosen by them: the result is the last epoch's. The training itself is in retraining.py.
 """
 
-import json
-import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -76,13 +75,11 @@ def resolve(arguments: list[str]) -> tuple[TrainSettings, Path, bool]:
     return settings, Path(settings.save or f"runs/{name}"), False
 
 
-def check(settings: TrainSettings, count: int, image_size: int) -> None:
-    """Refuse settings that `count` training images of `image_size` pixels do not allow."""
+def check(settings: TrainSettings, image_size: int) -> None:
+    """Refuse an auxiliary head that images of `image_size` pixels do not allow."""
     from model import AuxiliaryHead
     from model_search import cell_kinds
 
-    if settings.batch_size > count:
-        raise InputError(f"--batch_size: {settings.batch_size}, but there are {count} images; expected at most {count}")
     reductions = cell_kinds(settings.layers)[: 2 * settings.layers // 3 + 1].count("reduce")
     smallest = (AuxiliaryHead.SMALLEST - 1) * 2**reductions + 1
     if settings.auxiliary and image_size < smallest:
@@ -94,50 +91,15 @@ def check(settings: TrainSettings, count: int, image_size: int) -> None:
 
 def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     """Train the network and leave a run folder; `resumed` goes on with the one that is there."""
-    result = run / "result.json"
-    if resumed and result.exists():
-        with blaming("--resume"):
-            accuracy = json.loads(result.read_text(encoding="utf-8"))["accuracy"]
-        print(f"run {run} is finished: test accuracy {100 * accuracy:.2f} %")
+    if resumed and cli.finished(run):
         return
     with blaming("--resume" if resumed else "--arch"):
         genotype = load_genotype(str(run) if resumed else settings.arch)
 
     # Imported here: --help, a wrong flag and a wrong genotype are answered before torch is loaded.
-    import torch
-    from pytorch_lightning.utilities import rank_zero_only
+    from model import NetworkCIFAR
+    from retraining import Recipe, cosine, retrain
 
-    import data
-    from model import NetworkCIFAR, size
-    from retraining import Recipe, Retraining, TensorImages, cosine, fit, last_checkpoint, load_checkpoint
-    from utils import check_device, provenance, write_atomically, write_config
-
-    accelerator, devices = check_device(settings.device, settings.devices)
-    if settings.precision == "16-mixed" and accelerator != "cuda":
-        raise InputError(
-            f"--precision: 16-mixed needs a cuda device, not {accelerator}; expected bf16-mixed or 32-true"
-        )
-    share, rest = divmod(settings.batch_size, settings.devices)
-    if rest or share < 2:  # batch norm cannot normalize a single image
-        raise InputError(
-            f"--batch_size: {settings.batch_size}, expected a multiple of --devices {settings.devices}, "
-            "two images or more for each"
-        )
-    # Each further device has a process that runs this script, when the first one's has made the folder.
-    first = rank_zero_only.rank == 0
-    if first and not resumed:
-        cli.check_new_folder(run, "--save")
-    if resumed and last_checkpoint(run).exists():
-        with blaming("--resume"):
-            load_checkpoint(last_checkpoint(run))
-    with blaming(f"--data: {settings.dataset}"):
-        dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download)
-    check(settings, len(dataset.train), dataset.image_size)
-
-    classes = len(dataset.classes)
-    shape = (genotype, settings.init_channels, settings.layers, classes)
-    torch.manual_seed(settings.seed)
-    network = NetworkCIFAR(*shape, settings.auxiliary, dataset.in_channels)
     recipe = Recipe(
         epochs=settings.epochs,
         learning_rate=cosine(settings.learning_rate, settings.epochs),
@@ -147,37 +109,12 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
         auxiliary_weight=settings.auxiliary_weight,
         drop_path_prob=settings.drop_path_prob,
     )
-    with blaming("--cutout_length"):
-        augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
-    images = TensorImages(dataset, settings.batch_size, augmentation, settings.seed)
-    about = {"settings": {**asdict(settings), "save": str(run)}, "genotype": genotype._asdict()}
-    if first and not resumed:
-        cli.new_folder(run, "--save")
-        write_atomically(run / "genotype.json", genotype.to_json())
-        write_config(run, about["settings"], provenance(cli.command_line(), f"{settings.devices} x {accelerator}"))
-    rows = fit(
-        Retraining(network, classes, recipe),
-        images,
-        run,
-        about,
-        resume=f"python train/train.py --resume {shlex.quote(str(run))}",
-        accelerator=accelerator,
-        devices=devices,
-        precision=settings.precision,
-    )
-    if not first:
-        return
-    # The papers count the parameters without the auxiliary head.
-    with torch.device("meta"):
-        counted = size(NetworkCIFAR(*shape, in_channels=dataset.in_channels), dataset.in_channels, dataset.image_size)
-    summary = {"accuracy": rows[-1]["test_accuracy"], **counted, "seed": settings.seed, **about}
-    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in summary.items())
-    write_atomically(result, f"{{\n{lines}\n}}\n")
-    print(
-        f"test accuracy {100 * summary['accuracy']:.2f} %, {counted['params'] / 1e6:.3f} M parameters, "
-        f"{counted['multiply_adds'] / 1e6:.1f} M multiply-adds\nrun folder {run}",
-        flush=True,
-    )
+
+    def make_network(classes: int, in_channels: int, auxiliary: bool) -> NetworkCIFAR:
+        shape = (settings.init_channels, settings.layers, classes)
+        return NetworkCIFAR(genotype, *shape, auxiliary=auxiliary, in_channels=in_channels)
+
+    retrain(settings, run, resumed, "train/train.py", genotype, recipe, make_network, partial(check, settings))
 
 
 def main() -> None:

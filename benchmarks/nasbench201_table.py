@@ -1,0 +1,148 @@
+"""Opening the accuracies of NAS-Bench-201: the compact table against a .pth in the official layout through its package.
+
+    python benchmarks/nasbench201_table.py --csv epochs200.csv.gz
+
+Each opening is a process of its own: seconds from the start of its imports to the first accuracy, and what it adds to
+the memory of the bare interpreter at its peak; medians over the rounds, the files just written and so in
+memory. Linux only, for the peak is read from /proc. The .pth is made
+here with random figures, one seed of each training and every number that the package keeps for an epoch. Of the
+official file's 12 and 200 epochs it has as many as --recorded says: its figures are a lower bound for the official one.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse.typing import PositiveInt
+
+import cli
+from cli import option
+from nasbench201.cells import all_cells
+from nasbench201.table import build
+
+PROG = "nasbench201_table.py"
+#: what the package evaluates of each training
+SETS = {
+    "cifar10-valid": ("x-valid", "ori-test"),
+    "cifar10": ("ori-test",),
+    "cifar100": ("x-valid", "x-test", "ori-test"),
+    "ImageNet16-120": ("x-valid", "x-test", "ori-test"),
+}
+
+MEASURE = """
+import re, sys, time
+def peak():
+    return int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+before, begin = peak(), time.perf_counter()
+{imports}
+imported = time.perf_counter()
+{opening}
+end = time.perf_counter()
+print(end - begin, end - imported, peak() - before)
+"""
+TABLE = MEASURE.format(
+    imports="import safetensors.numpy\nfrom nasbench201.table import open_table",
+    opening='open_table(sys.argv[1]).accuracy(0, "cifar10", "test")',
+)
+PACKAGE = MEASURE.format(
+    imports="from nas_201_api import NASBench201API",
+    opening="api = NASBench201API(sys.argv[1], verbose=False)\n"
+    'api.get_more_info(0, "cifar10", hp="200", is_random=False)',
+)
+
+
+@dataclass
+class Settings:
+    """benchmark"""
+
+    csv: str = option("", "CSV file of accuracies after 200 epochs, as nasbench201/table.py build takes it")
+    cells: PositiveInt = option(15625, "cells of the .pth")
+    recorded: PositiveInt = option(12, "epochs that the .pth has of each training, at most")
+    rounds: PositiveInt = option(5, "openings of the table, of which the median counts; of the .pth one in five")
+
+
+def write_official(path: Path, cells: int, recorded: int) -> None:
+    """A .pth of random figures in the official layout, one seed of each training."""
+    import random
+
+    import torch
+
+    generator = random.Random(0)
+    archs = [cell.arch for cell in all_cells()][:cells]
+
+    def trial(dataset: str, arch: str, epochs: int) -> dict:
+        def figures(keys: list) -> dict:
+            return OrderedDict((key, generator.uniform(10, 95)) for key in keys)
+
+        evaluated = [f"{name}@{epoch}" for name in SETS[dataset] for epoch in range(epochs)]
+        train = list(range(epochs))
+        return {
+            "name": dataset,
+            "net_state_dict": None,
+            **{name: figures(train) for name in ("train_acc1es", "train_acc5es", "train_losses", "train_times")},
+            "arch_config": {"channel": 16, "num_cells": 5, "arch_str": arch, "class_num": 10},
+            "params": 0.5,
+            "flop": 80.0,
+            "seed": 777,
+            "epochs": epochs,
+            "latency": [0.01],
+            "eval_names": list(SETS[dataset]),
+            **{name: figures(evaluated) for name in ("eval_acc1es", "eval_times", "eval_losses")},
+        }
+
+    infos = {}
+    for index, arch in enumerate(archs):
+        infos[index] = {
+            key: {
+                "arch_index": index,
+                "arch_str": arch,
+                "all_results": {(dataset, 777): trial(dataset, arch, min(epochs, recorded)) for dataset in SETS},
+                "dataset_seed": {dataset: [777] for dataset in SETS},
+                "clear_net_done": True,
+            }
+            for key, epochs in (("less", 12), ("full", 200))
+        }
+    torch.save({"meta_archs": archs, "arch2infos": infos, "evaluated_indexes": list(infos)}, path)
+
+
+def measure(code: str, path: Path, rounds: int) -> tuple[float, float, float]:
+    """Medians of the seconds, those of them without the imports, and the MiB added."""
+    runs = [
+        subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+        for _ in range(rounds)
+    ]
+    seconds, opening, memory = (
+        statistics.median(values) for values in zip(*(map(float, run.stdout.split()) for run in runs), strict=True)
+    )
+    return seconds, opening, memory
+
+
+def main() -> None:
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    with tempfile.TemporaryDirectory() as folder:
+        table, official = Path(folder, "table.safetensors"), Path(folder, "official.pth")
+        with cli.blaming("--csv"):
+            cells = len(build([settings.csv], table))
+        # in a process of its own, whose memory is free again when the openings are measured
+        code = "import sys; from pathlib import Path; from benchmarks.nasbench201_table import write_official as w; "
+        code += "w(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
+        command = [sys.executable, "-c", code, str(official), str(settings.cells), str(settings.recorded)]
+        subprocess.run(command, check=True)
+        print("| file | cells | size [MB] | imports and opening [s] | opening [s] | memory added [MiB] |")
+        print("|---|---|---|---|---|---|")
+        package = f".pth, {settings.recorded} epochs recorded, nas_201_api"
+        for name, count, path, script, rounds in (
+            ("compact table, `open_table`", cells, table, TABLE, settings.rounds),
+            (package, settings.cells, official, PACKAGE, -(-settings.rounds // 5)),
+        ):
+            seconds, opening, memory = measure(script, path, rounds)
+            size = path.stat().st_size / 1e6
+            print(f"| {name} | {count:,} | {size:,.1f} | {seconds:.3f} | {opening:.4f} | {memory:,.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

@@ -1,0 +1,117 @@
+"""Train the network of one cell of NAS-Bench-201 from scratch, as the benchmark did for its table.
+
+    python nasbench201/train.py --arch "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|none~1|none~2|"
+    python nasbench201/train.py --arch runs/search-... --dataset cifar100 --download
+    python nasbench201/train.py --arch 1462 --table table.safetensors          # a cell by its index in the table
+    python nasbench201/train.py --resume runs/retrain-...                      # go on with an interrupted run
+
+The defaults are the benchmark's 200-epoch recipe (Dong and Yang, ICLR 2020, section 2.3 and table 2); it trains on all
+training images, as for the table's CIFAR-10 test accuracy. The run folder is that of train/train.py, and train/test.py
+scores it.
+"""
+
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import PositiveInt
+
+import cli
+from cli import InputError, NonNegativeFloat, PositiveFloat, blaming, option
+from nasbench201.cells import Cell201, load_cell
+from search.settings import DataSettings, RunSettings
+
+PROG = "train.py"
+
+
+@dataclass
+class NetworkSettings:
+    """network"""
+
+    arch: str = option("", "the cell: its string, a file with that, a search's run folder, or its index in --table")
+    table: str = option("", "accuracy table, for a cell by its index")
+    init_channels: PositiveInt = option(16, "channels C of the first stage")
+    cells_per_stage: PositiveInt = option(5, "cells N of each of the three stages")
+
+
+@dataclass
+class RecipeSettings:
+    """recipe"""
+
+    epochs: PositiveInt = option(200, "epochs of training")
+    batch_size: PositiveInt = option(256, "images of a step, on all devices together")
+    learning_rate: PositiveFloat = option(0.1, "at the start of the cosine, which ends at 0")
+    momentum: PositiveFloat = option(0.9, "of SGD, Nesterov's")
+    weight_decay: NonNegativeFloat = option(5e-4, "of SGD")
+
+
+@dataclass
+class ExecutionSettings:
+    """execution"""
+
+    devices: PositiveInt = option(1, "number of devices, each with a process and a share of every batch")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = option("32-true", "of the network's passes")
+
+
+@dataclass
+class TrainSettings(ExecutionSettings, RunSettings, RecipeSettings, NetworkSettings, DataSettings):
+    """All settings of a training of one cell."""
+
+
+def find_cell(settings: TrainSettings) -> Cell201:
+    """The cell that --arch names.
+
+    Raises:
+        InputError: it names none.
+    """
+    if settings.arch.isdigit() and not Path(settings.arch).exists():
+        if not settings.table:
+            raise InputError(f"--arch: {settings.arch} is an index; expected --table beside it, which has the order")
+        from nasbench201.table import open_table
+
+        with blaming("--table"):
+            table = open_table(Path(settings.table))
+        with blaming("--arch"):
+            return table.cell(int(settings.arch))
+    with blaming("--arch"):
+        return load_cell(settings.arch)
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
+    resumed = bool(settings.resume)
+    if resumed:
+        run, settings = Path(settings.resume), cli.resume(settings, PROG, arguments)
+        if cli.finished(run):
+            return
+        with blaming("--resume"):
+            cell = load_cell(str(run))
+    else:
+        if not settings.arch:
+            raise InputError("--arch: expected a cell's string, a file, a run folder or an index, none is given")
+        cell = find_cell(settings)
+        run = Path(settings.save or f"runs/retrain-{settings.dataset}-nasbench201-{datetime.now():%Y%m%d-%H%M%S}")
+
+    # Imported here: --help, a wrong flag and a wrong cell are answered before torch is loaded.
+    from nasbench201.networks import Network
+    from retraining import Recipe, cosine, retrain
+
+    recipe = Recipe(
+        epochs=settings.epochs,
+        learning_rate=cosine(settings.learning_rate, settings.epochs),
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=True,
+    )
+
+    def make_network(classes: int, in_channels: int, auxiliary: bool) -> Network:
+        return Network(cell, settings.init_channels, settings.cells_per_stage, classes, in_channels)
+
+    retrain(settings, run, resumed, "nasbench201/train.py", cell, recipe, make_network)
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

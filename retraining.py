@@ -33,8 +33,9 @@ from torchmetrics.classification import MulticlassAccuracy
 import cli
 import data
 from cli import InputError, blaming
+from files import write_atomically, write_csv
 from model import size
-from utils import StepProgress, check_device, provenance, write_atomically, write_config, write_csv
+from utils import StepProgress, check_device, provenance, write_config
 
 
 def cosine(learning_rate: float, epochs: int) -> Callable[[int], float]:

@@ -1,7 +1,5 @@
 """Run folders, checkpoints, running averages and progress: nothing here knows of architecture search."""
 
-import csv
-import io
 import json
 import os
 import platform
@@ -21,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cli import InputError
+from files import write_atomically
 
 PACKAGES = ("torch", "torchvision", "pytorch_lightning", "numpy")
 
@@ -47,16 +46,6 @@ def _commit() -> str:
     return head + ("+changes" if changed.strip() else "")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: under another name, synced, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def write_config(folder: Path, settings: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
     """config.yaml: the resolved settings at the top level, so that --config takes the file, and their provenance.
 
@@ -66,15 +55,6 @@ def write_config(folder: Path, settings: Mapping[str, Any], origin: Mapping[str,
     write_atomically(
         folder / "config.yaml", yaml.safe_dump({**settings, "provenance": dict(origin)}, sort_keys=False, width=120)
     )
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows under the columns of the first; a value of None is an empty cell."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
 
 
 def check_device(device: str, count: int = 1) -> tuple[str, int | list[int]]:

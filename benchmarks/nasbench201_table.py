@@ -3,10 +3,10 @@
     python benchmarks/nasbench201_table.py --csv epochs200.csv.gz
 
 Each opening is a process of its own: seconds from the start of its imports to the first accuracy, and what it adds to
-the memory of the bare interpreter at its peak; medians over the rounds, the files just written and so in
-memory. Linux only, for the peak is read from /proc. The .pth is made
-here with random figures, one seed of each training and every number that the package keeps for an epoch. Of the
-official file's 12 and 200 epochs it has as many as --recorded says: its figures are a lower bound for the official one.
+the memory of the bare interpreter at its peak (read from /proc: Linux only); medians over the rounds, the files in the
+system's cache. The .pth is made here with random figures, one seed of each training and every number that the package
+keeps for an epoch. Of the official file's 12 and 200 epochs it has as many as --recorded says: its figures are a lower
+bound for the official one.
 """
 
 import statistics
@@ -22,7 +22,7 @@ from jsonargparse.typing import PositiveInt
 import cli
 from cli import option
 from nasbench201.cells import all_cells
-from nasbench201.table import build
+from nasbench201.sources import build
 
 PROG = "nasbench201_table.py"
 #: what the package evaluates of each training

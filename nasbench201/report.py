@@ -117,7 +117,8 @@ def main() -> None:
     if len({run.resolve() for run in runs}) < len(runs):
         raise InputError("runs: a folder is given twice; expected different ones")
     with cli.blaming("runs"):
-        print(report(runs))
+        text = report(runs)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ import json
 from dataclasses import asdict, replace
 
 import cli
+from files import write_atomically
 from nasbench201.report import score, show
 from nasbench201.search201 import Search201
 from search.bilevel import make_fabric
 from search.loop import search
 from search.settings import Resolved
-from utils import provenance, write_atomically, write_config
+from utils import provenance, write_config
 
 
 def search_seeds(resolved: Resolved) -> None:

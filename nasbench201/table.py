@@ -22,8 +22,6 @@ accuracy, where NaN is not known, and in its header where they come from and a c
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +30,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from nasbench201.cells import EDGES, OPERATIONS, Cell201, load_cell, make_cell, parse_cell
+from files import check_new_file, write_new
+from nasbench201.cells import EDGES, OPERATIONS, Cell201, load_cell, make_cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,16 +50,6 @@ SKIP = OPERATIONS.index("skip_connect")
 ALL_SKIP = make_cell(["skip_connect"] * len(EDGES))
 #: a cell's operations times these, summed, is a number of its own, 0 to SPACE - 1
 _PLACES = len(OPERATIONS) ** np.arange(len(EDGES))[::-1]
-
-#: the names of the data sets in the official file
-_OFFICIAL = {
-    "cifar10": "cifar10",
-    "cifar10-valid": "cifar10-valid",
-    "cifar100": "cifar100",
-    "imagenet16_120": "ImageNet16-120",
-}
-#: cells that the package takes at a time: it copies what it is given
-_CHUNK = 250
 
 
 def column_name(dataset: str, split: str, epochs: int) -> str:
@@ -86,7 +75,7 @@ class Table:
         Raises:
             ValueError: the table has no such cell.
         """
-        index = int(self._index_of_code[_codes(_operations([cell]))[0]])
+        index = int(self.index_of_code[codes(operations_of([cell]))[0]])
         if index < 0:
             raise ValueError(f"{cell.arch} is not among the {len(self):,} cells of the table")
         return index
@@ -160,10 +149,10 @@ class Table:
         return [self.cell(index).canonical() for index in range(len(self))]
 
     @cached_property
-    def _index_of_code(self) -> np.ndarray:
+    def index_of_code(self) -> np.ndarray:
         """(15625,): the index of the cell of each code, -1 for none."""
         indices = np.full(SPACE, -1)
-        indices[_codes(self.cells)] = np.arange(len(self))
+        indices[codes(self.cells)] = np.arange(len(self))
         return indices
 
     def _checked(self, index: int) -> int:
@@ -192,7 +181,7 @@ def open_table(path: str | Path) -> Table:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is no table of this format, {FORMAT}; {again}")
-    if header.get("sha256") != _checksum(arrays, header.get("about", "")):
+    if header.get("sha256") != checksum(arrays, header.get("about", "")):
         raise ValueError(f"{path} is damaged: its checksum does not match; {again}")
     about = json.loads(header["about"])
     if about["operations"] != list(OPERATIONS):
@@ -203,7 +192,7 @@ def open_table(path: str | Path) -> Table:
     return Table(cells, columns, costs, about)
 
 
-def _checksum(arrays: dict[str, np.ndarray], about: str) -> str:
+def checksum(arrays: dict[str, np.ndarray], about: str) -> str:
     digest = hashlib.sha256(about.encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -211,314 +200,14 @@ def _checksum(arrays: dict[str, np.ndarray], about: str) -> str:
     return digest.hexdigest()
 
 
-def _operations(cells: Iterable[Cell201]) -> np.ndarray:
+def operations_of(cells: Iterable[Cell201]) -> np.ndarray:
     """(N, 6) uint8."""
     return np.array([[OPERATIONS.index(name) for name in cell.operations] for cell in cells], dtype=np.uint8)
 
 
-def _codes(operations: np.ndarray) -> np.ndarray:
+def codes(operations: np.ndarray) -> np.ndarray:
     """(N,): a number of its own for each row of (N, 6) operations."""
     return operations @ _PLACES
-
-
-# Building
-
-
-class Source(NamedTuple):
-    """What one file gives to a table, as in `Table`."""
-
-    cells: np.ndarray
-    columns: dict[str, np.ndarray]
-    costs: dict[str, np.ndarray]
-    origins: dict[str, str]  # column -> what it is in the file
-
-
-def build(
-    sources: Sequence[str | Path],
-    out: str | Path,
-    epochs: Sequence[int] | None = None,
-    trust: bool = False,
-    command: str = "",
-) -> Table:
-    """Make the file of a table from one or more sources, which must have the same cells.
-
-    The order of the first source's cells is the table's: it should be the benchmark's. The official file takes many
-    minutes and up to 28 GB of memory, once. A .csv or .csv.gz has a column "arch" and columns such as "cifar10_test", in
-    percent.
-
-    Args:
-        epochs: the training budget of each CSV source, 12 or 200; 200 for all if None.
-        trust: read the official file by full unpickling, which runs any code that is in it.
-        command: the command line, to be kept in the file.
-
-    Raises:
-        ValueError: a source is not as it should be, or `out` exists.
-        OSError: a source cannot be read, or `out` not written.
-    """
-    out, paths = Path(out), [Path(source) for source in sources]
-    _check_new(out)
-    for path in paths:
-        if not path.name.endswith((".pth", ".csv", ".csv.gz")):
-            raise ValueError(f"{path}: expected a .pth, .csv or .csv.gz")
-    tables = [path for path in paths if path.suffix != ".pth"]
-    budgets = [200] * len(tables) if epochs is None else list(epochs)
-    if len(budgets) != len(tables):
-        raise ValueError(f"--epochs: {len(budgets)} given for {len(tables)} CSV files, expected one for each")
-    if not set(budgets) <= set(EPOCHS):
-        given = " ".join(map(str, budgets))
-        raise ValueError(f"--epochs: {given}, expected 12 or 200 for each CSV file")
-
-    kept, columns, costs, origins, cells = [], {}, {}, {}, None
-    for path in paths:
-        kept.append({"file": path.name, "sha256": _sha256(path)})
-        source = _read_official(path, trust) if path.suffix == ".pth" else _read_csv(path, budgets[tables.index(path)])
-        cells = source.cells if cells is None else cells
-        order = _order(cells, source.cells, paths[0], path)
-        for given, gathered in ((source.columns, columns), (source.costs, costs)):
-            for name, values in given.items():
-                if name in gathered:
-                    raise ValueError(f"{path}: gives {name} once more; name each source and its --epochs once")
-                gathered[name] = values[order]
-        origins |= {name: f"{path.name}: {origin}" for name, origin in source.origins.items()}
-
-    about = {"operations": OPERATIONS, "sources": kept, "origins": origins, "command": command}
-    _write_table(out, {"cells": cells, **columns, **costs}, json.dumps(about))
-    return Table(cells, columns, costs, about)
-
-
-def _write_table(out: Path, arrays: dict[str, np.ndarray], about: str) -> None:
-    from safetensors.numpy import save
-
-    _write_new(out, save(arrays, {"format": FORMAT, "about": about, "sha256": _checksum(arrays, about)}))
-
-
-def _order(cells: np.ndarray, others: np.ndarray, path: Path, other_path: Path) -> np.ndarray:
-    """Where the cells of one source stand in another, (N,)."""
-    codes, other_codes = _codes(cells), _codes(others)
-    for these, those, has, lacks in (
-        (cells, other_codes, path, other_path),
-        (others, codes, other_path, path),
-    ):
-        alone = ~np.isin(_codes(these), those)
-        if alone.any():
-            cell = make_cell([OPERATIONS[operation] for operation in these[alone.argmax()]])
-            raise ValueError(f"{lacks}: lacks {int(alone.sum())} cells that {has} has, the first of them {cell.arch}")
-    order = np.argsort(other_codes)
-    return order[np.searchsorted(other_codes, codes, sorter=order)]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 24):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _check_new(path: Path) -> None:
-    if path.exists():
-        raise ValueError(f"{path} exists; name a new file")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}")
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    """Write a new file whole or not at all: under another name, synced, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _check_new(path)  # once more: a build takes minutes
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read_csv(path: Path, epochs: int) -> Source:
-    """Read a CSV file.
-
-    Raises:
-        ValueError: it is not as `build` expects it; the message gives the line.
-        OSError: it cannot be read.
-    """
-    import csv
-    import gzip
-    import zlib
-
-    known = {f"{dataset}_{split}": column_name(dataset, split, epochs) for dataset in DATASETS for split in SPLITS}
-    lines: dict[Cell201, int] = {}
-    rows: list[list[float]] = []
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            accuracies = [name for name in header if name != "arch"]
-            if "arch" not in header:
-                raise ValueError(f"no column arch, but {', '.join(header) or 'nothing'}")
-            unknown = [name for name in accuracies if name not in known]
-            if unknown or not accuracies or len(set(header)) < len(header):
-                found = f"column {unknown[0]!r}" if unknown else f"columns {', '.join(header)}"
-                raise ValueError(f"{found}, expected arch and, each once, accuracies from {', '.join(known)}")
-            for row in reader:
-                if not row:
-                    continue
-                with_names = dict(zip(header, row, strict=False))
-                try:
-                    if len(row) != len(header):
-                        raise ValueError(f"{len(row)} fields, expected {len(header)}")
-                    cell = parse_cell(with_names["arch"])
-                    if cell in lines:
-                        raise ValueError(f"{cell.arch} once more, after line {lines[cell]}")
-                    rows.append([_percent(name, with_names[name]) for name in accuracies])
-                except ValueError as error:
-                    raise ValueError(f"line {reader.line_num}: {error}") from error
-                lines[cell] = reader.line_num
-    except (ValueError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not rows:
-        raise ValueError(f"{path}: no cells")
-    values = np.array(rows, dtype=np.float32).T
-    columns = {known[name]: values[i] for i, name in enumerate(accuracies)}
-    return Source(_operations(lines), columns, {}, {known[name]: name for name in accuracies})
-
-
-def _percent(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = np.nan
-    if not 0 <= value <= 100:
-        raise ValueError(f"{name} {text!r}, expected a number from 0 to 100")
-    return value
-
-
-def _read_official(path: Path, trust: bool) -> Source:
-    """Read the official .pth through the package nas-bench-201.
-
-    The package copies all that it is given. Given some cells at a time, which are dropped then, it does not double the
-    memory that the file takes.
-
-    Raises:
-        ValueError: it is not what the benchmark distributes, or not to be read without `trust`.
-        OSError: it cannot be read.
-    """
-    from nas_201_api import NASBench201API
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    # gone when done and only for a terminal: an error is one line on stderr
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        reading = progress.add_task(f"reading {path.name}", total=None)
-        content = _load_official(path, trust)
-        progress.remove_task(reading)
-        try:
-            archs, infos = list(content["meta_archs"]), content["arch2infos"]
-            cells = _operations(parse_cell(arch) for arch in archs)
-            count = len(cells)
-            if len(np.unique(_codes(cells))) < count or not count:
-                raise ValueError(f"{count} cells, some more than once")
-            missing = sorted(set(range(count)) - set(infos))
-            if missing:
-                raise ValueError(f"no results for {len(missing)} of {count} cells, the first of them {missing[0]}")
-            columns, costs = _empty(count)
-            for start in progress.track(range(0, count, _CHUNK), description="averaging over the seeds"):
-                part = {index: infos.pop(index) for index in range(start, min(start + _CHUNK, count))}
-                api = NASBench201API(
-                    {"meta_archs": archs, "arch2infos": part, "evaluated_indexes": list(part)}, verbose=False
-                )
-                for index in part:
-                    _average(api, index, columns, costs)
-        # the package checks with assertions and looks up what it expects
-        except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-            detail = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"{path}: not as NAS-Bench-201 stores its results ({detail})") from error
-
-    origins = {}
-    for dataset, split, epochs in [(d, s, e) for d in DATASETS for s in SPLITS for e in EPOCHS]:
-        trained_on = "cifar10-valid" if (dataset, split) == ("cifar10", "valid") else dataset
-        if dataset == "cifar10" and np.isnan(columns[column_name(dataset, split, epochs)]).all():
-            trained_on = "cifar10-valid"
-        name = column_name(dataset, split, epochs)
-        columns[name] = columns[column_name(trained_on, split, epochs)]
-        test = "ori-test" if dataset in ("cifar10", "cifar10-valid") else "x-test"
-        origin = {"train": "train", "valid": "x-valid", "test": test}[split]
-        origins[name] = f"{origin} of {_OFFICIAL[trained_on]}"
-        known = columns[name][~np.isnan(columns[name])]
-        if not ((known >= 0) & (known <= 100)).all():
-            raise ValueError(f"{path}: {origins[name]}: expected accuracies from 0 to 100")
-    columns = {name: values for name, values in columns.items() if not np.isnan(values).all()}
-    costs = {name: values for name, values in costs.items() if not np.isnan(values).all()}
-    if not columns:
-        raise ValueError(f"{path}: has no accuracies of {', '.join(_OFFICIAL.values())}")
-    return Source(cells, columns, costs, {name: origins[name] for name in columns})
-
-
-def _empty(count: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """All columns and costs of a table, not known."""
-
-    def unknown(names: Iterable[str]) -> dict[str, np.ndarray]:
-        return {name: np.full(count, np.nan, dtype=np.float32) for name in names}
-
-    return (
-        unknown(column_name(d, s, e) for d in DATASETS for s in SPLITS for e in EPOCHS),
-        unknown(f"{d}_{cost}" for d in DATASETS for cost in ("params", "madds")),
-    )
-
-
-def _average(api: Any, index: int, columns: dict[str, np.ndarray], costs: dict[str, np.ndarray]) -> None:
-    """Enter what the package says of a cell."""
-    for epochs in EPOCHS:
-        results = api.arch2infos_dict[index][str(epochs)]
-        for dataset, official in _OFFICIAL.items():
-            if official not in results.get_dataset_names():
-                continue
-            info = api.get_more_info(index, official, hp=str(epochs), is_random=False)
-            for split in SPLITS:
-                columns[column_name(dataset, split, epochs)][index] = info.get(f"{split}-accuracy", np.nan)
-            cost = results.get_compute_costs(official)
-            costs[f"{dataset}_params"][index], costs[f"{dataset}_madds"][index] = cost["params"], cost["flops"]
-
-
-def _load_official(path: Path, trust: bool) -> dict[str, Any]:
-    """The official file as the dict it is.
-
-    torch reads no more than plain values and those of numpy: the file comes from the web, and full unpickling runs any
-    code that is in it.
-    """
-    import pickle
-    import re
-    import struct
-
-    import torch
-
-    dtypes = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32")]
-    scalar = np.float64(0).__reduce__()[0]
-    # numpy renamed the module in version 2
-    harmless = [np.dtype, *dtypes, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
-    if trust:
-        print(
-            f"warning: --trust: {path} is read by full unpickling, which runs any code that is in the file",
-            file=sys.stderr,
-        )
-    try:
-        with torch.serialization.safe_globals(harmless):
-            content = torch.load(path, map_location="cpu", weights_only=not trust)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, struct.error, LookupError, TypeError) as error:
-        refused = re.search(r"(?:GLOBAL|unrecognized function) (\S+)", str(error))
-        if refused:
-            raise ValueError(
-                f"{path}: holds {refused[1]}, which torch does not read safely; if you trust whoever made the file, "
-                "--trust reads it by full unpickling, which runs any code in it"
-            ) from error
-        raise ValueError(f"{path}: cut short, or no file of torch; expected the official NAS-Bench-201 .pth") from error
-    except (AttributeError, ImportError) as error:
-        raise ValueError(f"{path}: needs a module that is not here: {error}") from error
-    if not isinstance(content, dict) or not {"meta_archs", "arch2infos", "evaluated_indexes"} <= set(content):
-        raise ValueError(f"{path}: no meta_archs, arch2infos and evaluated_indexes; expected the official file")
-    return content
 
 
 # The command line
@@ -683,8 +372,8 @@ def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ())
     right.set_xlabel("skip connections in the cell, of 6")
 
     marks = [("best", int(np.nanargmax(accuracies)), "*", _BEST_COLOR, 190)]
-    code = _codes(_operations([ALL_SKIP]))[0]
-    all_skip = int(table._index_of_code[code])
+    code = codes(operations_of([ALL_SKIP]))[0]
+    all_skip = int(table.index_of_code[code])
     if all_skip in known:
         marks.append(("skip connections only", all_skip, "s", _SKIP_COLOR, 60))
     for i, index in enumerate(given):
@@ -703,6 +392,7 @@ def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ())
 
 def _build_command(arguments: Any) -> None:
     import cli
+    from nasbench201.sources import build
 
     budgets = {str(epochs): epochs for epochs in EPOCHS}
     # what is no budget goes through as it is: build says so
@@ -748,7 +438,7 @@ def _plot_command(arguments: Any) -> None:
     given = _find_all(table, arguments.cells)
     out = Path(arguments.out)
     with cli.blaming("OUT"):
-        _check_new(out)
+        check_new_file(out)
         if out.suffix not in (".png", ".svg", ".pdf"):
             raise ValueError(f"{out}, expected a name that ends in .png, .svg or .pdf")
     with cli.blaming("CELL"):
@@ -756,7 +446,7 @@ def _plot_command(arguments: Any) -> None:
     content = io.BytesIO()
     picture.savefig(content, format=out.suffix[1:], dpi=150)
     with cli.blaming("OUT"):
-        _write_new(out, content.getvalue())
+        write_new(out, content.getvalue())
     print(out)
 
 

@@ -16,6 +16,7 @@ import data
 import selection
 from architect import Architecture, ArchitectureGradient, first_order, implicit, unrolled
 from cli import InputError, blaming
+from files import write_atomically, write_csv
 from genotypes import Genotype
 from gradients import Objective, cosine, norm, regularized_gradient, weight_gradient
 from model_search import Supernet, cell_kinds
@@ -30,8 +31,6 @@ from utils import (
     load_optimizer_tensors,
     optimizer_tensors,
     peak_memory,
-    write_atomically,
-    write_csv,
 )
 
 #: a plain training batch in so many has its layer gradients taken too, for the log

@@ -14,11 +14,12 @@ import data
 from analysis.curves import plot_search
 from analysis.draw import draw_genotype
 from cli import InputError, blaming
+from files import write_atomically
 from genotypes import Genotype
 from search.bilevel import Search, make_fabric, schedule
 from search.perturbation import select_by_perturbation
 from search.settings import CommonSettings, Resolved
-from utils import Checkpoints, StepProgress, provenance, write_atomically, write_config
+from utils import Checkpoints, StepProgress, provenance, write_config
 
 
 def _summary(row: Mapping[str, Any], epochs: int) -> str:

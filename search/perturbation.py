@@ -19,10 +19,11 @@ from torch import Tensor
 
 import data
 from cli import blaming
+from files import write_csv
 from genotypes import Genotype
 from gradients import Objective
 from search.bilevel import Schedule, Search, cosine_learning_rate
-from utils import Averages, Checkpoints, StepProgress, accuracy, write_csv
+from utils import Averages, Checkpoints, StepProgress, accuracy
 
 
 class Perturbation:

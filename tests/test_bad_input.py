@@ -109,7 +109,7 @@ def test_a_wrong_image_folder_is_named_and_no_run_begun(tmp_path, damage):
     ("content", "mentions"),
     [
         ("not: [yaml", ("not YAML",)),
-        ("[1, 2]", ("expected the settings of train_search.py",)),
+        ("[1, 2]", ("expected the settings of a run",)),
         ("arch: DARTS_V2", ("missing",)),
         (None, ("--space", "s9")),
     ],

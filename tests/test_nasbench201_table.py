@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from nasbench201.cells import all_cells, make_cell, parse_cell
-from nasbench201.table import Table, build, open_table
+from nasbench201.sources import build
+from nasbench201.table import Table, open_table
 from tests.conftest import ROOT, assert_refused, local_data, script
 
 TABLE = "nasbench201/table.py"

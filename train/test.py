@@ -50,14 +50,8 @@ def main() -> None:
     else:
         cell, depth, auxiliary = make_genotype(checkpoint["genotype"]), "layers", (settings["auxiliary"],)
     kind = Network201 if isinstance(cell, Cell201) else NetworkCIFAR
-    network = kind(
-        cell,
-        settings["init_channels"],
-        settings[depth],
-        len(dataset.classes),
-        *auxiliary,
-        in_channels=dataset.in_channels,
-    )
+    shape = (settings["init_channels"], settings[depth], len(dataset.classes), *auxiliary)
+    network = kind(cell, *shape, in_channels=dataset.in_channels)
     module = Evaluation(network, len(dataset.classes))
     try:
         module.load_state_dict(checkpoint["state_dict"])

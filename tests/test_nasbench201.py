@@ -1,0 +1,426 @@
+"""NAS-Bench-201: its cells, its networks, and the search among them."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import data
+from analysis.compare import grouped
+from analysis.curves import load_course
+from analysis.draw import draw_genotype
+from genotypes import Edge
+from gradients import Objective, regularized_gradient, weight_gradient
+from model import size
+from nasbench201.cells import EDGES, OPERATIONS, all_cells, load_cell, make_cell, parse_cell
+from nasbench201.networks import Network, Supernet
+from nasbench201.report import mean_and_deviation, report
+from nasbench201.search201 import Search201
+from nasbench201.settings import SearchSettings, preset_201
+from regularizers import layer_alignment
+from search.bilevel import make_fabric, schedule
+from search.loop import search
+from search.perturbation import Perturbation
+from search.settings import Resolved
+from tests.conftest import ROOT, assert_refused, script
+from tests.test_data import write_folder
+from tests.test_search import assert_same_run, metrics
+from utils import StepProgress
+
+SCRIPT = "nasbench201/train_search.py"
+CONVOLUTIONS = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+SKIPS = CONVOLUTIONS.replace("nor_conv_3x3", "skip_connect")
+DOUBLE = torch.float64
+
+
+def settings_of(method="darts", **changes):
+    small = {"dataset": "digits", "init_channels": 2, "cells_per_stage": 1, "batch_size": 256, "epochs": 2}
+    own = {**preset_201({"method": method}), "method": method, "device": "cpu", **small}
+    return SearchSettings(**{**own, "arch_learning_rate": 0.3, "finetune_epochs": 0, **changes})
+
+
+def run_search(settings, run, resumed=False):
+    search(Resolved(settings, run, resumed), Search201)
+    return run
+
+
+def start(settings):
+    return Search201(settings, data.load(settings.dataset), make_fabric("cpu", settings.precision))
+
+
+# ------------------------------------------------------------------------------------------------------------- cells
+
+
+def test_every_cell_is_written_and_read_and_6466_of_them_differ():
+    cells = list(all_cells())
+    assert len({cell.arch for cell in cells}) == 5**6
+    assert all(parse_cell(cell.arch) == cell and make_cell(cell.operations) == cell for cell in cells)
+    assert len({cell.canonical() for cell in cells}) == 6466
+
+
+def test_cells_that_compute_the_same_are_isomorphic_and_others_are_not():
+    none_first = parse_cell("|none~0|+|nor_conv_3x3~0|nor_conv_1x1~1|+|none~0|skip_connect~1|skip_connect~2|")
+    renamed = parse_cell("|none~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|nor_conv_1x1~1|skip_connect~2|")
+    assert none_first.canonical() == renamed.canonical()
+    assert parse_cell(CONVOLUTIONS).canonical() != parse_cell(SKIPS).canonical()
+
+
+def test_the_string_gives_the_edges_as_the_paper_numbers_them():
+    cell = parse_cell("|nor_conv_1x1~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_3x3~1|none~2|")
+    assert cell.operations == ("nor_conv_1x1", "none", "skip_connect", "avg_pool_3x3", "nor_conv_3x3", "none")
+    assert cell.edges() == [
+        Edge("nor_conv_1x1", 1, 0),
+        Edge("skip_connect", 2, 1),
+        Edge("avg_pool_3x3", 3, 0),
+        Edge("nor_conv_3x3", 3, 1),
+    ]
+    assert parse_cell(cell.to_json()) == cell
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "|skip_connect~0|",
+        CONVOLUTIONS.replace("nor_conv_3x3~2", "nor_conv_5x5~2"),
+        CONVOLUTIONS.replace("~2", "~1"),
+        CONVOLUTIONS + "|",
+        "{}",
+        '{"arch": 3}',
+        '{"arch": ',
+    ],
+)
+def test_a_text_that_is_no_cell_is_refused(text):
+    with pytest.raises(ValueError, match=r"no cell|expected a JSON object"):
+        parse_cell(text)
+
+
+@pytest.mark.parametrize("dot", [True, False])
+def test_the_cell_is_drawn_with_all_its_operations(tmp_path, monkeypatch, capsys, dot):
+    if not dot:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    for number, arch in enumerate((CONVOLUTIONS, "|none~0|+|none~0|nor_conv_1x1~1|+|none~0|none~1|avg_pool_3x3~2|")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        draw_genotype(parse_cell(arch), folder)
+        assert {path.name for path in folder.iterdir()} == {"cell.gv", "cell.svg", "cell.png"}
+        graph = (folder / "cell.gv").read_text()
+        assert graph.count("nor_conv_3x3") == arch.count("nor_conv_3x3")
+        assert "label=none" not in graph
+
+
+# ---------------------------------------------------------------------------------------------------------- networks
+
+
+def test_the_size_is_that_of_the_official_logs():
+    with torch.device("meta"):
+        counted = size(Network(parse_cell(CONVOLUTIONS)))
+    assert round(counted["params"] / 1e6, 3) == 1.532
+    assert round(counted["multiply_adds"] / 1e6, 2) == 220.12
+
+
+def plain_logits(supernet, images, weights, beta=0.0):
+    """The supernet's logits from its modules, edge by edge, as section 2 of the paper has them."""
+
+    def conv_bn(block, x):
+        _, convolution, norm = block
+        return norm(convolution(x.relu()))
+
+    x = supernet.stem(images)
+    layer = 0
+    for stage in range(3):
+        if stage:
+            block = supernet.reductions[stage - 1]
+            first, second = block.convolutions
+            pooled = nn.functional.avg_pool2d(x, 2)
+            x = conv_bn(second, conv_bn(first, x)) + block.shortcut[1](pooled)
+        for cell in supernet.stages[stage]:
+            states = {0: x, 1: 0, 2: 0, 3: 0}
+            for edge, (source, target) in enumerate(EDGES):
+                mixed, p, s = cell.edges[edge], weights[layer][edge], states[source]
+                states[target] = (
+                    states[target]
+                    + p[1] * s
+                    + p[2] * conv_bn(mixed.operations[2], s)
+                    + p[3] * conv_bn(mixed.operations[3], s)
+                    + p[4] * nn.functional.avg_pool2d(s, 3, 1, 1, count_include_pad=False)
+                    + beta * s
+                )
+            x = states[3]
+            layer += 1
+    return supernet.classifier(supernet.norm(x).relu().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("auxiliary", ["none", "skip"])
+def test_the_supernet_is_the_sum_of_its_operations_under_the_weights(auxiliary):
+    torch.manual_seed(0)
+    supernet = Supernet(4, 2, 10, auxiliary_skip=auxiliary).double()
+    weights = [torch.rand(6, 5, dtype=DOUBLE) for _ in supernet.kinds]
+    images = torch.randn(3, 3, 8, 8, dtype=DOUBLE)
+    logits = supernet(images, weights, skip_beta=0.7)
+    torch.testing.assert_close(logits, plain_logits(supernet, images, weights, 0.7 if auxiliary == "skip" else 0.0))
+    inside = [m for stage in supernet.stages for m in stage.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(inside) == 2 * 6 * 6
+    assert not any(m.affine for m in inside)
+    assert all(m.track_running_stats for m in inside)
+
+
+def test_the_supernet_at_one_hot_weights_is_the_network_of_that_cell():
+    torch.manual_seed(0)
+    cell = parse_cell("|nor_conv_1x1~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_3x3~1|none~2|")
+    supernet, network = Supernet(4, 1).double().eval(), Network(cell, 4, 1).double().eval()
+    for name in ("stem", "reductions", "norm", "classifier"):
+        getattr(network, name).load_state_dict(getattr(supernet, name).state_dict())
+    numbers = [OPERATIONS.index(operation) for operation in cell.operations]
+    kept = [edge for edge, number in enumerate(numbers) if number]
+    for mixed, discrete in zip(supernet.stages, network.stages, strict=True):
+        for edge, operation in zip(kept, discrete[0].operations, strict=True):
+            source = mixed[0].edges[edge].operations[numbers[edge]]
+            operation.load_state_dict(source.state_dict(), strict=False)
+    one_hot = nn.functional.one_hot(torch.tensor(numbers), 5).double()
+    images = torch.randn(2, 3, 9, 9, dtype=DOUBLE)
+    torch.testing.assert_close(supernet(images, [one_hot] * 3), network(images)[0])
+
+
+def test_drop_path_spares_identities():
+    torch.manual_seed(0)
+    network = Network(parse_cell(SKIPS), 4, 1).train()
+    images = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(network(images, 0.9)[0], network(images, 0.0)[0])
+    network = Network(parse_cell(CONVOLUTIONS), 4, 1).train()
+    assert not torch.allclose(network(images, 0.9)[0], network(images, 0.0)[0])
+
+
+def test_all_cells_take_part_in_the_alignment():
+    state = start(settings_of("lambda-darts-exact", cells_per_stage=2, precision="64-true"))
+    objective = Objective(state.supernet.train())
+    batch = state.cast(next(iter(state.batches(0)[0])))
+    weights = [w.requires_grad_() for w in state.layer_weights()]
+    loss, _ = objective(weights, batch)
+    gradients = torch.autograd.grad(loss, weights, create_graph=True)
+    assert objective.aligned_layers == list(range(6))
+    value = layer_alignment(gradients)
+    expected = torch.autograd.grad(value, objective.parameters, materialize_grads=True)
+    result = regularized_gradient(objective, state.layer_weights(), batch, "corr", "exact")
+    for measured, known in zip(result.regularizer_gradient, expected, strict=True):
+        torch.testing.assert_close(measured, known)
+
+
+# ------------------------------------------------------------------------------------------------------------ search
+
+
+def test_argmax_is_over_all_five_operations_and_a_threshold_leaves_none():
+    state = start(settings_of("fair-darts", threshold=0.6))
+    weights = np.array(
+        [
+            [0.9, 0.1, 0.2, 0.3, 0.4],
+            [0.1, 0.7, 0.2, 0.3, 0.4],
+            [0.1, 0.2, 0.5, 0.3, 0.4],
+            [0.1, 0.2, 0.3, 0.6, 0.4],
+            [0.1, 0.2, 0.3, 0.4, 0.59],
+            [0.5, 0.5, 0.4, 0.4, 0.1],
+        ]
+    )
+    names = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3", "none"]
+    assert list(state.derive({"cell": weights}, "argmax").operations) == names
+    sparse = ["none", "skip_connect", "none", "nor_conv_3x3", "none", "none"]
+    assert list(state.derive({"cell": weights}, "threshold_sparse").operations) == sparse
+
+
+def test_the_weights_step_first_where_the_released_code_does_so():
+    batches = {}
+    for weights_first in (False, True):
+        state = start(settings_of("lambda-darts-exact", weights_first=weights_first, batch_size=300))
+        order = []
+        weight_step, alpha_step = state.weight_step, state.alpha_step
+        state.weight_step = lambda *a, order=order, step=weight_step: (order.append("w"), step(*a))
+        state.alpha_step = lambda *a, order=order, step=alpha_step: (order.append("alpha"), step(*a))
+        state.run_epoch(0, schedule(state.settings, 0), StepProgress("run", 1, 0), "epoch")
+        batches[weights_first] = order
+    steps = len(batches[True]) // 2
+    assert batches == {False: ["alpha", "w"] * steps, True: ["w", "alpha"] * steps}
+    assert preset_201({"method": "lambda-darts"})["weights_first"]
+    assert "weights_first" not in preset_201({"method": "darts"})
+
+
+METHODS = {
+    "darts": (),
+    "darts-2nd": ("indirect_gradient_norm",),
+    "lambda-darts": ("regularizer_gradient_norm",),
+    "lambda-darts-exact": ("regularizer_gradient_norm",),
+    "darts-minus": ("skip_beta",),
+    "fair-darts": ("alpha_regularizer", "gates_over_threshold_cell"),
+    "idarts": ("neumann_residual",),
+    "darts-pt": (),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_searches_and_resumes_bit_for_bit(tmp_path, method):
+    settings = settings_of(method)
+    whole = run_search(settings, tmp_path / "whole")
+    rows = metrics(whole)
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values() if value)
+    assert all(rows[-1][name] for name in METHODS[method])
+    load_cell(str(whole))
+    # Interrupted after the first epoch: the second never was.
+    part = run_search(settings, tmp_path / "part")
+    sorted((part / "checkpoints").iterdir())[-1].unlink()
+    for name in ("genotype.json", "metrics.csv"):
+        (part / name).unlink()
+    if method == "darts-pt":
+        for path in sorted((part / "perturbation/checkpoints").iterdir())[1:]:
+            path.unlink()
+        sorted((part / "perturbation/checkpoints").iterdir())[0].unlink()
+    run_search(settings, part, resumed=True)
+    assert_same_run(whole, part)
+
+
+def test_all_ideas_combine(tmp_path):
+    settings = settings_of(
+        "darts-minus", reg="corr", lambda_=0.5, hypergradient="implicit", relaxation="sigmoid", alpha_reg="zero_one_l2"
+    )
+    row = metrics(run_search(settings, tmp_path / "run"))[-1]
+    names = ("skip_beta", "regularizer_gradient_norm", "neumann_residual", "alpha_regularizer", "train_alignment")
+    assert all(row[name] for name in names)
+
+
+def test_perturbation_decides_every_edge_and_may_choose_none(tmp_path):
+    root = write_folder(tmp_path / "data", per_class=24, size=(4, 4))
+    state = start_folder(root)
+    selection = Perturbation(state, 1)
+    assert [what for what, _ in selection.stages] == ["decide", "finetune"] * 5 + ["decide"]
+    progress = StepProgress("selection", 1, 0)
+    for stage in selection.stages:
+        assert selection.steps(stage) == len(selection.batches) * 5 or stage[0] == "finetune"
+        selection.run(stage, progress)
+    assert {row["removed"] for row in selection.scores} == set(OPERATIONS)
+    chosen = {(row["source"], row["target"]): row["removed"] for row in selection.scores if row["outcome"] == "kept"}
+    assert selection.genotype().operations == tuple(chosen[edge] for edge in EDGES)
+
+
+def start_folder(root):
+    settings = settings_of("darts-pt", dataset="folder", data=str(root), batch_size=12)
+    return Search201(settings, data.load("folder", str(root)), make_fabric("cpu", settings.precision))
+
+
+def test_the_benchmarks_halves_are_used(tmp_path, monkeypatch):
+    digits = data.load("digits")
+    numbers = list(range(len(digits.train)))
+    halves = {"train": numbers[::3], "valid": sorted(set(numbers) - set(numbers[::3]))}
+    path = tmp_path / "cifar-split.txt"
+    path.write_text(json.dumps({name: ["int", [str(n) for n in half]] for name, half in halves.items()}))
+    settings = settings_of(dataset="cifar10", halves=str(path))
+    state = Search201(settings, digits, make_fabric("cpu", settings.precision))
+    assert torch.equal(state.train.images, digits.train.images[halves["train"]])
+    assert torch.equal(state.valid.labels, digits.train.labels[halves["valid"]])
+    refused = script(SCRIPT, "--dataset", "digits", "--halves", path, "--save", tmp_path / "run")
+    assert_refused(refused, "--halves", "CIFAR-10")
+
+
+def test_a_stopped_series_of_seeds_goes_on_and_ends_like_one_that_was_not(tmp_path):
+    flags = "--dataset digits --init_channels 2 --cells_per_stage 1 --batch_size 64 --epochs 4 --method darts"
+    run, command = tmp_path / "run", [sys.executable, SCRIPT, *flags.split(), "--seeds", "5", "6"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--save", str(run)], cwd=ROOT, **pipes) as p:
+        while p.poll() is None and not (run / "seed-6/metrics.csv").exists():
+            time.sleep(0.01)
+        p.send_signal(signal.SIGTERM)
+        errors = p.stderr.read().decode()
+    assert p.returncode == 130, errors
+    assert f"--resume {run}" in errors
+    assert (run / "seed-5/genotype.json").exists()
+    assert not (run / "results.json").exists()
+    resumed = script(SCRIPT, "--resume", run)
+    assert resumed.returncode == 0, resumed.stderr
+    whole = script(*command[1:], "--save", tmp_path / "whole")
+    assert "no --table" in whole.stdout
+    for seed in ("seed-5", "seed-6"):
+        assert_same_run(run / seed, tmp_path / "whole" / seed)
+    results = json.loads((run / "results.json").read_text())
+    assert results == json.loads((tmp_path / "whole/results.json").read_text())
+    assert [cell["seed"] for cell in results["cells"]] == [5, 6]
+    assert [cell["arch"] for cell in results["cells"]] == [load_cell(str(run / f"seed-{s}")).arch for s in (5, 6)]
+    # One group for the two seeds, and a report that names what is not published.
+    courses = [load_course(run / f"seed-{seed}") for seed in (5, 6)]
+    assert [len(members) for members in grouped(courses).values()] == [2]
+    picture = tmp_path / "compare.png"
+    compared = script("analysis/compare.py", run / "seed-5", run / "seed-6", "--out", picture)
+    assert compared.returncode == 0, compared.stderr
+    assert picture.stat().st_size > 10_000
+    assert "| darts, published: not available |" in report([run])
+    assert "| 70.83 |" in report([run_of_idarts(tmp_path)])
+
+
+def run_of_idarts(folder):
+    run = folder / "idarts"
+    run.mkdir()
+    cells = [{"seed": s, "arch": SKIPS, "skip_connects": 6, "cifar10_test": v} for s, v in ((0, 93.0), (1, 94.0))]
+    (run / "results.json").write_text(json.dumps({"method": "idarts", "cells": cells}))
+    assert "| idarts, measured | 2 |  | 93.50 ± 0.71 |" in report([run])
+    return run
+
+
+def test_mean_and_deviation_are_the_samples():
+    assert mean_and_deviation([1.0, 2.0, 4.0]) == "2.33 ± 1.53"
+    assert mean_and_deviation([93.761]) == "93.76"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mentions"),
+    [
+        (("--seeds", "1", "1"), ("--seeds", "different")),
+        (("--seeds", "x"), ("--seeds", "x")),
+        (("--seeds", "1", "--seed", "2"), ("--seed", "--seeds")),
+        (("--cells_per_stage", "0"), ("--cells_per_stage",)),
+        (("--layers", "8"), ("--layers",)),
+        (("--space", "s2"), ("--space", "nasbench201")),
+        (("--table", "nowhere"), ("--table", "nowhere")),
+    ],
+)
+def test_wrong_flags_are_named(tmp_path, arguments, mentions):
+    run = tmp_path / "run"
+    assert_refused(script(SCRIPT, "--dataset", "digits", *arguments, "--save", run), *mentions)
+    assert not run.exists()
+
+
+def test_a_cell_is_trained_scored_and_resumed(tmp_path):
+    flags = "--dataset digits --init_channels 4 --cells_per_stage 1 --epochs 3 --batch_size 128 --device cpu"
+    run = tmp_path / "run"
+    trained = script("nasbench201/train.py", "--arch", CONVOLUTIONS, *flags.split(), "--save", run)
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads((run / "result.json").read_text())
+    scored = json.loads(script("train/test.py", run).stdout)
+    assert scored["accuracy"] == pytest.approx(result["accuracy"])
+    assert result["params"] == sum(p.numel() for p in Network(parse_cell(CONVOLUTIONS), 4, 1, 10, 1).parameters())
+    assert "is finished" in script("nasbench201/train.py", "--resume", run).stdout
+    assert_refused(script("nasbench201/train.py", "--arch", "12"), "--arch", "--table")
+    assert_refused(script("nasbench201/train.py"), "--arch")
+    assert_refused(script("nasbench201/train.py", "--arch", "|none~0|"), "--arch", "no cell")
+
+
+def test_select_derives_a_cell_again(tmp_path):
+    run = run_search(settings_of(epochs=1), tmp_path / "run")
+    again = script("search/select.py", run, "--selection", "perturbation", "--finetune_epochs", "0")
+    assert again.returncode == 0, again.stderr
+    load_cell(str(run / "selections/perturbation"))
+    assert (run / "selections/perturbation/scores.csv").exists()
+
+
+def test_weight_gradient_is_that_of_the_loss():
+    """The supernet is a plain function, so its gradient is autograd's of the plain loop."""
+    state = start(settings_of(precision="64-true", cells_per_stage=2))
+    batch = state.cast(next(iter(state.batches(0)[0])))
+    objective = Objective(state.supernet.train())
+    measured = weight_gradient(objective, state.layer_weights(), batch).gradient
+    logits = plain_logits(state.supernet, batch.images, state.layer_weights())
+    loss = nn.functional.cross_entropy(logits, batch.labels)
+    for a, b in zip(measured, torch.autograd.grad(loss, objective.parameters), strict=True):
+        torch.testing.assert_close(a, b)

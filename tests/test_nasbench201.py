@@ -24,6 +24,8 @@ from nasbench201.networks import Network, Supernet
 from nasbench201.report import mean_and_deviation, report
 from nasbench201.search201 import Search201
 from nasbench201.settings import SearchSettings, preset_201
+from nasbench201.sources import build
+from nasbench201.table import open_table
 from regularizers import layer_alignment
 from search.bilevel import make_fabric, schedule
 from search.loop import search
@@ -366,6 +368,54 @@ def run_of_idarts(folder):
     (run / "results.json").write_text(json.dumps({"method": "idarts", "cells": cells}))
     assert "| idarts, measured | 2 |  | 93.50 ± 0.71 |" in report([run])
     return run
+
+
+@pytest.fixture(scope="module")
+def made_table(tmp_path_factory):
+    """A table in which a cell's accuracy is a function of its operations, and CIFAR-100 has only its test images."""
+    folder = tmp_path_factory.mktemp("table")
+    value = dict(zip(OPERATIONS, (0, 1, 2, 3, 1.5), strict=True))
+    lines = ["arch,cifar10_valid,cifar10_test,cifar100_test"]
+    for cell in all_cells():
+        points = sum((1 + edge) * value[operation] for edge, operation in enumerate(cell.operations))
+        lines.append(f"{cell.arch},{points},{points + 20},{points / 2}")
+    (folder / "all.csv").write_text("\n".join(lines) + "\n")
+    build([folder / "all.csv"], folder / "table.safetensors")
+    return folder / "table.safetensors"
+
+
+def test_every_epochs_cell_is_looked_up_in_the_table(tmp_path, made_table):
+    run = run_search(settings_of("darts", table=str(made_table), epochs=3), tmp_path / "run")
+    table = open_table(made_table)
+    best = table.columns["cifar10_test_200"].max()
+    cells = [parse_cell(json.loads(line)["arch"]) for line in (run / "genotypes.jsonl").read_text().splitlines()]
+    rows = metrics(run)
+    assert len(rows) == len(cells) == 3
+    for row, cell in zip(rows, cells, strict=True):
+        test = table.accuracy(table.index(cell), "cifar10", "test")
+        assert float(row["table_test_accuracy"]) == test
+        assert float(row["table_valid_accuracy"]) == test - 20
+        assert float(row["table_regret"]) == best - test
+        assert int(row["table_rank"]) == 1 + (table.columns["cifar10_test_200"] > test).sum()
+    assert (run / "curves.png").exists()
+
+
+def test_the_seeds_results_are_the_tables(tmp_path, made_table):
+    flags = "--dataset digits --init_channels 2 --cells_per_stage 1 --batch_size 256 --epochs 1 --method darts"
+    run, small = tmp_path / "run", flags.split()
+    found = script(SCRIPT, *small, "--seeds", 1, "--table", made_table, "--save", run)
+    assert found.returncode == 0, found.stderr
+    table = open_table(made_table)
+    (cell,) = json.loads((run / "results.json").read_text())["cells"]
+    index = table.index(parse_cell(cell["arch"]))
+    assert cell["cifar100_test"] == table.accuracy(index, "cifar100", "test")
+    assert f"{cell['cifar10_test']:.2f}" in found.stdout
+    assert "imagenet16_120_test" not in cell
+    other = script(SCRIPT, *small, "--table", made_table, "--table_dataset", "imagenet16_120", "--save", tmp_path / "b")
+    assert_refused(other, "--table", "imagenet16_120", "the table has")
+    trained = (*small[:6], "--epochs", 1, "--save", tmp_path / "c")
+    again = script("nasbench201/train.py", "--arch", index, "--table", made_table, *trained)
+    assert again.returncode == 0, again.stderr
 
 
 def test_mean_and_deviation_are_the_samples():

@@ -2,9 +2,9 @@
 
     python benchmarks/nasbench201_step.py --init_channels 8 --cells_per_stage 2 --image_size 16
 
-A step is one of alpha and one of the weights. The plain way: channels first in memory, and every pass takes the gradients
-of weights and mixing weights alike, whichever its step needs; supernet, weights and batches are the same. Both take turns
-in one process; the medians of the rounds are printed, and how far the weights of the two are apart in the end.
+A step is one of alpha and one of the weights. The plain way: channels first in memory, and every pass takes the
+gradients of weights and mixing weights alike, whichever its step needs; supernet, weights and batches are the same. The
+two take turns in one process; the medians of the rounds are printed, and how far their weights are apart at last.
 """
 
 import json

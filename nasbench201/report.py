@@ -17,32 +17,37 @@ from rich.table import Table as Grid
 import cli
 from cli import InputError
 from nasbench201.cells import load_cell
-from nasbench201.table import open_table
+from nasbench201.table import column_name, open_table
 
 PROG = "report.py"
 
-#: the columns of the papers' tables
+#: data sets and splits of the papers' tables
 COLUMNS = tuple(itertools.product(("cifar10", "cifar100", "imagenet16_120"), ("valid", "test")))
+
 #: accuracies in percent that were read in their source; of all other methods the report says "not available"
 PUBLISHED = {
     "idarts": {
         "source": "iDARTS (ICML 2021)",
-        "cifar10_valid": "89.86",
-        "cifar10_test": "93.58",
-        "cifar100_valid": "70.57",
-        "cifar100_test": "70.83",
-        "imagenet16_120_test": "40.89",
+        "cifar10_valid_200": "89.86",
+        "cifar10_test_200": "93.58",
+        "cifar100_valid_200": "70.57",
+        "cifar100_test_200": "70.83",
+        "imagenet16_120_test_200": "40.89",
     },
 }
 #: of the table itself (Dong and Yang, ICLR 2020)
 REFERENCES = {
-    "best cell": {"cifar10_test": "94.37", "cifar100_test": "73.51", "imagenet16_120_test": "47.31"},
-    "all skip connections": {"cifar10_test": "54.30", "cifar100_test": "15.61", "imagenet16_120_test": "16.32"},
+    "best cell": {"cifar10_test_200": "94.37", "cifar100_test_200": "73.51", "imagenet16_120_test_200": "47.31"},
+    "all skip connections": {
+        "cifar10_test_200": "54.30",
+        "cifar100_test_200": "15.61",
+        "imagenet16_120_test_200": "16.32",
+    },
 }
 
 
 def score(run: Path, seed: int, table_path: str) -> dict[str, Any]:
-    """The cell of a finished run, and what the table knows of it, in percent: of each column the longer training's."""
+    """The cell of a finished run, and its accuracies in percent, named as the table names them: cifar10_test_200."""
     cell = load_cell(str(run))
     row: dict[str, Any] = {
         "seed": seed,
@@ -53,11 +58,22 @@ def score(run: Path, seed: int, table_path: str) -> dict[str, Any]:
         with cli.blaming("--table"):
             table = open_table(Path(table_path))
             index = table.index(cell)
-        for dataset, split in COLUMNS:
-            for epochs in (12, 200):
-                if f"{dataset}_{split}_{epochs}" in table.columns:
-                    row[f"{dataset}_{split}"] = table.accuracy(index, dataset, split, epochs)
+        row |= {
+            column_name(*asked): table.accuracy(index, *asked) for asked in table.available() if asked[:2] in COLUMNS
+        }
     return row
+
+
+def shown(cells: list[dict[str, Any]]) -> dict[str, str]:
+    """What a table shows of these cells: heading -> name, of each column the longer training where that is known."""
+    names = {}
+    for dataset, split in COLUMNS:
+        for epochs in (200, 12):
+            name = column_name(dataset, split, epochs)
+            if all(name in cell for cell in cells):
+                names[f"{dataset} {split}" + ("" if epochs == 200 else f", {epochs} epochs")] = name
+                break
+    return names
 
 
 def mean_and_deviation(values: list[float]) -> str:
@@ -68,15 +84,14 @@ def mean_and_deviation(values: list[float]) -> str:
 
 def show(cells: list[dict[str, Any]]) -> None:
     """Print the cells, and the mean over the seeds."""
-    known = [f"{dataset}_{split}" for dataset, split in COLUMNS if f"{dataset}_{split}" in cells[0]]
-    grid = Grid("seed", *known, "skips", "cell")
+    names = shown(cells)
+    grid = Grid("seed", *names, "skips", "cell")
     for cell in cells:
-        grid.add_row(
-            str(cell["seed"]), *(f"{cell[name]:.2f}" for name in known), str(cell["skip_connects"]), cell["arch"]
-        )
+        figures = [f"{cell[name]:.2f}" for name in names.values()]
+        grid.add_row(str(cell["seed"]), *figures, str(cell["skip_connects"]), cell["arch"])
     grid.add_section()
-    skips = mean_and_deviation([cell["skip_connects"] for cell in cells])
-    grid.add_row("mean", *(mean_and_deviation([cell[name] for cell in cells]) for name in known), skips, "")
+    means = [mean_and_deviation([cell[name] for cell in cells]) for name in (*names.values(), "skip_connects")]
+    grid.add_row("mean", *means, "")
     console = Console(width=None if Console().is_terminal else 200)
     console.print(grid)
 
@@ -88,26 +103,34 @@ def report(runs: list[Path]) -> str:
         ValueError: a folder has no results.json of a finished run with --seeds.
         OSError: it cannot be read.
     """
-    columns = [f"{dataset}_{split}" for dataset, split in COLUMNS]
-    lines = ["| method | seeds | " + " | ".join(columns) + " | skips |", "|---" * (len(columns) + 3) + "|"]
-    for run in runs:
-        path = run / "results.json"
-        if not path.is_file():
-            raise ValueError(f"{run} has no results.json; expected a finished run of train_search.py with --seeds")
-        try:
-            results = json.loads(path.read_text(encoding="utf-8"))
-            cells, method = results["cells"], results["method"]
-            values = {name: [cell[name] for cell in cells if name in cell] for name in (*columns, "skip_connects")}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged, expected what train_search.py --seeds leaves") from error
-        shown = [mean_and_deviation(values[name]) if values[name] else "" for name in (*columns, "skip_connects")]
-        lines.append(f"| {run.name}, measured | {len(cells)} | {' | '.join(shown)} |")
+    results = {run: _results(run) for run in runs}
+    names = shown([cell for _, cells in results.values() for cell in cells])
+    lines = [f"| method | seeds | {''.join(f'{name} | ' for name in names)}skips |", "|---" * (len(names) + 3) + "|"]
+
+    def line(label: str, seeds: int | str, figures: list[str], skips: str) -> None:
+        lines.append(f"| {label} | {seeds} | {''.join(f'{figure} | ' for figure in figures)}{skips} |")
+
+    for run, (method, cells) in results.items():
+        *means, skips = [mean_and_deviation([c[name] for c in cells]) for name in (*names.values(), "skip_connects")]
+        line(f"{run.name}, measured", len(cells), means, skips)
         published = PUBLISHED.get(method, {"source": "not available"})
-        figures = [published.get(name, "") for name in columns]
-        lines.append(f"| {method}, published: {published['source']} | | {' | '.join(figures)} | |")
-    for name, figures in REFERENCES.items():
-        lines.append(f"| {name}, of the table | | {' | '.join(figures.get(column, '') for column in columns)} | |")
+        label = f"{method}, published: {published['source']}"
+        line(label, "", [published.get(name, "") for name in names.values()], "")
+    for label, figures in REFERENCES.items():
+        line(f"{label}, of the table", "", [figures.get(name, "") for name in names.values()], "")
     return "\n".join(lines)
+
+
+def _results(run: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The method and the cells of a run with --seeds."""
+    path = run / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{run} has no results.json; expected a finished run of train_search.py with --seeds")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["method"], [{**cell, "skip_connects": int(cell["skip_connects"])} for cell in content["cells"]]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged, expected what train_search.py --seeds leaves") from error
 
 
 def main() -> None:

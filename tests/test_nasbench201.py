@@ -364,9 +364,13 @@ def test_a_stopped_series_of_seeds_goes_on_and_ends_like_one_that_was_not(tmp_pa
 def run_of_idarts(folder):
     run = folder / "idarts"
     run.mkdir()
-    cells = [{"seed": s, "arch": SKIPS, "skip_connects": 6, "cifar10_test": v} for s, v in ((0, 93.0), (1, 94.0))]
+    cells = [
+        {"seed": s, "arch": SKIPS, "skip_connects": 6, "cifar10_test_200": v, "cifar100_test_200": 70.0}
+        for s, v in ((0, 93.0), (1, 94.0))
+    ]
     (run / "results.json").write_text(json.dumps({"method": "idarts", "cells": cells}))
-    assert "| idarts, measured | 2 |  | 93.50 ± 0.71 |" in report([run])
+    assert "| idarts, measured | 2 | 93.50 ± 0.71 | 70.00 ± 0.00 | 6.00 ± 0.00 |" in report([run])
+    assert "cifar10 test | cifar100 test" in report([run])
     return run
 
 
@@ -408,9 +412,9 @@ def test_the_seeds_results_are_the_tables(tmp_path, made_table):
     table = open_table(made_table)
     (cell,) = json.loads((run / "results.json").read_text())["cells"]
     index = table.index(parse_cell(cell["arch"]))
-    assert cell["cifar100_test"] == table.accuracy(index, "cifar100", "test")
-    assert f"{cell['cifar10_test']:.2f}" in found.stdout
-    assert "imagenet16_120_test" not in cell
+    assert cell["cifar100_test_200"] == table.accuracy(index, "cifar100", "test")
+    assert f"{cell['cifar10_test_200']:.2f}" in found.stdout
+    assert "imagenet16_120_test_200" not in cell
     other = script(SCRIPT, *small, "--table", made_table, "--table_dataset", "imagenet16_120", "--save", tmp_path / "b")
     assert_refused(other, "--table", "imagenet16_120", "the table has")
     trained = (*small[:6], "--epochs", 1, "--save", tmp_path / "c")

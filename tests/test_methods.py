@@ -791,6 +791,7 @@ DARTS = {
     "arch_weight_decay": 1e-3,
     "derivatives": "difference",
     "implicit_noise": False,
+    "weights_first": False,
     "train_portion": 0.5,
     "drop_path_prob": 0.0,
 }
@@ -806,6 +807,21 @@ DARTS = {
             ("lambda-darts", space, {"reg": "corr", "lambda_": 0.25, "epsilon_0": 1e-3, "batch_size": 96})
             for space in ("s1", "s2", "s3", "s4")
         ),
+        ("lambda-darts-exact", "s5", {"reg": "corr", "lambda_": 1.0, "derivatives": "exact"}),
+        ("lambda-darts-exact", "s2", {"reg": "corr", "lambda_": 1.0, "derivatives": "exact", "batch_size": 96}),
+        (
+            "lambda-darts",
+            "nasbench201",
+            {
+                "reg": "corr",
+                "lambda_": 0.25,
+                "epsilon_0": 1e-4,
+                "arch_learning_rate": 1e-4,
+                "epochs": 100,
+                "weights_first": True,
+            },
+        ),
+        ("darts-pt", "nasbench201", {"selection": "perturbation", "finetune_epochs": 5, "epochs": 100}),
         ("darts-minus", "s5", {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"}),
         ("darts-minus", "s2", {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"}),
         (

@@ -14,14 +14,13 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
 import cli
 from cli import InputError, NonNegativeFloat, PositiveFloat, blaming, option
 from nasbench201.cells import Cell201, load_cell
-from search.settings import DataSettings, RunSettings
+from search.settings import DataSettings, DevicesSettings, RunSettings
 
 PROG = "train.py"
 
@@ -48,15 +47,7 @@ class RecipeSettings:
 
 
 @dataclass
-class ExecutionSettings:
-    """execution"""
-
-    devices: PositiveInt = option(1, "number of devices, each with a process and a share of every batch")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = option("32-true", "of the network's passes")
-
-
-@dataclass
-class TrainSettings(ExecutionSettings, RunSettings, RecipeSettings, NetworkSettings, DataSettings):
+class TrainSettings(DevicesSettings, RunSettings, RecipeSettings, NetworkSettings, DataSettings):
     """All settings of a training of one cell."""
 
 

@@ -182,6 +182,14 @@ class ExecutionSettings:
 
 
 @dataclass
+class DevicesSettings:
+    """execution"""
+
+    devices: PositiveInt = option(1, "number of devices, each with a process and a share of every batch")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = option("32-true", "of the network's passes")
+
+
+@dataclass
 class CommonSettings(
     ExecutionSettings,
     RunSettings,

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
 import cli
 from cli import InputError, NonNegativeFloat, PositiveFloat, Probability, blaming, option
 from genotypes import load_genotype
-from search.settings import DataSettings, RunSettings
+from search.settings import DataSettings, DevicesSettings, RunSettings
 
 PROG = "train.py"
 
@@ -52,15 +51,7 @@ class RecipeSettings:
 
 
 @dataclass
-class ExecutionSettings:
-    """execution"""
-
-    devices: PositiveInt = option(1, "number of devices, each with a process and a share of every batch")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = option("32-true", "of the network's passes")
-
-
-@dataclass
-class TrainSettings(ExecutionSettings, RunSettings, RecipeSettings, NetworkSettings, DataSettings):
+class TrainSettings(DevicesSettings, RunSettings, RecipeSettings, NetworkSettings, DataSettings):
     """All settings of a retraining. The defaults are those of DARTS on CIFAR-10 (ICLR 2019, section 3.2)."""
 
 

@@ -1,18 +1,19 @@
 """Opening the accuracies of NAS-Bench-201: the compact table against a .pth in the official layout through its package.
 
-    python benchmarks/nasbench201_table.py --csv epochs200.csv.gz
+    python benchmarks/nasbench201_table.py
 
 Each opening is a process of its own: seconds from the start of its imports to the first accuracy, and what it adds to
 the memory of the bare interpreter at its peak (read from /proc: Linux only); medians over the rounds, the files in the
 system's cache. The .pth is made here with random figures, one seed of each training and every number that the package
-keeps for an epoch. Of the official file's 12 and 200 epochs it has as many as --recorded says: its figures are a lower
-bound for the official one.
+keeps for an epoch, and the compact table is built from it. Of the official file's 12 and 200 epochs it has as many as
+--recorded says: its figures are a lower bound for the official one.
 """
 
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from jsonargparse.typing import PositiveInt
 import cli
 from cli import option
 from nasbench201.cells import all_cells
-from nasbench201.sources import build
 
 PROG = "nasbench201_table.py"
 #: what the package evaluates of each training
@@ -59,7 +59,6 @@ PACKAGE = MEASURE.format(
 class Settings:
     """benchmark"""
 
-    csv: str = option("", "CSV file of accuracies after 200 epochs, as nasbench201/table.py build takes it")
     cells: PositiveInt = option(15625, "cells of the .pth")
     recorded: PositiveInt = option(12, "epochs that the .pth has of each training, at most")
     rounds: PositiveInt = option(5, "openings of the table, of which the median counts; of the .pth one in five")
@@ -125,18 +124,19 @@ def main() -> None:
     settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
     with tempfile.TemporaryDirectory() as folder:
         table, official = Path(folder, "table.safetensors"), Path(folder, "official.pth")
-        with cli.blaming("--csv"):
-            cells = len(build([settings.csv], table))
         # in a process of its own, whose memory is free again when the openings are measured
         code = "import sys; from pathlib import Path; from benchmarks.nasbench201_table import write_official as w; "
         code += "w(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
         command = [sys.executable, "-c", code, str(official), str(settings.cells), str(settings.recorded)]
         subprocess.run(command, check=True)
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "nasbench201/table.py", "build", str(official), str(table)], check=True)
+        print(f"built in {time.perf_counter() - begin:.1f} s")
         print("| file | cells | size [MB] | imports and opening [s] | opening [s] | memory added [MiB] |")
         print("|---|---|---|---|---|---|")
         package = f".pth, {settings.recorded} epochs recorded, nas_201_api"
         for name, count, path, script, rounds in (
-            ("compact table, `open_table`", cells, table, TABLE, settings.rounds),
+            ("compact table, `open_table`", settings.cells, table, TABLE, settings.rounds),
             (package, settings.cells, official, PACKAGE, -(-settings.rounds // 5)),
         ):
             seconds, opening, memory = measure(script, path, rounds)

@@ -341,7 +341,7 @@ def load_settings(run: Path, flag: str = "--resume", script: Script = SCRIPT) ->
     Raises:
         InputError: it is no run of a search, or its config.yaml is not as this project writes it.
     """
-    return cli.load_settings(script.settings, script.prog, run, flag)
+    return cli.load_settings(script.settings, script.path, run, flag)
 
 
 def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
@@ -355,7 +355,7 @@ def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
     ]
     settings, given = cli.parse_with_preset(script.settings, script.prog, script.description, arguments, script.preset)
     if settings.resume:
-        return Resolved(cli.resume(settings, script.prog, arguments), Path(settings.resume), True, script)
+        return Resolved(cli.resume(settings, script.path, arguments), Path(settings.resume), True, script)
     if "method" in given.flags and given.config.get("method", settings.method) != settings.method:
         raise InputError(
             f"--method: {settings.method}, but --config has all settings of {given.config['method']}, which would win; "

@@ -12,7 +12,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
@@ -188,13 +188,22 @@ def _stored(run: Path, flag: str) -> tuple[Path, dict[str, Any]]:
     return path, stored
 
 
-def resume(given: Settings, prog: str, arguments: list[str]) -> Settings:
-    """The settings of the run that `given.resume` names; beside it `arguments` may hold --device alone."""
-    others = sorted(flags(arguments) - {"--resume", "--device"})
+def resume(given: Settings, prog: str, arguments: list[str], movable: Sequence[str] = ()) -> Settings:
+    """The settings of the run that `given.resume` names.
+
+    Args:
+        arguments: the command line, on which --device may stand beside --resume, and what is movable.
+        movable: settings that say where something lies.
+    """
+    allowed = {"--resume", "--device", *(f"--{name}" for name in movable)}
+    others = sorted(flags(arguments) - allowed)
     if others:
         raise InputError(f"--resume: the run keeps its own settings; {', '.join(others)} cannot be given beside it")
     stored = load_settings(type(given), prog, Path(given.resume), "--resume")
-    return stored if given.device == "auto" else dataclasses.replace(stored, device=given.device)
+    moved = {name: getattr(given, name) for name in movable if f"--{name}" in flags(arguments)}
+    if given.device != "auto":
+        moved["device"] = given.device
+    return dataclasses.replace(stored, **moved)
 
 
 def finished(run: Path) -> bool:

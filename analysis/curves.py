@@ -60,7 +60,14 @@ OWN = (
     ),
     Panel("Residual of the Neumann series", {"residual": "neumann_residual"}, logarithmic=True),
     Panel("Regularizer of α", {"regularizer": "alpha_regularizer"}),
-    Panel("The cell's accuracy in the table [%]", {"test": "table_test_accuracy", "valid": "table_valid_accuracy"}),
+    Panel(
+        "The cell's accuracy in the table [%]",
+        {
+            "test": "table_test_accuracy",
+            "valid": "table_valid_accuracy",
+            "valid, after 12 epochs": "table_valid_accuracy_12",
+        },
+    ),
     Panel("The cell's rank of 15,625", {"rank": "table_rank"}, logarithmic=True),
     Panel("Regret to the best cell [points]", {"regret": "table_regret"}),
 )
@@ -93,6 +100,7 @@ def load_course(run: Path) -> Course:
             raise ValueError(f"{run} has no {name}; expected the folder of a search, its first epoch done")
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        title(config)
         metrics = np.atleast_1d(np.genfromtxt(run / "metrics.csv", delimiter=",", names=True))
         mixing = {}
         with np.load(run / "alphas.npz") as alphas:
@@ -101,7 +109,7 @@ def load_course(run: Path) -> Course:
                 weights = _mixing_weights(alphas[kind], config.get("relaxation", "softmax"))
                 names = np.array(candidates)
                 mixing[kind] = {name: weights[:, names == name].mean(axis=1) for name in dict.fromkeys(names.flat)}
-    except (ValueError, LookupError, TypeError, EOFError, yaml.YAMLError, zipfile.BadZipFile) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, EOFError, yaml.YAMLError, zipfile.BadZipFile) as error:
         raise ValueError(f"{run} is not as a search leaves it: {' '.join(str(error).split())}") from error
     return Course(config, metrics, mixing)
 
@@ -154,7 +162,7 @@ def search_figure(course: Course) -> Figure:
     name = "Entropy of the gates [nats]" if config.get("relaxation") == "sigmoid" else "Entropy of p [nats]"
     _plot_panel(entropy, _by_kind(name, "entropy", space.cells), metrics)
     # under a threshold a cell has any number of edges
-    free = config.get("selection", "argmax").startswith("threshold")
+    free = str(config.get("selection", "argmax")).startswith("threshold")
     name = "Skip connections" if free else f"Skip connections (of {space.derived_edges})"
     skip_panel = _by_kind(name, "skip_connect", space.cells)
     _plot_panel(skips, skip_panel, metrics)
@@ -219,9 +227,8 @@ def _curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> 
 def _plot_panel(axes: Axes, panel: Panel, metrics: np.ndarray) -> None:
     """A column never measured is left out; a lone one needs no legend."""
     dress(axes, panel.title)
-    for shade, style, (label, column) in zip(PAIR, ("-", "--"), panel.columns.items(), strict=False):
-        if column not in metrics.dtype.names:
-            continue
+    measured = {label: column for label, column in panel.columns.items() if column in metrics.dtype.names}
+    for shade, style, (label, column) in zip(PAIR, ("-", "--"), measured.items(), strict=False):
         values = panel.scale * metrics[column]
         if not np.isnan(values).all():
             _curve(axes, metrics["epoch"], values, label=label, color=shade, linestyle=style)

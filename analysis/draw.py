@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import graphviz
 
 import cli
-from genotypes import Edge, Genotype, load_genotype
-from nasbench201.cells import Cell201, load_cell
+from genotypes import Edge
+from nasbench201.cells import load_any
 
 PROG = "draw.py"
 FONT = "Helvetica,Arial,sans-serif"
@@ -169,13 +169,6 @@ def _draw_without_dot(genotype: Cells, kind: str, folder: Path) -> None:
         figure.savefig(folder / f"{kind}.{suffix}", dpi=200)
 
 
-def _load(spec: str) -> Genotype | Cell201:
-    """The genotype or the cell of NAS-Bench-201 that `spec` names."""
-    path = Path(spec) / "genotype.json" if Path(spec).is_dir() else Path(spec)
-    text = path.read_text(encoding="utf-8").lstrip() if path.is_file() else spec
-    return load_cell(spec) if text.startswith(("|", '{"arch"')) else load_genotype(spec)
-
-
 def _name(spec: str) -> str:
     """What a folder of the pictures of `spec` is called."""
     return spec.strip("|").replace("|", "_").replace("+", "") if spec.startswith("|") else Path(spec).resolve().stem
@@ -189,7 +182,7 @@ def main() -> None:
     parser.add_argument("--out", type=str, metavar="DIR", help="folder of the pictures (default: cells/<genotype>)")
     arguments = parser.parse_args()
     with cli.blaming("genotype"):
-        genotype = _load(arguments.genotype)
+        genotype = load_any(arguments.genotype)
     folder = Path(arguments.out or Path("cells", _name(arguments.genotype)))
     with cli.blaming("--out"):
         draw_genotype(genotype, folder)

@@ -2,6 +2,7 @@
 
 python analysis/size.py DARTS_V2 --init_channels 36 --layers 20
 python analysis/size.py LambdaDARTS_corr_0 --dataset imagenet
+python analysis/size.py "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
 """
 
 import json
@@ -12,7 +13,7 @@ from jsonargparse.typing import NonNegativeInt
 
 import cli
 from cli import InputError, option
-from genotypes import load_genotype
+from nasbench201.cells import Cell201, load_any
 
 PROG = "size.py"
 
@@ -24,26 +25,37 @@ class SizeSettings:
     dataset: Literal["cifar10", "cifar100", "svhn", "digits", "imagenet"] = option(
         "cifar10", "gives the stem, the image size and the classes"
     )
-    init_channels: NonNegativeInt = option(0, "channels C of the first cells; 0 for the papers': 36, on ImageNet 48")
-    layers: NonNegativeInt = option(0, "number of cells; 0 for the papers': 20, on ImageNet 14")
+    init_channels: NonNegativeInt = option(
+        0, "channels C of the first cells; 0 for the papers': 36, on ImageNet 48, in NAS-Bench-201 16"
+    )
+    layers: NonNegativeInt = option(
+        0, "number of cells, in NAS-Bench-201 of a stage; 0 for the papers': 20, on ImageNet 14, in NAS-Bench-201 5"
+    )
     auxiliary: bool = option(False, "count the auxiliary head's parameters")
     image_size: NonNegativeInt = option(0, "height and width in pixels; 0 for the data set's")
 
 
 def main() -> None:
     parser = cli.parser_for(SizeSettings, PROG, __doc__.splitlines()[0])
-    parser.add_argument("genotype", help="a published cell, a genotype file or a run folder")
+    parser.add_argument("genotype", help="a published cell, a string of NAS-Bench-201, a genotype file or a run folder")
     settings = parser.parse_args()
     with cli.blaming("genotype"):
-        genotype = load_genotype(settings.genotype)
+        genotype = load_any(settings.genotype)
     import torch
 
     from model import NetworkCIFAR, NetworkImageNet, size
+    from nasbench201.networks import Network as Network201
 
     channels, pixels, classes = {"digits": (1, 8, 10), "cifar100": (3, 32, 100), "imagenet": (3, 224, 1000)}.get(
         settings.dataset, (3, 32, 10)
     )
-    network, c, layers = (NetworkImageNet, 48, 14) if settings.dataset == "imagenet" else (NetworkCIFAR, 36, 20)
+    of_201 = isinstance(genotype, Cell201)
+    if of_201 and settings.auxiliary:
+        raise InputError("--auxiliary: the network of NAS-Bench-201 has no auxiliary head")
+    if of_201:
+        network, c, layers = Network201, 16, 5
+    else:
+        network, c, layers = (NetworkImageNet, 48, 14) if settings.dataset == "imagenet" else (NetworkCIFAR, 36, 20)
     c = settings.init_channels or c
     if not 2 <= c <= 4096:
         raise InputError(f"--init_channels: {c}, expected 2 to 4096")
@@ -53,8 +65,8 @@ def main() -> None:
             c,
             settings.layers or layers,
             classes,
-            auxiliary=settings.auxiliary,
             in_channels=channels,
+            **({} if of_201 else {"auxiliary": settings.auxiliary}),
         )
     print(json.dumps(size(built, channels, settings.image_size or pixels)))
 

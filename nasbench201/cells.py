@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from genotypes import Edge
+from genotypes import Edge, Genotype, load_genotype
 from spaces import SPACES
 
 EDGES = SPACES["nasbench201"].edges
@@ -137,6 +137,19 @@ def load_cell(spec: str) -> Cell201:
         return parse_cell(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def load_any(spec: str) -> Genotype | Cell201:
+    """The genotype of DARTS cells or the cell that `spec` names, whichever it is.
+
+    Raises:
+        ValueError: it is neither.
+        OSError: the file cannot be read.
+    """
+    path = Path(spec) / "genotype.json" if Path(spec).is_dir() else Path(spec)
+    text = path.read_text(encoding="utf-8").lstrip() if path.is_file() else spec
+    of_201 = text.startswith("|") or (text.startswith("{") and '"arch"' in text)
+    return load_cell(spec) if of_201 else load_genotype(spec)
 
 
 def all_cells() -> Iterator[Cell201]:

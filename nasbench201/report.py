@@ -7,6 +7,7 @@ Deviations are those of samples (n - 1).
 
 import itertools
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.table import Table as Grid
 import cli
 from cli import InputError
 from nasbench201.cells import load_cell
+from nasbench201.settings import SearchSettings
 from nasbench201.table import column_name, open_table
 
 PROG = "report.py"
@@ -46,21 +48,22 @@ REFERENCES = {
 }
 
 
-def score(run: Path, seed: int, table_path: str) -> dict[str, Any]:
+def score(run: Path, settings: SearchSettings) -> dict[str, Any]:
     """The cell of a finished run, and its accuracies in percent, named as the table names them: cifar10_test_200."""
     cell = load_cell(str(run))
     row: dict[str, Any] = {
-        "seed": seed,
+        "seed": settings.seed,
         "arch": cell.arch,
         "skip_connects": sum(operation == "skip_connect" for operation in cell.operations),
     }
-    if table_path:
+    if settings.table:
         with cli.blaming("--table"):
-            table = open_table(Path(table_path))
+            table = open_table(Path(settings.table))
             index = table.index(cell)
-        row |= {
-            column_name(*asked): table.accuracy(index, *asked) for asked in table.available() if asked[:2] in COLUMNS
-        }
+        for asked in table.available():
+            accuracy = table.accuracy(index, *asked)
+            if asked[:2] in COLUMNS and not math.isnan(accuracy):
+                row[column_name(*asked)] = accuracy
     return row
 
 
@@ -85,15 +88,14 @@ def mean_and_deviation(values: list[float]) -> str:
 def show(cells: list[dict[str, Any]]) -> None:
     """Print the cells, and the mean over the seeds."""
     names = shown(cells)
-    grid = Grid("seed", *names, "skips", "cell")
+    grid = Grid("seed", *names, "skips")
     for cell in cells:
-        figures = [f"{cell[name]:.2f}" for name in names.values()]
-        grid.add_row(str(cell["seed"]), *figures, str(cell["skip_connects"]), cell["arch"])
+        grid.add_row(str(cell["seed"]), *(f"{cell[name]:.2f}" for name in names.values()), str(cell["skip_connects"]))
     grid.add_section()
-    means = [mean_and_deviation([cell[name] for cell in cells]) for name in (*names.values(), "skip_connects")]
-    grid.add_row("mean", *means, "")
-    console = Console(width=None if Console().is_terminal else 200)
-    console.print(grid)
+    grid.add_row("mean", *(mean_and_deviation([c[name] for c in cells]) for name in (*names.values(), "skip_connects")))
+    Console().print(grid)
+    for cell in cells:
+        print(f"seed {cell['seed']}: {cell['arch']}")
 
 
 def report(runs: list[Path]) -> str:
@@ -128,8 +130,12 @@ def _results(run: Path) -> tuple[str, list[dict[str, Any]]]:
         raise ValueError(f"{run} has no results.json; expected a finished run of train_search.py with --seeds")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return content["method"], [{**cell, "skip_connects": int(cell["skip_connects"])} for cell in content["cells"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        method, cells = content["method"], content["cells"]
+        figures = [value for cell in cells for name, value in cell.items() if name not in ("arch", "seed")]
+        if not isinstance(method, str) or not cells or not all(isinstance(figure, int | float) for figure in figures):
+            raise ValueError("no figures")
+        return method, [{**cell, "skip_connects": cell["skip_connects"]} for cell in cells]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged, expected what train_search.py --seeds leaves") from error
 
 

@@ -1,32 +1,44 @@
 """The search of search/bilevel.py in NAS-Bench-201: its supernet, its cells and its accuracy table."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from lightning_fabric import Fabric
 from torch import nn
 
 import data
 from cli import InputError, blaming
 from nasbench201.cells import EDGES, Cell201, make_cell
 from nasbench201.networks import Supernet
+from nasbench201.settings import SearchSettings
 from search.bilevel import Search
 
 
 class Search201(Search):
     """A search in NAS-Bench-201."""
 
-    def make_supernet(self) -> nn.Module:
-        """The supernet of the settings, for the data; the table is opened, where there is one."""
-        settings, dataset = self.settings, self.dataset
-        self.table = None
-        self.table_dataset = table_dataset(settings.table_dataset, settings.dataset)
+    def __init__(self, settings: SearchSettings, dataset: data.DataSet, fabric: Fabric) -> None:
+        self.table, self.table_dataset = None, table_dataset(settings.table_dataset, settings.dataset)
         if settings.table:
-            from nasbench201.table import open_table
+            from nasbench201.table import SPACE, open_table
 
             with blaming("--table"):
                 self.table = open_table(settings.table)
+                if len(self.table) < SPACE:
+                    raise ValueError(f"{settings.table} has {len(self.table):,} cells; expected all {SPACE:,}")
                 self.table.column(self.table_dataset, "test", 200)
+        super().__init__(settings, dataset, fabric)
+
+    def make_supernet(self) -> nn.Module:
+        """The supernet of the settings, for the data."""
+        settings, dataset = self.settings, self.dataset
+        if settings.selection == "threshold_edge":
+            raise InputError(
+                "--selection: threshold_edge is for edges of several operations, and an edge of NAS-Bench-201 has one; "
+                "expected threshold_sparse"
+            )
         return Supernet(
             settings.init_channels,
             settings.cells_per_stage,
@@ -62,18 +74,30 @@ class Search201(Search):
         """None: the table has every cell, those without a path from input to output too."""
         return None
 
-    def measure(self, genotype: Cell201) -> dict[str, float]:
-        """What the table says of the cell: accuracies in percent, rank by that on the test images, regret in points."""
+    def measure(self, genotype: Cell201) -> dict[str, float | None]:
+        """What the table says of the cell: accuracies in percent, rank by that on the test images, regret in points.
+
+        Accuracies are those after 200 epochs; a name that ends in _12 is that after 12, where the table has no other.
+        None is not known.
+        """
         if self.table is None:
             return {}
         table, dataset = self.table, self.table_dataset
         index = table.index(genotype)
         row = {}
         for split in ("valid", "test"):
-            epochs = next((e for e in (200, 12) if f"{dataset}_{split}_{e}" in table.columns), None)
-            if epochs:
-                row[f"table_{split}_accuracy"] = table.accuracy(index, dataset, split, epochs)
-        return {**row, "table_rank": table.rank(index, dataset), "table_regret": table.regret(index, dataset)}
+            for epochs, suffix in ((200, ""), (12, "_12")):
+                if f"{dataset}_{split}_{epochs}" in table.columns:
+                    row[f"table_{split}_accuracy{suffix}"] = _known(table.accuracy(index, dataset, split, epochs))
+                    break
+        known = row["table_test_accuracy"] is not None
+        row["table_rank"] = table.rank(index, dataset) if known else None
+        row["table_regret"] = table.regret(index, dataset) if known else None
+        return row
+
+
+def _known(accuracy: float) -> float | None:
+    return None if math.isnan(accuracy) else accuracy
 
 
 def table_dataset(asked: str, searched: str) -> str:

@@ -44,4 +44,4 @@ def preset_201(given: Mapping[str, Any]) -> dict[str, Any]:
     return preset({**given, "space": "nasbench201"})
 
 
-SCRIPT = Script("nasbench201/train_search.py", SearchSettings, DESCRIPTION, preset_201)
+SCRIPT = Script("nasbench201/train_search.py", SearchSettings, DESCRIPTION, preset_201, ("data", "halves", "table"))

@@ -134,7 +134,8 @@ def _read_csv(path: Path, epochs: int) -> Source:
     lines: dict[Cell201, int] = {}
     rows: list[list[float]] = []
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             header = next(reader, [])
             accuracies = [name for name in header if name != "arch"]

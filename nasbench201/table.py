@@ -175,7 +175,7 @@ def open_table(path: str | Path) -> Table:
     again = f"build it again with `python nasbench201/{PROG} build`"
     try:
         arrays = load(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is damaged, or no table at all ({error}); {again}") from error
     # a safetensors file begins with the length of its header in 8 bytes
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})

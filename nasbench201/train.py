@@ -5,9 +5,9 @@
     python nasbench201/train.py --arch 1462 --table table.safetensors          # a cell by its index in the table
     python nasbench201/train.py --resume runs/retrain-...                      # go on with an interrupted run
 
-The defaults are the benchmark's 200-epoch recipe (Dong and Yang, ICLR 2020, section 2.3 and table 2); it trains on all
-training images, as for the table's CIFAR-10 test accuracy. The run folder is that of train/train.py, and train/test.py
-scores it.
+The defaults are the benchmark's 200-epoch recipe (Dong and Yang, ICLR 2020, section 2.3 and table 2), but for the
+cosine, which falls from epoch to epoch here and from step to step there. It trains on all training images, as for the
+table's CIFAR-10 test accuracy. The run folder is that of train/train.py, and train/test.py scores it.
 """
 
 import sys
@@ -57,7 +57,9 @@ def find_cell(settings: TrainSettings) -> Cell201:
     Raises:
         InputError: it names none.
     """
-    if settings.arch.isdigit() and not Path(settings.arch).exists():
+    if settings.table and not settings.arch.isdecimal():
+        raise InputError(f"--table: it is for a cell by its index, and --arch is {settings.arch!r}")
+    if settings.arch.isdecimal():
         if not settings.table:
             raise InputError(f"--arch: {settings.arch} is an index; expected --table beside it, which has the order")
         from nasbench201.table import open_table
@@ -75,7 +77,7 @@ def main() -> None:
     settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
     resumed = bool(settings.resume)
     if resumed:
-        run, settings = Path(settings.resume), cli.resume(settings, PROG, arguments)
+        run, settings = Path(settings.resume), cli.resume(settings, PROG, arguments, ("data",))
         if cli.finished(run):
             return
         with blaming("--resume"):

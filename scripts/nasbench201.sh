@@ -9,8 +9,13 @@ if [ $# -lt 1 ] || [ ! -f "$1" ]; then
     exit 2
 fi
 table=$(realpath "$1")
+out=${2:-}
+case $out in
+    "" | /*) ;;
+    *) out=$PWD/$out ;;
+esac
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-out=${2:-runs/nasbench201}
+out=${out:-runs/nasbench201}
 arguments=("${@:3}")
 if [ ${#arguments[@]} -eq 0 ]; then
     arguments=(--download)

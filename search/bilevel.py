@@ -201,8 +201,8 @@ class Search:
         """The kind of a cell that no network can be built of; None where there is none."""
         return selection.missing_cell(genotype)
 
-    def measure(self, genotype: Genotype) -> dict[str, float]:
-        """What else is known of an epoch's cell: columns of metrics.csv."""
+    def measure(self, genotype: Genotype) -> dict[str, float | None]:
+        """What else is known of a cell: columns of metrics.csv; None is not known."""
         return {}
 
     def _record_alphas(self) -> None:

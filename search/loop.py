@@ -30,7 +30,7 @@ def _summary(row: Mapping[str, Any], epochs: int) -> str:
         f"  valid accuracy {100 * row['valid_accuracy']:.1f} %"
         + ("" if alignment is None else f"  alignment {alignment:.3f}")
         + f"  skips {' + '.join(str(row[name]) for name in row if name.startswith('skip_connect'))}"
-        + (f"  table {row['table_test_accuracy']:.2f} % rank {row['table_rank']}" if "table_rank" in row else "")
+        + (f"  table {row['table_test_accuracy']:.2f} % rank {row['table_rank']}" if row.get("table_rank") else "")
         + f"  {row['seconds']:.1f} s"
     )
 
@@ -72,42 +72,53 @@ def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None =
         write_config(run, {**asdict(settings), "save": str(run)}, origin)
         checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
 
-    first = done = len(state.rows)
+    first = len(state.rows)
     given = [name for source in ("command line", "config file") for name in resolved.sources.get(source, [])]
     values = {name: getattr(settings, name) for name in given if name != "method"}
     changes = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
     print(f"settings of {settings.method}{f'; but {changes}' if changes else ''}")
     print(f"run {run}: {settings.epochs - first} epochs on {state.fabric.device}", flush=True)
-    steps = len(state.batches(0)[0])
     goes_on = f"go on with: python {resolved.script.path} --resume {shlex.quote(str(whole or run))}"
+    try:
+        run_epochs(state, run, checkpoints)
+        plot_search(run)
+        if settings.selection == "perturbation":
+            genotype = select_by_perturbation(state, settings.finetune_epochs, run / "perturbation", goes_on)
+        else:
+            genotype = state.genotype()
+            refuse_missing_cell(genotype, state, run)
+        draw_genotype(genotype, run / "cells")
+        write_atomically(run / "genotype.json", genotype.to_json())
+    except KeyboardInterrupt as stop:
+        done = f"after {len(state.rows)} of {settings.epochs} epochs; {goes_on}"
+        raise KeyboardInterrupt(str(stop) or done) from None
+    print(f"found {genotype}{_known(state.measure(genotype))}\nrun folder {run}", flush=True)
+
+
+def run_epochs(state: Search, run: Path, checkpoints: Checkpoints) -> None:
+    """The epochs that are left of a search, each with a checkpoint, a row in the logs, and a line."""
+    settings, first = state.settings, len(state.rows)
+    steps = len(state.batches(0)[0])
     with (
         SummaryWriter(run / "tensorboard", purge_step=first + 1) as board,
         StepProgress("run", settings.epochs * steps, first * steps) as progress,
     ):
-        try:
-            for epoch in range(first, settings.epochs):
-                start, now = time.perf_counter(), schedule(settings, epoch)
-                log = state.run_epoch(epoch, now, progress, f"epoch {epoch + 1}")
-                state.record(now, log, start)
-                checkpoints.save(epoch + 1, *state.snapshot())
-                done = epoch + 1
-                state.write_logs(run)
-                for name, value in state.rows[-1].items():
-                    if value is not None and name != "epoch":
-                        board.add_scalar(name, value, epoch + 1)
-                progress.line(_summary(state.rows[-1], settings.epochs))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"after {done} of {settings.epochs} epochs; {goes_on}") from None
-    plot_search(run)
+        for epoch in range(first, settings.epochs):
+            start, now = time.perf_counter(), schedule(settings, epoch)
+            log = state.run_epoch(epoch, now, progress, f"epoch {epoch + 1}")
+            state.record(now, log, start)
+            checkpoints.save(epoch + 1, *state.snapshot())
+            state.write_logs(run)
+            for name, value in state.rows[-1].items():
+                if value is not None and name != "epoch":
+                    board.add_scalar(name, value, epoch + 1)
+            progress.line(_summary(state.rows[-1], settings.epochs))
 
-    if settings.selection == "perturbation":
-        genotype = select_by_perturbation(state, settings.finetune_epochs, run / "perturbation", goes_on)
-    else:
-        genotype = state.genotype()
-        refuse_missing_cell(genotype, state, run)
-    draw_genotype(genotype, run / "cells")
-    write_atomically(run / "genotype.json", genotype.to_json())
-    print(f"found {genotype}\nrun folder {run}", flush=True)
+
+def _known(measured: Mapping[str, float | None]) -> str:
+    """What is known of a cell, to be added to the line that says which it is."""
+    figures = [f"{name} {value:.2f}".removesuffix(".00") for name, value in measured.items() if value is not None]
+    return f"\n{', '.join(figures)}" if figures else ""
 
 
 def select_again(settings: CommonSettings, run: Path, folder: Path, goes_on: str, kind: type[Search] = Search) -> None:
@@ -137,7 +148,7 @@ def select_again(settings: CommonSettings, run: Path, folder: Path, goes_on: str
         cli.new_folder(folder, "--save")
     draw_genotype(genotype, folder / "cells")
     write_atomically(folder / "genotype.json", genotype.to_json())
-    print(f"found {genotype}\nfolder {folder}", flush=True)
+    print(f"found {genotype}{_known(state.measure(genotype))}\nfolder {folder}", flush=True)
 
 
 def refuse_missing_cell(genotype: Genotype, state: Search, run: Path) -> None:

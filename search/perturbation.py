@@ -5,7 +5,7 @@ the most validation accuracy is kept alone. Then every node drops edges, one aft
 until two are left; a cell of NAS-Bench-201 keeps all its edges, so that there `none` is a choice and no node decides.
 Between two decisions the supernet is fine-tuned for a few epochs. As in the released code, a decision is one of the
 normal and one of the reduction cell together, accuracy is measured with the batches' own statistics, alpha goes on
-learning, and the learning rate is a cosine from a tenth of the search's.
+learning, and the learning rate is a cosine from a tenth of the search's (constant in NAS-Bench-201).
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,8 @@ class Perturbation:
         self.scores: list[dict[str, Any]] = []
         self.done = 0
         #: the search that is decided on: its settings, but for those of the machine and the rule, and its epochs so far
-        elsewhere = {"save", "resume", "device", "download", "keep_checkpoints"}
+        elsewhere = {"save", "resume", "device", "data", "download", "keep_checkpoints"}
+        elsewhere |= {"halves", "table", "table_dataset", "seeds"}
         rule = {"selection", "threshold", "finetune_epochs"}
         self.origin = {name: value for name, value in asdict(search.settings).items() if name not in elsewhere | rule}
         self.origin["epochs_done"] = len(search.rows)
@@ -100,7 +101,9 @@ class Perturbation:
         if what == "finetune":
             settings = self.search.settings
             total = (self.decisions - 1) * self.finetune_epochs
-            high, low = settings.learning_rate / 10, settings.learning_rate_min
+            high = settings.learning_rate / 10
+            # The released code for NAS-Bench-201, whose cells keep every edge, leaves it at a tenth.
+            low = settings.learning_rate_min if self.search.space.keep else high
             now = Schedule(cosine_learning_rate(high, min(low, high), number / total))
             self.search.run_epoch(settings.epochs + number, now, progress, f"fine-tuning {number + 1}/{total}")
         else:

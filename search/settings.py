@@ -169,7 +169,9 @@ class RunSettings:
 
     seed: Seed = option(0, "of everything random")
     save: str = option("", "run folder to make; by default one in runs/ named after the settings and the time")
-    resume: str = option("", "run folder to go on with, under its own settings; takes no other flag but --device")
+    resume: str = option(
+        "", "run folder to go on with, under its own settings; beside it only --device, and --data where that moved"
+    )
     device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")
 
 
@@ -262,6 +264,8 @@ class Script(NamedTuple):
     settings: type
     description: str
     preset: Callable[[Mapping[str, Any]], dict[str, Any]]
+    #: settings that may be given beside --resume, for they say where something lies
+    movable: tuple[str, ...] = ("data",)
 
     @property
     def prog(self) -> str:
@@ -355,7 +359,8 @@ def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
     ]
     settings, given = cli.parse_with_preset(script.settings, script.prog, script.description, arguments, script.preset)
     if settings.resume:
-        return Resolved(cli.resume(settings, script.path, arguments), Path(settings.resume), True, script)
+        stored = cli.resume(settings, script.path, arguments, script.movable)
+        return Resolved(stored, Path(settings.resume), True, script)
     if "method" in given.flags and given.config.get("method", settings.method) != settings.method:
         raise InputError(
             f"--method: {settings.method}, but --config has all settings of {given.config['method']}, which would win; "

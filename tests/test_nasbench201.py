@@ -354,9 +354,12 @@ def test_a_stopped_series_of_seeds_goes_on_and_ends_like_one_that_was_not(tmp_pa
     courses = [load_course(run / f"seed-{seed}") for seed in (5, 6)]
     assert [len(members) for members in grouped(courses).values()] == [2]
     picture = tmp_path / "compare.png"
-    compared = script("analysis/compare.py", run / "seed-5", run / "seed-6", "--out", picture)
+    compared = script("analysis/compare.py", run, "--out", picture)
     assert compared.returncode == 0, compared.stderr
     assert picture.stat().st_size > 10_000
+    assert_refused(script("analysis/compare.py", run, run / "seed-5"), "runs", "twice")
+    other = courses[0]._replace(config={**courses[0].config, "derivatives": "exact"})
+    assert list(grouped([*courses, other])) == ["darts, derivatives difference", "darts, derivatives exact"]
     assert "| darts, published: not available |" in report([run])
     assert "| 70.83 |" in report([run_of_idarts(tmp_path)])
 
@@ -422,6 +425,42 @@ def test_the_seeds_results_are_the_tables(tmp_path, made_table):
     assert again.returncode == 0, again.stderr
 
 
+def test_a_table_with_gaps_is_refused_or_leaves_cells_empty(tmp_path, made_table):
+    lines = made_table.with_name("all.csv").read_text().splitlines()
+    (tmp_path / "part.csv").write_text("\n".join(lines[:50]) + "\n")
+    build([tmp_path / "part.csv"], tmp_path / "part.safetensors")
+    part = tmp_path / "part.safetensors"
+    refused = script(SCRIPT, "--dataset", "digits", "--table", part, "--save", tmp_path / "run")
+    assert_refused(refused, "--table", "has 49 cells", "15,625")
+    state = start(settings_of(table=str(made_table)))
+    cell = parse_cell(CONVOLUTIONS)
+    assert state.measure(cell)["table_rank"] == 1
+    state.table.columns["cifar10_test_200"] = np.where(np.arange(5**6) == state.table.index(cell), np.nan, 1.0)
+    measured = state.measure(cell)
+    assert [measured[f"table_{name}"] for name in ("test_accuracy", "rank", "regret")] == [None] * 3
+    assert measured["table_valid_accuracy"] > 0
+
+
+def test_a_series_refuses_seeds_of_other_settings_and_damaged_cells_and_finds_a_moved_table(tmp_path, made_table):
+    flags = "--dataset digits --init_channels 2 --cells_per_stage 1 --batch_size 256 --epochs 1 --method darts"
+    run, table = tmp_path / "run", tmp_path / "table.safetensors"
+    table.write_bytes(made_table.read_bytes())
+    made = script(SCRIPT, *flags.split(), "--seeds", 1, "--table", table, "--save", run)
+    assert made.returncode == 0, made.stderr
+    assert "table_rank" in made.stdout
+    table.rename(tmp_path / "moved.safetensors")
+    assert_refused(script(SCRIPT, "--resume", run), "--table", "table.safetensors")
+    again = script(SCRIPT, "--resume", run, "--table", tmp_path / "moved.safetensors")
+    assert again.returncode == 0, again.stderr
+    config = (run / "config.yaml").read_text()
+    edited = config.replace("method: darts", "method: idarts").replace("\nepochs: 1", "\nepochs: 2")
+    (run / "config.yaml").write_text(edited)
+    assert_refused(script(SCRIPT, "--resume", run), "--resume", "seed-1", "epochs, method")
+    (run / "config.yaml").write_text(config)
+    (run / "seed-1/genotype.json").write_text('{"arch": "|foo')
+    assert_refused(script(SCRIPT, "--resume", run), "--resume", "genotype.json")
+
+
 def test_mean_and_deviation_are_the_samples():
     assert mean_and_deviation([1.0, 2.0, 4.0]) == "2.33 ± 1.53"
     assert mean_and_deviation([93.761]) == "93.76"
@@ -437,6 +476,11 @@ def test_mean_and_deviation_are_the_samples():
         (("--layers", "8"), ("--layers",)),
         (("--space", "s2"), ("--space", "nasbench201")),
         (("--table", "nowhere"), ("--table", "nowhere")),
+        (("--table", "nowhere", "--seeds", "0", "1"), ("--table", "nowhere")),
+        (("--batch_size", "5000", "--seeds", "0", "1"), ("--batch_size", "5000")),
+        (("--table_dataset", "cifar100"), ("--table_dataset", "--table")),
+        (("--halves", "f", "--train_portion", "0.8"), ("--train_portion", "--halves")),
+        (("--method", "fair-darts", "--selection", "threshold_edge"), ("--selection", "threshold_sparse")),
     ],
 )
 def test_wrong_flags_are_named(tmp_path, arguments, mentions):

@@ -59,7 +59,7 @@ def resolve(arguments: list[str]) -> tuple[TrainSettings, Path, bool]:
     """The settings that a command line means, the run folder, and whether the run is resumed."""
     settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
     if settings.resume:
-        return cli.resume(settings, PROG, arguments), Path(settings.resume), True
+        return cli.resume(settings, PROG, arguments, ("data",)), Path(settings.resume), True
     if not settings.arch:
         raise InputError("--arch: expected a cell of genotypes.py, a genotype file or a run folder, none is given")
     name = f"retrain-{settings.dataset}-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"

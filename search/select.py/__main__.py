@@ -47,6 +47,8 @@ def main() -> None:
     }
     of_201 = cli.setting(run, "run", "space") == "nasbench201"
     stored = load_settings(run, "run", SCRIPT_201 if of_201 else SCRIPT)
+    if of_201 and not Path(stored.table).exists():
+        stored = replace(stored, table="")  # moved since; the selection does without
     search_settings = replace(stored, device=settings.device, **changes)
     check_combination(search_settings, set(changes))
     if settings.threshold is not None and not search_settings.selection.startswith("threshold"):

@@ -102,6 +102,9 @@ def load_course(run: Path) -> Course:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         title(config)
         metrics = np.atleast_1d(np.genfromtxt(run / "metrics.csv", delimiter=",", names=True))
+        missing = {"epoch", "train_loss", "gradient_norm_layer_0"} - set(metrics.dtype.names)
+        if missing:
+            raise ValueError(f"metrics.csv has no {', '.join(sorted(missing))}")
         mixing = {}
         with np.load(run / "alphas.npz") as alphas:
             for kind, candidates in SPACES[config["space"]].cells.items():

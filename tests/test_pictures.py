@@ -65,7 +65,8 @@ def test_only_skip_connections_are_dashed_and_no_two_kinds_share_a_color():
     source = cell_graph(CELLS["DARTS_V2"], "reduce").source
     shades = dict(re.findall(r' -> .*color="(#\w+)".* style=(\w+)', source))
     assert shades == {color("skip_connect"): "dashed", color("max_pool_3x3"): "solid"}
-    assert len({color(operation) for operation in PRIMITIVES}) == len(COLORS) - 3  # `none` and nor_conv_* are in no genotype
+    # `none` and nor_conv_* are in no genotype
+    assert len({color(operation) for operation in PRIMITIVES}) == len(COLORS) - 3
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="no dot on PATH")

@@ -132,9 +132,10 @@ def _results(run: Path) -> tuple[str, list[dict[str, Any]]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         method, cells = content["method"], content["cells"]
         figures = [value for cell in cells for name, value in cell.items() if name not in ("arch", "seed")]
-        if not isinstance(method, str) or not cells or not all(isinstance(figure, int | float) for figure in figures):
+        numbers = all(isinstance(figure, int | float) for figure in figures)
+        if not isinstance(method, str) or not cells or not numbers or any("skip_connects" not in c for c in cells):
             raise ValueError("no figures")
-        return method, [{**cell, "skip_connects": cell["skip_connects"]} for cell in cells]
+        return method, cells
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged, expected what train_search.py --seeds leaves") from error
 

@@ -27,9 +27,10 @@ def search_seeds(resolved: Resolved) -> None:
     singles = [replace(settings, seed=seed, seeds=None) for seed in settings.seeds]
     folders = [run / f"seed-{seed}" for seed in settings.seeds]
     if not resolved.resumed:
-        state = open_search(singles[0], Search201)  # what is wrong is refused before there is a folder
+        # What is wrong is refused before there is a folder.
+        device = open_search(singles[0], Search201).fabric.device
         cli.new_folder(run, "--save")
-        origin = provenance(cli.command_line(), str(state.fabric.device))
+        origin = provenance(cli.command_line(), str(device))
         write_config(run, {**asdict(settings), "save": str(run)}, origin)
     done = [_done(folder, single) for folder, single in zip(folders, singles, strict=True)]
     try:

@@ -10,72 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from operations import OPERATIONS, FactorizedReduce, ReLUConvBN, drop_path
+from mixed_operations import MixedEdges
+from operations import FactorizedReduce, ReLUConvBN
 from spaces import EDGES, NODES, Candidates, Space
-
-
-def _auxiliary_skip(kind: str, channels: int, stride: int) -> nn.Module:
-    """The auxiliary skip connection of DARTS- (ICLR 2021, section 3.2)."""
-    if kind == "conv1" and stride == 1:
-        conv = nn.Conv2d(channels, channels, 1, bias=False)
-        nn.init.dirac_(conv.weight)
-        return conv
-    return OPERATIONS["skip_connect"](channels, stride, False)
-
-
-class MixedOp(nn.Module):
-    """All candidates of one edge; the output is their sum under the mixing weights: sum_k p_k op_k(x).
-
-    With an auxiliary skip connection it is sum_k p_k op_k(x) + beta * aux(x) (DARTS-, equation 5).
-
-    Args:
-        pool_norm: a batch norm behind each pooling, as in DARTS; NAS-Bench-201 has none.
-    """
-
-    def __init__(
-        self, candidates: Sequence[str], channels: int, stride: int, auxiliary_skip: str, pool_norm: bool = True
-    ) -> None:
-        super().__init__()
-        self.operations = nn.ModuleList()
-        for name in candidates:
-            operation = OPERATIONS[name](channels, stride, False)
-            if pool_norm and "pool" in name:
-                operation = nn.Sequential(operation, nn.BatchNorm2d(channels, affine=False))
-            self.operations.append(operation)
-        self.auxiliary = None if auxiliary_skip == "none" else _auxiliary_skip(auxiliary_skip, channels, stride)
-
-    def forward(self, x: Tensor, weights: Sequence[Tensor], drop_path_prob: float, skip_beta: float) -> Tensor:
-        outputs = []
-        for weight, operation in zip(weights, self.operations, strict=True):
-            output = operation(x)
-            if self.training and drop_path_prob > 0 and not isinstance(operation, nn.Identity):
-                output = drop_path(output, drop_path_prob)
-            outputs.append(weight * output)
-        if self.auxiliary is not None:
-            outputs.append(skip_beta * self.auxiliary(x))
-        return sum(outputs[1:], outputs[0])
-
-
-def sum_edges(
-    states: list[Tensor], edges: Sequence[MixedOp], weights: Tensor, drop_path_prob: float, skip_beta: float
-) -> list[Tensor]:
-    """The states of a cell: each node is the sum of its edges from all states before it, in the order of alpha's rows.
-
-    Args:
-        states: the cell's inputs.
-        edges: of all nodes.
-        weights: (edges, operations).
-
-    Returns:
-        The inputs, and the nodes behind them.
-    """
-    states, rest = list(states), zip(edges, weights.unbind(), strict=True)
-    # zip asks `states` first and stops there: each node takes the next len(states) edges.
-    while incoming := [
-        edge(state, row.unbind(), drop_path_prob, skip_beta) for state, (edge, row) in zip(states, rest, strict=False)
-    ]:
-        states.append(sum(incoming[1:], incoming[0]))
-    return states
 
 
 class Cell(nn.Module):
@@ -98,14 +35,12 @@ class Cell(nn.Module):
             else ReLUConvBN(c_prev_prev, channels, 1, 1, 0, affine=False)
         )
         self.preprocess1 = ReLUConvBN(c_prev, channels, 1, 1, 0, affine=False)
-        self.edges = nn.ModuleList(
-            MixedOp(operations, channels, 2 if reduction and source < 2 else 1, auxiliary_skip)
-            for operations, (source, _) in zip(candidates, EDGES, strict=True)
-        )
+        strides = [2 if reduction and source < 2 else 1 for source, _ in EDGES]
+        self.edges = MixedEdges(EDGES, candidates, channels, strides, auxiliary_skip)
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, drop_path_prob: float, skip_beta: float) -> Tensor:
         inputs = [self.preprocess0(s0), self.preprocess1(s1)]
-        states = sum_edges(inputs, self.edges, weights, drop_path_prob, skip_beta)
+        states = self.edges(inputs, weights, drop_path_prob, skip_beta)
         return torch.cat(states[-NODES:], dim=1)
 
 

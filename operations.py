@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depthwise import AveragePool, DepthwiseConv2d
+
 
 class ReLUConvBN(nn.Sequential):
     """ReLU, convolution, batch norm: the preprocessing of a cell's inputs (1x1) and part of other operations."""
@@ -29,9 +31,7 @@ class DilConv(nn.Sequential):
     def __init__(self, channels: int, kernel_size: int, stride: int, affine: bool) -> None:
         super().__init__(
             nn.ReLU(),
-            nn.Conv2d(
-                channels, channels, kernel_size, stride, kernel_size - 1, dilation=2, groups=channels, bias=False
-            ),
+            DepthwiseConv2d(channels, kernel_size, stride, dilation=2),
             nn.Conv2d(channels, channels, 1, bias=False),
             nn.BatchNorm2d(channels, affine=affine),
         )
@@ -45,7 +45,7 @@ class SepConv(nn.Sequential):
         for step in (stride, 1):
             layers += [
                 nn.ReLU(),
-                nn.Conv2d(channels, channels, kernel_size, step, kernel_size // 2, groups=channels, bias=False),
+                DepthwiseConv2d(channels, kernel_size, step),
                 nn.Conv2d(channels, channels, 1, bias=False),
                 nn.BatchNorm2d(channels, affine=affine),
             ]
@@ -114,7 +114,7 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "none": lambda channels, stride, affine: Zero(stride),
     "noise": lambda channels, stride, affine: Noise(stride),
     "skip_connect": _skip,
-    "avg_pool_3x3": lambda channels, stride, affine: nn.AvgPool2d(3, stride, padding=1, count_include_pad=False),
+    "avg_pool_3x3": lambda channels, stride, affine: AveragePool(stride),
     "max_pool_3x3": lambda channels, stride, affine: nn.MaxPool2d(3, stride, padding=1),
     "sep_conv_3x3": lambda channels, stride, affine: SepConv(channels, 3, stride, affine),
     "sep_conv_5x5": lambda channels, stride, affine: SepConv(channels, 5, stride, affine),
@@ -127,11 +127,11 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 }
 
 
-def drop_path(x: Tensor, probability: float) -> Tensor:
+def drop_path(x: Tensor, probability: float, edges: int = 1) -> Tensor:
     """Zero whole images' contributions with `probability` and scale the rest by 1 / (1 - probability).
 
-    FractalNet (Larsson et al., ICLR 2017), per image as in DARTS. x: (B, C, H, W).
+    FractalNet (Larsson et al., ICLR 2017), per image as in DARTS. x: (B, edges * C, H, W), each edge its own draw.
     """
     keep = 1.0 - probability
-    mask = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
-    return x * (mask / keep)
+    mask = torch.empty(x.shape[0], edges, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep) / keep
+    return x * mask.repeat_interleave(x.shape[1] // edges, dim=1)

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_search import MixedOp, sum_edges
+from mixed_operations import MixedEdges
 from nasbench201.cells import Cell201
 from operations import OPERATIONS, ReLUConvBN, drop_path
 from spaces import SPACES
@@ -80,12 +80,11 @@ class MixedCell(nn.Module):
 
     def __init__(self, channels: int, auxiliary_skip: str) -> None:
         super().__init__()
-        self.edges = nn.ModuleList(
-            MixedOp(candidates, channels, 1, auxiliary_skip, pool_norm=False) for candidates in SPACE.cells["cell"]
-        )
+        strides = [1] * len(SPACE.edges)
+        self.edges = MixedEdges(SPACE.edges, SPACE.cells["cell"], channels, strides, auxiliary_skip, pool_norm=False)
 
     def forward(self, x: Tensor, weights: Tensor, drop_path_prob: float, skip_beta: float) -> Tensor:
-        return sum_edges([x], self.edges, weights, drop_path_prob, skip_beta)[-1]
+        return self.edges([x], weights, drop_path_prob, skip_beta)[-1]
 
 
 class Supernet(Skeleton):

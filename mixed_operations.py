@@ -1,19 +1,21 @@
-"""The mixed operations of a supernet's cell, sum_k p_k op_k(x) on every edge, arranged for speed.
+"""The mixed operations of a supernet's cell, sum_k p_k op_k(x) on every edge (DARTS, equation 2), arranged for speed.
 
-They compute what DARTS's equation 2 says, and what benchmarks/plain.py does with a module for every operation of every
-edge. Here the operations are arranged by the state that they read:
+benchmarks/plain.py computes the same with a module for every operation of every edge. Here the operations are
+arranged by the state that they read:
 
 - ReLU, pooling and its batch norm depend on that state alone: they are computed once for all the edges that leave it.
-- The weights that an operation has on these edges lie in one tensor. On a GPU the edges are computed together, by
-  grouped convolutions on their channels side by side; on a CPU, where these are slow, one after another.
+- The weights that an operation has on these edges lie in one tensor. On a GPU the edges are computed together, their
+  channels side by side, by grouped convolutions; on a CPU, where these are slow, one after another.
 - A mixing weight is the scale of its operation's last batch norm, so that weighting costs no pass over the images.
 - `none` costs nothing.
 
-A tensor of the edges of an operation, side by side, has m * C channels. Functions below take and return lists of such
-"parts": one part of all m edges where they are computed together, m parts of one edge each where they are not.
+Below, a pair is an edge and an operation's place among that edge's candidates: the place of a mixing weight. A list of
+`parts` is what belongs to several pairs: one tensor (B, pairs * C, H, W) where these are computed together, else a
+tensor (B, C, H, W) for each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,224 +25,296 @@ from depthwise import DepthwiseConv2d, average_pool, depthwise_conv2d
 from operations import OPERATIONS, drop_path
 from spaces import Candidates
 
-Parts = list[Tensor]
+Pairs = list[tuple[int, int]]
+#: what is added to the edges named, side by side: (B, edges * C, H, W)
+Term = tuple[Sequence[int], Tensor]
 
 
-class State:
-    """A state of a cell, and what all operations on it share.
+class State(NamedTuple):
+    """A state of a cell, as the operations that leave it read it."""
 
-    Args:
-        x: (B, C, H, W).
-        together: the edges are computed side by side.
-    """
+    x: Tensor  # (B, C, H, W)
+    activated: Tensor  # ReLU(x)
+    together: bool  # whether pairs are computed side by side
+    drop_path_prob: float
 
-    def __init__(self, x: Tensor, together: bool) -> None:
-        self.x, self.together = x, together
-        self._activated: Tensor | None = None
-        self._repeated: dict[int, Parts] = {}
+    def repeated(self, edges: int) -> list[Tensor]:
+        """ReLU(x) for so many edges."""
+        x = self.activated
+        return [_side_by_side(x, edges)] if self.together else [x] * edges
 
-    @property
-    def activated(self) -> Tensor:
-        """ReLU(x)."""
-        if self._activated is None:
-            self._activated = F.relu(self.x)
-        return self._activated
+    def drop(self, parts: list[Tensor], pairs: int) -> list[Tensor]:
+        """Drop path on each of the pairs, where the search has it."""
+        if self.drop_path_prob == 0:
+            return parts
+        return [drop_path(part, self.drop_path_prob, pairs // len(parts)) for part in parts]
 
-    def parts(self, edges: int) -> int:
-        """How many parts the edges of an operation are computed in."""
-        return 1 if self.together else edges
 
-    def repeated(self, edges: int) -> Parts:
-        """ReLU(x) for each of the edges."""
-        if edges not in self._repeated:
-            x = self.activated
-            together = [torch.cat([x] * edges, dim=1) if edges > 1 else x]
-            self._repeated[edges] = together if self.together else [x] * edges
-        return self._repeated[edges]
+def _side_by_side(x: Tensor, times: int) -> Tensor:
+    """x (B, C, H, W) repeated along its channels, which stay last in memory."""
+    x = x.permute(0, 2, 3, 1)[:, :, :, None]
+    return x.expand(-1, -1, -1, times, -1).flatten(3).permute(0, 3, 1, 2)
+
+
+def _split(tensor: Tensor, parts: int, dim: int = 0) -> Sequence[Tensor]:
+    return [tensor] if parts == 1 else tensor.chunk(parts, dim)
 
 
 class Norm(nn.Module):
-    """Batch norm with the mixing weights for its scale, and no shift: p * (y - mean) / std."""
+    """Batch norm with the mixing weights for its scale, and no shift: p * (y - mean) / std.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        pairs: how many have C channels each.
+    """
+
+    def __init__(self, pairs: int, channels: int) -> None:
         super().__init__()
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
+        self.channels = channels
+        self.register_buffer("running_mean", torch.zeros(pairs * channels))
+        self.register_buffer("running_var", torch.ones(pairs * channels))
 
-    def forward(self, parts: Parts, scale: Tensor | None = None) -> Parts:
-        """Of the channels of all parts; `scale`: (m * C,)."""
+    def forward(self, parts: Sequence[Tensor], weights: Tensor | None = None) -> list[Tensor]:
+        """Of parts, under their mixing weights (pairs,) where given."""
         n = len(parts)
-        means, variances = self.running_mean.chunk(n), self.running_var.chunk(n)
-        scales = [None] * n if scale is None else scale.chunk(n)
+        means, variances = _split(self.running_mean, n), _split(self.running_var, n)
+        scales = [None] * n
+        if weights is not None:
+            # Contiguous in memory even for a single pair: the library's kernel takes that for granted.
+            scales = _split(weights[:, None].expand(-1, self.channels).flatten().contiguous(), n)
         return [
-            F.batch_norm(y, mean, variance, factor, None, self.training)
-            for y, mean, variance, factor in zip(parts, means, variances, scales, strict=True)
+            F.batch_norm(y, mean, variance, scale, None, self.training)
+            for y, mean, variance, scale in zip(parts, means, variances, scales, strict=True)
         ]
 
 
-class SeparableNorm(nn.Module):
-    """Depthwise convolution, pointwise convolution and batch norm, on each of m edges."""
+class Depthwise(DepthwiseConv2d):
+    """A depthwise convolution for each of several edges."""
 
-    def __init__(self, edges: int, channels: int, kernel_size: int, stride: int, dilation: int) -> None:
+    def __init__(self, edges: int, channels: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__(edges * channels, kernel_size, stride, dilation)
+
+    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        kernels = _split(self.weight, len(parts))
+        return [depthwise_conv2d(x, w, self.stride[0], self.dilation[0]) for x, w in zip(parts, kernels, strict=True)]
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution of C channels for each of several pairs."""
+
+    def __init__(self, pairs: int, channels: int) -> None:
+        super().__init__(pairs * channels, pairs * channels, 1, groups=pairs, bias=False)
+
+    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        n = len(parts)
+        return [F.conv2d(x, w, groups=self.groups // n) for x, w in zip(parts, _split(self.weight, n), strict=True)]
+
+
+class Separables(nn.Module):
+    """`sep_conv_kxk` and `dil_conv_kxk` on the edges that leave a state.
+
+    All end in a depthwise and a pointwise convolution and a batch norm. `dil_conv` has only these, with dilation 2;
+    `sep_conv` has a stage of these before, and a ReLU in between.
+
+    Args:
+        own: name -> its pairs.
+    """
+
+    def __init__(self, own: dict[str, Pairs], channels: int, stride: int) -> None:
         super().__init__()
-        self.edges = edges
-        self.depthwise = DepthwiseConv2d(edges * channels, kernel_size, stride, dilation)
-        self.pointwise = nn.Conv2d(edges * channels, edges * channels, 1, groups=edges, bias=False)
-        self.norm = Norm(edges * channels)
+        self.pairs = [pair for pairs in own.values() for pair in pairs]
+        #: the edges of each of the operations
+        self.edges = [[edge for edge, _ in pairs] for pairs in own.values()]
+        self.stages = nn.ModuleList()
+        for name, pairs in own.items():
+            edges, kernel_size = len(pairs), int(name[-1])
+            if name.startswith("dil"):
+                stage = nn.Sequential(Depthwise(edges, channels, kernel_size, stride, dilation=2))
+            else:
+                stage = nn.Sequential(
+                    Depthwise(edges, channels, kernel_size, stride),
+                    Pointwise(edges, channels),
+                    Norm(edges, channels),
+                    ReLUs(),
+                    Depthwise(edges, channels, kernel_size),
+                )
+            self.stages.append(stage)
+        self.pointwise = Pointwise(len(self.pairs), channels)
+        self.norm = Norm(len(self.pairs), channels)
 
-    def forward(self, parts: Parts, scale: Tensor | None = None) -> Parts:
-        n, stride, dilation = len(parts), self.depthwise.stride[0], self.depthwise.dilation[0]
-        outputs = [
-            F.conv2d(depthwise_conv2d(x, kernel, stride, dilation), mixer, groups=self.edges // n)
-            for x, kernel, mixer in zip(
-                parts, self.depthwise.weight.chunk(n), self.pointwise.weight.chunk(n), strict=True
-            )
+    def forward(self, state: State, weights: Tensor) -> list[Term]:
+        inputs = {len(edges): state.repeated(len(edges)) for edges in self.edges}
+        parts = [
+            y for edges, stage in zip(self.edges, self.stages, strict=True) for y in stage(inputs[len(edges)])
         ]
-        return self.norm(outputs, scale)
+        if state.together:
+            parts = [torch.cat(parts, dim=1)]
+        parts = state.drop(self.norm(self.pointwise(parts), weights), len(self.pairs))
+        if state.together and all(edges == self.edges[0] for edges in self.edges):
+            return [(self.edges[0], parts[0].unflatten(1, (len(self.edges), -1)).sum(dim=1))]
+        return _terms(self.pairs, parts)
 
 
-class SepConvs(nn.Module):
-    """`sep_conv_kxk` on m edges: twice ReLU and a separable convolution; the stride is in the first."""
+class ReLUs(nn.Module):
+    """ReLU of parts that nothing else holds."""
 
-    def __init__(self, edges: int, channels: int, kernel_size: int, stride: int) -> None:
-        super().__init__()
-        self.edges = edges
-        self.first = SeparableNorm(edges, channels, kernel_size, stride, dilation=1)
-        self.second = SeparableNorm(edges, channels, kernel_size, 1, dilation=1)
-
-    def forward(self, state: State, scale: Tensor) -> Parts:
-        return self.second([y.relu_() for y in self.first(state.repeated(self.edges))], scale)
-
-
-class DilConvs(nn.Module):
-    """`dil_conv_kxk` on m edges: ReLU and a dilated separable convolution."""
-
-    def __init__(self, edges: int, channels: int, kernel_size: int, stride: int) -> None:
-        super().__init__()
-        self.edges = edges
-        self.only = SeparableNorm(edges, channels, kernel_size, stride, dilation=2)
-
-    def forward(self, state: State, scale: Tensor) -> Parts:
-        return self.only(state.repeated(self.edges), scale)
-
-
-class Convs(nn.Module):
-    """`nor_conv_kxk` on m edges: ReLU, convolution, batch norm; the edges are outputs of one convolution."""
-
-    def __init__(self, edges: int, channels: int, kernel_size: int, stride: int) -> None:
-        super().__init__()
-        self.edges = edges
-        self.conv = nn.Conv2d(channels, edges * channels, kernel_size, stride, kernel_size // 2, bias=False)
-        self.norm = Norm(edges * channels)
-
-    def forward(self, state: State, scale: Tensor) -> Parts:
-        weights = self.conv.weight.chunk(state.parts(self.edges))
-        outputs = [F.conv2d(state.activated, w, None, self.conv.stride, self.conv.padding) for w in weights]
-        return self.norm(outputs, scale)
-
-
-class FactorizedReduces(nn.Module):
-    """`skip_connect` of stride 2 on m edges: operations.FactorizedReduce, the two halves of each edge side by side."""
-
-    def __init__(self, edges: int, channels: int) -> None:
-        super().__init__()
-        self.edges = edges
-        self.conv_1 = nn.Conv2d(channels, edges * (channels // 2), 1, bias=False)
-        self.conv_2 = nn.Conv2d(channels, edges * (channels - channels // 2), 1, bias=False)
-        self.norm = Norm(edges * channels)
-
-    def forward(self, state: State, scale: Tensor) -> Parts:
-        x, n = state.activated, state.parts(self.edges)
-        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        pixels = (x[:, :, ::2, ::2], x[:, :, 1::2, 1::2])
-        halves = [
-            [half for w in conv.weight.chunk(n) for half in F.conv2d(y, w).chunk(self.edges // n, dim=1)]
-            for y, conv in zip(pixels, (self.conv_1, self.conv_2), strict=True)
-        ]
-        in_order = [half for edge in zip(*halves, strict=True) for half in edge]
-        width = len(in_order) // n
-        return self.norm([torch.cat(in_order[part : part + width], dim=1) for part in range(0, 2 * self.edges, width)], scale)
+    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [F.relu_(part) for part in parts]
 
 
 class Shared(nn.Module):
-    """An operation without weights, computed once: p * y on each of the edges."""
+    """Pooling, followed by batch norm in DARTS's supernet, and `skip_connect` of stride 1: computed once for all edges.
 
-    def __init__(self, edges: int) -> None:
+    Args:
+        own: name -> its pairs.
+        pool_norm: whether there is that batch norm.
+    """
+
+    def __init__(self, own: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> None:
         super().__init__()
-        self.edges = edges
+        self.stride = stride
+        self.own = own
+        self.pairs = [pair for pairs in own.values() for pair in pairs]
+        pools = sum("pool" in name for name in own)
+        self.norm = Norm(pools, channels) if pool_norm and pools else None
 
-    def output(self, state: State) -> Tensor:
-        raise NotImplementedError
+    def forward(self, state: State, weights: Tensor) -> list[Term]:
+        pools = [self._pool(state.x, name) for name in self.own if "pool" in name]
+        if self.norm is not None:
+            parts = [torch.cat(pools, dim=1)] if state.together else pools
+            pools = [y for part in self.norm(parts) for y in _split(part, len(pools) // len(parts), dim=1)]
+        rest = iter(pools)
+        outputs = [next(rest) if "pool" in name else state.x for name in self.own]
+        edges = [[edge for edge, _ in pairs] for pairs in self.own.values()]
+        if state.together and state.drop_path_prob == 0 and all(other == edges[0] for other in edges):
+            # (edges, operations) @ (operations, pixels)
+            stacked = torch.stack([y.permute(0, 2, 3, 1) for y in outputs])
+            mixed = weights.view(len(outputs), -1).t() @ stacked.flatten(1)
+            shape = stacked.shape[1:]
+            return [((edge,), y.view(shape).permute(0, 3, 1, 2)) for edge, y in zip(edges[0], mixed, strict=True)]
+        terms, scales = [], iter(weights.unbind())
+        for (name, pairs), y in zip(self.own.items(), outputs, strict=True):
+            for edge, _ in pairs:
+                (dropped,) = [y] if name == "skip_connect" else state.drop([y], 1)
+                terms.append(((edge,), dropped * next(scales)))
+        return terms
 
-    def forward(self, state: State, scale: Tensor) -> Parts:
-        y, n = self.output(state), state.parts(self.edges)
-        y = y if n == self.edges else torch.cat([y] * self.edges, dim=1)
-        return [y * factor[:, None, None] for factor in scale.chunk(n)]
+    def _pool(self, x: Tensor, name: str) -> Tensor:
+        if name.startswith("avg"):
+            return average_pool(x, self.stride)
+        return F.max_pool2d(x, 3, self.stride, padding=1)
 
 
-class Pool(Shared):
-    """`max_pool_3x3` or `avg_pool_3x3`, followed by batch norm in DARTS's supernet."""
+class Convs(nn.Module):
+    """`nor_conv_kxk`: ReLU, convolution, batch norm; the edges are channels of one convolution's output."""
 
-    def __init__(self, edges: int, channels: int, stride: int, average: bool) -> None:
-        super().__init__(edges)
-        self.stride, self.average = stride, average
-        self.norm: Norm | None = Norm(channels)
+    def __init__(self, pairs: Pairs, channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self.conv = nn.Conv2d(channels, len(pairs) * channels, kernel_size, stride, kernel_size // 2, bias=False)
+        self.norm = Norm(len(pairs), channels)
 
-    def output(self, state: State) -> Tensor:
-        x = state.x
-        y = average_pool(x, self.stride) if self.average else F.max_pool2d(x, 3, self.stride, padding=1)
-        return y if self.norm is None else self.norm([y])[0]
+    def forward(self, state: State, weights: Tensor) -> list[Term]:
+        kernels = _split(self.conv.weight, 1 if state.together else len(self.pairs))
+        parts = [F.conv2d(state.activated, w, None, self.conv.stride, self.conv.padding) for w in kernels]
+        return _terms(self.pairs, state.drop(self.norm(parts, weights), len(self.pairs)))
 
 
-class Identity(Shared):
-    """`skip_connect` of stride 1."""
+class FactorizedReduces(nn.Module):
+    """`skip_connect` of stride 2: operations.FactorizedReduce, the two halves of each edge side by side."""
 
-    def output(self, state: State) -> Tensor:
-        return state.x
+    def __init__(self, pairs: Pairs, channels: int) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self.conv_1 = nn.Conv2d(channels, len(pairs) * (channels // 2), 1, bias=False)
+        self.conv_2 = nn.Conv2d(channels, len(pairs) * (channels - channels // 2), 1, bias=False)
+        self.norm = Norm(len(pairs), channels)
+
+    def forward(self, state: State, weights: Tensor) -> list[Term]:
+        x, edges = state.activated, len(self.pairs)
+        odd = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
+        x = F.pad(x, odd) if any(odd) else x
+        pixels = (x[:, :, ::2, ::2], x[:, :, 1::2, 1::2])
+        n = 1 if state.together else edges
+        outputs = [
+            [F.conv2d(y, w) for w in _split(conv.weight, n)]
+            for y, conv in zip(pixels, (self.conv_1, self.conv_2), strict=True)
+        ]
+        halves = [[half for y in ys for half in _split(y, edges // n, dim=1)] for ys in outputs]
+        in_order = [half for both in zip(*halves, strict=True) for half in both]
+        size = len(in_order) // n
+        parts = [torch.cat(in_order[begin : begin + size], dim=1) for begin in range(0, len(in_order), size)]
+        return _terms(self.pairs, state.drop(self.norm(parts, weights), edges))
 
 
 class Modules(nn.Module):
-    """Any other operation of operations.OPERATIONS, a module for each of m edges."""
+    """Any other operation of operations.OPERATIONS: a module for each pair."""
 
-    def __init__(self, name: str, edges: int, channels: int, stride: int) -> None:
+    def __init__(self, name: str, pairs: Pairs, channels: int, stride: int) -> None:
         super().__init__()
-        self.operations = nn.ModuleList(OPERATIONS[name](channels, stride, False) for _ in range(edges))
+        self.pairs = pairs
+        self.operations = nn.ModuleList(OPERATIONS[name](channels, stride, False) for _ in pairs)
 
-    def forward(self, state: State, scale: Tensor) -> Parts:
-        factors = scale.chunk(len(self.operations))
-        outputs = [op(state.x) * factor[:, None, None] for op, factor in zip(self.operations, factors, strict=True)]
-        return [torch.cat(outputs, dim=1)] if state.together else outputs
+    def forward(self, state: State, weights: Tensor) -> list[Term]:
+        parts = [weight * operation(state.x) for weight, operation in zip(weights, self.operations, strict=True)]
+        return [((edge,), state.drop([part], 1)[0]) for (edge, _), part in zip(self.pairs, parts, strict=True)]
 
 
 class AuxiliaryConvs(nn.Module):
-    """The learnable auxiliary skip of DARTS- on m edges: beta times a 1x1 convolution that begins as an identity."""
+    """DARTS-'s learnable auxiliary skip: a 1x1 convolution that begins as an identity."""
 
-    def __init__(self, edges: int, channels: int) -> None:
+    def __init__(self, edges: list[int], channels: int) -> None:
         super().__init__()
         self.edges = edges
-        self.conv = nn.Conv2d(channels, edges * channels, 1, bias=False)
-        nn.init.dirac_(self.conv.weight, groups=edges)
+        self.conv = nn.Conv2d(channels, len(edges) * channels, 1, bias=False)
+        nn.init.dirac_(self.conv.weight, groups=len(edges))
 
-    def forward(self, state: State, scale: Tensor) -> Parts:
-        weights = self.conv.weight * scale[:, None, None, None]
-        return [F.conv2d(state.x, w) for w in weights.chunk(state.parts(self.edges))]
+    def forward(self, state: State, skip_beta: float) -> list[Term]:
+        kernels = _split(self.conv.weight * skip_beta, 1 if state.together else len(self.edges))
+        return _terms([(edge, 0) for edge in self.edges], [F.conv2d(state.x, w) for w in kernels])
 
 
-#: name -> constructor(edges, channels, stride) of the operations that are arranged as above; others run as Modules
-MIXED: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "skip_connect": lambda edges, channels, stride: (
-        Identity(edges) if stride == 1 else FactorizedReduces(edges, channels)
-    ),
-    "avg_pool_3x3": lambda edges, channels, stride: Pool(edges, channels, stride, average=True),
-    "max_pool_3x3": lambda edges, channels, stride: Pool(edges, channels, stride, average=False),
-    "sep_conv_3x3": lambda edges, channels, stride: SepConvs(edges, channels, 3, stride),
-    "sep_conv_5x5": lambda edges, channels, stride: SepConvs(edges, channels, 5, stride),
-    "sep_conv_7x7": lambda edges, channels, stride: SepConvs(edges, channels, 7, stride),
-    "dil_conv_3x3": lambda edges, channels, stride: DilConvs(edges, channels, 3, stride),
-    "dil_conv_5x5": lambda edges, channels, stride: DilConvs(edges, channels, 5, stride),
-    "nor_conv_1x1": lambda edges, channels, stride: Convs(edges, channels, 1, stride),
-    "nor_conv_3x3": lambda edges, channels, stride: Convs(edges, channels, 3, stride),
-}
+class AuxiliarySkips(nn.Module):
+    """DARTS-'s auxiliary skip without weights, or a factorized reduction at stride 2."""
+
+    def __init__(self, edges: list[int], channels: int, stride: int) -> None:
+        super().__init__()
+        self.edges = edges
+        self.reduce = None if stride == 1 else FactorizedReduces([(edge, 0) for edge in edges], channels)
+
+    def forward(self, state: State, skip_beta: float) -> list[Term]:
+        if self.reduce is not None:
+            beta = state.x.new_full((len(self.edges),), skip_beta)
+            return self.reduce(state._replace(drop_path_prob=0.0), beta)
+        output = skip_beta * state.x
+        return [((edge,), output) for edge in self.edges]
+
+
+def _terms(pairs: Pairs, parts: list[Tensor]) -> list[Term]:
+    """Each part with its edges."""
+    size = len(pairs) // len(parts)
+    edges = [edge for edge, _ in pairs]
+    return [(edges[part * size : (part + 1) * size], y) for part, y in enumerate(parts)]
+
+
+def _arrange(own: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> list[nn.Module]:
+    """The operations, by name and pairs, that leave a state."""
+    modules: list[nn.Module] = []
+    separable = {name: pairs for name, pairs in own.items() if name.startswith(("sep_conv", "dil_conv"))}
+    shared = {name: pairs for name, pairs in own.items() if "pool" in name or (name == "skip_connect" and stride == 1)}
+    if separable:
+        modules.append(Separables(separable, channels, stride))
+    if shared:
+        modules.append(Shared(shared, channels, stride, pool_norm))
+    for name, pairs in own.items():
+        if name in separable or name in shared:
+            continue
+        if name == "skip_connect":
+            modules.append(FactorizedReduces(pairs, channels))
+        elif name.startswith("nor_conv"):
+            modules.append(Convs(pairs, channels, int(name[-1]), stride))
+        else:
+            modules.append(Modules(name, pairs, channels, stride))
+    return modules
 
 
 class MixedEdges(nn.Module):
@@ -254,7 +328,7 @@ class MixedEdges(nn.Module):
         pool_norm: a batch norm behind pooling, as in DARTS; NAS-Bench-201 has none.
 
     Attributes:
-        together: whether the edges that leave a state are computed side by side; None for wherever that is faster.
+        together: whether the edges that leave a state are computed side by side; None for on any device but a CPU.
     """
 
     def __init__(
@@ -270,40 +344,32 @@ class MixedEdges(nn.Module):
         self.edges, self.candidates, self.channels, self.strides = edges, candidates, channels, strides
         self.auxiliary_skip, self.pool_norm = auxiliary_skip, pool_norm
         self.together: bool | None = None
-        self.operations, self.auxiliaries = nn.ModuleList(), nn.ModuleDict()
-        #: of each of the operations: its name, the state that it reads, its edges, and its place on each of them
-        self.places: list[tuple[str, int, tuple[int, ...], tuple[int, ...]]] = []
+        #: the operations that leave each state, by its number
+        self.operations, self.auxiliaries = nn.ModuleDict(), nn.ModuleDict()
+        places: list[int] = []
         for source in sorted({source for source, _ in edges}):
             leaving = [edge for edge, (begin, _) in enumerate(edges) if begin == source]
             stride = strides[leaving[0]]
-            by_name: dict[str, list[tuple[int, int]]] = {}
+            own: dict[str, Pairs] = {}
             for edge in leaving:
                 for place, name in enumerate(candidates[edge]):
                     # `none` adds nothing to the others, and its weight has a gradient of 0.
                     if name != "none" or len(candidates[edge]) == 1:
-                        by_name.setdefault(name, []).append((edge, place))
-            for name, pairs in by_name.items():
-                if name in MIXED:
-                    operation = MIXED[name](len(pairs), channels, stride)
-                else:
-                    operation = Modules(name, len(pairs), channels, stride)
-                if isinstance(operation, Pool) and not pool_norm:
-                    operation.norm = None
-                self.operations.append(operation)
-                self.places.append((name, source, *zip(*pairs, strict=True)))
-            if auxiliary_skip != "none":
-                kind = AuxiliaryConvs if auxiliary_skip == "conv1" and stride == 1 else None
-                self.auxiliaries[str(source)] = (
-                    kind(len(leaving), channels) if kind else MIXED["skip_connect"](len(leaving), channels, stride)
-                )
-        order = [
-            edge * len(candidates[0]) + place
-            for _, _, own, places in self.places
-            for edge, place in zip(own, places, strict=True)
-        ]
-        self.register_buffer("order", torch.tensor(order), persistent=False)
+                        own.setdefault(name, []).append((edge, place))
+            operations = _arrange(own, channels, stride, pool_norm)
+            self.operations[str(source)] = nn.ModuleList(operations)
+            width = len(candidates[0])
+            places += [edge * width + place for operation in operations for edge, place in operation.pairs]
+            if auxiliary_skip == "conv1" and stride == 1:
+                self.auxiliaries[str(source)] = AuxiliaryConvs(leaving, channels)
+            elif auxiliary_skip != "none":
+                self.auxiliaries[str(source)] = AuxiliarySkips(leaving, channels, stride)
+        #: where the operations' mixing weights lie in the cell's
+        self.register_buffer("places", torch.tensor(places), persistent=False)
 
-    def forward(self, inputs: Sequence[Tensor], weights: Tensor, drop_path_prob: float, skip_beta: float) -> list[Tensor]:
+    def forward(
+        self, inputs: Sequence[Tensor], weights: Tensor, drop_path_prob: float, skip_beta: float
+    ) -> list[Tensor]:
         """All states of the cell, (B, C, H, W) each: the inputs, and the nodes behind them.
 
         Args:
@@ -311,34 +377,21 @@ class MixedEdges(nn.Module):
             weights: (edges, operations).
         """
         together = inputs[0].device.type != "cpu" if self.together is None else self.together
-        sizes = [len(own) * self.channels for _, _, own, _ in self.places]
-        scales = weights.flatten()[self.order].repeat_interleave(self.channels).split(sizes)
-        operations = list(zip(self.operations, self.places, scales, strict=True))
+        sizes = [len(operation.pairs) for operations in self.operations.values() for operation in operations]
+        rest = iter(weights.flatten()[self.places].split(sizes))
         states = dict(enumerate(inputs))
-        for source in sorted({source for source, _ in self.edges}):
-            state = State(states[source], together)
-            sums: dict[tuple[int, ...], Tensor] = {}
-            for operation, (_, begin, own, _), scale in operations:
-                if begin == source:
-                    parts = operation(state, scale)
-                    if self.training and drop_path_prob > 0 and not isinstance(operation, Identity):
-                        parts = [drop_path(part, drop_path_prob, len(own) // len(parts)) for part in parts]
-                    _add(sums, own, parts)
-            if str(source) in self.auxiliaries:
-                leaving = tuple(edge for edge, (begin, _) in enumerate(self.edges) if begin == source)
-                beta = state.x.new_full((len(leaving) * self.channels,), skip_beta)
-                _add(sums, leaving, self.auxiliaries[str(source)](state, beta))
-            for own, total in sums.items():
-                for edge, output in zip(own, total.chunk(len(own), dim=1), strict=True):
+        for source, operations in self.operations.items():
+            x = states[int(source)]
+            state = State(x, F.relu(x), together, drop_path_prob if self.training else 0.0)
+            terms = [term for operation in operations for term in operation(state, next(rest))]
+            if source in self.auxiliaries:
+                terms += self.auxiliaries[source](state, skip_beta)
+            for edges, total in terms:
+                for edge, y in zip(edges, _split(total, len(edges), dim=1), strict=True):
                     target = self.edges[edge][1]
-                    states[target] = states[target] + output if target in states else output
+                    if target not in states:
+                        states[target] = y
+                    else:
+                        # One after another, a node's first term is an operation's output, which nothing else holds.
+                        states[target] = states[target] + y if together else states[target].add_(y)
         return [states[number] for number in sorted(states)]
-
-
-def _add(sums: dict[tuple[int, ...], Tensor], edges: tuple[int, ...], parts: Parts) -> None:
-    """Add the parts to the sums of their edges."""
-    width = len(edges) // len(parts)
-    for part, output in enumerate(parts):
-        own = edges[part * width : (part + 1) * width]
-        # Nothing else holds an operation's output, and no derivative asks for it.
-        sums[own] = sums[own].add_(output) if own in sums else output

@@ -4,14 +4,13 @@ This is the explanation of mixed_operations.py, the oracle of its tests, and wha
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-import mixed_operations
 from depthwise import AveragePool, DepthwiseConv2d
-from mixed_operations import MixedEdges
+from mixed_operations import AuxiliaryConvs, Convs, FactorizedReduces, MixedEdges, Separables, Shared
 from operations import OPERATIONS, drop_path
 
 
@@ -97,46 +96,59 @@ def plain_supernet(supernet: nn.Module) -> nn.Module:
     return plain.to(memory_format=torch.contiguous_format).train(supernet.training)
 
 
-#: what a tensor of an operation on several edges is called in the module of one edge
-_SEPARABLE = ("depthwise", "pointwise", "norm")
-_NAMES: dict[type[nn.Module], dict[str, str]] = {
-    mixed_operations.SepConvs: {
-        f"{part}.{layer}": str(number + place)
-        for part, number in (("first", 1), ("second", 5))
-        for place, layer in enumerate(_SEPARABLE)
-    },
-    mixed_operations.DilConvs: {f"only.{layer}": str(1 + place) for place, layer in enumerate(_SEPARABLE)},
-    mixed_operations.Convs: {"conv": "1", "norm": "2"},
-    mixed_operations.FactorizedReduces: {"conv_1": "conv_1", "conv_2": "conv_2", "norm": "bn"},
-    mixed_operations.Pool: {"norm": "1"},
-    mixed_operations.AuxiliaryConvs: {"conv": ""},
-}
-
-
 def as_plain(supernet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by the names of a supernet's parameters or buffers, by those of its plain twin: cut into single edges."""
     tensors, plain = dict(tensors), {}
     for cell, mixed in supernet.named_modules():
         if not isinstance(mixed, MixedEdges):
             continue
-        places = [
-            (f"operations.{index}", operation, [f"edges.{e}.operations.{k}" for e, k in zip(edges, own, strict=True)])
-            for index, (operation, (_, _, edges, own)) in enumerate(zip(mixed.operations, mixed.places, strict=True))
-        ]
-        for source, operation in mixed.auxiliaries.items():
-            leaving = [edge for edge, (begin, _) in enumerate(mixed.edges) if begin == int(source)]
-            places.append((f"auxiliaries.{source}", operation, [f"edges.{edge}.auxiliary" for edge in leaving]))
-        for prefix, operation, twins in places:
-            begin = f"{cell}.{prefix}."
-            for name in [name for name in tensors if name.startswith(begin)]:
-                tensor, own = tensors.pop(name), name.removeprefix(begin)
-                if isinstance(operation, mixed_operations.Modules):
-                    _, number, own = own.split(".", 2)
-                    plain[f"{cell}.{twins[int(number)]}.{own}"] = tensor
-                    continue
-                layer, kind = own.rsplit(".", 1)
-                path = ".".join(filter(None, (_NAMES[type(operation)][layer], kind)))
-                shared = isinstance(operation, mixed_operations.Pool)
-                pieces = [tensor] * len(twins) if shared else tensor.chunk(len(twins))
-                plain |= {f"{cell}.{twin}.{path}": piece for twin, piece in zip(twins, pieces, strict=True)}
+        for name, twins in _twins(mixed):
+            for kind in ("weight", "running_mean", "running_var"):
+                tensor = tensors.pop(f"{cell}.{name}.{kind}", None)
+                if tensor is not None:
+                    for piece, modules in zip(tensor.chunk(len(twins)), twins, strict=True):
+                        plain |= {f"{cell}.{module}.{kind}": piece for module in modules}
+        tensors.pop(f"{cell}.places", None)
     return {**tensors, **plain}
+
+
+def _twins(mixed: MixedEdges) -> Iterator[tuple[str, list[list[str]]]]:
+    """Each layer of mixed operations, and for each piece of its tensors the layers of the plain twin that have it."""
+    for source, operations in mixed.operations.items():
+        for number, operation in enumerate(operations):
+            prefix = f"operations.{source}.{number}"
+            modules = [f"edges.{edge}.operations.{place}" for edge, place in operation.pairs]
+            if isinstance(operation, Separables):
+                yield from _separables(prefix, operation, modules)
+            elif isinstance(operation, Shared) and operation.norm is not None:
+                pools = [pairs for name, pairs in operation.own.items() if "pool" in name]
+                yield f"{prefix}.norm", [[f"edges.{e}.operations.{k}.1" for e, k in pairs] for pairs in pools]
+            elif isinstance(operation, Convs):
+                yield f"{prefix}.conv", [[f"{module}.1"] for module in modules]
+                yield f"{prefix}.norm", [[f"{module}.2"] for module in modules]
+            elif isinstance(operation, FactorizedReduces):
+                yield from _reductions(prefix, modules)
+        if source in mixed.auxiliaries:
+            auxiliary = mixed.auxiliaries[source]
+            modules = [f"edges.{edge}.auxiliary" for edge in auxiliary.edges]
+            if isinstance(auxiliary, AuxiliaryConvs):
+                yield f"auxiliaries.{source}.conv", [[module] for module in modules]
+            else:
+                yield from _reductions(f"auxiliaries.{source}.reduce", modules)
+
+
+def _separables(prefix: str, operation: Separables, modules: list[str]) -> Iterator[tuple[str, list[list[str]]]]:
+    rest, last = iter(modules), []
+    for number, (edges, stage) in enumerate(zip(operation.edges, operation.stages, strict=True)):
+        own = [next(rest) for _ in edges]
+        # In the plain module a ReLU stands before.
+        for layer in range(len(stage)):
+            yield f"{prefix}.stages.{number}.{layer}", [[f"{module}.{layer + 1}"] for module in own]
+        last += [(module, len(stage) + 1) for module in own]
+    yield f"{prefix}.pointwise", [[f"{module}.{layer}"] for module, layer in last]
+    yield f"{prefix}.norm", [[f"{module}.{layer + 1}"] for module, layer in last]
+
+
+def _reductions(prefix: str, modules: list[str]) -> Iterator[tuple[str, list[list[str]]]]:
+    for layer, twin in (("conv_1", "conv_1"), ("conv_2", "conv_2"), ("norm", "bn")):
+        yield f"{prefix}.{layer}", [[f"{module}.{twin}"] for module in modules]

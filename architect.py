@@ -84,16 +84,8 @@ class ArchitectureGradient(NamedTuple):
 
 def first_order(objective: Objective, weights: Tensors, valid_batch: Batch) -> ArchitectureGradient:
     """grad_p L_val(w, p) for each layer (DARTS, section 2.3, xi = 0). No weight gradient is computed."""
-    weights = leaves(weights)
-    for parameter in objective.parameters:
-        parameter.requires_grad_(False)
-    try:
-        loss, logits = objective(weights, valid_batch)
-        gradients = list(torch.autograd.grad(loss, weights))
-    finally:
-        for parameter in objective.parameters:
-            parameter.requires_grad_(True)
-    return ArchitectureGradient(loss.detach(), logits.detach(), gradients)
+    result = objective.gradients(weights, valid_batch, range(len(weights)), parameters=False)
+    return ArchitectureGradient(result.loss, result.logits, result.layers)
 
 
 def unrolled(
@@ -121,8 +113,9 @@ def unrolled(
     parameters = objective.parameters
     weights = leaves(weights)
 
-    loss, _ = objective(weights, train_batch)
-    train_gradients = torch.autograd.grad(loss, parameters, create_graph=derivatives == "exact")
+    exact = derivatives == "exact"
+    loss, _ = objective(weights, train_batch, create_graph=exact)
+    train_gradients = torch.autograd.grad(loss, parameters, create_graph=exact)
     ahead = [
         (w - xi * (momentum * buffer + gradient + weight_decay * w)).detach().requires_grad_()
         for w, buffer, gradient in zip(parameters, momentum_buffers, train_gradients, strict=True)
@@ -131,7 +124,7 @@ def unrolled(
     gradients = torch.autograd.grad(valid_loss, [*weights, *ahead])
     direct, v = gradients[: len(weights)], gradients[len(weights) :]
 
-    if derivatives == "exact":
+    if exact:
         mixed = torch.autograd.grad(train_gradients, weights, v)
     else:
         mixed = _mixed_difference(objective, weights, train_batch, v, radius, v)
@@ -171,7 +164,7 @@ def implicit(
     exact = derivatives == "exact"
     train_gradients: Tensors = ()
     if exact or terms or residual:
-        loss, _ = objective(weights, train_batch)
+        loss, _ = objective(weights, train_batch, create_graph=True)
         train_gradients = torch.autograd.grad(loss, parameters, create_graph=True)
 
     def hessian_vector_product(vector: Tensors) -> Tensors:

@@ -344,8 +344,11 @@ class Augmentation:
                 columns = torch.where(mirrored, columns.flip(1), columns)
             index = torch.arange(batch, device=device)[:, None, None]
             images = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1) * 255
-        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1) * 255
+        # Filled on the device: a copy from the host would wait for it.
+        mean, std = (
+            torch.stack([torch.full((1, 1), value, device=device) for value in values])[None] * 255
+            for values in (self.mean, self.std)
+        )
         output = (images.float() - mean) / std
         if self.cutout_length:
             half = self.cutout_length // 2

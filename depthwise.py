@@ -124,7 +124,7 @@ def _sort_parities(x: Tensor) -> Tensor:
 
 
 def average_pool(x: Tensor, stride: int) -> Tensor:
-    """3x3 average pooling of x (B, C, H, W), padding not counted: on a CPU as a depthwise convolution, which is faster."""
+    """3x3 average pooling of x (B, C, H, W), padding not counted; on a CPU as a depthwise convolution, for speed."""
     if stride != 1 or x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
         return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
     sums = depthwise_conv2d(x, x.new_ones(x.shape[1], 1, 3, 3))

@@ -30,18 +30,38 @@ class Objective:
         autocast: makes the context of a forward pass in lower precision.
         drop_path_prob: of the supernet's operations.
         skip_beta: weight of the auxiliary skip connections (DARTS-), where the supernet has them.
+        accelerated: parts of the supernet are compiled.
     """
 
     supernet: nn.Module
     autocast: Callable[[], AbstractContextManager] = nullcontext
     drop_path_prob: float = 0.0
     skip_beta: float = 0.0
+    accelerated: bool = False
 
     def __call__(
+        self,
+        weights: Tensors,
+        batch: Batch,
+        parameters: dict[str, Tensor] | None = None,
+        create_graph: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss (scalar) and logits (B, classes) of a batch.
+
+        Args:
+            parameters: to be taken in place of the supernet's own, by name.
+            create_graph: the loss is to be differentiated twice.
+        """
+        torch.manual_seed(batch.seed)
+        # What torch.compile makes has no second derivative, and takes a call with other parameters for another network.
+        eager = self.accelerated and (create_graph or parameters is not None)
+        with torch.compiler.set_stance("force_eager") if eager else nullcontext():
+            return self.forward(weights, batch, parameters)
+
+    def forward(
         self, weights: Tensors, batch: Batch, parameters: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Loss (scalar) and logits (B, classes); at `parameters` in place of the supernet's own, where given."""
-        torch.manual_seed(batch.seed)
+        """A call whose random numbers are the next ones, whatever the batch's seed."""
         inputs = (batch.images, weights, self.drop_path_prob, self.skip_beta)
         with self.autocast():
             if parameters is None:
@@ -51,6 +71,31 @@ class Objective:
                 buffers = {name: buffer.clone() for name, buffer in self.supernet.named_buffers()}
                 logits = functional_call(self.supernet, (parameters, buffers), inputs)
             return F.cross_entropy(logits, batch.labels), logits
+
+    def gradients(self, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool = True) -> "Gradients":
+        """One pass forth and back: the loss of a batch and its gradients.
+
+        Args:
+            layers: those whose dL/dp_l is wanted.
+            parameters: whether grad_w L is wanted.
+        """
+        torch.manual_seed(batch.seed)
+        return self.pass_over(weights, batch, layers, parameters)
+
+    def pass_over(self, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool) -> "Gradients":
+        """`gradients`, but for the seed."""
+        weights = [weight.detach().requires_grad_(layer in layers) for layer, weight in enumerate(weights)]
+        wanted = [weights[layer] for layer in layers]
+        own = self.parameters if parameters else []
+        for parameter in self.parameters:
+            parameter.requires_grad_(parameters)
+        try:
+            loss, logits = self.forward(weights, batch)
+            gradients = torch.autograd.grad(loss, [*own, *wanted])
+        finally:
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)
+        return Gradients(loss.detach(), logits.detach(), list(gradients[: len(own)]), list(gradients[len(own) :]))
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -100,10 +145,10 @@ def central_difference(
     """
     length = norm(direction if measure is None else measure)
     eps = torch.where(length > 0, radius / length, 0)  # no host synchronization
-    plus = gradient([x.detach() + eps * d for x, d in zip(point, direction, strict=True)])
-    minus = gradient([x.detach() - eps * d for x, d in zip(point, direction, strict=True)])
-    scale = length / (2 * radius)
-    return [(a - b) * scale for a, b in zip(plus, minus, strict=True)]
+    point, step = [x.detach() for x in point], torch._foreach_mul(list(direction), eps)
+    plus = gradient(torch._foreach_add(point, step))
+    minus = gradient(torch._foreach_sub(point, step))
+    return list(torch._foreach_mul(torch._foreach_sub(plus, minus), length / (2 * radius)))
 
 
 def neumann(
@@ -126,6 +171,15 @@ def neumann(
     return total, term
 
 
+class Gradients(NamedTuple):
+    """What a pass over a batch leaves."""
+
+    loss: Tensor
+    logits: Tensor
+    parameters: list[Tensor]  # grad_w L; empty where not asked for
+    layers: list[Tensor]  # dL/dp_l of the layers asked for
+
+
 class WeightGradient(NamedTuple):
     """What the weight step needs of a training batch."""
 
@@ -138,13 +192,7 @@ class WeightGradient(NamedTuple):
 
 def weight_gradient(objective: Objective, weights: Tensors, batch: Batch, layers: bool = False) -> WeightGradient:
     """grad_w L, with p as plain numbers; with `layers` also dL/dp_l, which costs no other pass."""
-    parameters = objective.parameters
-    weights = leaves(weights) if layers else [weight.detach() for weight in weights]
-    wanted = [weights[layer] for layer in objective.aligned_layers] if layers else []
-    loss, logits = objective(weights, batch)
-    gradients = torch.autograd.grad(loss, [*parameters, *wanted])
-    n = len(parameters)
-    return WeightGradient(loss.detach(), logits.detach(), list(gradients[:n]), list(gradients[n:]), [])
+    return WeightGradient(*objective.gradients(weights, batch, objective.aligned_layers if layers else []), [])
 
 
 def regularized_gradient(
@@ -186,7 +234,7 @@ def regularized_gradient(
 
     parameters = objective.parameters
     weights = leaves(weights)
-    loss, logits = objective(weights, batch)
+    loss, logits = objective(weights, batch, create_graph=True)
     wanted = [weights[layer] for layer in objective.aligned_layers]
     gradients = torch.autograd.grad(loss, [*parameters, *wanted], create_graph=True)
     gradient, layer_gradients = gradients[: len(parameters)], gradients[len(parameters) :]

@@ -143,9 +143,7 @@ class Separables(nn.Module):
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
         inputs = {len(edges): state.repeated(len(edges)) for edges in self.edges}
-        parts = [
-            y for edges, stage in zip(self.edges, self.stages, strict=True) for y in stage(inputs[len(edges)])
-        ]
+        parts = [y for edges, stage in zip(self.edges, self.stages, strict=True) for y in stage(inputs[len(edges)])]
         if state.together:
             parts = [torch.cat(parts, dim=1)]
         parts = state.drop(self.norm(self.pointwise(parts), weights), len(self.pairs))

@@ -35,7 +35,11 @@ import data
 from cli import InputError, blaming
 from files import write_atomically, write_csv
 from model import size
-from utils import StepProgress, check_device, provenance, write_config
+from utils import StepProgress, check_device, provenance, set_up_libraries, write_config
+
+
+#: torch.compile's backend
+COMPILER = "inductor"
 
 
 def cosine(learning_rate: float, epochs: int) -> Callable[[int], float]:
@@ -121,9 +125,11 @@ class Evaluation(LightningModule):
 class Retraining(Evaluation):
     """The training of a discrete network under a recipe."""
 
-    def __init__(self, network: nn.Module, classes: int, recipe: Recipe) -> None:
+    def __init__(self, network: nn.Module, classes: int, recipe: Recipe, compile: bool = False) -> None:
         super().__init__(network, classes)
         self.recipe = recipe
+        if compile:
+            self.network.compile(backend=COMPILER)
         self.train_scores = Scores(classes)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -296,12 +302,15 @@ class RunLog(Callback):
         )
 
 
-def make_trainer(accelerator: str, devices: int | list[int], precision: str, **options: Any) -> Trainer:
+def make_trainer(
+    accelerator: str, devices: int | list[int], precision: str, tf32: bool = False, **options: Any
+) -> Trainer:
     """A Trainer that prints and writes nothing of its own.
 
     Args:
         devices: how many, or the index of the one.
     """
+    set_up_libraries(tf32)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=name)
@@ -432,7 +441,7 @@ def retrain(
         write_atomically(run / "genotype.json", cell.to_json())
         write_config(run, about["settings"], provenance(cli.command_line(), f"{settings.devices} x {accelerator}"))
     rows = fit(
-        Retraining(network, len(dataset.classes), recipe),
+        Retraining(network, len(dataset.classes), recipe, settings.compile),
         images,
         run,
         about,
@@ -440,6 +449,7 @@ def retrain(
         accelerator=accelerator,
         devices=devices,
         precision=settings.precision,
+        tf32=settings.tf32,
     )
     if not first:
         return

@@ -1,5 +1,6 @@
 """Run folders, checkpoints, running averages and progress: nothing here knows of architecture search."""
 
+import ctypes
 import json
 import os
 import platform
@@ -218,6 +219,22 @@ class StepProgress:
     def line(self, text: str) -> None:
         """Print a line above the bars."""
         self._console.print(text, markup=False, soft_wrap=True)
+
+
+def set_up_libraries(tf32: bool) -> None:
+    """How the libraries under torch compute, for the whole process.
+
+    Args:
+        tf32: GPUs may round float32 factors to TensorFloat-32.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = True
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        # Keep freed memory for the next step: glibc hands back large blocks, and fetching them again, page by page,
+        # took half of the time of a training step on two cores. (M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h)
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)
+        library.mallopt(-1, -1)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -3,12 +3,14 @@
 import json
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch._dynamo
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -16,9 +18,11 @@ import data
 import selection
 from architect import Architecture, ArchitectureGradient, first_order, implicit, unrolled
 from cli import InputError, blaming
+from cuda_graphs import CapturedObjective, Graphs
 from files import write_atomically, write_csv
 from genotypes import Genotype
 from gradients import Objective, cosine, norm, regularized_gradient, weight_gradient
+from mixed_operations import MixedEdges
 from model_search import Supernet, cell_kinds
 from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, layer_alignment
 from search.settings import CommonSettings
@@ -31,8 +35,11 @@ from utils import (
     load_optimizer_tensors,
     optimizer_tensors,
     peak_memory,
+    set_up_libraries,
 )
 
+#: torch.compile's backend
+COMPILER = "inductor"
 #: a plain training batch in so many has its layer gradients taken too, for the log
 MEASURE_EVERY = 10
 
@@ -79,13 +86,14 @@ def skip_beta(settings: CommonSettings, done: float) -> float:
     )
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
+def make_fabric(device: str, precision: str, tf32: bool = False) -> Fabric:
     """The device and precision of a search.
 
     Raises:
         InputError: there is no such device here.
     """
     accelerator, devices = check_device(device)
+    set_up_libraries(tf32)
     return Fabric(accelerator=accelerator, devices=devices, precision=precision)
 
 
@@ -132,6 +140,8 @@ class Search:
         self.settings, self.fabric, self.dataset = settings, fabric, dataset
         self.space = SPACES[settings.space]
         check(settings)
+        if settings.cuda_graphs and fabric.device.type != "cuda":
+            raise InputError(f"--cuda_graphs: the device is {fabric.device.type}; expected it with a cuda device only")
         with blaming("--cutout_length"):
             self.augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
         torch.manual_seed(settings.seed)
@@ -146,6 +156,18 @@ class Search:
                     f"({flag} of {len(dataset.train)}); expected at most {len(part)}"
                 )
         self.train, self.valid = train.to(fabric.device), valid.to(fabric.device)
+        self.make_optimizers()
+        self.graphs = Graphs(settings.batch_size)
+        self.compiled = settings.compile and self._compile()
+        # What the run has been, epoch by epoch: the log files are written from this.
+        self.rows: list[dict[str, Any]] = []
+        self.genotypes: list[dict[str, Any]] = []
+        self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in self.architecture.alphas}
+        self._record_alphas()
+
+    def make_optimizers(self) -> None:
+        """SGD of the weights, and Adam of alpha, at their beginning."""
+        settings = self.settings
         self.weight_optimizer = torch.optim.SGD(
             self.supernet.parameters(),
             lr=settings.learning_rate,
@@ -158,11 +180,39 @@ class Search:
             betas=(settings.arch_beta1, settings.arch_beta2),
             weight_decay=settings.arch_weight_decay,
         )
-        # What the run has been, epoch by epoch: the log files are written from this.
-        self.rows: list[dict[str, Any]] = []
-        self.genotypes: list[dict[str, Any]] = []
-        self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in self.architecture.alphas}
-        self._record_alphas()
+
+    def _compile(self) -> bool:
+        """Compile the cells, and try them; where that fails all goes on without, with one warning."""
+        cells = [module for module in self.supernet.modules() if isinstance(module, MixedEdges)]
+        # There is a compiled cell for each shape and each set of gradients.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(cells))
+        for cell in cells:
+            cell.compile(backend=COMPILER)
+        kept = {name: buffer.clone() for name, buffer in self.supernet.named_buffers()}
+        image = self.train.images[:1].to(self.supernet.classifier.weight.dtype)
+        shape = (self.settings.batch_size, *image.shape[1:])
+        images = image.expand(shape).contiguous(memory_format=torch.channels_last)
+        batch = data.Batch(images, self.train.labels[:1].expand(shape[0]), 0)
+        objective = Objective(self.supernet.train(), self.fabric.autocast, accelerated=True)
+        try:
+            first_order(objective, self.layer_weights(), batch)
+            weight_gradient(objective, self.layer_weights(), batch, layers=True)
+            weight_gradient(objective, self.layer_weights(), batch)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"--compile: goes on without, for it failed: {reason}", stacklevel=2)
+            torch.compiler.set_stance("force_eager")
+            return False
+        finally:
+            with torch.no_grad():
+                for name, buffer in self.supernet.named_buffers():
+                    buffer.copy_(kept[name])
+        return True
+
+    def objective(self, now: Schedule) -> Objective:
+        """The loss of the supernet, in training, under an epoch's schedule."""
+        parts = (self.supernet.train(), self.fabric.autocast, now.drop_path_prob, now.skip_beta, self.compiled)
+        return CapturedObjective(*parts, self.graphs) if self.settings.cuda_graphs else Objective(*parts)
 
     def make_supernet(self) -> nn.Module:
         """The supernet of the settings, for the data.
@@ -321,7 +371,7 @@ class Search:
                 objective, weights, batch, settings.reg, settings.derivatives, settings.epsilon_0
             )
             log.add("regularizer_gradient_norm", norm(result.regularizer_gradient))
-            gradient = [g - lambda_t * r for g, r in zip(result.gradient, result.regularizer_gradient, strict=True)]
+            gradient = torch._foreach_sub(result.gradient, torch._foreach_mul(result.regularizer_gradient, lambda_t))
         else:
             result = weight_gradient(objective, weights, batch, layers=measure)
             gradient = result.gradient
@@ -353,7 +403,7 @@ class Search:
         settings, log = self.settings, Averages()
         for group in self.weight_optimizer.param_groups:
             group["lr"] = now.learning_rate
-        objective = Objective(self.supernet.train(), self.fabric.autocast, now.drop_path_prob, now.skip_beta)
+        objective = self.objective(now)
         train_batches, valid_batches = self.batches(epoch)
         last = len(train_batches) - 1
         valid = data.cycle(valid_batches, len(train_batches))

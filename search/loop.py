@@ -44,7 +44,7 @@ def open_search(settings: CommonSettings, kind: type[Search] = Search) -> Search
     Raises:
         InputError: the settings do not fit the data, the supernet or the machine.
     """
-    fabric = make_fabric(settings.device, settings.precision)
+    fabric = make_fabric(settings.device, settings.precision, settings.tf32)
     with blaming(f"--data: {settings.dataset}"):
         dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download)
     return kind(settings, dataset, fabric)

@@ -180,6 +180,13 @@ class ExecutionSettings:
     """execution"""
 
     precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "of the supernet's passes")
+    tf32: bool = option(False, "let GPUs round float32 factors to TensorFloat-32: faster, three decimal digits")
+    compile: bool = option(
+        False, "compile the cells (torch.compile), for GPUs: minutes at the start; second derivatives stay as they are"
+    )
+    cuda_graphs: bool = option(
+        False, "launch a pass as one CUDA graph; second derivatives and smaller last batches stay as they are"
+    )
     keep_checkpoints: PositiveInt = option(2, "how many checkpoints to keep")
 
 
@@ -189,6 +196,8 @@ class DevicesSettings:
 
     devices: PositiveInt = option(1, "number of devices, each with a process and a share of every batch")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = option("32-true", "of the network's passes")
+    tf32: bool = option(False, "let GPUs round float32 factors to TensorFloat-32: faster, three decimal digits")
+    compile: bool = option(False, "compile the network (torch.compile), for GPUs: minutes at the start")
 
 
 @dataclass

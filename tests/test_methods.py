@@ -13,10 +13,12 @@ from torch.func import functional_call
 
 import data
 from architect import Architecture, implicit, unrolled
+from benchmarks.plain import plain_supernet
 from data import Batch
 from genotypes import Edge, Genotype, make_genotype
 from gradients import Objective, neumann, norm, regularized_gradient
-from model_search import MixedOp, Supernet
+from mixed_operations import MixedEdges
+from model_search import Supernet
 from operations import FactorizedReduce
 from regularizers import ALPHA_REGULARIZERS
 from search.bilevel import Schedule, Search, make_fabric, schedule, skip_beta
@@ -57,30 +59,36 @@ def factorized_reduction(module, x):
     return (y - mean) / (variance + 1e-5).sqrt()
 
 
+def single_edge(candidates, stride, auxiliary):
+    """A cell of one edge, and the plain twin of that edge."""
+    cell = MixedEdges([(0, 1)], [candidates], 4, [stride], auxiliary).double()
+    return cell, plain_supernet(nn.Sequential(cell))[0].edges[0]
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("auxiliary", ["skip", "conv1"])
 def test_an_edge_adds_beta_times_the_auxiliary_skip_to_its_mixture(auxiliary, stride, beta):
     torch.manual_seed(0)
-    edge = MixedOp(SPACES["s5"].cells["normal"][0], 4, stride, auxiliary).double()
+    cell, edge = single_edge(SPACES["s5"].cells["normal"][0], stride, auxiliary)
     x, p = torch.randn(3, 4, 6, 6, dtype=DOUBLE), torch.rand(7, dtype=DOUBLE)
     mixture = torch.zeros(3, 4, 6 // stride, 6 // stride, dtype=DOUBLE)
     for weight, operation in zip(p.tolist(), edge.operations, strict=True):
         mixture += weight * operation(x)
     # a 1x1 convolution too begins as the identity
     shortcut = x if stride == 1 else factorized_reduction(edge.auxiliary, x)
-    measured = edge(x, p, 0.0, beta)
+    _, measured = cell([x], p[None], 0.0, beta)
     torch.testing.assert_close(measured, mixture + beta * shortcut, rtol=1e-12, atol=1e-12)
     assert (beta == 0) == torch.allclose(measured, mixture)
 
 
 def test_the_auxiliary_convolution_learns_and_an_identity_has_nothing_to_learn():
     candidates = ("max_pool_3x3",)
-    (weight,) = MixedOp(candidates, 4, 1, "conv1").parameters()
+    (weight,) = single_edge(candidates, 1, "conv1")[0].parameters()
     assert weight.shape == (4, 4, 1, 1) and weight.requires_grad
-    assert list(MixedOp(candidates, 4, 1, "skip").parameters()) == []
+    assert list(single_edge(candidates, 1, "skip")[0].parameters()) == []
     for auxiliary in ("skip", "conv1"):
-        assert isinstance(MixedOp(candidates, 4, 2, auxiliary).auxiliary, FactorizedReduce)
+        assert isinstance(single_edge(candidates, 2, auxiliary)[1].auxiliary, FactorizedReduce)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.7])
@@ -89,10 +97,11 @@ def test_the_auxiliary_skip_acts_on_every_edge_of_the_supernet_as_a_larger_weigh
     torch.manual_seed(0)
     with_skip = Supernet(SPACES["s2"], 4, 4, auxiliary_skip="skip").double()
     for cell in with_skip.cells:
-        for edge in cell.edges:
-            edge.auxiliary.load_state_dict(edge.operations[0].state_dict())
+        for source, auxiliary in cell.edges.auxiliaries.items():
+            if auxiliary.reduce is not None:
+                auxiliary.reduce.load_state_dict(cell.edges.operations[source][-1].state_dict())
     plain = Supernet(SPACES["s2"], 4, 4).double()
-    plain.load_state_dict({name: value for name, value in with_skip.state_dict().items() if "auxiliary" not in name})
+    plain.load_state_dict({name: value for name, value in with_skip.state_dict().items() if "auxiliaries" not in name})
     images = torch.randn(4, 3, 8, 8, dtype=DOUBLE)
     weights = [torch.rand(14, 2, dtype=DOUBLE) for _ in with_skip.kinds]
     larger = [w + torch.tensor([beta, 0.0], dtype=DOUBLE) for w in weights]

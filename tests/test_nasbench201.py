@@ -16,6 +16,7 @@ import data
 from analysis.compare import grouped
 from analysis.curves import load_course
 from analysis.draw import draw_genotype
+from benchmarks.plain import plain_supernet
 from genotypes import Edge
 from gradients import Objective, regularized_gradient, weight_gradient
 from model import size
@@ -129,7 +130,7 @@ def test_the_size_is_that_of_the_official_logs():
 
 
 def plain_logits(supernet, images, weights, beta=0.0):
-    """The supernet's logits from its modules, edge by edge, as section 2 of the paper has them."""
+    """The plain supernet's logits from its modules, edge by edge, as section 2 of the paper has them."""
 
     def conv_bn(block, x):
         _, convolution, norm = block
@@ -146,7 +147,7 @@ def plain_logits(supernet, images, weights, beta=0.0):
         for cell in supernet.stages[stage]:
             states = {0: x, 1: 0, 2: 0, 3: 0}
             for edge, (source, target) in enumerate(EDGES):
-                mixed, p, s = cell.edges[edge], weights[layer][edge], states[source]
+                mixed, p, s = cell.edges.edges[edge], weights[layer][edge], states[source]
                 states[target] = (
                     states[target]
                     + p[1] * s
@@ -167,8 +168,10 @@ def test_the_supernet_is_the_sum_of_its_operations_under_the_weights(auxiliary):
     weights = [torch.rand(6, 5, dtype=DOUBLE) for _ in supernet.kinds]
     images = torch.randn(3, 3, 8, 8, dtype=DOUBLE)
     logits = supernet(images, weights, skip_beta=0.7)
-    torch.testing.assert_close(logits, plain_logits(supernet, images, weights, 0.7 if auxiliary == "skip" else 0.0))
-    inside = [m for stage in supernet.stages for m in stage.modules() if isinstance(m, nn.BatchNorm2d)]
+    plain = plain_supernet(supernet)
+    expected = plain_logits(plain, images, weights, 0.7 if auxiliary == "skip" else 0.0)
+    torch.testing.assert_close(logits, expected)
+    inside = [m for stage in plain.stages for m in stage.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(inside) == 2 * 6 * 6
     assert not any(m.affine for m in inside)
     assert all(m.track_running_stats for m in inside)
@@ -182,9 +185,9 @@ def test_the_supernet_at_one_hot_weights_is_the_network_of_that_cell():
         getattr(network, name).load_state_dict(getattr(supernet, name).state_dict())
     numbers = [OPERATIONS.index(operation) for operation in cell.operations]
     kept = [edge for edge, number in enumerate(numbers) if number]
-    for mixed, discrete in zip(supernet.stages, network.stages, strict=True):
+    for mixed, discrete in zip(plain_supernet(supernet).stages, network.stages, strict=True):
         for edge, operation in zip(kept, discrete[0].operations, strict=True):
-            source = mixed[0].edges[edge].operations[numbers[edge]]
+            source = mixed[0].edges.edges[edge].operations[numbers[edge]]
             operation.load_state_dict(source.state_dict(), strict=False)
     one_hot = nn.functional.one_hot(torch.tensor(numbers), 5).double()
     images = torch.randn(2, 3, 9, 9, dtype=DOUBLE)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.plain import plain_supernet
 from genotypes import CELLS, PRIMITIVES
 from model import NetworkCIFAR, NetworkImageNet, size
 from model_search import Supernet, cell_kinds
@@ -95,7 +96,8 @@ def test_supernet_at_one_hot_weights_is_that_operation_alone(space):
     assert torch.equal(supernet(images, weights), supernet.classifier.bias.expand(2, 10))
     # the last cell's edge 0 -> 2, and its last candidate: an operation that is not noise in every space
     weights[-1][0, -1] = 1.0
-    cell, operation = supernet.cells[-1], supernet.cells[-1].edges[0].operations[-1]
+    cell = supernet.cells[-1]
+    operation = plain_supernet(supernet).cells[-1].edges.edges[0].operations[-1]
     logits = supernet(images, weights)
     states = [supernet.stem(images)] * 2
     for layer, layer_weights in zip(supernet.cells[:-1], weights, strict=False):
@@ -106,9 +108,9 @@ def test_supernet_at_one_hot_weights_is_that_operation_alone(space):
 
 
 def test_supernet_in_s1_has_the_candidates_of_each_edge():
-    supernet = Supernet(SPACES["s1"], init_channels=4, layers=3)
+    supernet = plain_supernet(Supernet(SPACES["s1"], init_channels=4, layers=3))
     for cell, kind in zip(supernet.cells, supernet.kinds, strict=True):
-        for edge, candidates in zip(cell.edges, SPACES["s1"].cells[kind], strict=True):
+        for edge, candidates in zip(cell.edges.edges, SPACES["s1"].cells[kind], strict=True):
             for operation, name in zip(edge.operations, candidates, strict=True):
                 inner = operation[0] if "pool" in name else operation  # pools are followed by batch norm
                 assert type(inner) is type(OPERATIONS[name](4, 1 if kind == "normal" else 2, False)) or (

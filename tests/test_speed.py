@@ -1,0 +1,331 @@
+"""The fast ways compute what the plain ones do."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import data
+import search.bilevel
+from architect import first_order, implicit, unrolled
+from benchmarks.plain import as_plain, plain_supernet
+from data import Batch
+from depthwise import average_pool, depthwise_conv2d
+from gradients import Objective, norm, regularized_gradient, weight_gradient
+from mixed_operations import MixedEdges
+from model_search import Supernet
+from nasbench201.networks import Supernet as Supernet201
+from operations import drop_path
+from search.bilevel import Search, make_fabric, schedule
+from search.settings import method_settings
+from spaces import SPACES
+from tests.test_gradients import relative_error
+from utils import StepProgress
+
+DOUBLE = torch.float64
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+#: edges computed one after another, or side by side
+WAYS = [False, True]
+
+
+def twins(space, auxiliary_skip, together, dtype=DOUBLE, device="cpu", channels=4, layers=5):
+    """A supernet and its plain twin."""
+    torch.manual_seed(0)
+    if space == "nasbench201":
+        supernet = Supernet201(channels, 2, auxiliary_skip=auxiliary_skip)
+    else:
+        supernet = Supernet(SPACES[space], channels, layers, auxiliary_skip=auxiliary_skip)
+    supernet = supernet.to(device, dtype).to(memory_format=torch.channels_last)
+    plain = plain_supernet(supernet)
+    for module in supernet.modules():
+        if isinstance(module, MixedEdges):
+            module.together = together
+    return supernet, plain
+
+
+def batch_and_weights(supernet, dtype=DOUBLE, device="cpu", images=6, pixels=12):
+    torch.manual_seed(1)
+    images = torch.randn(images, 3, pixels, pixels, dtype=dtype, device=device)
+    batch = Batch(images, torch.randint(0, 10, (len(images),), device=device), 5)
+    weights = [torch.rand(supernet.alpha_shapes[kind], dtype=dtype, device=device) for kind in supernet.kinds]
+    return batch, weights
+
+
+@pytest.fixture
+def same_noise(monkeypatch):
+    """The operation `noise` in the same numbers, whatever the order of the edges."""
+
+    def noise(x):
+        return torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).view(x.shape)
+
+    monkeypatch.setattr(torch, "randn_like", noise)
+
+
+def in_plain_order(supernet, plain, gradients):
+    """Gradients of a supernet's parameters, as those of its plain twin's."""
+    names = [name for name, _ in supernet.named_parameters()]
+    cut = as_plain(supernet, dict(zip(names, gradients, strict=True)))
+    return [cut[name] for name, _ in plain.named_parameters()]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("together", WAYS)
+@pytest.mark.parametrize("auxiliary_skip", ["none", "skip", "conv1"])
+@pytest.mark.parametrize("space", list(SPACES))
+def test_every_gradient_is_that_of_the_plain_supernet(space, auxiliary_skip, together, device, same_noise):
+    supernet, plain = twins(space, auxiliary_skip, together, device=device)
+    batch, weights = batch_and_weights(supernet, device=device)
+    fast, slow = (
+        weight_gradient(Objective(network, skip_beta=0.3), weights, batch, layers=True) for network in (supernet, plain)
+    )
+    assert abs(fast.loss - slow.loss) < 1e-12
+    pairs = [*zip(in_plain_order(supernet, plain, fast.gradient), slow.gradient, strict=True)]
+    pairs += [*zip(fast.layer_gradients, slow.layer_gradients, strict=True)]
+    for measured, expected in pairs:
+        # Some weights do not matter, by batch norm's invariances: their gradient is rounding alone.
+        assert norm([measured - expected]) < 1e-10 * norm([expected]) + 1e-13
+    buffers = as_plain(supernet, dict(supernet.named_buffers()))
+    for name, expected in plain.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(buffers[name], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("together", WAYS)
+@pytest.mark.parametrize("space", list(SPACES))
+def test_second_derivatives_and_evaluation_are_those_of_the_plain_supernet(space, together, same_noise):
+    supernet, plain = twins(space, "none", together)
+    batch, weights = batch_and_weights(supernet)
+    for ways in ({"derivatives": "exact"}, {"derivatives": "difference", "epsilon_0": 1e-3}):
+        fast, slow = (
+            regularized_gradient(Objective(network), weights, batch, "corr", **ways) for network in (supernet, plain)
+        )
+        measured = in_plain_order(supernet, plain, fast.regularizer_gradient)
+        assert relative_error(measured, slow.regularizer_gradient) < 1e-9
+    supernet.eval(), plain.eval()
+    torch.testing.assert_close(supernet(batch.images, weights), plain(batch.images, weights), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("derivatives", ["difference", "exact"])
+@pytest.mark.parametrize("method", ["first", "unrolled", "implicit"])
+def test_the_architecture_gradient_of_every_kind_is_that_of_the_plain_supernet(method, derivatives):
+    supernet, plain = twins("s5", "skip", False, layers=4)
+    batch, weights = batch_and_weights(supernet)
+    valid, _ = batch_and_weights(supernet, images=5)
+    totals = []
+    for network in (supernet, plain):
+        objective = Objective(network, skip_beta=0.5)
+        if method == "first":
+            totals.append(first_order(objective, weights, valid).total)
+        elif method == "unrolled":
+            buffers = [torch.zeros_like(w) for w in network.parameters()]
+            momentum = {"momentum_buffers": buffers, "momentum": 0.9, "weight_decay": 3e-4}
+            result = unrolled(objective, weights, batch, valid, xi=0.025, **momentum, derivatives=derivatives)
+            totals.append(result.total)
+        else:
+            result = implicit(objective, weights, batch, valid, gamma=0.025, terms=2, derivatives=derivatives)
+            totals.append(result.total)
+    assert relative_error(*totals) < 1e-9
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("together", WAYS)
+@pytest.mark.parametrize("space", list(SPACES))
+def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, together, device, same_noise):
+    supernet, plain = twins(space, "none", together, torch.float32, device, channels=8)
+    batch, weights = batch_and_weights(supernet, torch.float32, device, images=32, pixels=16)
+    batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
+    weights = [weight.softmax(dim=-1) for weight in weights]
+    fast, slow = (weight_gradient(Objective(network), weights, batch, layers=True) for network in (supernet, plain))
+    assert relative_error(in_plain_order(supernet, plain, fast.gradient), slow.gradient) < 1e-3
+    assert relative_error(fast.layer_gradients, slow.layer_gradients) < 1e-3
+
+
+METHODS = [
+    "darts",
+    "darts-2nd",
+    "lambda-darts",
+    "lambda-darts-exact",
+    "darts-minus",
+    "fair-darts",
+    "idarts",
+    "darts-pt",
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_three_steps_of_a_search_are_those_of_the_plain_supernet(method):
+    """A search in float64, and the same with the plain supernet in its place."""
+    settings = method_settings(
+        method, space="s5", layers=4, init_channels=2, batch_size=8, precision="64-true", device="cpu", epochs=2
+    )
+    torch.manual_seed(0)
+    images = data.ImageSet(torch.randint(0, 256, (48, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (48,)))
+    dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
+    searches = [Search(settings, dataset, make_fabric("cpu", "64-true")) for _ in range(2)]
+    fast, slow = searches
+    slow.supernet = plain_supernet(fast.supernet)
+    slow.make_optimizers()
+    with StepProgress("test", 3, 0) as progress:
+        for state in searches:
+            state.run_epoch(1, schedule(settings, 1), progress, "epoch")
+    weights = in_plain_order(fast.supernet, slow.supernet, [w.detach() for w in fast.supernet.parameters()])
+    assert relative_error(weights, [w.detach() for w in slow.supernet.parameters()]) < 1e-8
+    alphas = [list(state.architecture.parameters()) for state in searches]
+    assert relative_error(*[[alpha.detach() for alpha in both] for both in alphas]) < 1e-8
+
+
+def test_drop_path_acts_on_every_operation_but_identities(monkeypatch):
+    """Side by side, one after another and plain, where the draw for an image depends on nothing but the image."""
+
+    def half(x, probability, edges=1):
+        keep = torch.arange(len(x)) % 2
+        return x * (keep / (1 - probability))[:, None, None, None]
+
+    for module in ("mixed_operations", "benchmarks.plain"):
+        monkeypatch.setattr(f"{module}.drop_path", half)
+    for space in ("s1", "s5", "nasbench201"):
+        logits = []
+        for together in WAYS:
+            supernet, plain = twins(space, "skip", together)
+            batch, weights = batch_and_weights(supernet)
+            logits.append(supernet(batch.images, weights, 0.5, 0.3))
+            torch.testing.assert_close(logits[-1], plain(batch.images, weights, 0.5, 0.3), rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(logits[0], supernet(batch.images, weights, 0.0, 0.3))
+
+
+def test_drop_path_draws_for_each_edge_on_its_own():
+    torch.manual_seed(0)
+    kept = drop_path(torch.ones(4000, 6, 2, 2), 0.3, edges=3) > 0
+    per_edge = kept.unflatten(1, (3, 2)).flatten(2)
+    assert torch.equal(per_edge.amin(2), per_edge.amax(2))
+    shares = torch.corrcoef(per_edge[:, :, 0].double().T)
+    assert (shares - torch.eye(3)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("size", [1, 5, 6, 8])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+def test_a_depthwise_convolution_and_its_derivatives_are_the_librarys(kernel_size, stride, dilation, size):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, size, size + 2, dtype=DOUBLE).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(4, 1, kernel_size, kernel_size, dtype=DOUBLE, requires_grad=True)
+    measured = depthwise_conv2d(x, weight, stride, dilation)
+    expected = F.conv2d(x, weight, None, stride, dilation * (kernel_size // 2), dilation, groups=4)
+    direction = torch.randn_like(expected)
+    first = [torch.autograd.grad(y, (x, weight), direction, create_graph=True) for y in (measured, expected)]
+    torch.testing.assert_close(measured, expected)
+    torch.testing.assert_close(*first)
+    directions = [torch.randn_like(gradient) for gradient in first[0]]
+    torch.testing.assert_close(*[torch.autograd.grad(gradients, (x, weight), directions) for gradients in first])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_average_pooling_does_not_count_the_padding(stride, size):
+    x = torch.randn(3, 4, size, size + 1, dtype=DOUBLE).contiguous(memory_format=torch.channels_last)
+    expected = F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
+    torch.testing.assert_close(average_pool(x, stride), expected)
+
+
+def small_search(**changes):
+    """A search on a few images."""
+    settings = method_settings(
+        "lambda-darts", space="s2", layers=4, init_channels=2, batch_size=8, device="cpu", epochs=2, **changes
+    )
+    torch.manual_seed(0)
+    images = data.ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
+    dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
+    return Search(settings, dataset, make_fabric("cpu", "32-true"))
+
+
+def weights_after_an_epoch(state):
+    with StepProgress("test", 3, 0) as progress:
+        state.run_epoch(1, schedule(state.settings, 1), progress, "epoch")
+    return [weight.detach() for weight in state.supernet.parameters()]
+
+
+@pytest.mark.parametrize("derivatives", ["difference", "exact"])
+def test_compiled_cells_search_alike(derivatives, monkeypatch):
+    """Traced and differentiated ahead of time; the last step, code for the machine, is left out here."""
+    monkeypatch.setattr(search.bilevel, "COMPILER", "aot_eager")
+    changes = {"derivatives": derivatives, "epsilon_0": 1e-2}
+    plain = small_search(**changes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        compiled = small_search(**changes, compile=True)
+    assert compiled.compiled
+    assert all(map(torch.equal, plain.supernet.buffers(), compiled.supernet.buffers()))
+    assert relative_error(weights_after_an_epoch(compiled), weights_after_an_epoch(plain)) < 1e-4
+
+
+def test_a_failing_compiler_is_warned_of_once_and_the_search_goes_on(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(search.bilevel, "COMPILER", broken)
+    try:
+        with pytest.warns(UserWarning, match="--compile: goes on without, for it failed: .*") as caught:
+            state = small_search(compile=True)
+            measured = weights_after_an_epoch(state)
+        assert len([warning for warning in caught if "--compile" in str(warning.message)]) == 1
+    finally:
+        torch.compiler.set_stance("default")
+    assert all(map(torch.equal, measured, weights_after_an_epoch(small_search())))
+
+
+def test_cuda_graphs_are_for_cuda_alone():
+    with pytest.raises(search.bilevel.InputError, match="--cuda_graphs: the device is cpu"):
+        small_search(cuda_graphs=True)
+
+
+def test_a_failing_capture_is_warned_of_once_and_the_search_goes_on():
+    """On a machine without a GPU every capture fails."""
+    if torch.cuda.is_available():
+        pytest.skip("a capture succeeds here")
+    plain, captured = small_search(), small_search()
+    graphs = search.bilevel.Graphs(8)
+    captured.objective = lambda now: search.bilevel.CapturedObjective(captured.supernet.train(), graphs=graphs)
+    with pytest.warns(UserWarning, match="--cuda_graphs: goes on without") as caught:
+        measured = weights_after_an_epoch(captured)
+    assert len([warning for warning in caught if "--cuda_graphs" in str(warning.message)]) == 1
+    assert all(map(torch.equal, measured, weights_after_an_epoch(plain)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("space", ["s5", "nasbench201"])
+def test_captured_passes_are_the_eager_ones(space):
+    supernet, _ = twins(space, "skip", None, torch.float32, "cuda", channels=8)
+    batch, weights = batch_and_weights(supernet, torch.float32, "cuda", images=32, pixels=16)
+    eager = Objective(supernet, skip_beta=0.5)
+    captured = search.bilevel.CapturedObjective(supernet, skip_beta=0.5, graphs=search.bilevel.Graphs(32))
+    for seed in range(3):
+        fresh = [weight + 0.1 * seed for weight in weights]
+        passes = [weight_gradient(objective, fresh, batch, layers=True) for objective in (eager, captured)]
+        assert relative_error(passes[1].gradient, passes[0].gradient) < 1e-4
+        assert relative_error(passes[1].layer_gradients, passes[0].layer_gradients) < 1e-4
+        steps = [first_order(objective, fresh, batch).total for objective in (eager, captured)]
+        assert relative_error(steps[1], steps[0]) < 1e-4
+    assert len(captured.graphs.passes) == 2 and not captured.graphs.failed
+
+
+def test_contiguous_gradients_leave_a_cell():
+    """Batch norm's backward is several times slower on others."""
+    supernet, _ = twins("s2", "none", False, torch.float32)
+    batch, weights = batch_and_weights(supernet, torch.float32)
+    seen = []
+    cell = supernet.cells[0]
+    forward = cell.edges.forward
+
+    def watched(*arguments):
+        states = forward(*arguments)
+        for state in states[2:]:
+            state.register_hook(lambda g: seen.append(g.is_contiguous(memory_format=torch.channels_last)))
+        return states
+
+    cell.edges.forward = watched
+    images = batch.images.contiguous(memory_format=torch.channels_last)
+    nn.functional.cross_entropy(supernet(images, weights), batch.labels).backward()
+    assert seen == [True] * 4

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthwise import DepthwiseConv2d, average_pool, depthwise_conv2d
+from kernels import DepthwiseConv2d, average_pool, batch_norm, depthwise_conv2d
 from operations import OPERATIONS, drop_path
 from spaces import Candidates
 
@@ -82,7 +82,7 @@ class Norm(nn.Module):
             # Contiguous in memory even for a single pair: the library's kernel takes that for granted.
             scales = _split(weights[:, None].expand(-1, self.channels).flatten().contiguous(), n)
         return [
-            F.batch_norm(y, mean, variance, scale, None, self.training)
+            batch_norm(y, mean, variance, scale, None, self.training)
             for y, mean, variance, scale in zip(parts, means, variances, scales, strict=True)
         ]
 

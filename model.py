@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from genotypes import Genotype
+from kernels import BatchNorm2d
 from model_search import cell_kinds
 from operations import OPERATIONS, FactorizedReduce, ReLUConvBN, drop_path
 
@@ -66,10 +67,10 @@ class AuxiliaryHead(nn.Module):
             nn.ReLU(),
             nn.AvgPool2d(5, stride=pool_stride, padding=0, count_include_pad=False),
             nn.Conv2d(channels, 128, 1, bias=False),
-            nn.BatchNorm2d(128),
+            BatchNorm2d(128),
             nn.ReLU(),
             nn.Conv2d(128, 768, 2, bias=False),
-            nn.BatchNorm2d(768) if second_bn else nn.Identity(),
+            BatchNorm2d(768) if second_bn else nn.Identity(),
             nn.ReLU(),
         )
         self.classifier = nn.Linear(768, classes)
@@ -147,7 +148,7 @@ class NetworkCIFAR(_Network):
     ) -> None:
         width = 3 * init_channels
         super().__init__(genotype, init_channels, layers, classes, auxiliary, (width, width), False, imagenet=False)
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), BatchNorm2d(width))
 
     def stems(self, images: Tensor) -> tuple[Tensor, Tensor]:
         state = self.stem(images)
@@ -171,15 +172,15 @@ class NetworkImageNet(_Network):
         half = init_channels // 2
         self.stem0 = nn.Sequential(
             nn.Conv2d(in_channels, half, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(half),
+            BatchNorm2d(half),
             nn.ReLU(),
             nn.Conv2d(half, init_channels, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(init_channels),
+            BatchNorm2d(init_channels),
         )
         self.stem1 = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(init_channels, init_channels, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(init_channels),
+            BatchNorm2d(init_channels),
         )
 
     def stems(self, images: Tensor) -> tuple[Tensor, Tensor]:

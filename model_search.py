@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from kernels import BatchNorm2d
 from mixed_operations import MixedEdges
 from operations import FactorizedReduce, ReLUConvBN
 from spaces import EDGES, NODES, Candidates, Space
@@ -94,7 +95,7 @@ class Supernet(nn.Module):
         channels, width = init_channels, 3 * init_channels
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
+            BatchNorm2d(width),
         )
         self.cells = nn.ModuleList()
         c_prev_prev, c_prev, previous = width, width, "normal"

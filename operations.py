@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthwise import AveragePool, DepthwiseConv2d
+from kernels import AveragePool, BatchNorm2d, DepthwiseConv2d
 
 
 class ReLUConvBN(nn.Sequential):
@@ -21,7 +21,7 @@ class ReLUConvBN(nn.Sequential):
         super().__init__(
             nn.ReLU(),
             nn.Conv2d(c_in, c_out, kernel_size, stride, padding, bias=False),
-            nn.BatchNorm2d(c_out, affine=affine),
+            BatchNorm2d(c_out, affine=affine),
         )
 
 
@@ -33,7 +33,7 @@ class DilConv(nn.Sequential):
             nn.ReLU(),
             DepthwiseConv2d(channels, kernel_size, stride, dilation=2),
             nn.Conv2d(channels, channels, 1, bias=False),
-            nn.BatchNorm2d(channels, affine=affine),
+            BatchNorm2d(channels, affine=affine),
         )
 
 
@@ -47,7 +47,7 @@ class SepConv(nn.Sequential):
                 nn.ReLU(),
                 DepthwiseConv2d(channels, kernel_size, step),
                 nn.Conv2d(channels, channels, 1, bias=False),
-                nn.BatchNorm2d(channels, affine=affine),
+                BatchNorm2d(channels, affine=affine),
             ]
         super().__init__(*layers)
 
@@ -60,7 +60,7 @@ class Conv7x1(nn.Sequential):
             nn.ReLU(),
             nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False),
             nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False),
-            nn.BatchNorm2d(channels, affine=affine),
+            BatchNorm2d(channels, affine=affine),
         )
 
 
@@ -71,7 +71,7 @@ class FactorizedReduce(nn.Module):
         super().__init__()
         self.conv_1 = nn.Conv2d(c_in, c_out // 2, 1, bias=False)
         self.conv_2 = nn.Conv2d(c_in, c_out - c_out // 2, 1, bias=False)
-        self.bn = nn.BatchNorm2d(c_out, affine=affine)
+        self.bn = BatchNorm2d(c_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)

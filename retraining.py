@@ -37,7 +37,6 @@ from files import write_atomically, write_csv
 from model import size
 from utils import StepProgress, check_device, provenance, set_up_libraries, write_config
 
-
 #: torch.compile's backend
 COMPILER = "inductor"
 

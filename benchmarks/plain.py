@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from depthwise import AveragePool, DepthwiseConv2d
+from kernels import AveragePool, BatchNorm2d, DepthwiseConv2d
 from mixed_operations import AuxiliaryConvs, Convs, FactorizedReduces, MixedEdges, Separables, Shared
 from operations import OPERATIONS, drop_path
 
@@ -86,6 +86,8 @@ def plain_supernet(supernet: nn.Module) -> nn.Module:
             channels, kernel_size = module.in_channels, module.kernel_size
             conv = nn.Conv2d(channels, channels, kernel_size, **options, groups=channels, bias=False)
             plain.set_submodule(name, conv)
+        elif isinstance(module, BatchNorm2d):
+            plain.set_submodule(name, nn.BatchNorm2d(module.num_features, affine=module.affine))
         elif isinstance(module, AveragePool):
             plain.set_submodule(name, nn.AvgPool2d(3, module.stride, padding=1, count_include_pad=False))
     plain.to(next(supernet.parameters()))

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import BatchNorm2d
 from mixed_operations import MixedEdges
 from nasbench201.cells import Cell201
 from operations import OPERATIONS, ReLUConvBN, drop_path
@@ -55,13 +56,13 @@ class Skeleton(nn.Module):
         super().__init__()
         widths = [init_channels, 2 * init_channels, 4 * init_channels]
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, init_channels, 3, padding=1, bias=False), nn.BatchNorm2d(init_channels)
+            nn.Conv2d(in_channels, init_channels, 3, padding=1, bias=False), BatchNorm2d(init_channels)
         )
         self.stages = nn.ModuleList(
             nn.ModuleList(make_cell(channels) for _ in range(cells_per_stage)) for channels in widths
         )
         self.reductions = nn.ModuleList(ResidualBlock(narrow, wide) for narrow, wide in pairwise(widths))
-        self.norm = nn.BatchNorm2d(widths[-1])
+        self.norm = BatchNorm2d(widths[-1])
         self.classifier = nn.Linear(widths[-1], classes)
 
     def run(self, images: Tensor, cell: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:

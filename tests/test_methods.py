@@ -62,7 +62,7 @@ def factorized_reduction(module, x):
 def single_edge(candidates, stride, auxiliary):
     """A cell of one edge, and the plain twin of that edge."""
     cell = MixedEdges([(0, 1)], [candidates], 4, [stride], auxiliary).double()
-    return cell, plain_supernet(nn.Sequential(cell))[0].edges[0]
+    return cell, plain_supernet(nn.Sequential(cell, nn.Linear(1, 1).double()))[0].edges[0]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
@@ -487,11 +487,11 @@ def test_the_differences_step_by_r_s_and_the_noise_is_what_a_step_back_by_r_v_0_
     toy, points = Toy(), []
 
     class Spy(Objective):
-        def __call__(self, weights, batch, parameters=None):
+        def __call__(self, weights, batch, parameters=None, create_graph=False):
             if parameters is not None:
                 assert batch is toy.train
                 points.append(flat(parameters.values()) - toy.w)
-            return super().__call__(weights, batch, parameters)
+            return super().__call__(weights, batch, parameters, create_graph)
 
     toy.objective = Spy(toy.module)
     result = toy.implicit(terms)

@@ -12,8 +12,8 @@ import search.bilevel
 from architect import first_order, implicit, unrolled
 from benchmarks.plain import as_plain, plain_supernet
 from data import Batch
-from depthwise import average_pool, depthwise_conv2d
 from gradients import Objective, norm, regularized_gradient, weight_gradient
+from kernels import average_pool, batch_norm, depthwise_conv2d
 from mixed_operations import MixedEdges
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
@@ -134,6 +134,7 @@ def test_the_architecture_gradient_of_every_kind_is_that_of_the_plain_supernet(m
 @pytest.mark.parametrize("space", list(SPACES))
 def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, together, device, same_noise):
     supernet, plain = twins(space, "none", together, torch.float32, device, channels=8)
+    # Small enough for rounding not to turn a ReLU on or off, which would count for 1e-3.
     batch, weights = batch_and_weights(supernet, torch.float32, device, images=32, pixels=16)
     batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
     weights = [weight.softmax(dim=-1) for weight in weights]
@@ -230,6 +231,43 @@ def test_average_pooling_does_not_count_the_padding(stride, size):
     torch.testing.assert_close(average_pool(x, stride), expected)
 
 
+def exactness(norm_of):
+    """Relative errors of a batch norm's output and gradients in single precision, by the same in double."""
+    torch.manual_seed(0)
+    x = (torch.randn(64, 16, 32, 32) + 1).contiguous(memory_format=torch.channels_last)
+    weight, bias, direction = torch.rand(16) + 0.5, torch.randn(16), torch.randn_like(x)
+    results = []
+    for dtype in (torch.float32, DOUBLE):
+        inputs = [value.to(dtype).requires_grad_() for value in (x, weight, bias)]
+        statistics = [torch.zeros(16, dtype=dtype), torch.ones(16, dtype=dtype)]
+        output = norm_of(inputs[0], *statistics, *inputs[1:], True)
+        results.append([output, *statistics, *torch.autograd.grad(output, inputs, direction.to(dtype))])
+    return [relative_error([a.double()], [b]) for a, b in zip(*results, strict=True)]
+
+
+def test_batch_norm_is_more_exact_than_the_librarys_channels_last():
+    output, mean, variance, to_input, to_weight, to_bias = exactness(batch_norm)
+    assert max(output, mean, variance) < 3e-7
+    assert max(to_input, to_weight, to_bias) < 1e-5
+    assert exactness(F.batch_norm)[0] > 5 * output  # else the library has become as good: ours can go
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_batch_norm_and_its_second_derivatives_are_the_librarys(affine):
+    torch.manual_seed(0)
+    x = torch.randn(8, 4, 5, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    scale = [torch.rand(4, requires_grad=True), torch.rand(4, requires_grad=True)] if affine else [None, None]
+    inputs = [x, *(value for value in scale if value is not None)]
+    results = []
+    for norm_of in (batch_norm, F.batch_norm):
+        statistics = [torch.zeros(4), torch.ones(4)]
+        output = norm_of(x, *statistics, *scale, True)
+        first = torch.autograd.grad(output.pow(3).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+        results.append([output, *statistics, *first, *second])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-3)
+
+
 def small_search(**changes):
     """A search on a few images."""
     settings = method_settings(
@@ -254,7 +292,7 @@ def test_compiled_cells_search_alike(derivatives, monkeypatch):
     changes = {"derivatives": derivatives, "epsilon_0": 1e-2}
     plain = small_search(**changes)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("error", message="--compile")
         compiled = small_search(**changes, compile=True)
     assert compiled.compiled
     assert all(map(torch.equal, plain.supernet.buffers(), compiled.supernet.buffers()))

@@ -1,0 +1,255 @@
+"""Seconds, operator calls and memory of a search step, beside the plain way of the released codes.
+
+    python benchmarks/search_step.py --methods lambda-darts --space s5
+
+A step is a weight step with its share of the alpha steps, the regularizer at full strength, on random images. The plain
+way is benchmarks/plain.py: a module for each operation of each edge, channels first, eager, and every pass takes the
+gradients of weights and mixing weights alike. The two take turns, each in a process of its own; medians are printed.
+Operator calls are those that reach the device, views left out, in the way of a GPU: the edges side by side.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+import cli
+from benchmarks.turns import take_turns
+from cli import InputError, Seed, option
+from files import check_new_file, write_new
+from search.settings import method_settings
+
+if TYPE_CHECKING:
+    import data
+    from search.bilevel import Search
+
+PROG = "search_step.py"
+
+
+@dataclass
+class Settings:
+    """benchmark"""
+
+    methods: list[str] = option(None, "names of --method; by default lambda-darts")
+    space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "search space")
+    init_channels: PositiveInt = option(16, "channels C of the first cells")
+    layers: PositiveInt = option(8, "number of cells in s1 to s5")
+    cells_per_stage: PositiveInt = option(5, "cells N of each stage in nasbench201")
+    operations: NonNegativeInt = option(0, "candidates to keep on each edge in s1 to s5, the last ones; 0 keeps all")
+    image_size: PositiveInt = option(32, "height and width of the random images in pixels")
+    batch_size: PositiveInt = option(64, "images of a step")
+    rounds: PositiveInt = option(5, "timings of each, of which the median counts")
+    plain: Literal["yes", "no"] = option("yes", "time the plain way too")
+    count: Literal["yes", "no"] = option("yes", "count operator calls")
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "of our way; plain is 32-true")
+    tf32: bool = option(False, "let our way round float32 factors to TensorFloat-32")
+    compile: bool = option(False, "compile the cells of our way")
+    cuda_graphs: bool = option(False, "launch a pass of our way as one CUDA graph")
+    seed: Seed = option(0, "of weights and images")
+    device: str = option("auto", "auto, cpu, cuda, mps")
+    out: str = option("", "JSON file to write")
+
+
+def make_search(settings: Settings, method: str, device: str, **changes: Any) -> "Search":
+    """A search of a method at its beginning, on random images."""
+    import torch
+
+    import data
+    from nasbench201.search201 import Search201
+    from nasbench201.settings import SearchSettings as SearchSettings201
+    from nasbench201.settings import preset_201
+    from search.bilevel import Search, make_fabric
+    from spaces import SPACES, Space
+
+    generator = torch.Generator().manual_seed(settings.seed)
+    shape = (4 * settings.batch_size, 3, settings.image_size, settings.image_size)
+    images = data.ImageSet(
+        torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+        torch.randint(0, 10, (shape[0],), generator=generator),
+    )
+    dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
+    own = {name: getattr(settings, name) for name in ("init_channels", "batch_size", "seed")}
+    fabric = make_fabric(device, changes.get("precision", "32-true"), changes.get("tf32", False))
+    if settings.space == "nasbench201":
+        given = {**own, **changes, "method": method, "cells_per_stage": settings.cells_per_stage}
+        return Search201(SearchSettings201(**{**preset_201({"method": method}), **given}), dataset, fabric)
+
+    class Narrowed(Search):
+        """A search among the last candidates of every edge."""
+
+        def make_supernet(self) -> torch.nn.Module:
+            kept = {
+                kind: tuple(names[-settings.operations :] for names in cells)
+                for kind, cells in self.space.cells.items()
+            }
+            self.space = Space(kept, self.space.edges, self.space.keep)
+            return super().make_supernet()
+
+    if settings.operations > len(SPACES[settings.space].cells["normal"][0]):
+        raise InputError(f"--operations: {settings.operations}, more than an edge of {settings.space} has")
+    given = {**own, **changes, "space": settings.space, "layers": settings.layers}
+    kind = Narrowed if settings.operations else Search
+    return kind(method_settings(method, **given), dataset, fabric)
+
+
+def step_of(search: "Search") -> Callable[["list[data.Batch]", "data.Batch"], None]:
+    """A step of a search: each batch for the weights, and one for alpha; half of the epochs are over."""
+    from search.bilevel import schedule
+    from utils import Averages
+
+    settings = search.settings
+    now = schedule(settings, settings.epochs // 2)
+    strength = 0.0 if settings.reg == "none" else settings.lambda_
+
+    def step(train_batches: "list[data.Batch]", valid_batch: "data.Batch") -> None:
+        objective, log = search.objective(now), Averages()
+        for batch in train_batches:
+            search.weight_step(objective, batch, strength, False, log)
+        search.alpha_step(objective, train_batches[-1], valid_batch, False, log)
+
+    return step
+
+
+def make_plain(search: "Search") -> None:
+    """Turn a search into that of the released codes."""
+    import torch
+
+    from benchmarks.plain import plain_supernet
+    from gradients import Gradients, Objective
+
+    class PlainObjective(Objective):
+        """Every pass takes every gradient, whichever is asked for."""
+
+        def gradients(self, weights: Any, batch: "data.Batch", layers: Any, parameters: bool = True) -> Gradients:
+            result = self.pass_over(weights, batch, range(len(weights)), True)
+            return result._replace(layers=[result.layers[layer] for layer in layers])
+
+    search.supernet = plain_supernet(search.supernet)
+    search.make_optimizers()
+    search.objective = lambda now: PlainObjective(
+        search.supernet.train(), search.fabric.autocast, now.drop_path_prob, now.skip_beta
+    )
+    torch.backends.cudnn.benchmark = True
+
+
+def make_step(settings: Settings, method: str, way: str) -> tuple[Callable[[int], None], Any]:
+    """What is timed: a step, with batches of its own each turn."""
+    import torch
+
+    from data import cycle
+
+    names = ("precision", "tf32", "compile", "cuda_graphs")
+    changes = {name: getattr(settings, name) for name in names} if way == "ours" else {}
+    search = make_search(settings, method, settings.device, **changes)
+    if way == "plain":
+        make_plain(search)
+    layout = torch.channels_last if way == "ours" else torch.contiguous_format
+    step, inner = step_of(search), search.settings.inner_steps
+
+    def turn(number: int) -> None:
+        train, valid = search.batches(number)
+        batches = [search.cast(batch) for batch in (*cycle(train, inner), *cycle(valid, 1))]
+        batches = [batch._replace(images=batch.images.contiguous(memory_format=layout)) for batch in batches]
+        step(batches[:-1], batches[-1])
+
+    return turn, search.fabric.device
+
+
+def count_calls(settings: Settings, method: str, way: str) -> int:
+    """Operator calls of a step, divided by its steps of the weights: those on tensors without data, views left out.
+
+    Nothing is computed; a step that waited for a value on the device would fail here.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    import data
+
+    class Counter(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if not (function.is_view or function is torch.ops.aten._unsafe_view.default):
+                self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    search = make_search(settings, method, "cpu")
+    if way == "plain":
+        make_plain(search)
+    search.supernet.to("meta")
+    search.architecture.to("meta")
+    search.architecture.fixed = {kind: values.to("meta") for kind, values in search.architecture.fixed.items()}
+    search.make_optimizers()
+    for optimizer in (search.weight_optimizer, search.alpha_optimizer):
+        for group in optimizer.param_groups:
+            group["foreach"] = True  # as it is on a GPU
+    shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
+    layout = torch.channels_last if way == "ours" else torch.contiguous_format
+    images = torch.empty(shape, device="meta").to(memory_format=layout)
+    batch = data.Batch(images, torch.empty(shape[0], dtype=torch.long, device="meta"), 0)
+    step, inner = step_of(search), search.settings.inner_steps
+    step([batch] * inner, batch)  # the optimizers make their buffers
+    with Counter() as counter:
+        step([batch] * inner, batch)
+    return counter.calls // inner
+
+
+def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
+    """A row for each way."""
+    ways = ["ours", "plain"] if settings.plain == "yes" else ["ours"]
+    timings = take_turns({way: (make_step, (settings, method, way)) for way in ways}, settings.rounds)
+    inner = method_settings(method, space=settings.space if settings.space != "nasbench201" else "s5").inner_steps
+    rows = []
+    for way, timing in timings.items():
+        seconds = timing.median / inner
+        rows.append(
+            {
+                "method": method,
+                "way": way,
+                "seconds_per_step": seconds,
+                "images_per_second": settings.batch_size / seconds,
+                "operator_calls": count_calls(settings, method, way) if settings.count == "yes" else None,
+                "peak_memory_mib": timing.peak_memory_mib,
+                "seconds": timing.seconds,
+                "times_as_fast": timings["plain"].median / timing.median if "plain" in timings else None,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    if settings.out:
+        check_new_file(Path(settings.out), "--out")
+    settings.methods = settings.methods or ["lambda-darts"]
+
+    import torch
+
+    from utils import check_device, provenance
+
+    accelerator, _ = check_device(settings.device)
+    name = torch.cuda.get_device_name() if accelerator == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"{settings.space} on {name}: medians of {settings.rounds} rounds", flush=True)
+    print("| method | way | s/step | images/s | operator calls | peak memory [MiB] | times as fast as plain |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    rows = []
+    for method in settings.methods:
+        for row in measure(settings, method):
+            rows.append(row)
+            calls = "" if row["operator_calls"] is None else f"{row['operator_calls']:,}"
+            faster = "" if row["times_as_fast"] is None else f"{row['times_as_fast']:.2f}"
+            print(
+                f"| {method} | {row['way']} | {row['seconds_per_step']:.3f} | {row['images_per_second']:.1f} | {calls} "
+                f"| {row['peak_memory_mib']:.0f} | {faster} |",
+                flush=True,
+            )
+    if settings.out:
+        origin = {**asdict(settings), "provenance": provenance(cli.command_line(), name)}
+        write_new(Path(settings.out), json.dumps({**origin, "rows": rows}, indent=1) + "\n", "--out")
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

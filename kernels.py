@@ -1,7 +1,7 @@
 """Layers that the library computes slowly, or inexactly, on a CPU in the layout of channels last; elsewhere its own.
 
-Depthwise convolution. The library's gradients take up to twenty times the forward pass, with a dilation or a kernel over
-3x3. But the gradient in the input is a depthwise convolution too, with the flipped kernel; that in the weight splits
+Depthwise convolution. The library's gradients take up to twenty times the forward pass, with a dilation or a kernel
+over 3x3. But the gradient in the input is a depthwise convolution too, with the flipped kernel; that in the weight splits
 into those of kernels of three columns, which the library is fast at; and a dilation of 2 is none where even and odd
 pixels are sorted apart. The two functions below are each other's derivatives, so all orders are fast.
 

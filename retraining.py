@@ -12,7 +12,7 @@ import shlex
 import signal
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,10 +35,7 @@ import data
 from cli import InputError, blaming
 from files import write_atomically, write_csv
 from model import size
-from utils import StepProgress, check_device, provenance, set_up_libraries, write_config
-
-#: torch.compile's backend
-COMPILER = "inductor"
+from utils import StepProgress, check_device, compile_parts, provenance, set_up_libraries, write_config
 
 
 def cosine(learning_rate: float, epochs: int) -> Callable[[int], float]:
@@ -122,13 +119,16 @@ class Evaluation(LightningModule):
 
 
 class Retraining(Evaluation):
-    """The training of a discrete network under a recipe."""
+    """The training of a discrete network under a recipe.
 
-    def __init__(self, network: nn.Module, classes: int, recipe: Recipe, compile: bool = False) -> None:
+    Args:
+        compile_for: compile the network, which is trained on batches of this shape.
+    """
+
+    def __init__(self, network: nn.Module, classes: int, recipe: Recipe, compile_for: Sequence[int] = ()) -> None:
         super().__init__(network, classes)
         self.recipe = recipe
-        if compile:
-            self.network.compile(backend=COMPILER)
+        self.compile_for = compile_for
         self.train_scores = Scores(classes)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -139,6 +139,22 @@ class Retraining(Evaluation):
             weight_decay=self.recipe.weight_decay,
             nesterov=self.recipe.nesterov,
         )
+
+    def on_fit_start(self) -> None:
+        if not self.compile_for:
+            return
+        images = torch.zeros(self.compile_for, device=self.device).to(memory_format=torch.channels_last)
+        labels = torch.zeros(len(images), dtype=torch.long, device=self.device)
+
+        def passes() -> None:
+            # Drop path is another function than none.
+            for drop_path_prob in {0.0, self.recipe.drop_path_prob / 2}:
+                with self.trainer.precision_plugin.forward_context():
+                    loss = self.recipe.loss(*self.network(images, drop_path_prob), labels)
+                loss.backward()
+
+        compile_parts(self.network.train(), [self.network], passes)
+        self.network.zero_grad()
 
     def on_train_epoch_start(self) -> None:
         for group in self.optimizers().param_groups:
@@ -439,8 +455,9 @@ def retrain(
         cli.new_folder(run, "--save")
         write_atomically(run / "genotype.json", cell.to_json())
         write_config(run, about["settings"], provenance(cli.command_line(), f"{settings.devices} x {accelerator}"))
+    batch_shape = (share, dataset.in_channels, dataset.image_size, dataset.image_size)
     rows = fit(
-        Retraining(network, len(dataset.classes), recipe, settings.compile),
+        Retraining(network, len(dataset.classes), recipe, batch_shape if settings.compile else ()),
         images,
         run,
         about,

@@ -6,18 +6,20 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sized
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cli import InputError
 from files import write_atomically
@@ -235,6 +237,38 @@ def set_up_libraries(tf32: bool) -> None:
         library = ctypes.CDLL(None)
         library.mallopt(-4, 0)
         library.mallopt(-1, -1)
+
+
+#: torch.compile's backend
+COMPILER = "inductor"
+
+
+def compile_parts(network: nn.Module, parts: Sequence[nn.Module], passes: Callable[[], object]) -> bool:
+    """Compile parts of a network (torch.compile), and try them; where that fails all goes on without, with one warning.
+
+    Args:
+        passes: runs the network forth and back in every way that is to come; its trace in the buffers is removed.
+
+    Returns:
+        Whether the parts are compiled.
+    """
+    # There is one compiled function for each shape and each set of gradients.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(parts))
+    for part in parts:
+        part.compile(backend=COMPILER)
+    kept = [buffer.clone() for buffer in network.buffers()]
+    try:
+        passes()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"--compile: goes on without, for it failed: {reason}", stacklevel=2)
+        torch.compiler.set_stance("force_eager")
+        return False
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), kept, strict=True):
+                buffer.copy_(value)
+    return True
 
 
 def peak_memory(device: torch.device) -> float:

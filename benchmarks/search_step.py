@@ -18,8 +18,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
 from benchmarks.turns import take_turns
-from cli import InputError, Seed, option
-from files import check_new_file, write_new
+from cli import InputError, Seed, blaming, option
+from files import check_new_file, write_atomically
 from search.settings import method_settings
 
 if TYPE_CHECKING:
@@ -81,10 +81,8 @@ def make_search(settings: Settings, method: str, device: str, **changes: Any) ->
         """A search among the last candidates of every edge."""
 
         def make_supernet(self) -> torch.nn.Module:
-            kept = {
-                kind: tuple(names[-settings.operations :] for names in cells)
-                for kind, cells in self.space.cells.items()
-            }
+            last, cells = settings.operations, self.space.cells
+            kept = {kind: tuple(names[-last:] for names in edges) for kind, edges in cells.items()}
             self.space = Space(kept, self.space.edges, self.space.keep)
             return super().make_supernet()
 
@@ -223,7 +221,8 @@ def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
 def main() -> None:
     settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
     if settings.out:
-        check_new_file(Path(settings.out), "--out")
+        with blaming("--out"):
+            check_new_file(Path(settings.out))
     settings.methods = settings.methods or ["lambda-darts"]
 
     import torch
@@ -248,7 +247,7 @@ def main() -> None:
             )
     if settings.out:
         origin = {**asdict(settings), "provenance": provenance(cli.command_line(), name)}
-        write_new(Path(settings.out), json.dumps({**origin, "rows": rows}, indent=1) + "\n", "--out")
+        write_atomically(Path(settings.out), json.dumps({**origin, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,12 @@
 import json
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch._dynamo
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -32,14 +30,13 @@ from utils import (
     StepProgress,
     accuracy,
     check_device,
+    compile_parts,
     load_optimizer_tensors,
     optimizer_tensors,
     peak_memory,
     set_up_libraries,
 )
 
-#: torch.compile's backend
-COMPILER = "inductor"
 #: a plain training batch in so many has its layer gradients taken too, for the log
 MEASURE_EVERY = 10
 
@@ -184,30 +181,19 @@ class Search:
     def _compile(self) -> bool:
         """Compile the cells, and try them; where that fails all goes on without, with one warning."""
         cells = [module for module in self.supernet.modules() if isinstance(module, MixedEdges)]
-        # There is a compiled cell for each shape and each set of gradients.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(cells))
-        for cell in cells:
-            cell.compile(backend=COMPILER)
-        kept = {name: buffer.clone() for name, buffer in self.supernet.named_buffers()}
         image = self.train.images[:1].to(self.supernet.classifier.weight.dtype)
         shape = (self.settings.batch_size, *image.shape[1:])
         images = image.expand(shape).contiguous(memory_format=torch.channels_last)
         batch = data.Batch(images, self.train.labels[:1].expand(shape[0]), 0)
         objective = Objective(self.supernet.train(), self.fabric.autocast, accelerated=True)
-        try:
+
+        def passes() -> None:
+            """Each kind of gradient is compiled on its own."""
             first_order(objective, self.layer_weights(), batch)
             weight_gradient(objective, self.layer_weights(), batch, layers=True)
             weight_gradient(objective, self.layer_weights(), batch)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"--compile: goes on without, for it failed: {reason}", stacklevel=2)
-            torch.compiler.set_stance("force_eager")
-            return False
-        finally:
-            with torch.no_grad():
-                for name, buffer in self.supernet.named_buffers():
-                    buffer.copy_(kept[name])
-        return True
+
+        return compile_parts(self.supernet, cells, passes)
 
     def objective(self, now: Schedule) -> Objective:
         """The loss of the supernet, in training, under an epoch's schedule."""

@@ -9,6 +9,7 @@ from torch import nn
 
 import data
 import search.bilevel
+import utils
 from architect import first_order, implicit, unrolled
 from benchmarks.plain import as_plain, plain_supernet
 from data import Batch
@@ -288,7 +289,7 @@ def weights_after_an_epoch(state):
 @pytest.mark.parametrize("derivatives", ["difference", "exact"])
 def test_compiled_cells_search_alike(derivatives, monkeypatch):
     """Traced and differentiated ahead of time; the last step, code for the machine, is left out here."""
-    monkeypatch.setattr(search.bilevel, "COMPILER", "aot_eager")
+    monkeypatch.setattr(utils, "COMPILER", "aot_eager")
     changes = {"derivatives": derivatives, "epsilon_0": 1e-2}
     plain = small_search(**changes)
     with warnings.catch_warnings():
@@ -303,7 +304,7 @@ def test_a_failing_compiler_is_warned_of_once_and_the_search_goes_on(monkeypatch
     def broken(*_):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(search.bilevel, "COMPILER", broken)
+    monkeypatch.setattr(utils, "COMPILER", broken)
     try:
         with pytest.warns(UserWarning, match="--compile: goes on without, for it failed: .*") as caught:
             state = small_search(compile=True)

@@ -1,9 +1,9 @@
 """Layers that the library computes slowly, or inexactly, on a CPU in the layout of channels last; elsewhere its own.
 
 Depthwise convolution. The library's gradients take up to twenty times the forward pass, with a dilation or a kernel
-over 3x3. But the gradient in the input is a depthwise convolution too, with the flipped kernel; that in the weight splits
-into those of kernels of three columns, which the library is fast at; and a dilation of 2 is none where even and odd
-pixels are sorted apart. The two functions below are each other's derivatives, so all orders are fast.
+over 3x3. But the gradient in the input is a depthwise convolution too, with the flipped kernel; that in the weight
+splits into those of kernels of three columns, which the library is fast at; and a dilation of 2 is none where even and
+odd pixels are sorted apart. The two functions below are each other's derivatives, so all orders are fast.
 
 Batch norm. The library adds up a channel's pixels one by one in single precision, which leaves errors of 1e-6 to 1e-5,
 a hundred times those of the other layout; behind ReLUs these become 1e-2 in a supernet's gradient. Here every column

@@ -80,22 +80,30 @@ def plain_supernet(supernet: nn.Module) -> nn.Module:
     for name, module in supernet.named_modules():
         if isinstance(module, MixedEdges):
             plain.set_submodule(name, PlainEdges(module))
-    for name, module in list(plain.named_modules()):
-        if isinstance(module, DepthwiseConv2d):
-            options = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-            channels, kernel_size = module.in_channels, module.kernel_size
-            conv = nn.Conv2d(channels, channels, kernel_size, **options, groups=channels, bias=False)
-            plain.set_submodule(name, conv)
-        elif isinstance(module, BatchNorm2d):
-            plain.set_submodule(name, nn.BatchNorm2d(module.num_features, affine=module.affine))
-        elif isinstance(module, AveragePool):
-            plain.set_submodule(name, nn.AvgPool2d(3, module.stride, padding=1, count_include_pad=False))
+    library_layers(plain)
     plain.to(next(supernet.parameters()))
     left = plain.load_state_dict(as_plain(supernet, supernet.state_dict()), strict=False)
     missing = [name for name in left.missing_keys if not name.endswith("num_batches_tracked")]
     if missing or left.unexpected_keys:
         raise AssertionError(f"weights that the twins do not share: {missing}, {left.unexpected_keys}")
     return plain.to(memory_format=torch.contiguous_format).train(supernet.training)
+
+
+def library_layers(network: nn.Module) -> None:
+    """Put the library's own layers in the place of those of kernels.py, with the same weights."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, DepthwiseConv2d):
+            options = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+            channels, kernel_size = module.in_channels, module.kernel_size
+            layer = nn.Conv2d(channels, channels, kernel_size, **options, groups=channels, bias=False)
+        elif isinstance(module, BatchNorm2d):
+            layer = nn.BatchNorm2d(module.num_features, affine=module.affine)
+        elif isinstance(module, AveragePool):
+            layer = nn.AvgPool2d(3, module.stride, padding=1, count_include_pad=False)
+        else:
+            continue
+        layer.load_state_dict(module.state_dict())
+        network.set_submodule(name, layer.to(next(network.parameters())))
 
 
 def as_plain(supernet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,102 @@
+"""Seconds and memory of a step of retraining, beside the plain way of the released codes.
+
+    python benchmarks/retraining_step.py --arch DARTS_V2
+
+The plain way: channels first, the library's own layers, eager. The two take turns, each in a process of its own, on
+random images; medians are printed.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse.typing import PositiveInt
+
+import cli
+from benchmarks.turns import take_turns
+from cli import Seed, blaming, option
+from files import check_new_file, write_atomically
+
+PROG = "retraining_step.py"
+
+
+@dataclass
+class Settings:
+    """benchmark"""
+
+    arch: str = option("DARTS_V2", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
+    init_channels: PositiveInt = option(36, "channels C of the first cells")
+    layers: PositiveInt = option(20, "number of cells")
+    image_size: PositiveInt = option(32, "height and width of the random images in pixels")
+    batch_size: PositiveInt = option(96, "images of a step")
+    rounds: PositiveInt = option(5, "timings of each, of which the median counts")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "of our way; plain is 32-true")
+    tf32: bool = option(False, "let our way round float32 factors to TensorFloat-32")
+    compile: bool = option(False, "compile the network of our way")
+    seed: Seed = option(0, "of weights and images")
+    device: str = option("auto", "auto, cpu, cuda, mps")
+    out: str = option("", "JSON file to write")
+
+
+def make_step(settings: Settings, way: str) -> tuple[Callable[[int], None], Any]:
+    """What is timed: a step of SGD with momentum, with the auxiliary head."""
+    import torch
+
+    from benchmarks.plain import library_layers
+    from genotypes import load_genotype
+    from model import NetworkCIFAR
+    from search.bilevel import make_fabric
+
+    ours = way == "ours"
+    fabric = make_fabric(settings.device, settings.precision if ours else "32-true", settings.tf32 and ours)
+    torch.manual_seed(settings.seed)
+    genotype = load_genotype(settings.arch)
+    network = NetworkCIFAR(genotype, settings.init_channels, settings.layers, auxiliary=True).to(fabric.device).train()
+    if ours:
+        network.to(memory_format=torch.channels_last)
+    else:
+        library_layers(network)
+    if settings.compile and ours:
+        network.compile()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
+    shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
+    images, labels = torch.randn(shape), torch.randint(0, 10, shape[:1])
+    images = images.to(memory_format=torch.channels_last if ours else torch.contiguous_format).to(fabric.device)
+    labels = labels.to(fabric.device)
+    entropy = torch.nn.functional.cross_entropy
+
+    def turn(_: int) -> None:
+        with fabric.autocast():
+            logits, auxiliary = network(images, 0.1)
+            loss = entropy(logits, labels) + 0.4 * entropy(auxiliary, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+
+    return turn, fabric.device
+
+
+def main() -> None:
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    if settings.out:
+        with blaming("--out"):
+            check_new_file(Path(settings.out))
+    timings = take_turns({way: (make_step, (settings, way)) for way in ("ours", "plain")}, settings.rounds)
+    print("| way | s/step | images/s | peak memory [MiB] | times as fast as plain |")
+    print("|---|---|---|---|---|")
+    rows = []
+    for way, timing in timings.items():
+        seconds, faster = timing.median, timings["plain"].median / timing.median
+        rate, peak = settings.batch_size / seconds, timing.peak_memory_mib
+        rows.append({"way": way, "seconds_per_step": seconds, "seconds": timing.seconds, "peak_memory_mib": peak})
+        print(f"| {way} | {seconds:.3f} | {rate:.1f} | {peak:.0f} | {faster:.2f} |")
+    if settings.out:
+        content = {**asdict(settings), "command": cli.command_line(), "rows": rows}
+        write_atomically(Path(settings.out), json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

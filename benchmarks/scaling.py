@@ -1,0 +1,97 @@
+"""How the cost of a search step grows with channels, cells, batch and operations, as one picture.
+
+    python benchmarks/scaling.py --method lambda-darts --out docs/scaling.png
+
+Each point is a process of its own: seconds of a step, the median of its rounds, and the peak memory.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import PositiveInt
+
+import cli
+from benchmarks.search_step import Settings as StepSettings
+from benchmarks.search_step import make_step
+from benchmarks.turns import take_turns
+from cli import Seed, blaming, option
+from files import check_new_file, write_atomically
+
+PROG = "scaling.py"
+#: what is varied, and its name in the picture
+AXES = {
+    "init_channels": "channels C",
+    "layers": "cells L",
+    "batch_size": "images of a batch",
+    "operations": "operations of an edge",
+}
+
+
+@dataclass
+class Settings:
+    """benchmark"""
+
+    method: str = option("lambda-darts", "name of --method")
+    space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s5", "search space")
+    init_channels: list[PositiveInt] = option(None, "channels to measure, the first for all others; 8 4 16 32")
+    layers: list[PositiveInt] = option(None, "numbers of cells to measure, the first for all others; 5 4 8 11")
+    batch_size: list[PositiveInt] = option(None, "batches to measure, the first for all others; 32 16 64 128")
+    operations: list[PositiveInt] = option(None, "candidates to measure, the first for all others; 7 2 3 5")
+    image_size: PositiveInt = option(32, "height and width of the random images in pixels")
+    rounds: PositiveInt = option(3, "timings of each, of which the median counts")
+    seed: Seed = option(0, "of weights and images")
+    device: str = option("auto", "auto, cpu, cuda, mps")
+    out: str = option("docs/scaling.png", "picture to write, and a JSON file beside it")
+
+
+def main() -> None:
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    out = Path(settings.out)
+    for path in (out, out.with_suffix(".json")):
+        with blaming("--out"):
+            check_new_file(path)
+    given = {"init_channels": [8, 4, 16, 32], "layers": [5, 4, 8, 11], "batch_size": [32, 16, 64, 128]}
+    given["operations"] = [7, 2, 3, 5]
+    given = {name: getattr(settings, name) or values for name, values in given.items()}
+    common = {name: getattr(settings, name) for name in ("space", "image_size", "seed", "device")}
+    base = StepSettings(**common, **{name: values[0] for name, values in given.items()})
+    points = {name: {} for name in AXES}
+    for name, values in given.items():
+        for value in sorted(values):
+            place = replace(base, **{name: value})
+            timing = take_turns({"": (make_step, (place, settings.method, "ours"))}, settings.rounds)[""]
+            points[name][value] = {"seconds": timing.median, "peak_memory_mib": timing.peak_memory_mib}
+            print(f"{name} {value}: {timing.median:.3f} s, {timing.peak_memory_mib:.0f} MiB", flush=True)
+    content = {**asdict(settings), "command": cli.command_line(), "points": points}
+    write_atomically(out.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+    draw(points, {name: values[0] for name, values in given.items()}, out)
+
+
+def draw(points: dict[str, dict[int, dict[str, float]]], base: dict[str, int], out: Path) -> None:
+    """Time above and memory below, a column for each of the axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    rows = (("seconds", "seconds of a step", "#0072B2"), ("peak_memory_mib", "peak memory [MiB]", "#D55E00"))
+    for row, panels in enumerate(figure.subplots(2, len(AXES), sharey="row")):
+        key, label, color = rows[row]
+        for axes, (name, title) in zip(panels, AXES.items(), strict=True):
+            values = sorted(points[name])
+            axes.plot(values, [points[name][value][key] for value in values], "o-", color=color)
+            axes.axvline(base[name], color="0.85", zorder=0)
+            axes.set_ylim(bottom=0)
+            axes.set_xlim(left=0)
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            if row:
+                axes.set_xlabel(title)
+        panels[0].set_ylabel(label)
+    fixed = ", ".join(f"{AXES[name]} {value}" for name, value in base.items())
+    figure.suptitle(f"A search step; elsewhere {fixed} (grey lines)")
+    figure.savefig(out, dpi=110)
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from genotypes import Genotype
-from kernels import BatchNorm2d
+from kernels import BatchNorm2d, concatenate
 from model_search import cell_kinds
 from operations import OPERATIONS, FactorizedReduce, ReLUConvBN, drop_path
 
@@ -45,7 +45,7 @@ class Cell(nn.Module):
                 total = output if total is None else total + output
             # FairDARTS's network drops the sum of a node, not its terms.
             states[target] = drop_path(total, drop_path_prob) if dropping and self.drop_sums else total
-        return torch.cat([states[node] for node in self.concat], dim=1)
+        return concatenate([states[node] for node in self.concat])
 
 
 class AuxiliaryHead(nn.Module):

@@ -7,28 +7,12 @@ whatever is differentiated with respect to them stays outside.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
-from kernels import BatchNorm2d
+from kernels import BatchNorm2d, concatenate
 from mixed_operations import MixedEdges
 from operations import FactorizedReduce, ReLUConvBN
 from spaces import EDGES, NODES, Candidates, Space
-
-
-class _Concatenate(torch.autograd.Function):
-    """torch.cat along the channels, whose gradients are contiguous: batch norm's backward is slow on any others."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, *nodes: Tensor) -> Tensor:
-        ctx.nodes = len(nodes)
-        return torch.cat(nodes, dim=1)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, ...]:
-        parts = gradient.chunk(ctx.nodes, dim=1)
-        return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
 
 
 class Cell(nn.Module):
@@ -57,7 +41,7 @@ class Cell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, drop_path_prob: float, skip_beta: float) -> Tensor:
         inputs = [self.preprocess0(s0), self.preprocess1(s1)]
         states = self.edges(inputs, weights, drop_path_prob, skip_beta)
-        return _Concatenate.apply(*states[-NODES:])
+        return concatenate(states[-NODES:])
 
 
 def cell_kinds(layers: int) -> list[str]:

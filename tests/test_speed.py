@@ -137,9 +137,10 @@ def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, t
     supernet, plain = twins(space, "none", together, torch.float32, device, channels=8)
     # Small enough for rounding not to turn a ReLU on or off, which would count for 1e-3.
     batch, weights = batch_and_weights(supernet, torch.float32, device, images=32, pixels=16)
-    batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
     weights = [weight.softmax(dim=-1) for weight in weights]
-    fast, slow = (weight_gradient(Objective(network), weights, batch, layers=True) for network in (supernet, plain))
+    ours = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
+    fast = weight_gradient(Objective(supernet), weights, ours, layers=True)
+    slow = weight_gradient(Objective(plain), weights, batch, layers=True)
     assert relative_error(in_plain_order(supernet, plain, fast.gradient), slow.gradient) < 1e-3
     assert relative_error(fast.layer_gradients, slow.layer_gradients) < 1e-3
 

@@ -46,8 +46,8 @@ def twins(space, auxiliary_skip, together, dtype=DOUBLE, device="cpu", channels=
     return supernet, plain
 
 
-def batch_and_weights(supernet, dtype=DOUBLE, device="cpu", images=6, pixels=12, seed=1):
-    torch.manual_seed(seed)
+def batch_and_weights(supernet, dtype=DOUBLE, device="cpu", images=6, pixels=12):
+    torch.manual_seed(1)
     images = torch.randn(images, 3, pixels, pixels, dtype=dtype, device=device)
     batch = Batch(images, torch.randint(0, 10, (len(images),), device=device), 5)
     weights = [torch.rand(supernet.alpha_shapes[kind], dtype=dtype, device=device) for kind in supernet.kinds]
@@ -133,19 +133,20 @@ def test_the_architecture_gradient_of_every_kind_is_that_of_the_plain_supernet(m
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("together", WAYS)
 @pytest.mark.parametrize("space", list(SPACES))
-def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, together, device, same_noise):
+def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(
+    space, together, device, same_noise, monkeypatch
+):
     supernet, plain = twins(space, "none", together, torch.float32, device, channels=8)
-    errors = []
-    for seed in range(3):
-        batch, weights = batch_and_weights(supernet, torch.float32, device, images=32, pixels=16, seed=seed)
-        weights = [weight.softmax(dim=-1) for weight in weights]
-        ours = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
-        fast = weight_gradient(Objective(supernet), weights, ours, layers=True)
-        slow = weight_gradient(Objective(plain), weights, batch, layers=True)
-        weights_apart = relative_error(in_plain_order(supernet, plain, fast.gradient), slow.gradient)
-        errors.append(max(weights_apart, relative_error(fast.layer_gradients, slow.layer_gradients)))
-    # Rounding turns a ReLU on or off now and then, which counts for 1e-3 in a supernet this small.
-    assert sorted(errors)[1] < 1e-3
+    # Rounding turns a ReLU on or off now and then, which counts for 1e-3 and more in a supernet this small.
+    monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
+    monkeypatch.setattr(F, "relu_", F.softplus)
+    batch, weights = batch_and_weights(supernet, torch.float32, device, images=32, pixels=16)
+    weights = [weight.softmax(dim=-1) for weight in weights]
+    ours = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
+    fast = weight_gradient(Objective(supernet), weights, ours, layers=True)
+    slow = weight_gradient(Objective(plain), weights, batch, layers=True)
+    assert relative_error(in_plain_order(supernet, plain, fast.gradient), slow.gradient) < 1e-3
+    assert relative_error(fast.layer_gradients, slow.layer_gradients) < 1e-3
 
 
 METHODS = [

@@ -15,16 +15,17 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_args
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
+from benchmarks.search_step import Method, step_of
 from cli import Seed, option
-from search.settings import SearchSettings, method_settings
+from search.settings import method_settings
 
 PROG = "methods.py"
-METHODS = tuple(m for m in get_args(get_type_hints(SearchSettings)["method"]) if m != "lambda-darts-exact")
+METHODS = tuple(method for method in get_args(Method) if method != "lambda-darts-exact")
 #: a method's flags beside the common ones: a few steps move no gate to 0.85
 FLAGS = {"fair-darts": {"threshold": 0.5}, "darts-pt": {"finetune_epochs": 1}}
 #: methods whose second derivatives can be exact; lambda-darts-exact costs what lambda-darts costs then
@@ -52,28 +53,22 @@ def time_steps(settings: Settings, common: dict) -> dict[str, tuple[float, float
     """Seconds per step of each method, and its ratio to first-order DARTS: medians over the rounds."""
     import torch
 
-    from gradients import Objective
-    from search.bilevel import schedule
     from search.loop import open_search
-    from utils import Averages
 
     contenders = {method: method_settings(method, **common) for method in METHODS if method != "darts-pt"}
     contenders |= {
         f"{method}, exact": method_settings(method, **common, derivatives="exact") for method in SECOND_ORDER
     }
     searches = {name: open_search(contender) for name, contender in contenders.items()}
+    steps = {name: step_of(search) for name, search in searches.items()}
     seconds: dict[str, list[float]] = {name: [] for name in searches}
     for turn in range(settings.rounds + 1):
         for name, search in searches.items():
-            now, inner = schedule(search.settings, settings.epochs // 2), search.settings.inner_steps
-            objective = Objective(search.supernet.train(), search.fabric.autocast, skip_beta=now.skip_beta)
-            strength = 0.0 if search.settings.reg == "none" else search.settings.lambda_
-            (train, valid), log = (iter(batches) for batches in search.batches(turn)), Averages()
+            inner = search.settings.inner_steps
+            train, valid = (iter(batches) for batches in search.batches(turn))
             batches, valid_batch = [next(train) for _ in range(inner)], next(valid)
             start = time.perf_counter()
-            for batch in batches:
-                search.weight_step(objective, batch, strength, False, log)
-            search.alpha_step(objective, batches[-1], valid_batch, False, log)
+            steps[name](batches, valid_batch)
             if search.fabric.device.type == "cuda":
                 torch.cuda.synchronize()
             if turn:  # the first round warms up

@@ -13,8 +13,8 @@ from typing import Literal
 from jsonargparse.typing import PositiveInt
 
 import cli
+from benchmarks.search_step import Method, make_step
 from benchmarks.search_step import Settings as StepSettings
-from benchmarks.search_step import make_step
 from benchmarks.turns import take_turns
 from cli import Seed, blaming, option
 from files import check_new_file, write_atomically
@@ -33,7 +33,7 @@ AXES = {
 class Settings:
     """benchmark"""
 
-    method: str = option("lambda-darts", "name of --method")
+    method: Method = option("lambda-darts", "name of --method")
     space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s5", "search space")
     init_channels: list[PositiveInt] = option(None, "channels to measure, the first for all others; 8 4 16 32")
     layers: list[PositiveInt] = option(None, "numbers of cells to measure, the first for all others; 5 4 8 11")

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
@@ -20,20 +20,22 @@ import cli
 from benchmarks.turns import take_turns
 from cli import InputError, Seed, blaming, option
 from files import check_new_file, write_atomically
-from search.settings import method_settings
+from search.settings import SearchSettings, method_settings
 
 if TYPE_CHECKING:
     import data
     from search.bilevel import Search
 
 PROG = "search_step.py"
+#: the names of --method
+Method = get_type_hints(SearchSettings)["method"]
 
 
 @dataclass
 class Settings:
     """benchmark"""
 
-    methods: list[str] = option(None, "names of --method; by default lambda-darts")
+    methods: list[Method] = option(None, "names of --method; by default lambda-darts")
     space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "search space")
     init_channels: PositiveInt = option(16, "channels C of the first cells")
     layers: PositiveInt = option(8, "number of cells in s1 to s5")
@@ -42,8 +44,8 @@ class Settings:
     image_size: PositiveInt = option(32, "height and width of the random images in pixels")
     batch_size: PositiveInt = option(64, "images of a step")
     rounds: PositiveInt = option(5, "timings of each, of which the median counts")
-    plain: Literal["yes", "no"] = option("yes", "time the plain way too")
-    count: Literal["yes", "no"] = option("yes", "count operator calls")
+    plain: bool = option(True, "time the plain way too")
+    count: bool = option(True, "count operator calls")
     precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "of our way; plain is 32-true")
     tf32: bool = option(False, "let our way round float32 factors to TensorFloat-32")
     compile: bool = option(False, "compile the cells of our way")
@@ -197,7 +199,7 @@ def count_calls(settings: Settings, method: str, way: str) -> int:
 
 def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
     """A row for each way."""
-    ways = ["ours", "plain"] if settings.plain == "yes" else ["ours"]
+    ways = ["ours", "plain"] if settings.plain else ["ours"]
     timings = take_turns({way: (make_step, (settings, method, way)) for way in ways}, settings.rounds)
     inner = method_settings(method, space=settings.space if settings.space != "nasbench201" else "s5").inner_steps
     rows = []
@@ -209,7 +211,7 @@ def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
                 "way": way,
                 "seconds_per_step": seconds,
                 "images_per_second": settings.batch_size / seconds,
-                "operator_calls": count_calls(settings, method, way) if settings.count == "yes" else None,
+                "operator_calls": count_calls(settings, method, way) if settings.count else None,
                 "peak_memory_mib": timing.peak_memory_mib,
                 "seconds": timing.seconds,
                 "times_as_fast": timings["plain"].median / timing.median if "plain" in timings else None,

@@ -11,11 +11,11 @@ run() { # name, script and its flags
 }
 PYTHONPATH=. "${PYTHON:-python3}" -m pytest -q tests/test_speed.py
 run eager search_step.py --methods lambda-darts darts
-run graphs search_step.py --plain no --count no --cuda_graphs
-run graphs_tf32 search_step.py --plain no --count no --cuda_graphs --tf32
-run graphs_bf16 search_step.py --plain no --count no --cuda_graphs --precision bf16-mixed
-run compiled search_step.py --plain no --count no --cuda_graphs --compile
+run graphs search_step.py --no_plain --no_count --cuda_graphs
+run graphs_tf32 search_step.py --no_plain --no_count --cuda_graphs --tf32
+run graphs_bf16 search_step.py --no_plain --no_count --cuda_graphs --precision bf16-mixed
+run compiled search_step.py --no_plain --no_count --cuda_graphs --compile
 run nasbench201 search_step.py --space nasbench201 --methods lambda-darts darts
-run nasbench201_graphs search_step.py --space nasbench201 --plain no --count no --cuda_graphs
+run nasbench201_graphs search_step.py --space nasbench201 --no_plain --no_count --cuda_graphs
 run retraining retraining_step.py
 run retraining_bf16 retraining_step.py --precision bf16-mixed --compile

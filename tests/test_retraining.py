@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import cli
 import data
 import model
 import retraining
+import utils
 from cli import InputError
 from genotypes import CELLS, load_genotype
 from retraining import Recipe, Retraining, TensorImages, cosine, fit, last_checkpoint, load_checkpoint
@@ -365,3 +367,23 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     recorder, _ = fit_numbered(folder, devices=2)
     (folder / f"tested_{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(recorder.tested))
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_compiled_network_trains_alike_and_goes_on_without_a_compiler(works, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(utils, "COMPILER", "aot_eager" if works else broken)
+    plain = retrain(replace(SMALL, epochs=1), tmp_path / "plain")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            compiled = retrain(replace(SMALL, epochs=1, compile=True), tmp_path / "compiled")
+    finally:
+        torch.compiler.set_stance("default")
+    assert sum("--compile" in str(warning.message) for warning in caught) == (not works)
+    a, b = (load_checkpoint(last_checkpoint(run))["state_dict"] for run in (plain, compiled))
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        torch.testing.assert_close(b[name], tensor, rtol=1e-3, atol=1e-4)

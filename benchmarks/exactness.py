@@ -1,0 +1,71 @@
+"""How far a gradient in single precision is from that in double, for our supernet and for the plain one.
+
+    python benchmarks/exactness.py --space s5
+
+One batch of random images under random mixing weights; relative errors of the whole gradient of the weights.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+from jsonargparse.typing import PositiveInt
+
+import cli
+from cli import Seed, option
+
+PROG = "exactness.py"
+
+
+@dataclass
+class Settings:
+    """benchmark"""
+
+    space: Literal["s1", "s2", "s3", "s5"] = option("s5", "search space; s4 has random operations")
+    init_channels: PositiveInt = option(16, "channels C of the first cells")
+    layers: PositiveInt = option(8, "number of cells")
+    image_size: PositiveInt = option(32, "height and width of the random images in pixels")
+    batch_size: PositiveInt = option(64, "number of images")
+    seed: Seed = option(0, "of weights and images")
+
+
+def main() -> None:
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+
+    import torch
+
+    from benchmarks.plain import as_plain, plain_supernet
+    from data import Batch
+    from gradients import Objective, norm, weight_gradient
+    from model_search import Supernet
+    from spaces import SPACES
+
+    torch.manual_seed(settings.seed)
+    ours = Supernet(SPACES[settings.space], settings.init_channels, settings.layers)
+    ours.to(memory_format=torch.channels_last)
+    plain = plain_supernet(ours)
+    exact = copy.deepcopy(plain).double()
+    images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size)
+    labels = torch.randint(0, 10, (settings.batch_size,))
+    weights = [torch.rand(ours.alpha_shapes[kind]).softmax(dim=-1) for kind in ours.kinds]
+
+    def gradient(network: torch.nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        mixing = [weight.to(images.dtype) for weight in weights]
+        taken = weight_gradient(Objective(network), mixing, Batch(images, labels, 0)).gradient
+        return {name: g.double() for (name, _), g in zip(network.named_parameters(), taken, strict=True)}
+
+    of_ours = as_plain(ours, gradient(ours, images.to(memory_format=torch.channels_last)))
+    of_plain, of_exact = gradient(plain, images), gradient(exact, images.double())
+
+    def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+        return (norm([a[name] - b[name] for name in b]) / norm(list(b.values()))).item()
+
+    print("| gradients | relative difference |")
+    print("|---|---|")
+    print(f"| ours, from double precision | {apart(of_ours, of_exact):.1e} |")
+    print(f"| plain, from double precision | {apart(of_plain, of_exact):.1e} |")
+    print(f"| ours, from plain | {apart(of_ours, of_plain):.1e} |")
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

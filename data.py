@@ -38,6 +38,7 @@ class Batch(NamedTuple):
     images: Tensor  # (B, channels, H, W)
     labels: Tensor  # (B,)
     seed: int = 0
+    weight: float = 1.0  # of its mean loss, where several batches make a step
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def split(data: ImageSet, portion: float, seed: int) -> tuple[ImageSet, ImageSet
 
     The order of the images is drawn from `seed`, so that a set sorted by class splits evenly too.
     """
-    order = torch.randperm(len(data), generator=_generator("cpu", seed))
+    order = shuffled(len(data), seed)
     cut = math.floor(portion * len(data))
     return data.subset(order[:cut].to(data.labels.device)), data.subset(order[cut:].to(data.labels.device))
 
@@ -284,9 +285,14 @@ def benchmark_halves(data: ImageSet, path: Path) -> tuple[ImageSet, ImageSet]:
     return train, valid
 
 
-def _generator(device: torch.device | str, *key: int) -> torch.Generator:
+def random_numbers(device: torch.device | str, *key: int) -> torch.Generator:
     """A generator whose stream is a function of the numbers in `key`."""
     return torch.Generator(device).manual_seed(mix(*key))
+
+
+def shuffled(count: int, *key: int) -> Tensor:
+    """The numbers from 0 to `count` - 1 in a random order that is a function of `key`."""
+    return torch.randperm(count, generator=random_numbers("cpu", *key))
 
 
 def mix(*key: int) -> int:
@@ -370,7 +376,6 @@ class Batches:
     Attributes:
         key: numbers whose function the order and the augmentation are, such as (seed, epoch).
         shuffle: in random order, else in the set's own.
-        rank, world: this process's share, every world-th image of the order from `rank` on.
     """
 
     data: ImageSet
@@ -378,26 +383,22 @@ class Batches:
     augmentation: Augmentation
     key: tuple[int, ...] = (0,)
     shuffle: bool = True
-    rank: int = 0
-    world: int = 1
 
     def __len__(self) -> int:
-        share = len(self.data) // self.world if self.shuffle else len(range(self.rank, len(self.data), self.world))
-        whole, rest = divmod(share, self.batch_size)
+        whole, rest = divmod(len(self.data), self.batch_size)
         return whole + (rest > 1 if self.shuffle else rest > 0)
 
     def __iter__(self) -> Iterator[Batch]:
         device = self.data.labels.device
         order = torch.arange(len(self.data))
         if self.shuffle:
-            order = torch.randperm(len(self.data), generator=_generator("cpu", *self.key, 0))
-            order = order[: len(self.data) // self.world * self.world]
-        order = order[self.rank :: self.world].to(device)
-        generator = _generator(device, *self.key, 1, self.rank)
+            order = shuffled(len(self.data), *self.key, 0)
+        order = order.to(device)
+        generator = random_numbers(device, *self.key, 1, 0)
         for number in range(len(self)):
             chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
             images = self.augmentation(self.data.images[chosen], generator)
-            yield Batch(images, self.data.labels[chosen], mix(*self.key, 2, self.rank, number))
+            yield Batch(images, self.data.labels[chosen], mix(*self.key, 2, 0, number))
 
 
 def cycle(batches: Batches, count: int) -> Iterator[Batch]:
@@ -410,3 +411,44 @@ def cycle(batches: Batches, count: int) -> Iterator[Batch]:
             if count == 0:
                 return
         repeat += 1
+
+
+class Share(NamedTuple):
+    """One process's images of one pass through the network."""
+
+    indices: Tensor
+    weight: float  # of their mean loss; see `shares`
+
+
+def shares(
+    order: Tensor, batch_size: int, rank: int = 0, world: int = 1, accumulate: int = 1, begin: int = 0
+) -> list[Share]:
+    """What one of several processes does in an epoch: the images of each of its passes.
+
+    A step takes the next `batch_size` images of the order, whatever the number of processes; `accumulate` passes make a
+    step, each with an equal part of its images, and of those every process takes its part. The last step is smaller,
+    and takes fewer passes where that leaves them whole. If it had fewer images than processes, or a single one, which
+    batch norm cannot normalize, the step before takes these too.
+
+    Weighted means of the losses of a step's passes, added up over its passes, divided by `accumulate` and averaged over
+    the processes, are the mean over the step's images: that is what Lightning makes of them.
+
+    Args:
+        order: of all images, (N,).
+        accumulate: at most `batch_size` // max(`world`, 2).
+        begin: leave out so many passes, which are done already.
+    """
+    smallest = max(world, 2)
+    steps = list(order.split(batch_size))
+    if len(steps) > 1 and len(steps[-1]) < smallest:
+        steps[-2:] = [torch.cat(steps[-2:])]
+    result = []
+    for number, step in enumerate(steps):
+        passes = accumulate
+        if number == len(steps) - 1:
+            whole = math.ceil(batch_size / accumulate)
+            passes = max(1, min(accumulate, math.ceil(len(step) / whole), len(step) // smallest))
+        for part in step.tensor_split(passes):
+            own = part[rank::world]
+            result.append(Share(own, len(own) * world * accumulate / len(step)))
+    return result[begin:]

@@ -13,6 +13,7 @@ of pixels is added up on its own.
 from collections.abc import Sequence
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
@@ -186,11 +187,62 @@ class _BatchNorm(torch.autograd.Function):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`batch_norm` as a module."""
+    """`batch_norm` as a module.
+
+    Attributes:
+        synchronized: in training, take the statistics of all processes' images together. For CPUs; on GPUs torch's
+            SyncBatchNorm takes this module's place.
+    """
+
+    synchronized = False
 
     def forward(self, x: Tensor) -> Tensor:
         statistics = (self.running_mean, self.running_var, self.weight, self.bias)
+        if self.synchronized and self.training:
+            return synchronized_batch_norm(x, *statistics, self.momentum, self.eps)
         return batch_norm(x, *statistics, self.training, self.momentum, self.eps)
+
+
+def synchronized_batch_norm(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`batch_norm` in training with the statistics of all processes' images together, unequal numbers of them allowed.
+
+    All processes must call this together, in the forward and in the backward pass.
+    """
+    own = x.new_tensor(float(x.numel() // x.shape[1]))
+    count = _AllReduce.apply(own)
+    own_variance, own_mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+    mean = _AllReduce.apply(own_mean * (own / count))
+    variance = _AllReduce.apply((own_variance + (own_mean - mean).square()) * (own / count))
+    with torch.no_grad():
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(variance * (count / (count - 1)), momentum)
+    scale = (variance + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        return _AllReduce.apply(gradient)
 
 
 class _Concatenate(torch.autograd.Function):

@@ -58,9 +58,6 @@ class AuxiliaryHead(nn.Module):
         second_bn: batch norm after the 2x2 convolution; none on ImageNet, as in the original.
     """
 
-    #: smallest height and width of the layer it stands on
-    SMALLEST = 8
-
     def __init__(self, channels: int, classes: int, pool_stride: int, second_bn: bool) -> None:
         super().__init__()
         self.features = nn.Sequential(
@@ -123,6 +120,13 @@ class _Network(nn.Module):
             if layer == self.auxiliary_layer and self.auxiliary_head is not None and self.training:
                 auxiliary_logits = self.auxiliary_head(s1)
         return self.classifier(F.adaptive_avg_pool2d(s1, 1).flatten(1)), auxiliary_logits
+
+
+def smallest_image(layers: int, imagenet: bool = False) -> int:
+    """The least height and width of images, in pixels, with which the auxiliary head has a layer it can stand on."""
+    halvings = cell_kinds(layers)[: 2 * layers // 3 + 1].count("reduce") + (3 if imagenet else 0)
+    layer = 5 + (2 if imagenet else 3)  # two positions of its 5x5 pooling, for the 2x2 convolution
+    return (layer - 1) * 2**halvings + 1
 
 
 class NetworkCIFAR(_Network):

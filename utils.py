@@ -202,9 +202,9 @@ class StepProgress:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def start(self, name: str, steps: int) -> None:
-        """Begin a part of so many steps."""
-        self._bar.reset(self._part, total=steps, description=name)
+    def start(self, name: str, steps: int, done: int = 0) -> None:
+        """Begin a part of so many steps, some of them done."""
+        self._bar.reset(self._part, total=steps, completed=done, description=name)
 
     def advance(self) -> None:
         """Count a step."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from jsonargparse.typing import PositiveInt
 
 import cli
+import cluster
 from cli import InputError, NonNegativeFloat, PositiveFloat, blaming, option
 from nasbench201.cells import Cell201, load_cell
 from search.settings import DataSettings, DevicesSettings, RunSettings
@@ -75,9 +76,9 @@ def find_cell(settings: TrainSettings) -> Cell201:
 def main() -> None:
     arguments = sys.argv[1:]
     settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
-    resumed = bool(settings.resume)
+    name = f"retrain-{settings.dataset}-nasbench201-{datetime.now():%Y%m%d-%H%M%S}"
+    settings, run, resumed = cluster.resolve(settings, PROG, arguments, name)
     if resumed:
-        run, settings = Path(settings.resume), cli.resume(settings, PROG, arguments, ("data",))
         if cli.finished(run):
             return
         with blaming("--resume"):
@@ -86,11 +87,11 @@ def main() -> None:
         if not settings.arch:
             raise InputError("--arch: expected a cell's string, a file, a run folder or an index, none is given")
         cell = find_cell(settings)
-        run = Path(settings.save or f"runs/retrain-{settings.dataset}-nasbench201-{datetime.now():%Y%m%d-%H%M%S}")
 
     # Imported here: --help, a wrong flag and a wrong cell are answered before torch is loaded.
     from nasbench201.networks import Network
-    from retraining import Recipe, cosine, retrain
+    from recipes import Recipe, cosine
+    from retraining import retrain
 
     recipe = Recipe(
         epochs=settings.epochs,

@@ -194,7 +194,12 @@ class ExecutionSettings:
 class DevicesSettings:
     """execution"""
 
-    devices: PositiveInt = option(1, "number of devices, each with a process and a share of every batch")
+    devices: NonNegativeInt = option(
+        0, "devices of each node, with a process and a share of every batch each; 0: as torchrun or srun started, or 1"
+    )
+    num_nodes: NonNegativeInt = option(0, "number of nodes; 0: as torchrun or srun started, or 1")
+    accumulate: PositiveInt = option(1, "passes that make a step, where its images do not fit on the devices at once")
+    checkpoint_steps: NonNegativeInt = option(0, "steps between two checkpoints within an epoch; 0 for none")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = option("32-true", "of the network's passes")
     tf32: bool = option(False, "let GPUs round float32 factors to TensorFloat-32: faster, three decimal digits")
     compile: bool = option(False, "compile the network (torch.compile), for GPUs: minutes at the start")

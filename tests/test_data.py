@@ -8,6 +8,8 @@ import struct
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 
 import data
@@ -390,11 +392,42 @@ def test_images_keep_their_labels_and_a_last_single_image_is_left_out():
     assert len(list(Batches(numbered(33), 16, PLAIN, shuffle=False))) == 3
 
 
-def test_two_processes_share_an_epoch():
-    shares = [[*Batches(numbered(40), 8, PLAIN, (3, 4), rank=rank, world=2)] for rank in (0, 1)]
-    labels = [torch.cat([batch.labels for batch in share]) for share in shares]
-    assert sorted(torch.cat(labels).tolist()) == list(range(40))
-    assert len(labels[0]) == len(labels[1])
+@given(
+    count=st.integers(2, 200),
+    batch_size=st.integers(2, 40),
+    world=st.integers(1, 7),
+    accumulate=st.integers(1, 4),
+    begun=st.integers(0, 20),
+)
+def test_processes_and_passes_share_the_images_of_an_epoch(count, batch_size, world, accumulate, begun):
+    smallest = max(world, 2)
+    assume(accumulate * smallest <= batch_size <= count)
+    order = data.shuffled(count, 3)
+    parts = [data.shares(order, batch_size, rank, world, accumulate) for rank in range(world)]
+
+    # every image once, and as many passes for every process, none of them without images
+    assert sorted(torch.cat([share.indices for part in parts for share in part]).tolist()) == list(range(count))
+    assert len({len(part) for part in parts}) == 1
+    assert all(len(share.indices) for part in parts for share in part)
+    passes = list(zip(*parts, strict=True))
+    assert all(sum(len(share.indices) for share in one) >= smallest for one in passes)
+
+    # `accumulate` passes are a step of the next `batch_size` images of the order, whoever has them
+    steps = [passes[first : first + accumulate] for first in range(0, len(passes), accumulate)]
+    images = [[number for one in step for share in one for number in share.indices.tolist()] for step in steps]
+    ends = [batch_size * (number + 1) for number in range(len(steps) - 1)] + [count]
+    for begin, end, step in zip([0, *ends], ends, images, strict=False):
+        assert sorted(step) == sorted(order[begin:end].tolist())
+    assert len(images[-1]) < batch_size + smallest
+
+    # and its weighted losses, as Lightning adds them up, are the mean over its images
+    loss = torch.rand(count, dtype=torch.float64)
+    for step, chosen in zip(steps, images, strict=True):
+        total = sum(share.weight * loss[share.indices].mean() / accumulate / world for one in step for share in one)
+        torch.testing.assert_close(total, loss[chosen].mean())
+
+    rest = data.shares(order, batch_size, 0, world, accumulate, begun)
+    assert [share.indices.tolist() for share in rest] == [share.indices.tolist() for share in parts[0][begun:]]
 
 
 def test_a_short_set_is_passed_again_in_another_order():

@@ -29,7 +29,8 @@ import retraining
 import utils
 from cli import InputError
 from genotypes import CELLS, load_genotype
-from retraining import Recipe, Retraining, TensorImages, cosine, fit, last_checkpoint, load_checkpoint
+from recipes import Recipe, cosine
+from retraining import Retraining, TensorImages, fit, last_checkpoint, load_checkpoint
 from tests.conftest import ROOT, assert_refused, script
 from train.train import PROG, TrainSettings, train
 
@@ -305,7 +306,11 @@ def test_wrong_input_is_refused_in_one_line(tmp_path, arguments, says):
     ("changes", "says"),
     [
         ({"batch_size": 1438}, "--batch_size: 1438, but there are 1437 images"),
-        ({"batch_size": 9, "devices": 2}, "expected a multiple of --devices 2"),
+        ({"batch_size": 3, "devices": 4}, "expected 4 or more: one image for each of 4 device"),
+        (
+            {"batch_size": 7, "accumulate": 4},
+            "expected 8 or more.* two images or more in each of --accumulate 4 passes",
+        ),
         ({"batch_size": 1}, "two images or more"),
         ({"auxiliary": True, "image_size": 28}, "--image_size 29"),
         ({"precision": "16-mixed", "device": "cpu"}, "bf16-mixed"),

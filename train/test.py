@@ -6,7 +6,6 @@ python train/test.py last.ckpt --data /elsewhere/data --device cuda
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import cli
 from cli import InputError, blaming, option
@@ -32,16 +31,11 @@ def main() -> None:
     from model import NetworkCIFAR
     from nasbench201.cells import Cell201, parse_cell
     from nasbench201.networks import Network as Network201
-    from retraining import Evaluation, TensorImages, last_checkpoint, load_checkpoint, make_trainer
+    from retraining import Evaluation, TensorImages, make_trainer, open_checkpoint
     from utils import check_device
 
     accelerator, devices = check_device(given.device)
-    path = Path(given.checkpoint)
-    path = last_checkpoint(path) if path.is_dir() else path
-    if not path.is_file():
-        raise InputError(f"checkpoint: no file {path}; expected a checkpoint, or a run folder that has one")
-    with blaming("checkpoint"):
-        checkpoint = load_checkpoint(path)
+    checkpoint = open_checkpoint(given.checkpoint)
     settings = checkpoint["settings"]
     with blaming(f"--data: {settings['dataset']}"):
         dataset = data.load(settings["dataset"], given.data or settings["data"], settings["image_size"])

@@ -3,6 +3,7 @@
     python train/train.py --arch LambdaDARTS_cifar10_s2 --init_channels 16 --auxiliary --cutout --download
     python train/train.py --arch runs/search-... --dataset digits --init_channels 8 --layers 5 --epochs 10
     python train/train.py --arch DARTS_V2 --auxiliary --cutout --devices 2     # a process for each of two GPUs
+    torchrun --nproc_per_node 2 train/train.py --arch DARTS_V2 --save runs/two # the same
     python train/train.py --resume runs/retrain-...                            # go on with an interrupted run
 
 A run folder holds config.yaml, genotype.json, metrics.csv (a row an epoch, accuracies in [0, 1]), tensorboard/,
@@ -13,12 +14,12 @@ nothing is chosen by them: the result is the last epoch's. The training itself i
 import sys
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 
 import cli
+import cluster
 from cli import InputError, NonNegativeFloat, PositiveFloat, Probability, blaming, option
 from genotypes import load_genotype
 from search.settings import DataSettings, DevicesSettings, RunSettings
@@ -58,26 +59,10 @@ class TrainSettings(DevicesSettings, RunSettings, RecipeSettings, NetworkSetting
 def resolve(arguments: list[str]) -> tuple[TrainSettings, Path, bool]:
     """The settings that a command line means, the run folder, and whether the run is resumed."""
     settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
-    if settings.resume:
-        return cli.resume(settings, PROG, arguments, ("data",)), Path(settings.resume), True
-    if not settings.arch:
+    if not settings.resume and not settings.arch:
         raise InputError("--arch: expected a cell of genotypes.py, a genotype file or a run folder, none is given")
     name = f"retrain-{settings.dataset}-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    return settings, Path(settings.save or f"runs/{name}"), False
-
-
-def check(settings: TrainSettings, image_size: int) -> None:
-    """Refuse an auxiliary head that images of `image_size` pixels do not allow."""
-    from model import AuxiliaryHead
-    from model_search import cell_kinds
-
-    reductions = cell_kinds(settings.layers)[: 2 * settings.layers // 3 + 1].count("reduce")
-    smallest = (AuxiliaryHead.SMALLEST - 1) * 2**reductions + 1
-    if settings.auxiliary and image_size < smallest:
-        raise InputError(
-            f"--auxiliary: its head needs images of {smallest} pixels or more and these have {image_size}; "
-            f"expected --no_auxiliary or --image_size {smallest}"
-        )
+    return cluster.resolve(settings, PROG, arguments, name)
 
 
 def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
@@ -88,8 +73,9 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
         genotype = load_genotype(str(run) if resumed else settings.arch)
 
     # Imported here: --help, a wrong flag and a wrong genotype are answered before torch is loaded.
-    from model import NetworkCIFAR
-    from retraining import Recipe, cosine, retrain
+    from model import NetworkCIFAR, smallest_image
+    from recipes import Recipe, cosine
+    from retraining import TensorImages, retrain, tensor_images
 
     recipe = Recipe(
         epochs=settings.epochs,
@@ -105,7 +91,17 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
         shape = (settings.init_channels, settings.layers, classes)
         return NetworkCIFAR(genotype, *shape, auxiliary=auxiliary, in_channels=in_channels)
 
-    retrain(settings, run, resumed, "train/train.py", genotype, recipe, make_network, partial(check, settings))
+    def make_images(settings: TrainSettings) -> TensorImages:
+        images = tensor_images(settings)
+        smallest = smallest_image(settings.layers)
+        if settings.auxiliary and images.image_size < smallest:
+            raise InputError(
+                f"--auxiliary: its head needs images of {smallest} pixels or more and these have {images.image_size}; "
+                f"expected --no_auxiliary or --image_size {smallest}"
+            )
+        return images
+
+    retrain(settings, run, resumed, "train/train.py", genotype, recipe, make_network, make_images)
 
 
 def main() -> None:

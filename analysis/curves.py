@@ -1,6 +1,7 @@
-"""Draw the course of a search: curves.png of its run folder.
+"""Draw the course of a search or of a retraining: curves.png of its run folder.
 
 python analysis/curves.py runs/search-...
+python analysis/curves.py runs/imagenet
 """
 
 import zipfile
@@ -50,6 +51,11 @@ GRADIENTS = Panel(
     {"loss": "loss_gradient_norm", "regularizer": "regularizer_gradient_norm"},
     logarithmic=True,
 )
+#: of a retraining
+LOSS_TEST = Panel("Loss", {"train": "train_loss", "test": "test_loss"})
+ACCURACY_TEST = Panel("Accuracy [%]", {"train": "train_accuracy", "test": "test_accuracy"}, scale=100)
+TOP5 = Panel("Label among the first five [%]", {"train": "train_top5", "test": "test_top5"}, scale=100)
+LEARNING_RATE = Panel("Learning rate", {"learning rate": "learning_rate"})
 #: what only some methods and spaces measure
 OWN = (
     Panel("Weight β of the auxiliary skip", {"β": "skip_beta"}),
@@ -131,6 +137,31 @@ def plot_search(run: Path) -> None:
         OSError: a file cannot be read or written.
     """
     search_figure(load_course(run)).savefig(run / "curves.png", dpi=150)
+
+
+def plot_retraining(run: Path) -> None:
+    """Write curves.png to the folder of a retraining.
+
+    Raises:
+        ValueError: it is no run folder of a retraining, or a file of it is damaged.
+        OSError: a file cannot be read or written.
+    """
+    try:
+        metrics = np.atleast_1d(np.genfromtxt(run / "metrics.csv", delimiter=",", names=True))
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        missing = {"epoch", "learning_rate", *LOSS_TEST.columns.values()} - set(metrics.dtype.names)
+        if missing:
+            raise ValueError(f"metrics.csv has no {', '.join(sorted(missing))}")
+        heading = f"Retraining of {config['arch']} on {config.get('dataset', Path(config['data']).name)}"
+    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"{run} is not as a retraining leaves it: {' '.join(str(error).split())}") from error
+    panels = [LOSS_TEST, ACCURACY_TEST, *([TOP5] if "test_top5" in metrics.dtype.names else []), LEARNING_RATE]
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    figure.suptitle(f"{heading}, seed {config['seed']}", fontsize=14)
+    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        _plot_panel(axes, panel, metrics)
+    figure.savefig(run / "curves.png", dpi=150)
 
 
 def search_figure(course: Course) -> Figure:
@@ -267,10 +298,10 @@ def _plot_layers(axes: Axes, metrics: np.ndarray) -> None:
 
 def main() -> None:
     parser = cli.Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=str, help="a run folder of search/train_search.py")
+    parser.add_argument("run", type=str, help="a run folder of a search or of a retraining")
     run = Path(parser.parse_args().run)
     with cli.blaming("run"):
-        plot_search(run)
+        (plot_search if (run / "alphas.npz").exists() else plot_retraining)(run)
     print(run / "curves.png")
 
 

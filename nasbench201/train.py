@@ -89,6 +89,7 @@ def main() -> None:
         cell = find_cell(settings)
 
     # Imported here: --help, a wrong flag and a wrong cell are answered before torch is loaded.
+    from analysis.card import write_card
     from nasbench201.networks import Network
     from recipes import Recipe, cosine
     from retraining import retrain
@@ -104,7 +105,8 @@ def main() -> None:
     def make_network(classes: int, in_channels: int, auxiliary: bool) -> Network:
         return Network(cell, settings.init_channels, settings.cells_per_stage, classes, in_channels)
 
-    retrain(settings, run, resumed, "nasbench201/train.py", cell, recipe, make_network)
+    if retrain(settings, run, resumed, "nasbench201/train.py", cell, recipe, make_network):
+        write_card(run)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@
     python train/train.py --resume runs/retrain-...                            # go on with an interrupted run
 
 A run folder holds config.yaml, genotype.json, metrics.csv (a row an epoch, accuracies in [0, 1]), tensorboard/,
-checkpoints/last.ckpt and, once it is finished, result.json. The test images are scored each epoch for the record;
-nothing is chosen by them: the result is the last epoch's. The training itself is in retraining.py.
+checkpoints/last.ckpt and, once it is finished, result.json and model_card.md with its pictures. The test images are
+scored each epoch for the record; nothing is chosen by them: the result is the last epoch's. The training itself is in
+retraining.py.
 """
 
 import sys
@@ -73,6 +74,7 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
         genotype = load_genotype(str(run) if resumed else settings.arch)
 
     # Imported here: --help, a wrong flag and a wrong genotype are answered before torch is loaded.
+    from analysis.card import write_card
     from model import NetworkCIFAR, smallest_image
     from recipes import Recipe, cosine
     from retraining import TensorImages, retrain, tensor_images
@@ -101,7 +103,8 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
             )
         return images
 
-    retrain(settings, run, resumed, "train/train.py", genotype, recipe, make_network, make_images)
+    if retrain(settings, run, resumed, "train/train.py", genotype, recipe, make_network, make_images):
+        write_card(run)
 
 
 def main() -> None:

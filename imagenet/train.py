@@ -1,0 +1,137 @@
+"""Retrain a cell from scratch on ImageNet, or on any pictures in a folder for each class.
+
+    python imagenet/train.py --arch LambdaDARTS_corr_0 --data ILSVRC --devices 8 --save runs/imagenet
+    torchrun --nproc_per_node 8 imagenet/train.py --arch runs/search-... --data ILSVRC --save runs/imagenet
+    srun python imagenet/train.py --arch DARTS_V2 --data ILSVRC --save runs/imagenet        # in a job of SLURM
+    python imagenet/train.py --resume runs/imagenet                                         # with the next batch
+
+--data is ILSVRC's folder (with Data/CLS-LOC/train and val; imagenet/prepare.py sorts a raw val) or one with
+train/<class>/* and val/<class>/*. The defaults are the recipe that the papers of this family share (the mobile setting
+of DARTS, ICLR 2019, section 3.3, with P-DARTS's and PC-DARTS's batch of 1024). The run folder is that of
+train/train.py; imagenet/test.py scores it and imagenet/export.py takes the network out of it.
+"""
+
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
+
+import cli
+import cluster
+from cli import InputError, NonNegativeFloat, PositiveFloat, Probability, blaming, option
+from genotypes import load_genotype
+from search.settings import DevicesSettings, RunSettings
+
+PROG = "train.py"
+Workers = restricted_number_type("Workers", int, [(">=", -1)])
+
+
+@dataclass
+class DataSettings:
+    """data"""
+
+    data: str = option("data/ILSVRC", "folder with train/<class>/* and val/<class>/*, or ILSVRC's with Data/CLS-LOC")
+    classes: NonNegativeInt = option(0, "how many classes there must be (ImageNet: 1000); 0 for any number")
+    image_size: PositiveInt = option(224, "height and width of the images in pixels")
+    workers: Workers = option(-1, "processes that decode, for each device; -1: the cores shared by the devices")
+    broken_images: Literal["refuse", "skip"] = option(
+        "refuse", "pictures that cannot be read: end the run, or name them and go on without"
+    )
+
+
+@dataclass
+class NetworkSettings:
+    """network"""
+
+    arch: str = option("", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
+    init_channels: PositiveInt = option(48, "channels C of the first cells")
+    layers: PositiveInt = option(14, "number of cells")
+    auxiliary: bool = option(True, "train with an auxiliary head after the second reduction cell")
+
+
+@dataclass
+class RecipeSettings:
+    """recipe"""
+
+    epochs: PositiveInt = option(250, "epochs of training")
+    batch_size: PositiveInt = option(1024, "images of a step, on all devices together")
+    learning_rate: PositiveFloat = option(0.5, "at the start of the schedule, were there no warm-up")
+    schedule: Literal["linear", "cosine"] = option(
+        "linear", "to 0: on a line, whose last five epochs fall at a fifth of the slope, or a cosine"
+    )
+    warm_up: NonNegativeInt = option(5, "epochs in which the learning rate rises")
+    momentum: NonNegativeFloat = option(0.9, "of SGD")
+    weight_decay: NonNegativeFloat = option(3e-5, "of SGD")
+    label_smoothing: Probability = option(0.1, "share of a label that is spread over all classes")
+    grad_clip: PositiveFloat = option(5.0, "largest norm of the gradient")
+    auxiliary_weight: NonNegativeFloat = option(0.4, "of the auxiliary head's loss")
+    drop_path_prob: Probability = option(0.0, "drop path on the operations, ramped linearly from 0")
+    ema_decay: Probability = option(
+        0.0, "score and save a running mean of the weights with this decay a step; 0 for the weights themselves"
+    )
+
+
+@dataclass
+class TrainSettings(DevicesSettings, RunSettings, RecipeSettings, NetworkSettings, DataSettings):
+    """All settings of a retraining."""
+
+
+def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
+    """Train the network and leave a run folder; `resumed` goes on with the one that is there."""
+    if resumed and cli.finished(run):
+        return
+    with blaming("--resume" if resumed else "--arch"):
+        genotype = load_genotype(str(run) if resumed else settings.arch)
+
+    # Imported here: --help, a wrong flag and a wrong genotype are answered before torch is loaded.
+    from analysis.card import write_card
+    from imagenet.images import FolderImages, folder_images
+    from model import NetworkImageNet, smallest_image
+    from recipes import Recipe, cosine, linear, warm_up
+    from retraining import retrain
+
+    smallest = smallest_image(settings.layers, imagenet=True) if settings.auxiliary else 32
+    if settings.image_size < smallest:
+        raise InputError(
+            f"--image_size: {settings.image_size}, expected {smallest} or more"
+            + (", which the auxiliary head needs, or --no_auxiliary" if settings.auxiliary else "")
+        )
+    schedule = {"linear": linear, "cosine": cosine}[settings.schedule]
+    recipe = Recipe(
+        epochs=settings.epochs,
+        learning_rate=warm_up(schedule(settings.learning_rate, settings.epochs), settings.warm_up),
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        grad_clip=settings.grad_clip,
+        label_smoothing=settings.label_smoothing,
+        auxiliary_weight=settings.auxiliary_weight,
+        drop_path_prob=settings.drop_path_prob,
+        ema_decay=settings.ema_decay,
+    )
+
+    def make_network(classes: int, in_channels: int, auxiliary: bool) -> NetworkImageNet:
+        shape = (settings.init_channels, settings.layers, classes)
+        return NetworkImageNet(genotype, *shape, auxiliary=auxiliary, in_channels=in_channels)
+
+    def make_images(settings: TrainSettings) -> FolderImages:
+        return folder_images(settings, cluster.devices_and_nodes(settings.devices, settings.num_nodes)[0])
+
+    script = "imagenet/train.py"
+    if retrain(settings, run, resumed, script, genotype, recipe, make_network, make_images, top5=True):
+        write_card(run)
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
+    if not settings.resume and not settings.arch:
+        raise InputError("--arch: expected a cell of genotypes.py, a genotype file or a run folder, none is given")
+    name = f"imagenet-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    train(*cluster.resolve(settings, PROG, arguments, name, (*cluster.MOVABLE, "workers")))
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

@@ -192,6 +192,17 @@ class NetworkImageNet(_Network):
         return s0, self.stem1(s0)
 
 
+class Logits(nn.Module):
+    """A network whose only output is its logits (B, classes), as for use outside of training."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[0]
+
+
 def size(network: nn.Module, in_channels: int = 3, image_size: int = 32) -> dict[str, int]:
     """Parameters, and multiply-adds of the convolutions and linear layers for one image, as the field counts them.
 

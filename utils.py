@@ -72,7 +72,9 @@ def check_device(device: str, count: int = 1) -> tuple[str, int | list[int]]:
     accelerator, _, index = device.partition(":")
     if accelerator not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
         raise InputError(f"--device: {device!r}, expected auto, cpu, cuda, cuda:N or mps")
-    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": count}
+    # Processes on a CPU share its cores; two may be tried anywhere.
+    cores = max(2, os.cpu_count() or 1)
+    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": cores}
     if accelerator == "auto":
         accelerator = next(name for name, number in here.items() if number)
     if not here[accelerator]:

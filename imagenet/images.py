@@ -339,9 +339,9 @@ class FolderImages(Images):
             InputError: one of them cannot be read, and is not to be skipped; it names the file.
         """
         self._judge(batch.broken)
-        images = batch.images.float() / 255
+        images = batch.images.to(self.trainer.lightning_module.dtype) / 255
         if self.trainer.training:
-            images = colour_jitter(images, batch.factors, batch.orders)
+            images = colour_jitter(images, batch.factors.to(images.dtype), batch.orders)
         seed = data.mix(self.seed, batch.key.epoch, 2, self.trainer.global_rank, batch.key.pass_)
         return data.Batch(normalize(images), batch.labels, seed, batch.key.weight)
 

@@ -1,0 +1,177 @@
+"""Where the time of retraining on ImageNet goes, and how many workers a device needs.
+
+    python benchmarks/imagenet_loader.py --data ILSVRC --arch DARTS_V2
+    python benchmarks/imagenet_loader.py                                  # with pictures of its own making
+
+One process decodes; the device takes the batch, augments it, and trains on it. Each is timed alone, and then all of
+them together, with growing numbers of workers. Medians are printed, as images per second.
+"""
+
+import itertools
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse.typing import PositiveInt
+
+import cli
+from cli import Seed, blaming, option
+from files import check_new_file, write_atomically
+
+PROG = "imagenet_loader.py"
+
+
+@dataclass
+class Settings:
+    """benchmark"""
+
+    data: str = option("", "ILSVRC's folder or one with train/<class>/*; by default pictures are made")
+    width: PositiveInt = option(500, "of the pictures that are made, in pixels; ImageNet's mean is 470 x 390")
+    height: PositiveInt = option(375, "of the pictures that are made, in pixels")
+    pictures: PositiveInt = option(256, "how many are made")
+    arch: str = option("DARTS_V2", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
+    init_channels: PositiveInt = option(48, "channels C of the first cells")
+    layers: PositiveInt = option(14, "number of cells")
+    image_size: PositiveInt = option(224, "height and width of the images in pixels")
+    batch_size: PositiveInt = option(128, "images of a step, on one device")
+    workers: PositiveInt = option(2, "most workers in the timings of all together")
+    rounds: PositiveInt = option(3, "timings of each, of which the median counts")
+    precision: Literal["32-true", "bf16-mixed"] = option("32-true", "of the network's passes")
+    compile: bool = option(False, "compile the network")
+    seed: Seed = option(0, "of weights and pictures")
+    device: str = option("auto", "auto, cpu, cuda, mps")
+    out: str = option("", "JSON file to write")
+
+
+def make_pictures(settings: Settings, root: Path) -> None:
+    """JPEG pictures of two classes: noise, smoothed until their files are as long as ImageNet's, 110 kB at 500 x 375."""
+    import numpy as np
+    from PIL import Image, ImageFilter
+
+    generator = np.random.default_rng(settings.seed)
+    for number in range(settings.pictures):
+        noise = generator.integers(0, 256, (settings.height, settings.width, 3), dtype=np.uint8)
+        folder = root / "train" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).filter(ImageFilter.GaussianBlur(0.8)).save(folder / f"{number}.jpg", quality=90)
+
+
+def measure(settings: Settings, root: Path) -> dict[str, Any]:
+    """Images per second of every part, alone and together."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from genotypes import load_genotype
+    from imagenet.images import Decoder, Key, begin_worker, collate, colour_jitter, find_split, normalize, read_tree
+    from model import NetworkImageNet
+    from recipes import cross_entropy
+    from search.bilevel import make_fabric
+
+    fabric = make_fabric(settings.device, settings.precision, False)
+    device, size = fabric.device, settings.batch_size
+    torch.manual_seed(settings.seed)
+    tree = read_tree(find_split(root, "train"))
+    decoder = Decoder(tree, settings.image_size, settings.seed)
+    keys = [Key(0, int(number), 0, 1.0) for number in torch.randint(0, len(tree), (size,))]
+    network = NetworkImageNet(load_genotype(settings.arch), settings.init_channels, settings.layers, len(tree.classes))
+    network = network.to(device, memory_format=torch.channels_last).train()
+    if settings.compile:
+        network.compile()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-5)
+
+    def augment(batch: Any) -> torch.Tensor:
+        images = batch.images.to(device, non_blocking=True).float() / 255
+        return normalize(colour_jitter(images, batch.factors.to(device, non_blocking=True), batch.orders))
+
+    def train(images: torch.Tensor, labels: torch.Tensor) -> None:
+        with fabric.autocast():
+            loss = cross_entropy(network(images)[0], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def rate(what: Callable[[], Any], images: int = size, warm_up: int = 1) -> float:
+        """Images per second: the median of the rounds."""
+        seconds = []
+        for number in range(warm_up + settings.rounds):
+            start = time.perf_counter()
+            what()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number >= warm_up:
+                seconds.append(time.perf_counter() - start)
+        return images / statistics.median(seconds)
+
+    batch = collate([decoder[key] for key in keys])
+    if device.type == "cuda":
+        batch = batch._replace(images=batch.images.pin_memory())
+    images, labels = augment(batch), batch.labels.to(device)
+    rates = {
+        "decode": rate(lambda: collate([decoder[key] for key in keys])),
+        "transfer": rate(lambda: batch.images.to(device, non_blocking=True)) if device.type != "cpu" else math.inf,
+        "augment": rate(lambda: augment(batch)),
+        "model": rate(lambda: train(images, labels)),
+    }
+
+    together = {}
+    for workers in range(1, settings.workers + 1):
+        loader = DataLoader(
+            decoder,
+            batch_sampler=itertools.repeat(keys, workers * 2 + 1 + settings.rounds),
+            collate_fn=collate,
+            num_workers=workers,
+            worker_init_fn=begin_worker,
+            pin_memory=device.type == "cuda",
+        )
+        batches: Iterator[Any] = iter(loader)
+
+        def step(batches: Iterator[Any] = batches) -> None:
+            batch = next(batches)
+            train(augment(batch), batch.labels.to(device, non_blocking=True))
+
+        # The workers begin with two batches each, which are ready at once: they do not count.
+        together[workers] = rate(step, warm_up=2 * workers)
+        del batches, loader
+    return {"device": str(device), "rates": rates, "together": together}
+
+
+def main() -> None:
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    if settings.out:
+        with blaming("--out"):
+            check_new_file(Path(settings.out))
+    with tempfile.TemporaryDirectory() if not settings.data else nullcontext(settings.data) as folder:
+        if not settings.data:
+            make_pictures(settings, Path(folder))
+        with blaming("--data"):
+            measured = measure(settings, Path(folder))
+    rates = measured["rates"]
+    device_rate = 1 / (1 / rates["transfer"] + 1 / rates["augment"] + 1 / rates["model"])
+    needed = math.ceil(device_rate / rates["decode"])
+    print(f"| on {measured['device']} | images/s | ms an image |\n|---|---|---|")
+    names = {"decode": "decode, crop, resize: one worker", "augment": "jitter, normalize", "model": "model, a step"}
+    for name, value in rates.items():
+        if math.isfinite(value):  # there is no transfer on a CPU
+            print(f"| {names.get(name, name)} | {value:.1f} | {1e3 / value:.2f} |")
+    for workers, value in measured["together"].items():
+        print(f"| together, {workers} worker(s) | {value:.1f} | {1e3 / value:.2f} |")
+    each = f"{needed} worker(s) of {rates['decode']:.0f} images/s"
+    print(f"\nThis device trains {device_rate:.0f} images/s: {each} keep it fed.")
+    if needed > (os.cpu_count() or 1):
+        print(f"This machine has {os.cpu_count()} core(s): decoding is the bottleneck here.")
+    if settings.out:
+        content = {**asdict(settings), "command": cli.command_line(), **measured, "workers_needed": needed}
+        content["rates"] = {name: value for name, value in rates.items() if math.isfinite(value)}
+        write_atomically(Path(settings.out), json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

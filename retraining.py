@@ -346,11 +346,19 @@ def open_checkpoint(given: str) -> dict[str, Any]:
         return load_checkpoint(path)
 
 
-def network_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of the network in a checkpoint, of their running mean where the recipe has one."""
+def load_network(network: nn.Module, checkpoint: Mapping[str, Any], without: str = " ") -> None:
+    """Give a network the weights of a checkpoint, in their precision; their running mean where the recipe has one.
+
+    Args:
+        without: leave out what begins so.
+
+    Raises:
+        RuntimeError: the checkpoint is of another network.
+    """
     prefix = "network."
-    state = checkpoint["state_dict"]
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    named = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if prefix in name}
+    state = {name: value for name, value in named.items() if not name.startswith(without)}
+    network.to(next(iter(state.values())).dtype).load_state_dict(state)
 
 
 class RunLog(Callback):
@@ -495,6 +503,8 @@ def make_trainer(
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=name)
+    # Of depthwise weights in channels last, whose strides are ambiguous: DDP copies them, and they are tiny.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     strategy, plugins = "auto", [WholeFiles()]
     if num_nodes > 1 or (isinstance(devices, int) and devices > 1):
         # Synchronized batch norm has equal statistics everywhere, and an odd genotype may leave weights unused.
@@ -666,6 +676,8 @@ def retrain(
     shape = (len(images.classes), images.in_channels)
     torch.manual_seed(settings.seed)
     network = make_network(*shape, auxiliary)
+    if settings.precision == "64-true":
+        network.double()  # before a checkpoint is loaded into it, which Lightning does first
     about = {
         "settings": {**asdict(settings), "save": str(run)},
         "genotype": cell._asdict(),

@@ -3,13 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import retraining
 from cli import InputError, blaming
 from genotypes import make_genotype
 from model import NetworkImageNet
-from retraining import network_state
-
-#: of the auxiliary head, which only training uses
-AUXILIARY = "auxiliary_head."
 
 
 def load_network(checkpoint: Mapping[str, Any]) -> NetworkImageNet:
@@ -24,9 +21,8 @@ def load_network(checkpoint: Mapping[str, Any]) -> NetworkImageNet:
     network = NetworkImageNet(
         genotype, settings["init_channels"], settings["layers"], len(checkpoint.get("classes", ()))
     )
-    state = {name: value for name, value in network_state(checkpoint).items() if not name.startswith(AUXILIARY)}
     try:
-        network.load_state_dict(state)
+        retraining.load_network(network, checkpoint, without="auxiliary_head.")
     except RuntimeError as error:
         raise InputError("checkpoint: it holds another network; expected one of imagenet/train.py") from error
     return network

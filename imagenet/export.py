@@ -58,7 +58,7 @@ def main() -> None:
             out.mkdir(parents=True, exist_ok=True)
         for file in files:
             check_new_file(file)
-    network = Logits(load_network(checkpoint)).eval()
+    network = Logits(load_network(checkpoint)).float().eval()
     settings = checkpoint["settings"]
     about = {
         "genotype": json.dumps(checkpoint["genotype"]),

@@ -31,7 +31,7 @@ def main() -> None:
     from model import NetworkCIFAR
     from nasbench201.cells import Cell201, parse_cell
     from nasbench201.networks import Network as Network201
-    from retraining import Evaluation, TensorImages, make_trainer, open_checkpoint
+    from retraining import Evaluation, TensorImages, load_network, make_trainer, open_checkpoint
     from utils import check_device
 
     accelerator, devices = check_device(given.device)
@@ -46,14 +46,14 @@ def main() -> None:
     kind = Network201 if isinstance(cell, Cell201) else NetworkCIFAR
     shape = (settings["init_channels"], settings[depth], len(dataset.classes), *auxiliary)
     network = kind(cell, *shape, in_channels=dataset.in_channels)
-    module = Evaluation(network, len(dataset.classes))
     try:
-        module.load_state_dict(checkpoint["state_dict"])
+        load_network(network, checkpoint)
     except RuntimeError as error:
         raise InputError(
             f"--data: {len(dataset.classes)} classes of images with {dataset.in_channels} channels, "
             "expected the data set that the network was trained on"
         ) from error
+    module = Evaluation(network, len(dataset.classes))
     images = TensorImages(dataset, settings["batch_size"], data.Augmentation.none(dataset), settings["seed"])
     # Half precision is for cuda; elsewhere such a network is scored in single.
     precision = "32-true" if (settings["precision"], accelerator) == ("16-mixed", "cpu") else settings["precision"]

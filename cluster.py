@@ -3,6 +3,7 @@
 Light: nothing here imports torch.
 """
 
+import dataclasses
 import os
 import subprocess
 from collections.abc import Sequence
@@ -59,11 +60,6 @@ def is_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in names)
 
 
-def restarted() -> bool:
-    """Whether torchrun or SLURM has started this same command before."""
-    return any(int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-
-
 def requeue() -> None:
     """Ask SLURM to start this job again, with the same command.
 
@@ -96,9 +92,15 @@ def resolve(
     given: Any = settings
     if given.resume:
         return cli.resume(settings, prog, arguments, movable), Path(given.resume), True
-    if launched() and not given.save:
-        raise InputError(f"--save: expected a run folder, which all processes of {launched().launcher} share")
+    launch = launched()
+    if launch and not given.save:
+        raise InputError(f"--save: expected a run folder, which all processes of {launch.launcher} share")
     run = Path(given.save or f"runs/{name}")
-    if restarted() and (run / "config.yaml").exists():
-        return cli.load_settings(type(settings), prog, run, "--save"), run, True
-    return settings, run, False
+    if not launch or not (run / "config.yaml").exists():
+        return settings, run, False
+    stored: Any = cli.load_settings(type(settings), prog, run, "--save")
+    names = [field.name for field in dataclasses.fields(given) if field.name not in ("save", "resume", "device")]
+    other = [name for name in names if name not in movable and getattr(stored, name) != getattr(given, name)]
+    if other:
+        raise InputError(f"--save: {run} is a run of another --{', --'.join(other)}; name a new folder")
+    return settings, run, True

@@ -34,7 +34,7 @@ from pytorch_lightning.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 import cli
@@ -59,24 +59,30 @@ class Scores(nn.Module):
     def __init__(self, classes: int, top5: bool = False, ignoring: bool = False) -> None:
         super().__init__()
         options = {"average": "micro", "validate_args": False, "ignore_index": IGNORED if ignoring else None}
-        self.loss = MeanMetric(nan_strategy="disable")  # the others look for NaN at every update, and wait for the GPU
+        # Sums: a MeanMetric that does not look for NaN at every update (and wait for the GPU) forgets the weights.
+        self.loss, self.images = (SumMetric(nan_strategy="disable") for _ in range(2))
         self.accuracy = MulticlassAccuracy(classes, **options)
         if top5:
             self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), **options)
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: its mean loss, logits (B, classes) and labels (B,)."""
-        self.loss.update(loss.detach(), counted(labels))
-        for name, metric in self.named_children():
-            if name != "loss":
-                metric.update(logits.detach(), labels)
+        images = counted(labels)
+        self.images.update(images)
+        self.loss.update(loss.detach() * images)
+        for metric in self._accuracies().values():
+            metric.update(logits.detach(), labels)
+
+    def _accuracies(self) -> dict[str, MulticlassAccuracy]:
+        return {name: metric for name, metric in self.named_children() if isinstance(metric, MulticlassAccuracy)}
 
     def take(self) -> dict[str, float]:
         """The loss, and accuracies in [0, 1]; starts again from nothing. All devices must call this together."""
-        scores = {name: metric.compute().item() for name, metric in self.named_children()}
+        accuracies = {name: round(metric.compute().item(), 6) for name, metric in self._accuracies().items()}
+        scores = {"loss": (self.loss.compute() / self.images.compute()).item(), **accuracies}
         for metric in self.children():
             metric.reset()
-        return {name: value if name == "loss" else round(value, 6) for name, value in scores.items()}
+        return scores
 
     def sums(self) -> dict[str, dict[str, Tensor]]:
         """What was counted so far, on all devices together. All devices must call this together."""
@@ -445,7 +451,7 @@ class RunLog(Callback):
         if trainer.world_size > 1:  # all of them, once it is asked of one
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop or done + accumulate >= batches or (self.every and done // accumulate % self.every == 0):
-            self._check_finite(module.train_scores.sums()["loss"]["mean_value"].item(), trainer.current_epoch)
+            self._check_finite(module.train_scores.sums()["loss"]["sum_value"].item(), trainer.current_epoch)
             trainer.save_checkpoint(last_checkpoint(self.run), weights_only=False)
         if stop:
             self._stop(trainer)
@@ -662,7 +668,7 @@ def retrain(
         )
     # Each further device has a process that runs this script, when the first one's has made the folder.
     first = cluster.is_first()
-    if first and not resumed and not cluster.restarted():
+    if first and not resumed:
         cli.check_new_folder(run, "--save")
     if resumed and last_checkpoint(run).exists():
         with blaming("--resume"):

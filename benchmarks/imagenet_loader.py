@@ -52,7 +52,7 @@ class Settings:
 
 
 def make_pictures(settings: Settings, root: Path) -> None:
-    """JPEG pictures of two classes: noise, smoothed until a file is as long as one of ImageNet's, 110 kB at 500 x 375."""
+    """JPEG pictures of two classes: noise, smoothed until a file is as long as ImageNet's, 110 kB at 500 x 375."""
     import numpy as np
     from PIL import Image, ImageFilter
 

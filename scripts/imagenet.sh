@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Retrain a cell on ImageNet with all GPUs of this machine, 8 or any number; score and export the network.
+#   bash scripts/imagenet.sh ARCH DATA [OUT [train.py arguments]]
+#   bash scripts/imagenet.sh LambdaDARTS_corr_0 /data/ILSVRC runs/imagenet --precision bf16-mixed
+# ARCH is a published cell, a genotype file or the run folder of a search; DATA is ILSVRC's folder.
+# Stopped, the same command goes on, with the next batch. PYTHON names another interpreter than the environment's.
+set -euo pipefail
+if [ $# -lt 2 ] || [ ! -d "$2" ]; then
+    echo "imagenet.sh: error: ARCH DATA: '${1:-}' '${2:-}', expected a cell and the folder of the pictures" >&2
+    exit 2
+fi
+arch=$1
+[ -e "$arch" ] && arch=$(realpath "$arch")
+data=$(realpath "$2")
+out=${3:-}
+case $out in
+    "" | /*) ;;
+    *) out=$PWD/$out ;;
+esac
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+out=${out:-runs/imagenet}
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count() or 1)')
+if [ -e "$out/result.json" ]; then
+    echo "$out is finished"
+elif [ -e "$out/config.yaml" ]; then
+    "$python" imagenet/train.py --resume "$out" --data "$data" --devices "$gpus"
+else
+    "$python" imagenet/train.py --arch "$arch" --data "$data" --devices "$gpus" --save "$out" "${@:4}"
+fi
+"$python" imagenet/test.py "$out" --data "$data"
+[ -e "$out/model.safetensors" ] || "$python" imagenet/export.py "$out"

@@ -216,6 +216,7 @@ def synchronized_batch_norm(
 
     All processes must call this together, in the forward and in the backward pass.
     """
+    dtype, x = x.dtype, x if x.dtype == torch.float64 else x.float()
     own = x.new_tensor(float(x.numel() // x.shape[1]))
     count = _AllReduce.apply(own)
     own_variance, own_mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
@@ -228,7 +229,7 @@ def synchronized_batch_norm(
     if weight is not None:
         scale = scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
-    return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+    return (x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(dtype)
 
 
 class _AllReduce(torch.autograd.Function):

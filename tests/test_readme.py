@@ -32,8 +32,9 @@ def test_the_sizes_of_the_readme_are_printed():
 def test_every_flag_picture_and_file_of_the_readme_exists():
     scripts = ("search/train_search.py", "search/select.py", "train/train.py", "train/test.py")
     scripts += ("nasbench201/train_search.py", "nasbench201/train.py")
+    scripts += tuple(f"imagenet/{name}.py" for name in ("prepare", "train", "test", "export"))
     helps = {name: script(name, "--help").stdout for name in scripts}
-    commands = re.findall(r"^python ((?:search|train|nasbench201)/(?!table)\S+) (.*)$", README, re.MULTILINE)
+    commands = re.findall(r"^python ((?:search|train|nasbench201|imagenet)/(?!table)\S+) (.*)$", README, re.MULTILINE)
     assert len(commands) >= 5
     for name, arguments in commands:
         for flag in re.findall(r"--\w+", arguments.partition("#")[0]):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import retraining
+import trainer
 from cli import InputError, blaming
 from genotypes import make_genotype
 from model import NetworkImageNet
@@ -22,7 +22,7 @@ def load_network(checkpoint: Mapping[str, Any]) -> NetworkImageNet:
         genotype, settings["init_channels"], settings["layers"], len(checkpoint.get("classes", ()))
     )
     try:
-        retraining.load_network(network, checkpoint, without="auxiliary_head.")
+        trainer.load_network(network, checkpoint, without="auxiliary_head.")
     except RuntimeError as error:
         raise InputError("checkpoint: it holds another network; expected one of imagenet/train.py") from error
     return network

@@ -47,7 +47,7 @@ def main() -> None:
     from imagenet.checkpoint import load_network
     from imagenet.images import MEAN, STD
     from model import Logits
-    from retraining import open_checkpoint
+    from trainer import open_checkpoint
 
     path = Path(given.checkpoint)
     out = Path(given.out or (path if path.is_dir() else path.parent))

@@ -23,8 +23,8 @@ from torchvision.transforms import v2
 
 import data
 from cli import InputError, blaming
+from modules import Epochs, Images
 from recipes import IGNORED
-from retraining import Epochs, Images
 
 #: of the channels over ImageNet, as every paper normalizes with
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -249,16 +249,24 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 class Keys:
-    """The batches of keys that the workers of a DataLoader take: an epoch's, or what is left of it."""
+    """The batches of keys that the workers of a DataLoader take.
+
+    Attributes:
+        epoch: counted from 0.
+        shares: one for each batch.
+        done: batches of the epoch before them.
+    """
 
     def __init__(self) -> None:
-        self.batches: Sequence[list[Key]] = ()
+        self.epoch, self.done = 0, 0
+        self.shares: Sequence[data.Share] = ()
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.shares)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)
+        for pass_, share in enumerate(self.shares, self.done):
+            yield [Key(self.epoch, number, pass_, share.weight) for number in share.indices.tolist()]
 
 
 class FolderImages(Images):
@@ -306,11 +314,8 @@ class FolderImages(Images):
         keys, loader = self._loader(Decoder(self.train, self.image_size, self.seed), keep_workers=True)
 
         def make(epoch: int, done: int) -> DataLoader:
-            order = data.shuffled(self.count, self.seed, epoch)
-            keys.batches = [
-                [Key(epoch, number, pass_, share.weight) for number in share.indices.tolist()]
-                for pass_, share in enumerate(self.shares(order, done), done)
-            ]
+            keys.epoch, keys.done = epoch, done
+            keys.shares = self.shares(data.shuffled(self.count, self.seed, epoch), done)
             return loader
 
         return Epochs(self.trainer, len(self.shares(torch.arange(self.count))), make)
@@ -320,9 +325,7 @@ class FolderImages(Images):
         world = self.trainer.world_size
         own = torch.arange(self.trainer.global_rank, len(self.test), world)
         size = max(1, self.batch_size // (world * self.trainer.accumulate_grad_batches))
-        keys.batches = [
-            [Key(0, number, pass_, 1.0) for number in part.tolist()] for pass_, part in enumerate(own.split(size))
-        ]
+        keys.shares = [data.Share(part, 1.0) for part in own.split(size)]
         return loader
 
     test_dataloader = val_dataloader

@@ -38,7 +38,8 @@ def main() -> None:
 
     from imagenet.checkpoint import load_network
     from imagenet.images import FolderImages, count_workers, find_split, read_tree
-    from retraining import Evaluation, make_trainer, open_checkpoint
+    from modules import Evaluation
+    from trainer import make_trainer, open_checkpoint
     from utils import check_device
 
     accelerator, devices = check_device(given.device)

@@ -26,8 +26,8 @@ import model
 from genotypes import load_genotype
 from imagenet.images import Decoder, Key, begin_worker, collate, colour_jitter, read_tree, shift_hue
 from recipes import IGNORED, Recipe, cosine, cross_entropy, linear, warm_up
-from retraining import last_checkpoint, load_checkpoint
 from tests.conftest import ROOT, assert_refused, script
+from trainer import last_checkpoint, load_checkpoint
 
 CELL = "LambdaDARTS_corr_0"
 TRAIN, TEST, EXPORT, PREPARE = (f"imagenet/{name}.py" for name in ("train", "test", "export", "prepare"))

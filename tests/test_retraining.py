@@ -25,14 +25,15 @@ from torch import nn
 import cli
 import data
 import model
-import retraining
+import trainer
 import utils
 from cli import InputError
 from genotypes import CELLS, load_genotype
+from modules import Retraining, TensorImages
 from recipes import Recipe, cosine
-from retraining import Retraining, TensorImages, fit, last_checkpoint, load_checkpoint
 from tests.conftest import ROOT, assert_refused, script
 from train.train import PROG, TrainSettings, train
+from trainer import fit, last_checkpoint, load_checkpoint
 
 CELL = "LambdaDARTS_cifar10_s2"
 #: three steps an epoch on the digits
@@ -101,14 +102,15 @@ def numbered(count):
     return data.ImageSet(images, torch.arange(count) % 3)
 
 
-def fit_numbered(run, devices=1):
+def fit_numbered(run, devices=1, accumulate=1):
     """Train the recorder on 40 numbered images and test it on 11, 10 images a step."""
     dataset = data.DataSet(numbered(40), numbered(11), ("a", "b", "c"), (0.0,), (40 / 255,), flip=False)
     torch.manual_seed(0)
     module = Retraining(Recorder(), 3, RECIPE)
     images = TensorImages(dataset, 10, data.Augmentation.none(dataset), seed=0)
     about = {"settings": {}, "genotype": {}}
-    rows = fit(module, images, run, about, resume="", accelerator="cpu", devices=devices, precision="32-true")
+    options = {"accelerator": "cpu", "devices": devices, "precision": "32-true", "accumulate_grad_batches": accumulate}
+    rows = fit(module, images, run, about, resume="", **options)
     return module.network, rows
 
 
@@ -164,7 +166,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished,
         if moment == "in the second epoch":
             patch.setattr(Retraining, "training_step", stop_in_second_epoch)
         else:
-            patch.setattr(retraining, "write_csv", stop)
+            patch.setattr(trainer, "write_csv", stop)
         with pytest.raises(KeyboardInterrupt, match=f"after 1 of 3 epochs; go on with: .*--resume {run}"):
             retrain(SMALL, run)
     assert not (run / "result.json").exists()
@@ -263,6 +265,19 @@ def test_every_weight_of_a_published_cell_learns(name):
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in network.parameters())
 
 
+def test_passes_that_are_accumulated_train_as_whole_steps_do(tmp_path):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    network, rows = fit_numbered(tmp_path / "whole")
+    other, other_rows = fit_numbered(tmp_path / "parts", accumulate=3)  # 10 images as 4, 3 and 3
+    assert other.trained == network.trained
+    for name, weight in network.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], weight)
+    for row, expected in zip(other_rows, rows, strict=True):
+        assert row["test_accuracy"] == expected["test_accuracy"]
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+
+
 def test_two_processes_train_and_score_as_one_does(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for run in (one, two):
@@ -306,7 +321,7 @@ def test_wrong_input_is_refused_in_one_line(tmp_path, arguments, says):
     ("changes", "says"),
     [
         ({"batch_size": 1438}, "--batch_size: 1438, but there are 1437 images"),
-        ({"batch_size": 3, "devices": 4}, "expected 4 or more: one image for each of 4 device"),
+        ({"batch_size": 1, "devices": 2}, "expected 2 or more: one image for each of 2 device"),
         (
             {"batch_size": 7, "accumulate": 4},
             "expected 8 or more.* two images or more in each of --accumulate 4 passes",

@@ -29,9 +29,10 @@ def main() -> None:
     import data
     from genotypes import make_genotype
     from model import NetworkCIFAR
+    from modules import Evaluation, TensorImages
     from nasbench201.cells import Cell201, parse_cell
     from nasbench201.networks import Network as Network201
-    from retraining import Evaluation, TensorImages, load_network, make_trainer, open_checkpoint
+    from trainer import load_network, make_trainer, open_checkpoint
     from utils import check_device
 
     accelerator, devices = check_device(given.device)

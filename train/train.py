@@ -76,8 +76,9 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     # Imported here: --help, a wrong flag and a wrong genotype are answered before torch is loaded.
     from analysis.card import write_card
     from model import NetworkCIFAR, smallest_image
+    from modules import TensorImages
     from recipes import Recipe, cosine
-    from retraining import TensorImages, retrain, tensor_images
+    from retraining import retrain, tensor_images
 
     recipe = Recipe(
         epochs=settings.epochs,

@@ -1,0 +1,246 @@
+"""A discrete network in training and its images, as Lightning takes them.
+
+Everything random is a function of (seed, epoch, batch), so that a run that goes on from its last checkpoint, with the
+next batch, ends in the same weights as one that was never interrupted (bit for bit on the CPU).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from torch import Tensor, nn
+from torchmetrics import SumMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+import data
+from recipes import IGNORED, Recipe, counted, cross_entropy
+from utils import compile_parts
+
+
+class Scores(nn.Module):
+    """Mean loss and accuracy over the images seen, on all devices together.
+
+    Args:
+        top5: also how often the label is among the five largest logits.
+        ignoring: some labels may be IGNORED.
+    """
+
+    def __init__(self, classes: int, top5: bool = False, ignoring: bool = False) -> None:
+        super().__init__()
+        options = {"average": "micro", "validate_args": False, "ignore_index": IGNORED if ignoring else None}
+        # Sums: a MeanMetric that does not look for NaN at every update (and wait for the GPU) forgets the weights.
+        self.loss, self.images = (SumMetric(nan_strategy="disable") for _ in range(2))
+        self.accuracy = MulticlassAccuracy(classes, **options)
+        if top5:
+            self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), **options)
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: its mean loss, logits (B, classes) and labels (B,)."""
+        images = counted(labels)
+        self.images.update(images)
+        self.loss.update(loss.detach() * images)
+        for metric in self._accuracies().values():
+            metric.update(logits.detach(), labels)
+
+    def _accuracies(self) -> dict[str, MulticlassAccuracy]:
+        return {name: metric for name, metric in self.named_children() if isinstance(metric, MulticlassAccuracy)}
+
+    def take(self) -> dict[str, float]:
+        """The loss, and accuracies in [0, 1]; starts again from nothing. All devices must call this together."""
+        accuracies = {name: round(metric.compute().item(), 6) for name, metric in self._accuracies().items()}
+        scores = {"loss": (self.loss.compute() / self.images.compute()).item(), **accuracies}
+        for metric in self.children():
+            metric.reset()
+        return scores
+
+    def sums(self) -> dict[str, dict[str, Tensor]]:
+        """What was counted so far, on all devices together. All devices must call this together."""
+        result = {}
+        for name, metric in self.named_children():
+            with metric.sync_context():
+                result[name] = {key: value.detach().clone() for key, value in metric.metric_state.items()}
+        return result
+
+    def resume(self, sums: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go on from what `sums` gave."""
+        for name, values in sums.items():
+            metric = getattr(self, name)
+            for key, value in values.items():
+                setattr(metric, key, value.to(metric.device))
+
+
+class Evaluation(LightningModule):
+    """A discrete network and its scores on the test images.
+
+    Args:
+        network: maps images to logits and the auxiliary head's logits (or None).
+        classes: number of classes.
+        top5, ignoring: of the `Scores`.
+    """
+
+    def __init__(self, network: nn.Module, classes: int, top5: bool = False, ignoring: bool = False) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.test_scores = Scores(classes, top5, ignoring)
+
+    def validation_step(self, batch: data.Batch, batch_idx: int) -> None:
+        torch.manual_seed(batch.seed)
+        logits, _ = self.network(batch.images)
+        self.test_scores.update(cross_entropy(logits, batch.labels), logits, batch.labels)
+
+    test_step = validation_step
+
+
+class Retraining(Evaluation):
+    """The training of a discrete network under a recipe.
+
+    Args:
+        compile_for: compile the network, which is trained on batches of this shape.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: int,
+        recipe: Recipe,
+        compile_for: Sequence[int] = (),
+        top5: bool = False,
+        ignoring: bool = False,
+    ) -> None:
+        super().__init__(network, classes, top5, ignoring)
+        self.recipe = recipe
+        self.compile_for = compile_for
+        self.train_scores = Scores(classes, top5, ignoring)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            self.network.parameters(),
+            lr=self.recipe.learning_rate(0),
+            momentum=self.recipe.momentum,
+            weight_decay=self.recipe.weight_decay,
+            nesterov=self.recipe.nesterov,
+        )
+
+    def on_fit_start(self) -> None:
+        if not self.compile_for:
+            return
+        images = torch.zeros(self.compile_for, device=self.device).to(memory_format=torch.channels_last)
+        labels = torch.zeros(len(images), dtype=torch.long, device=self.device)
+
+        def passes() -> None:
+            # Drop path is another function than none.
+            for drop_path_prob in {0.0, self.recipe.drop_path_prob / 2}:
+                with self.trainer.precision_plugin.forward_context():
+                    loss = self.recipe.loss(*self.network(images, drop_path_prob), labels)
+                loss.backward()
+
+        compile_parts(self.network.train(), [self.network], passes)
+        self.network.zero_grad()
+
+    def on_train_epoch_start(self) -> None:
+        for group in self.optimizers().param_groups:
+            group["lr"] = self.recipe.learning_rate(self.current_epoch)
+
+    def training_step(self, batch: data.Batch, batch_idx: int) -> Tensor:
+        torch.manual_seed(batch.seed)
+        logits, auxiliary_logits = self.network(batch.images, self.recipe.drop_path_prob_of(self.current_epoch))
+        loss = self.recipe.loss(logits, auxiliary_logits, batch.labels)
+        self.train_scores.update(loss, logits, batch.labels)
+        return loss * batch.weight
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_scores"] = self.train_scores.sums()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.global_rank == 0:  # the sums are those of all devices
+            self.train_scores.resume(checkpoint["train_scores"])
+
+
+class Images(LightningDataModule):
+    """The images of a retraining, for the devices of a Trainer.
+
+    Args:
+        classes: their names.
+        in_channels: channels of the images.
+        image_size: height and width in pixels, as the network sees them.
+        count: number of training images.
+        batch_size: images of a step, on all devices together.
+    """
+
+    def __init__(self, classes: Sequence[str], in_channels: int, image_size: int, count: int, batch_size: int) -> None:
+        super().__init__()
+        self.classes, self.in_channels, self.image_size = tuple(classes), in_channels, image_size
+        self.count, self.batch_size = count, batch_size
+
+    def shares(self, order: Tensor, begin: int = 0) -> list[data.Share]:
+        """The passes of this process's device through an epoch's images, in their order."""
+        trainer = self.trainer
+        return data.shares(
+            order, self.batch_size, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches, begin
+        )
+
+
+class Epochs:
+    """What Lightning iterates over in training: every pass is an epoch, or the rest of one that was interrupted.
+
+    Args:
+        batches: of an epoch.
+        make: from the epoch, counted from 0, and how many of its batches are done, to those that are not.
+    """
+
+    def __init__(self, trainer: Trainer, batches: int, make: Callable[[int, int], Iterable[Any]]) -> None:
+        self.trainer, self.batches, self.make = trainer, batches, make
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Any]:
+        loop = self.trainer.fit_loop
+        done = (loop.batch_idx + 1) % self.batches
+        # The Trainer's current_epoch is one behind here where an epoch's last checkpoint was loaded.
+        return iter(self.make(loop.epoch_progress.current.processed, done))
+
+
+class TensorImages(Images):
+    """A data set on the device, a new shuffle and augmentation each epoch; each device takes its share of a batch.
+
+    The test images are scored once each: devices may have unequal numbers of them.
+
+    Args:
+        batch_size: images of a step, on all devices together.
+        augmentation: of the training images; test images are normalized only.
+    """
+
+    def __init__(self, dataset: data.DataSet, batch_size: int, augmentation: data.Augmentation, seed: int) -> None:
+        super().__init__(dataset.classes, dataset.in_channels, dataset.image_size, len(dataset.train), batch_size)
+        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
+
+    def setup(self, stage: str) -> None:
+        device = self.trainer.strategy.root_device
+        if stage == "fit":
+            self.train = self.dataset.train.to(device)
+        own = torch.arange(self.trainer.global_rank, len(self.dataset.test), self.trainer.world_size)
+        self.test = self.dataset.test.subset(own).to(device)
+
+    def train_dataloader(self) -> Epochs:
+        return Epochs(self.trainer, len(self.shares(torch.arange(self.count))), self._batches)
+
+    def _batches(self, epoch: int, done: int) -> Iterator[data.Batch]:
+        device, rank = self.train.labels.device, self.trainer.global_rank
+        order = data.shuffled(self.count, self.seed, epoch, 0)
+        for number, share in enumerate(self.shares(order, done), done):
+            chosen = share.indices.to(device)
+            generator = data.random_numbers(device, self.seed, epoch, 1, rank, number)
+            images = self.augmentation(self.train.images[chosen], generator)
+            yield data.Batch(
+                images, self.train.labels[chosen], data.mix(self.seed, epoch, 2, rank, number), share.weight
+            )
+
+    def val_dataloader(self) -> data.Batches:
+        none = data.Augmentation.none(self.dataset)
+        size = math.ceil(self.batch_size / (self.trainer.world_size * self.trainer.accumulate_grad_batches))
+        return data.Batches(self.test, size, none, (self.seed, 0), shuffle=False)
+
+    test_dataloader = val_dataloader

@@ -1,0 +1,371 @@
+"""Lightning's Trainer as every retraining uses it: the run folder and its checkpoints, processes, and signals.
+
+A run is stopped between two steps, after its checkpoint, and goes on with the next batch.
+"""
+
+import io
+import logging
+import math
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
+from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+import cluster
+from cli import InputError, blaming
+from files import write_atomically, write_csv
+from kernels import BatchNorm2d
+from modules import Images, Retraining
+from utils import StepProgress, set_up_libraries
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are whole or not there. (Lightning's own go through /tmp, and are copied from another disk.)"""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_atomically(Path(path), content.getvalue())
+
+
+class SynchronizedOnCPU(LayerSync):
+    """What Lightning's TorchSyncBatchNorm is for GPUs."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        return self._set(model, True)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return self._set(model, False)
+
+    def _set(self, model: nn.Module, synchronized: bool) -> nn.Module:
+        for module in model.modules():
+            if isinstance(module, BatchNorm2d):
+                module.synchronized = synchronized
+        return model
+
+
+def last_checkpoint(run: Path) -> Path:
+    """Where a run keeps its last checkpoint."""
+    return run / "checkpoints" / "last.ckpt"
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of a run, on the CPU. The file is data: nothing in it is executed.
+
+    Raises:
+        ValueError: it is no checkpoint of this project.
+        OSError: it cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign pickle's protocol
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises almost any
+        raise ValueError(f"{path} is damaged or no checkpoint") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "settings", "genotype", "rows"} <= set(checkpoint):
+        raise ValueError(f"{path} is no checkpoint of a retraining")
+    return checkpoint
+
+
+def open_checkpoint(given: str) -> dict[str, Any]:
+    """The checkpoint that a command line names: a file, or the last one of a run folder.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = Path(given)
+    path = last_checkpoint(path) if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"checkpoint: no file {path}; expected a checkpoint, or a run folder that has one")
+    with blaming("checkpoint"):
+        return load_checkpoint(path)
+
+
+def load_network(network: nn.Module, checkpoint: Mapping[str, Any], without: str = " ") -> None:
+    """Give a network the weights of a checkpoint, in their precision; their running mean where the recipe has one.
+
+    Args:
+        without: leave out what begins so.
+
+    Raises:
+        RuntimeError: the checkpoint is of another network.
+    """
+    prefix = "network."
+    named = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if prefix in name}
+    state = {name: value for name, value in named.items() if not name.startswith(without)}
+    network.to(next(iter(state.values())).dtype).load_state_dict(state)
+
+
+class RunLog(Callback):
+    """The run folder as training fills it: a row and checkpoints an epoch, TensorBoard's events, and progress.
+
+    Besides the end of every epoch, a checkpoint stands before its last step, so that a run that is stopped while the
+    test images are scored has little to do again. Ctrl-C, SIGTERM, or SIGUSR1 (SLURM, before a time limit or a
+    preemption) ends the training after the step under way, and its checkpoint; a second Ctrl-C at once.
+
+    Args:
+        run: the folder.
+        about: what the checkpoint says of the run, as plain values: its settings, genotype and classes.
+        opened: closes what is opened here.
+        every: steps between two further checkpoints; 0 for none.
+
+    Attributes:
+        rows: what the run has been, epoch by epoch: part of the checkpoint, and metrics.csv is written from it.
+    """
+
+    def __init__(self, run: Path, about: Mapping[str, Any], opened: ExitStack, every: int = 0) -> None:
+        self.run, self.about, self.opened, self.every = run, about, opened, every
+        self.rows: list[dict[str, Any]] = []
+        self.asked: int | None = None  # to stop, by this signal
+        self.seconds = 0.0  # of the epoch under way, before this process
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(self.about, rows=self.rows, seconds=self._seconds())
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.rows = checkpoint["rows"]
+        self.seconds = checkpoint["seconds"]
+
+    def _seconds(self) -> float:
+        return self.seconds + time.perf_counter() - self.start
+
+    def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and self.asked:
+            raise KeyboardInterrupt
+        self.asked = signum
+
+    def _stop(self, trainer: Trainer) -> None:
+        """End the training; SLURM starts it again where its signal asked for that."""
+        if self.asked == signal.SIGUSR1 and trainer.is_global_zero and "SLURM_JOB_ID" in os.environ:
+            cluster.requeue()
+        raise KeyboardInterrupt
+
+    def on_train_start(self, trainer: Trainer, module: Retraining) -> None:
+        # Lightning's own handlers start a broadcast, or save, from within whatever the devices are doing.
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(signum, self._ask_to_stop)
+        self.start = time.perf_counter()
+        if not trainer.is_global_zero:
+            return
+        last_checkpoint(self.run).parent.mkdir(exist_ok=True)
+        done, epochs = len(self.rows), trainer.max_epochs
+        self.board = self.opened.enter_context(SummaryWriter(self.run / "tensorboard", purge_step=done + 1))
+        batches = trainer.num_training_batches
+        begun = (trainer.fit_loop.batch_idx + 1) % batches  # of an epoch that was interrupted
+        self.progress = self.opened.enter_context(StepProgress("run", epochs * batches, done * batches + begun))
+        devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+        self.progress.line(
+            f"run {self.run}: {epochs - done} epochs on {devices}{module.device}"
+            + (f", the first from batch {begun + 1} of {batches}" if begun else "")
+        )
+        if begun:
+            self.progress.start(f"epoch {done + 1}", batches, begun)
+        if self.rows:
+            write_csv(self.run / "metrics.csv", self.rows)
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Retraining) -> None:
+        self.start, self.seconds = time.perf_counter(), 0.0
+        if trainer.is_global_zero:
+            self.progress.start(f"epoch {trainer.current_epoch + 1}", trainer.num_training_batches)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Retraining, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero:
+            self.progress.advance()
+        done, batches, accumulate = batch_idx + 1, trainer.num_training_batches, trainer.accumulate_grad_batches
+        if done % accumulate or done == batches:
+            return
+        stop = bool(self.asked)
+        if trainer.world_size > 1:  # all of them, once it is asked of one
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop or done + accumulate >= batches or (self.every and done // accumulate % self.every == 0):
+            self._check_finite(module.train_scores.sums()["loss"]["sum_value"].item(), trainer.current_epoch)
+            trainer.save_checkpoint(last_checkpoint(self.run), weights_only=False)
+        if stop:
+            self._stop(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
+        if self.asked:
+            self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Retraining) -> None:
+        """Record the epoch: the test images have been scored by now."""
+        train, test = module.train_scores.take(), module.test_scores.take()
+        epoch = len(self.rows)
+        row = {
+            "epoch": epoch + 1,
+            "learning_rate": module.recipe.learning_rate(epoch),
+            **{f"train_{name}": value for name, value in train.items()},
+            **{f"test_{name}": value for name, value in test.items()},
+            "seconds": self._seconds(),
+        }
+        self._check_finite(train["loss"], epoch)
+        self.rows.append(row)
+        trainer.save_checkpoint(last_checkpoint(self.run), weights_only=False)
+        if not trainer.is_global_zero:
+            return
+        write_csv(self.run / "metrics.csv", self.rows)
+        for name, value in row.items():
+            if name != "epoch":
+                self.board.add_scalar(name, value, epoch + 1)
+        self.progress.line(
+            f"epoch {epoch + 1}/{trainer.max_epochs}"
+            f"  train loss {train['loss']:.3f} accuracy {100 * train['accuracy']:.2f} %"
+            f"  test loss {test['loss']:.3f} accuracy {100 * test['accuracy']:.2f} %  {row['seconds']:.1f} s"
+        )
+
+    @staticmethod
+    def _check_finite(loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"train_loss is not finite in epoch {epoch + 1}")
+
+
+def make_trainer(
+    accelerator: str,
+    devices: int | list[int],
+    precision: str,
+    tf32: bool = False,
+    num_nodes: int = 1,
+    **options: Any,
+) -> Trainer:
+    """A Trainer that prints and writes nothing of its own.
+
+    Args:
+        devices: how many on each node, or the index of the one.
+    """
+    set_up_libraries(tf32)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=name)
+    # Of depthwise weights in channels last, whose strides are ambiguous: DDP copies them, and they are tiny.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    strategy, plugins = "auto", [WholeFiles()]
+    if num_nodes > 1 or (isinstance(devices, int) and devices > 1):
+        # Synchronized batch norm has equal statistics everywhere, and an odd genotype may leave weights unused.
+        strategy = DDPStrategy(broadcast_buffers=False, static_graph=True)
+        plugins.append(TorchSyncBatchNorm() if accelerator == "cuda" else SynchronizedOnCPU())
+    launch = cluster.launched()
+    if launch and launch.launcher == "srun":
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # RunLog does it, between two steps
+    return Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=precision,
+        strategy=strategy,
+        plugins=plugins,
+        benchmark=True,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **options,
+    )
+
+
+def fit(
+    module: Retraining,
+    images: Images,
+    run: Path,
+    about: Mapping[str, Any],
+    resume: str,
+    checkpoint_steps: int = 0,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Train in a run folder, from its last checkpoint where it has one.
+
+    Args:
+        about: the settings, the genotype and the classes, for the checkpoint.
+        resume: the command that goes on with the run, for whoever interrupts it.
+        checkpoint_steps: steps between two checkpoints within an epoch; 0 for none.
+        options: of `make_trainer`, and `accumulate_grad_batches`.
+
+    Returns:
+        The rows of metrics.csv.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        InputError: the processes cannot reach each other, or a file cannot be written.
+        KeyboardInterrupt: the run was interrupted; the message says how to go on.
+    """
+    checkpoint = last_checkpoint(run)
+    with ExitStack() as opened:
+        log = RunLog(run, about, opened, checkpoint_steps)
+        decay = module.recipe.ema_decay
+        trainer = make_trainer(
+            max_epochs=module.recipe.epochs,
+            callbacks=[*([EMAWeightAveraging(decay=decay)] if decay else []), log],
+            gradient_clip_val=module.recipe.grad_clip,
+            gradient_clip_algorithm="norm",
+            **options,
+        )
+        try:
+            trainer.fit(
+                module, datamodule=images, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
+            )
+        except SystemExit:
+            # What Lightning makes of a KeyboardInterrupt; the first device's process speaks for all.
+            if not trainer.is_global_zero:
+                raise
+            raise KeyboardInterrupt(
+                f"after {len(log.rows)} of {module.recipe.epochs} epochs; go on with: {resume}"
+            ) from None
+        except torch.distributed.DistNetworkError as error:
+            _end_children(trainer)
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise InputError(
+                f"MASTER_PORT: the processes cannot meet at {where}, which is taken or out of reach; expected a free "
+                f"port on the first node ({' '.join(str(error).split())[:120]})"
+            ) from error
+        except OSError as error:
+            _end_children(trainer)
+            raise InputError(
+                f"--save: {error.filename or run}: {error.strerror}; its last checkpoint is whole, go on with: {resume}"
+            ) from error
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                _end_children(trainer)
+                raise InputError(
+                    f"--workers: one was killed, most often for want of memory; expected fewer; go on with: {resume}"
+                ) from error
+            if any(status == 2 for status in _end_children(trainer)):
+                sys.exit(2)  # another device's process has said what is wrong
+            raise
+        except BaseException:
+            _end_children(trainer)
+            raise
+    return log.rows
+
+
+def _end_children(trainer: Trainer) -> list[int | None]:
+    """End the processes of the other devices that this one has started, after a moment; their exit statuses."""
+    children = getattr(trainer.strategy.launcher, "procs", [])
+    deadline = time.monotonic() + 2
+    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    statuses = [child.returncode for child in children]
+    for child in children:
+        child.kill()
+    return statuses

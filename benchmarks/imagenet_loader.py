@@ -70,7 +70,8 @@ def measure(settings: Settings, root: Path) -> dict[str, Any]:
     from torch.utils.data import DataLoader
 
     from genotypes import load_genotype
-    from imagenet.images import Decoder, Key, begin_worker, collate, colour_jitter, find_split, normalize, read_tree
+    from imagenet.images import Decoder, Key, begin_worker, collate, colour_jitter, normalize, read_tree
+    from imagenet.layout import find_split
     from model import NetworkImageNet
     from recipes import cross_entropy
     from search.bilevel import make_fabric

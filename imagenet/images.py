@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 
 import data
 from cli import InputError, blaming
+from imagenet.layout import find_split
 from modules import Epochs, Images
 from recipes import IGNORED
 
@@ -52,18 +53,6 @@ class Tree:
     def path(self, number: int) -> Path:
         """Where a picture lies."""
         return self.root / self.paths[number].decode()
-
-
-def find_split(root: Path, split: str) -> Path:
-    """The folder of "train" or "val" in ILSVRC's layout (root/Data/CLS-LOC/train) or a plain one (root/train).
-
-    Raises:
-        ValueError: there is none.
-    """
-    for folder in (root / "Data" / "CLS-LOC" / split, root / split):
-        if folder.is_dir():
-            return folder
-    raise ValueError(f"no folder {root / split}; expected {split}/<class>/*, in {root} or in {root / 'Data/CLS-LOC'}")
 
 
 def read_tree(root: Path) -> Tree:

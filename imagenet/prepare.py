@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cli
 from cli import InputError, blaming, option
+from imagenet.layout import find_split
 
 PROG = "prepare.py"
 #: of ILSVRC 2012
@@ -132,8 +133,6 @@ def main() -> None:
     given = parser.parse_args()
     if not given.ground_truth:
         raise InputError("--ground_truth: expected the development kit's or Kaggle's file, none is given")
-
-    from imagenet.images import find_split
 
     with blaming("data"):
         folder = find_split(Path(given.data), "val")

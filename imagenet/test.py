@@ -37,7 +37,8 @@ def main() -> None:
     given = parser.parse_args()
 
     from imagenet.checkpoint import load_network
-    from imagenet.images import FolderImages, count_workers, find_split, read_tree
+    from imagenet.images import FolderImages, count_workers, read_tree
+    from imagenet.layout import find_split
     from modules import Evaluation
     from trainer import make_trainer, open_checkpoint
     from utils import check_device

@@ -11,8 +11,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -126,14 +126,15 @@ class RunLog(Callback):
         run: the folder.
         about: what the checkpoint says of the run, as plain values: its settings, genotype and classes.
         opened: closes what is opened here.
+        resume: the command that goes on with the run.
         every: steps between two further checkpoints; 0 for none.
 
     Attributes:
         rows: what the run has been, epoch by epoch: part of the checkpoint, and metrics.csv is written from it.
     """
 
-    def __init__(self, run: Path, about: Mapping[str, Any], opened: ExitStack, every: int = 0) -> None:
-        self.run, self.about, self.opened, self.every = run, about, opened, every
+    def __init__(self, run: Path, about: Mapping[str, Any], opened: ExitStack, resume: str, every: int = 0) -> None:
+        self.run, self.about, self.opened, self.resume, self.every = run, about, opened, resume, every
         self.rows: list[dict[str, Any]] = []
         self.asked: int | None = None  # to stop, by this signal
         self.seconds = 0.0  # of the epoch under way, before this process
@@ -156,8 +157,22 @@ class RunLog(Callback):
     def _stop(self, trainer: Trainer) -> None:
         """End the training; SLURM starts it again where its signal asked for that."""
         if self.asked == signal.SIGUSR1 and trainer.is_global_zero and "SLURM_JOB_ID" in os.environ:
-            cluster.requeue()
+            try:
+                cluster.requeue()
+            except OSError as error:
+                print(f"SLURM does not start the job again: {error}", file=sys.stderr)
         raise KeyboardInterrupt
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say in one line what cannot be written, such as on a full disk."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"--save: {error.filename or self.run}: {error.strerror}; the run's last checkpoint is whole, "
+                f"go on with: {self.resume}"
+            ) from error
 
     def on_train_start(self, trainer: Trainer, module: Retraining) -> None:
         # Lightning's own handlers start a broadcast, or save, from within whatever the devices are doing.
@@ -166,9 +181,12 @@ class RunLog(Callback):
         self.start = time.perf_counter()
         if not trainer.is_global_zero:
             return
-        last_checkpoint(self.run).parent.mkdir(exist_ok=True)
         done, epochs = len(self.rows), trainer.max_epochs
-        self.board = self.opened.enter_context(SummaryWriter(self.run / "tensorboard", purge_step=done + 1))
+        with self._writing():
+            last_checkpoint(self.run).parent.mkdir(exist_ok=True)
+            self.board = self.opened.enter_context(SummaryWriter(self.run / "tensorboard", purge_step=done + 1))
+            if self.rows:
+                write_csv(self.run / "metrics.csv", self.rows)
         batches = trainer.num_training_batches
         begun = (trainer.fit_loop.batch_idx + 1) % batches  # of an epoch that was interrupted
         self.progress = self.opened.enter_context(StepProgress("run", epochs * batches, done * batches + begun))
@@ -179,8 +197,6 @@ class RunLog(Callback):
         )
         if begun:
             self.progress.start(f"epoch {done + 1}", batches, begun)
-        if self.rows:
-            write_csv(self.run / "metrics.csv", self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, module: Retraining) -> None:
         self.start, self.seconds = time.perf_counter(), 0.0
@@ -200,9 +216,13 @@ class RunLog(Callback):
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop or done + accumulate >= batches or (self.every and done // accumulate % self.every == 0):
             self._check_finite(module.train_scores.sums()["loss"]["sum_value"].item(), trainer.current_epoch)
-            trainer.save_checkpoint(last_checkpoint(self.run), weights_only=False)
+            self._save(trainer)
         if stop:
             self._stop(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        with self._writing():
+            trainer.save_checkpoint(last_checkpoint(self.run), weights_only=False)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
         if self.asked:
@@ -221,10 +241,11 @@ class RunLog(Callback):
         }
         self._check_finite(train["loss"], epoch)
         self.rows.append(row)
-        trainer.save_checkpoint(last_checkpoint(self.run), weights_only=False)
+        self._save(trainer)
         if not trainer.is_global_zero:
             return
-        write_csv(self.run / "metrics.csv", self.rows)
+        with self._writing():
+            write_csv(self.run / "metrics.csv", self.rows)
         for name, value in row.items():
             if name != "epoch":
                 self.board.add_scalar(name, value, epoch + 1)
@@ -312,7 +333,7 @@ def fit(
     """
     checkpoint = last_checkpoint(run)
     with ExitStack() as opened:
-        log = RunLog(run, about, opened, checkpoint_steps)
+        log = RunLog(run, about, opened, resume, checkpoint_steps)
         decay = module.recipe.ema_decay
         trainer = make_trainer(
             max_epochs=module.recipe.epochs,
@@ -338,11 +359,6 @@ def fit(
             raise InputError(
                 f"MASTER_PORT: the processes cannot meet at {where}, which is taken or out of reach; expected a free "
                 f"port on the first node ({' '.join(str(error).split())[:120]})"
-            ) from error
-        except OSError as error:
-            _end_children(trainer)
-            raise InputError(
-                f"--save: {error.filename or run}: {error.strerror}; its last checkpoint is whole, go on with: {resume}"
             ) from error
         except RuntimeError as error:
             if "DataLoader worker" in str(error):

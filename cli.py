@@ -26,6 +26,8 @@ Settings = TypeVar("Settings")
 PositiveFloat = restricted_number_type("PositiveFinite", float, [(">", 0), ("<", math.inf)])
 NonNegativeFloat = restricted_number_type("NonNegativeFinite", float, [(">=", 0), ("<", math.inf)])
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+Channels = restricted_number_type("Channels", int, [(">=", 2), ("<=", 4096)])
+Workers = restricted_number_type("Workers", int, [(">=", -1)])
 Probability = restricted_number_type("Probability", float, [(">=", 0), ("<", 1)])
 
 

@@ -5,9 +5,12 @@ Light: nothing here imports torch.
 
 import dataclasses
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import cli
@@ -16,7 +19,7 @@ from cli import InputError
 Settings = TypeVar("Settings")
 
 #: settings of a retraining that may differ when it goes on: where its data lie and what it runs on
-MOVABLE = ("data", "devices", "num_nodes")
+MOVABLE = ("data", "devices", "num_nodes", "accumulate")
 
 
 class Launch(NamedTuple):
@@ -75,6 +78,25 @@ def requeue() -> None:
         raise OSError(f"scontrol requeue {job}: {' '.join(done.stderr.split())}")
 
 
+def requeue_on_signal() -> None:
+    """From now on SIGUSR1, SLURM's notice, ends this process, and asks for the job again; the training has its own way."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        ask_again()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGUSR1, stop)
+
+
+def ask_again() -> None:
+    """Ask SLURM for the job again, where there is one and this process speaks for all; say so where it refuses."""
+    if is_first() and "SLURM_JOB_ID" in os.environ:
+        try:
+            requeue()
+        except OSError as error:
+            print(f"SLURM does not start the job again: {error}", file=sys.stderr, flush=True)
+
+
 def resolve(
     settings: Settings, prog: str, arguments: list[str], name: str, movable: Sequence[str] = MOVABLE
 ) -> tuple[Settings, Path, bool]:
@@ -89,6 +111,7 @@ def resolve(
     Raises:
         InputError: a run that is resumed has other settings, or several processes have no folder in common.
     """
+    requeue_on_signal()
     given: Any = settings
     if given.resume:
         return cli.resume(settings, prog, arguments, movable), Path(given.resume), True

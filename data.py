@@ -183,7 +183,7 @@ def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str,
         folder = root / split
         if not folder.is_dir():
             raise ValueError(f"no folder {folder}; expected {root}/train/<class>/* and {root}/test/<class>/*")
-        names = tuple(sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")))
+        names = class_folders(folder)
         if split == "train":
             classes = names
             if len(classes) < 2:
@@ -193,11 +193,7 @@ def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str,
             raise ValueError(f"{folder} and {root / 'train'} differ in their classes: {', '.join(differing[:5])}")
         files[split] = []
         for label, name in enumerate(classes):
-            found = sorted(
-                path
-                for path in (folder / name).iterdir()
-                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-            )
+            found = pictures(folder / name)
             if not found:
                 raise ValueError(f"no images in {folder / name}; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
             files[split] += [(path, label) for path in found]
@@ -224,6 +220,18 @@ def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str,
                 images[index] = torch.from_numpy(pixels.copy())
             sets.append(ImageSet(images, torch.tensor([label for _, label in files[split]])))
     return sets[0], sets[1], classes
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """The names of the folders in a folder, sorted."""
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The image files in a folder, sorted."""
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def _open(path: Path) -> Image.Image:

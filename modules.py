@@ -15,7 +15,7 @@ from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 import data
-from recipes import IGNORED, Recipe, counted, cross_entropy
+from recipes import IGNORED, Recipe, cross_entropy
 from utils import compile_parts
 
 
@@ -29,6 +29,7 @@ class Scores(nn.Module):
 
     def __init__(self, classes: int, top5: bool = False, ignoring: bool = False) -> None:
         super().__init__()
+        self.ignoring = ignoring
         options = {"average": "micro", "validate_args": False, "ignore_index": IGNORED if ignoring else None}
         # Sums: a MeanMetric that does not look for NaN at every update (and wait for the GPU) forgets the weights.
         self.loss, self.images = (SumMetric(nan_strategy="disable") for _ in range(2))
@@ -38,9 +39,8 @@ class Scores(nn.Module):
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: its mean loss, logits (B, classes) and labels (B,)."""
-        images = counted(labels)
-        self.images.update(images)
-        self.loss.update(loss.detach() * images)
+        self.images.update((labels != IGNORED).sum())
+        self.loss.update(loss.detach() * len(labels))
         for metric in self._accuracies().values():
             metric.update(logits.detach(), labels)
 
@@ -48,9 +48,15 @@ class Scores(nn.Module):
         return {name: metric for name, metric in self.named_children() if isinstance(metric, MulticlassAccuracy)}
 
     def take(self) -> dict[str, float]:
-        """The loss, and accuracies in [0, 1]; starts again from nothing. All devices must call this together."""
+        """The loss, and accuracies in [0, 1]; starts again from nothing. All devices must call this together.
+
+        Where some may be ignored, also the number of images that count.
+        """
         accuracies = {name: round(metric.compute().item(), 6) for name, metric in self._accuracies().items()}
-        scores = {"loss": (self.loss.compute() / self.images.compute()).item(), **accuracies}
+        images = self.images.compute()
+        scores = {"loss": (self.loss.compute() / images).item(), **accuracies}
+        if self.ignoring:
+            scores["images"] = int(images)
         for metric in self.children():
             metric.reset()
         return scores
@@ -165,14 +171,22 @@ class Images(LightningDataModule):
         classes: their names.
         in_channels: channels of the images.
         image_size: height and width in pixels, as the network sees them.
-        count: number of training images.
+        count, test_count: number of training and of test images.
         batch_size: images of a step, on all devices together.
     """
 
-    def __init__(self, classes: Sequence[str], in_channels: int, image_size: int, count: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        in_channels: int,
+        image_size: int,
+        count: int,
+        test_count: int,
+        batch_size: int,
+    ) -> None:
         super().__init__()
         self.classes, self.in_channels, self.image_size = tuple(classes), in_channels, image_size
-        self.count, self.batch_size = count, batch_size
+        self.count, self.test_count, self.batch_size = count, test_count, batch_size
 
     def shares(self, order: Tensor, begin: int = 0) -> list[data.Share]:
         """The passes of this process's device through an epoch's images, in their order."""
@@ -180,6 +194,39 @@ class Images(LightningDataModule):
         return data.shares(
             order, self.batch_size, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches, begin
         )
+
+    def test_shares(self) -> list[data.Share]:
+        """This process's part of the test images, pass by pass: as many passes for every process."""
+        trainer = self.trainer
+        own = torch.arange(trainer.global_rank, self.test_count, trainer.world_size)
+        most = math.ceil(self.batch_size / (trainer.world_size * trainer.accumulate_grad_batches))
+        passes = math.ceil(math.ceil(self.test_count / trainer.world_size) / most)
+        passes = min(passes, self.test_count // trainer.world_size)  # none without images
+        return [data.Share(part, 1.0) for part in own.tensor_split(passes)]
+
+
+def batches_done(trainer: Trainer) -> int:
+    """How many batches of the epoch under way a checkpoint has behind it; 0 where none was loaded, or a whole epoch."""
+    loop = trainer.fit_loop
+    return loop.batch_idx + 1 if loop.restarting else 0
+
+
+class Parts:
+    """A pass over batches that are made when it is their turn.
+
+    Args:
+        shares: of each batch.
+        make: from its number and its share.
+    """
+
+    def __init__(self, shares: Sequence[data.Share], make: Callable[[int, data.Share], data.Batch]) -> None:
+        self.shares, self.make = shares, make
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def __iter__(self) -> Iterator[data.Batch]:
+        return (self.make(number, share) for number, share in enumerate(self.shares))
 
 
 class Epochs:
@@ -197,10 +244,9 @@ class Epochs:
         return self.batches
 
     def __iter__(self) -> Iterator[Any]:
-        loop = self.trainer.fit_loop
-        done = (loop.batch_idx + 1) % self.batches
         # The Trainer's current_epoch is one behind here where an epoch's last checkpoint was loaded.
-        return iter(self.make(loop.epoch_progress.current.processed, done))
+        epoch = self.trainer.fit_loop.epoch_progress.current.processed
+        return iter(self.make(epoch, batches_done(self.trainer)))
 
 
 class TensorImages(Images):
@@ -214,15 +260,15 @@ class TensorImages(Images):
     """
 
     def __init__(self, dataset: data.DataSet, batch_size: int, augmentation: data.Augmentation, seed: int) -> None:
-        super().__init__(dataset.classes, dataset.in_channels, dataset.image_size, len(dataset.train), batch_size)
+        counts = (len(dataset.train), len(dataset.test))
+        super().__init__(dataset.classes, dataset.in_channels, dataset.image_size, *counts, batch_size)
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
 
     def setup(self, stage: str) -> None:
         device = self.trainer.strategy.root_device
         if stage == "fit":
             self.train = self.dataset.train.to(device)
-        own = torch.arange(self.trainer.global_rank, len(self.dataset.test), self.trainer.world_size)
-        self.test = self.dataset.test.subset(own).to(device)
+        self.test = self.dataset.test.to(device)
 
     def train_dataloader(self) -> Epochs:
         return Epochs(self.trainer, len(self.shares(torch.arange(self.count))), self._batches)
@@ -238,9 +284,15 @@ class TensorImages(Images):
                 images, self.train.labels[chosen], data.mix(self.seed, epoch, 2, rank, number), share.weight
             )
 
-    def val_dataloader(self) -> data.Batches:
+    def val_dataloader(self) -> Parts:
         none = data.Augmentation.none(self.dataset)
-        size = math.ceil(self.batch_size / (self.trainer.world_size * self.trainer.accumulate_grad_batches))
-        return data.Batches(self.test, size, none, (self.seed, 0), shuffle=False)
+
+        def make(number: int, share: data.Share) -> data.Batch:
+            chosen = share.indices.to(self.test.labels.device)
+            images = none(self.test.images[chosen], torch.Generator(chosen.device))
+            seed = data.mix(self.seed, 0, 2, self.trainer.global_rank, number)
+            return data.Batch(images, self.test.labels[chosen], seed)
+
+        return Parts(self.test_shares(), make)
 
     test_dataloader = val_dataloader

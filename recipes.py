@@ -75,11 +75,6 @@ class Recipe:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of the images that count; 0 where there is none."""
+    """Mean cross-entropy of the images, to which those that do not count add nothing."""
     total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing, ignore_index=IGNORED)
-    return total / counted(labels).clamp(min=1)
-
-
-def counted(labels: Tensor) -> Tensor:
-    """How many of the images count."""
-    return (labels != IGNORED).sum()
+    return total / len(labels)

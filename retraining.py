@@ -7,7 +7,7 @@ and nothing is sharded (FSDP).
 import json
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,17 @@ def tensor_images(settings: Any) -> TensorImages:
     with blaming("--cutout_length"):
         augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
     return TensorImages(dataset, settings.batch_size, augmentation, settings.seed)
+
+
+def _check_same_images(checkpoint: Mapping[str, Any], images: Images) -> None:
+    """Refuse to go on with other images than a run began with: ValueError."""
+    if not {"classes", "images", "batches", "train_scores"} <= set(checkpoint):
+        raise ValueError("the run is of an older version of this project, which must finish it")
+    if tuple(checkpoint["classes"]) != images.classes:
+        other = sorted(set(checkpoint["classes"]) ^ set(images.classes))
+        raise ValueError(f"the run began with other classes than --data has; they differ in {', '.join(other[:5])}")
+    if checkpoint["images"] != images.count:
+        raise ValueError(f"the run began with {checkpoint['images']} training images, and --data has {images.count}")
 
 
 def retrain(
@@ -87,14 +98,16 @@ def retrain(
     first = cluster.is_first()
     if first and not resumed:
         cli.check_new_folder(run, "--save")
+    images = make_images(settings)
     if resumed and last_checkpoint(run).exists():
         with blaming("--resume"):
-            load_checkpoint(last_checkpoint(run))
-    images = make_images(settings)
+            _check_same_images(load_checkpoint(last_checkpoint(run)), images)
     if settings.batch_size > images.count:
         raise InputError(
             f"--batch_size: {settings.batch_size}, but there are {images.count} images; expected at most {images.count}"
         )
+    if images.test_count < world:
+        raise InputError(f"--data: {images.test_count} test images; expected one or more for each of {world} device(s)")
     auxiliary = getattr(settings, "auxiliary", False)
     shape = (len(images.classes), images.in_channels)
     torch.manual_seed(settings.seed)
@@ -105,6 +118,7 @@ def retrain(
         "settings": {**asdict(settings), "save": str(run)},
         "genotype": cell._asdict(),
         "classes": list(images.classes),
+        "images": images.count,
     }
     if first and not resumed:
         with blaming("--save"):
@@ -114,6 +128,8 @@ def retrain(
     largest = math.ceil(settings.batch_size / (world * accumulate))
     compile_for = (largest, images.in_channels, images.image_size, images.image_size) if settings.compile else ()
     ignoring = getattr(settings, "broken_images", "refuse") == "skip"
+    if first and num_nodes > 1:
+        print(f"waiting for the processes of {num_nodes} nodes", flush=True)
     rows = fit(
         Retraining(network, len(images.classes), recipe, compile_for, top5, ignoring),
         images,
@@ -133,7 +149,8 @@ def retrain(
     # The papers count the parameters without the auxiliary head.
     with torch.device("meta"):
         counted_size = size(make_network(*shape, False), images.in_channels, images.image_size)
-    last = {name: rows[-1][f"test_{name}"] for name in ("accuracy", *(["top5"] if top5 else []))}
+    last = {name: rows[-1][f"test_{name}"] for name in ("accuracy", "top5") if f"test_{name}" in rows[-1]}
+    last["test_images"] = rows[-1].get("test_images", images.test_count)
     summary = {**last, **counted_size, "seed": settings.seed, **about}
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in summary.items())
     write_atomically(run / "result.json", f"{{\n{lines}\n}}\n")

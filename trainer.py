@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed
 from lightning_fabric.plugins import TorchCheckpointIO
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
@@ -32,7 +32,7 @@ import cluster
 from cli import InputError, blaming
 from files import write_atomically, write_csv
 from kernels import BatchNorm2d
-from modules import Images, Retraining
+from modules import Images, Retraining, batches_done
 from utils import StepProgress, set_up_libraries
 
 
@@ -115,12 +115,18 @@ def load_network(network: nn.Module, checkpoint: Mapping[str, Any], without: str
     network.to(next(iter(state.values())).dtype).load_state_dict(state)
 
 
+def scoring_precision(checkpoint: Mapping[str, Any], accelerator: str) -> str:
+    """The precision in which a network is scored: that of its training, but half precision is for cuda."""
+    precision = checkpoint["settings"]["precision"]
+    return "32-true" if precision == "16-mixed" and accelerator != "cuda" else precision
+
+
 class RunLog(Callback):
     """The run folder as training fills it: a row and checkpoints an epoch, TensorBoard's events, and progress.
 
     Besides the end of every epoch, a checkpoint stands before its last step, so that a run that is stopped while the
     test images are scored has little to do again. Ctrl-C, SIGTERM, or SIGUSR1 (SLURM, before a time limit or a
-    preemption) ends the training after the step under way, and its checkpoint; a second Ctrl-C at once.
+    preemption) ends the training after the step under way, and its checkpoint; a second one at once.
 
     Args:
         run: the folder.
@@ -138,30 +144,32 @@ class RunLog(Callback):
         self.rows: list[dict[str, Any]] = []
         self.asked: int | None = None  # to stop, by this signal
         self.seconds = 0.0  # of the epoch under way, before this process
+        self.batches = 0  # of an epoch, in the checkpoint that was loaded
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(self.about, rows=self.rows, seconds=self._seconds())
+        checkpoint.update(self.about, rows=self.rows, seconds=self._seconds(), batches=trainer.num_training_batches)
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.rows = checkpoint["rows"]
-        self.seconds = checkpoint["seconds"]
+        self.rows, self.seconds, self.batches = checkpoint["rows"], checkpoint["seconds"], checkpoint["batches"]
 
     def _seconds(self) -> float:
         return self.seconds + time.perf_counter() - self.start
 
     def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self.asked:
+        if self.asked:
             raise KeyboardInterrupt
         self.asked = signum
 
     def _stop(self, trainer: Trainer) -> None:
         """End the training; SLURM starts it again where its signal asked for that."""
-        if self.asked == signal.SIGUSR1 and trainer.is_global_zero and "SLURM_JOB_ID" in os.environ:
-            try:
-                cluster.requeue()
-            except OSError as error:
-                print(f"SLURM does not start the job again: {error}", file=sys.stderr)
+        if self.asked == signal.SIGUSR1 and trainer.is_global_zero:
+            cluster.ask_again()
         raise KeyboardInterrupt
+
+    def _asked_of_any(self, trainer: Trainer) -> bool:
+        """Whether one of the processes is to stop. All must call this together."""
+        asked = bool(self.asked)
+        return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -179,6 +187,12 @@ class RunLog(Callback):
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(signum, self._ask_to_stop)
         self.start = time.perf_counter()
+        batches, begun = trainer.num_training_batches, batches_done(trainer)
+        if begun and batches != self.batches:
+            raise InputError(
+                f"--devices: the run stopped in an epoch of {self.batches} passes, which on these devices, with this "
+                f"--accumulate, has {batches}; expected those it ran on, to the epoch's end"
+            )
         if not trainer.is_global_zero:
             return
         done, epochs = len(self.rows), trainer.max_epochs
@@ -187,8 +201,6 @@ class RunLog(Callback):
             self.board = self.opened.enter_context(SummaryWriter(self.run / "tensorboard", purge_step=done + 1))
             if self.rows:
                 write_csv(self.run / "metrics.csv", self.rows)
-        batches = trainer.num_training_batches
-        begun = (trainer.fit_loop.batch_idx + 1) % batches  # of an epoch that was interrupted
         self.progress = self.opened.enter_context(StepProgress("run", epochs * batches, done * batches + begun))
         devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
         self.progress.line(
@@ -211,9 +223,7 @@ class RunLog(Callback):
         done, batches, accumulate = batch_idx + 1, trainer.num_training_batches, trainer.accumulate_grad_batches
         if done % accumulate or done == batches:
             return
-        stop = bool(self.asked)
-        if trainer.world_size > 1:  # all of them, once it is asked of one
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        stop = self._asked_of_any(trainer)
         if stop or done + accumulate >= batches or (self.every and done // accumulate % self.every == 0):
             self._check_finite(module.train_scores.sums()["loss"]["sum_value"].item(), trainer.current_epoch)
             self._save(trainer)
@@ -225,7 +235,7 @@ class RunLog(Callback):
             trainer.save_checkpoint(last_checkpoint(self.run), weights_only=False)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
-        if self.asked:
+        if self._asked_of_any(trainer):
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: Retraining) -> None:
@@ -282,11 +292,17 @@ def make_trainer(
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     strategy, plugins = "auto", [WholeFiles()]
     if num_nodes > 1 or (isinstance(devices, int) and devices > 1):
-        # Synchronized batch norm has equal statistics everywhere, and an odd genotype may leave weights unused.
-        strategy = DDPStrategy(broadcast_buffers=False, static_graph=True)
+        # Synchronized batch norm has equal statistics everywhere, and an odd genotype may leave weights unused: a
+        # static graph is the fast way to allow for that, but it fails where passes are accumulated.
+        accumulating = options.get("accumulate_grad_batches", 1) > 1
+        strategy = DDPStrategy(
+            broadcast_buffers=False, static_graph=not accumulating, find_unused_parameters=accumulating
+        )
         plugins.append(TorchSyncBatchNorm() if accelerator == "cuda" else SynchronizedOnCPU())
     launch = cluster.launched()
-    if launch and launch.launcher == "srun":
+    if launch is None:
+        plugins.append(LightningEnvironment())  # else an allocation of SLURM's without srun would count as launched
+    elif launch.launcher == "srun":
         plugins.append(SLURMEnvironment(auto_requeue=False))  # RunLog does it, between two steps
     return Trainer(
         accelerator=accelerator,
@@ -368,6 +384,11 @@ def fit(
                 ) from error
             if any(status == 2 for status in _end_children(trainer)):
                 sys.exit(2)  # another device's process has said what is wrong
+            raise
+        except FloatingPointError:
+            _end_children(trainer)
+            if not trainer.is_global_zero:
+                sys.exit(1)  # the first device's process says it
             raise
         except BaseException:
             _end_children(trainer)

@@ -58,6 +58,7 @@ def card(result: dict[str, Any], config: dict[str, Any], kinds: tuple[str, ...])
     rows = {
         "test accuracy (top-1)": f"{100 * result['accuracy']:.2f} %",
         **({"test accuracy (top-5)": f"{100 * result['top5']:.2f} %"} if "top5" in result else {}),
+        "test images": result["test_images"],
         "parameters": f"{result['params'] / 1e6:.3f} M (without the auxiliary head)",
         "multiply-adds": f"{result['multiply_adds'] / 1e6:.1f} M (convolutions and linear layers, one image)",
         "data": f"{data}, {len(result['classes'])} classes",

@@ -20,13 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveInt, restricted_number_type
 
 import cli
-from cli import Seed, blaming, option
+from cli import Channels, Seed, blaming, option
 from files import check_new_file, write_atomically
+from imagenet.layout import find_split
 
 PROG = "imagenet_loader.py"
+BatchSize = restricted_number_type("BatchSize", int, [(">=", 2)])
 
 
 @dataclass
@@ -38,10 +40,10 @@ class Settings:
     height: PositiveInt = option(375, "of the pictures that are made, in pixels")
     pictures: PositiveInt = option(256, "how many are made")
     arch: str = option("DARTS_V2", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
-    init_channels: PositiveInt = option(48, "channels C of the first cells")
+    init_channels: Channels = option(48, "channels C of the first cells")
     layers: PositiveInt = option(14, "number of cells")
     image_size: PositiveInt = option(224, "height and width of the images in pixels")
-    batch_size: PositiveInt = option(128, "images of a step, on one device")
+    batch_size: BatchSize = option(128, "images of a step, on one device")
     workers: PositiveInt = option(2, "most workers in the timings of all together")
     rounds: PositiveInt = option(3, "timings of each, of which the median counts")
     precision: Literal["32-true", "bf16-mixed"] = option("32-true", "of the network's passes")
@@ -64,39 +66,41 @@ def make_pictures(settings: Settings, root: Path) -> None:
         Image.fromarray(noise).filter(ImageFilter.GaussianBlur(0.8)).save(folder / f"{number}.jpg", quality=90)
 
 
-def measure(settings: Settings, root: Path) -> dict[str, Any]:
-    """Images per second of every part, alone and together."""
+def measure(settings: Settings, tree: Any) -> dict[str, Any]:
+    """Images per second of every part, alone and together, of the pictures in an `imagenet.images.Tree`."""
     import torch
     from torch.utils.data import DataLoader
 
     from genotypes import load_genotype
-    from imagenet.images import Decoder, Key, begin_worker, collate, colour_jitter, normalize, read_tree
-    from imagenet.layout import find_split
-    from model import NetworkImageNet
-    from recipes import cross_entropy
+    from imagenet.images import Decoder, Key, begin_worker, collate, on_device, transfer
+    from model import NetworkImageNet, smallest_image
+    from recipes import Recipe, linear
     from search.bilevel import make_fabric
 
+    with blaming("--arch"):
+        genotype = load_genotype(settings.arch)
     fabric = make_fabric(settings.device, settings.precision, False)
     device, size = fabric.device, settings.batch_size
     torch.manual_seed(settings.seed)
-    tree = read_tree(find_split(root, "train"))
     decoder = Decoder(tree, settings.image_size, settings.seed)
     keys = [Key(0, int(number), 0, 1.0) for number in torch.randint(0, len(tree), (size,))]
-    network = NetworkImageNet(load_genotype(settings.arch), settings.init_channels, settings.layers, len(tree.classes))
+    auxiliary = settings.image_size >= smallest_image(settings.layers, imagenet=True)
+    network = NetworkImageNet(genotype, settings.init_channels, settings.layers, len(tree.classes), auxiliary)
     network = network.to(device, memory_format=torch.channels_last).train()
     if settings.compile:
         network.compile()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-5)
+    recipe = Recipe(1, linear(0.1, 1), 0.9, 3e-5, label_smoothing=0.1, auxiliary_weight=0.4)
 
     def augment(batch: Any) -> torch.Tensor:
-        images = batch.images.to(device, non_blocking=True).float() / 255
-        return normalize(colour_jitter(images, batch.factors.to(device, non_blocking=True), batch.orders))
+        return on_device(transfer(batch, device), torch.float32, jitter=True)
 
     def train(images: torch.Tensor, labels: torch.Tensor) -> None:
         with fabric.autocast():
-            loss = cross_entropy(network(images)[0], labels)
+            loss = recipe.loss(*network(images), labels)
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
 
     def rate(what: Callable[[], Any], images: int = size, warm_up: int = 1) -> float:
@@ -150,10 +154,13 @@ def main() -> None:
         with blaming("--out"):
             check_new_file(Path(settings.out))
     with tempfile.TemporaryDirectory() if not settings.data else nullcontext(settings.data) as folder:
+        from imagenet.images import read_tree
+
         if not settings.data:
             make_pictures(settings, Path(folder))
         with blaming("--data"):
-            measured = measure(settings, Path(folder))
+            tree = read_tree(find_split(Path(folder), "train"))
+        measured = measure(settings, tree)
     rates = measured["rates"]
     device_rate = 1 / (1 / rates["transfer"] + 1 / rates["augment"] + 1 / rates["model"])
     needed = math.ceil(device_rate / rates["decode"])

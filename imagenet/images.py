@@ -61,24 +61,21 @@ def read_tree(root: Path) -> Tree:
     Raises:
         ValueError: there are fewer than two classes, or one has no pictures.
     """
-    with_folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(with_folders) < 2:
-        unsorted = any(entry.suffix.lower() in data.IMAGE_SUFFIXES for entry in root.iterdir())
-        hint = "; its pictures lie side by side: `python imagenet/prepare.py` sorts them" if unsorted else ""
-        raise ValueError(f"{root} has {len(with_folders)} class folder(s); expected two or more{hint}")
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(with_folders):
-        found = sorted(
-            entry.name
-            for entry in (root / name).iterdir()
-            if entry.suffix.lower() in data.IMAGE_SUFFIXES and not entry.name.startswith(".")
+    classes = data.class_folders(root)
+    if len(classes) < 2:
+        hint = "; its pictures lie side by side: `python imagenet/prepare.py` sorts them"
+        raise ValueError(
+            f"{root} has {len(classes)} class folder(s); expected two or more{hint if data.pictures(root) else ''}"
         )
+    paths: list[bytes] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = data.pictures(root / name)
         if not found:
             raise ValueError(f"no pictures in {root / name}")
-        paths += [f"{name}/{file}" for file in found]
+        paths += [f"{name}/{path.name}".encode() for path in found]
         labels += [label] * len(found)
-    return Tree(root, tuple(with_folders), np.array([path.encode() for path in paths]), torch.tensor(labels))
+    return Tree(root, classes, np.array(paths), torch.tensor(labels))
 
 
 class Key(NamedTuple):
@@ -237,6 +234,20 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     return torch.stack(channels, dim=1)
 
 
+def transfer(batch: Pictures, device: torch.device) -> Pictures:
+    """A batch on a device, but for the orders, which the host reads."""
+    moved = (part.to(device, non_blocking=True) for part in batch[:3])
+    return batch._replace(**dict(zip(("images", "labels", "factors"), moved, strict=True)))
+
+
+def on_device(batch: Pictures, dtype: torch.dtype, jitter: bool) -> Tensor:
+    """The images of a batch as the network takes them, (B, 3, H, W)."""
+    images = batch.images.to(dtype) / 255
+    if jitter:
+        images = colour_jitter(images, batch.factors.to(dtype), batch.orders)
+    return normalize(images)
+
+
 class Keys:
     """The batches of keys that the workers of a DataLoader take.
 
@@ -282,7 +293,8 @@ class FolderImages(Images):
         workers: int,
         skip_broken: bool = False,
     ) -> None:
-        super().__init__(test.classes, 3, image_size, 0 if train is None else len(train), batch_size)
+        counts = (0 if train is None else len(train), len(test))
+        super().__init__(test.classes, 3, image_size, *counts, batch_size)
         self.train, self.test, self.seed = train, test, seed
         self.workers, self.skip_broken = workers, skip_broken
         self.named: set[str] = set()
@@ -311,18 +323,14 @@ class FolderImages(Images):
 
     def val_dataloader(self) -> DataLoader:
         keys, loader = self._loader(Decoder(self.test, self.image_size), keep_workers=False)
-        world = self.trainer.world_size
-        own = torch.arange(self.trainer.global_rank, len(self.test), world)
-        size = max(1, self.batch_size // (world * self.trainer.accumulate_grad_batches))
-        keys.shares = [data.Share(part, 1.0) for part in own.split(size)]
+        keys.shares = self.test_shares()
         return loader
 
     test_dataloader = val_dataloader
 
     def transfer_batch_to_device(self, batch: Pictures, device: torch.device, dataloader_idx: int) -> Pictures:
-        """All but the orders, which the host reads."""
-        moved = (part.to(device, non_blocking=True) for part in batch[:3])
-        return batch._replace(**dict(zip(("images", "labels", "factors"), moved, strict=True)))
+        """The pictures, there."""
+        return transfer(batch, device)
 
     def on_after_batch_transfer(self, batch: Pictures, dataloader_idx: int) -> data.Batch:
         """The pictures as the network takes them.
@@ -331,11 +339,9 @@ class FolderImages(Images):
             InputError: one of them cannot be read, and is not to be skipped; it names the file.
         """
         self._judge(batch.broken)
-        images = batch.images.to(self.trainer.lightning_module.dtype) / 255
-        if self.trainer.training:
-            images = colour_jitter(images, batch.factors.to(images.dtype), batch.orders)
+        images = on_device(batch, self.trainer.lightning_module.dtype, jitter=self.trainer.training)
         seed = data.mix(self.seed, batch.key.epoch, 2, self.trainer.global_rank, batch.key.pass_)
-        return data.Batch(normalize(images), batch.labels, seed, batch.key.weight)
+        return data.Batch(images, batch.labels, seed, batch.key.weight)
 
     def _judge(self, broken: Sequence[str]) -> None:
         for picture in broken:

@@ -41,7 +41,10 @@ def read_kaggle(path: Path) -> dict[str, str]:
         OSError: it cannot be read.
     """
     with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+        try:
+            rows = list(csv.reader(file))
+        except csv.Error as error:
+            raise ValueError(f"{path} is no table ({error})") from error
     if not rows or rows[0][:2] != ["ImageId", "PredictionString"]:
         raise ValueError(f"{path} begins with {','.join(rows[0]) if rows else 'nothing'!r}; expected ImageId,...")
     classes: dict[str, str] = {}
@@ -65,12 +68,11 @@ def read_devkit(path: Path, meta: Path) -> dict[str, str]:
         OSError: it cannot be read.
     """
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
         names = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-    except (MatReadError, LookupError, ValueError, TypeError) as error:
+    except Exception as error:  # a damaged file, or one of another program, raises almost any
         raise ValueError(f"{meta} is not the development kit's meta.mat ({error})") from error
     classes = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -92,14 +94,15 @@ def sort_pictures(folder: Path, classes: dict[str, str]) -> int:
         ValueError: a picture is in no class, is missing, or lies in a wrong place; nothing was moved then.
         OSError: a file cannot be moved.
     """
-    unsorted, places = [], {}
+    unsorted, there = [], []
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
         if entry.is_file():
             unsorted.append(Path(entry.path))
         else:
-            places.update({Path(file.path).stem: Path(file.path) for file in os.scandir(entry.path)})
+            there += [Path(file.path) for file in os.scandir(entry.path)]
+    places = {path.stem: path for path in there}
     strange = sorted(path.name for path in unsorted if path.stem not in classes)
     if strange:
         raise ValueError(f"{folder / strange[0]} is not in the ground truth ({len(strange)} such files)")
@@ -107,9 +110,10 @@ def sort_pictures(folder: Path, classes: dict[str, str]) -> int:
     if wrong:
         expected = f"expected in {classes[wrong[0]]}" if wrong[0] in classes else "not in the ground truth"
         raise ValueError(f"{places[wrong[0]]}: {expected} ({len(wrong)} such files)")
-    twice = sorted(path for path in unsorted if path.stem in places)
+    times = Counter(path.stem for path in unsorted + there)
+    twice = sorted(path for path in unsorted + there if times[path.stem] > 1)
     if twice:
-        raise ValueError(f"{twice[0]} is sorted already, as {places[twice[0].stem]}; expected one of the two")
+        raise ValueError(f"{twice[0]} and {twice[1]}: expected one file of a name")
     missing = sorted(classes.keys() - {path.stem for path in unsorted} - places.keys())
     if missing:
         raise ValueError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(classes)} pictures)")

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, restricted_number_type
+from jsonargparse.typing import NonNegativeInt
 
 import cli
-from cli import InputError, blaming, option
+from cli import InputError, Workers, blaming, option
 
 PROG = "test.py"
-Workers = restricted_number_type("Workers", int, [(">=", -1)])
 
 
 @dataclass
@@ -40,7 +39,7 @@ def main() -> None:
     from imagenet.images import FolderImages, count_workers, read_tree
     from imagenet.layout import find_split
     from modules import Evaluation
-    from trainer import make_trainer, open_checkpoint
+    from trainer import make_trainer, open_checkpoint, scoring_precision
     from utils import check_device
 
     accelerator, devices = check_device(given.device)
@@ -50,20 +49,18 @@ def main() -> None:
     with blaming("--data"):
         test = read_tree(find_split(Path(given.data or settings["data"]), "val"))
     if test.classes != classes:
+        other = sorted(set(test.classes) ^ set(classes))
         raise InputError(
             f"--data: {test.root} has {len(test.classes)} classes, expected the {len(classes)} that the network was "
-            f"trained on: {', '.join(classes[:3])} ..."
+            f"trained on; they differ in {', '.join(other[:5])}"
         )
     skip = given.broken_images == "skip"
     batch_size = given.batch_size or settings["batch_size"]
     workers = count_workers(given.workers, 1)
     images = FolderImages(None, test, batch_size, settings["image_size"], settings["seed"], workers, skip)
     module = Evaluation(network, len(classes), top5=True, ignoring=skip)
-    # Half precision is for cuda; elsewhere such a network is scored in single.
-    precision = "32-true" if (settings["precision"], accelerator) == ("16-mixed", "cpu") else settings["precision"]
-    make_trainer(accelerator, devices, precision).test(module, images, verbose=False)
-    skipped = {"skipped": len(images.named)} if images.named else {}
-    scores = {**module.test_scores.take(), "images": len(test), **skipped, "epochs": len(checkpoint["rows"])}
+    make_trainer(accelerator, devices, scoring_precision(checkpoint, accelerator)).test(module, images, verbose=False)
+    scores = {"images": len(test), **module.test_scores.take(), "epochs": len(checkpoint["rows"])}
     print(json.dumps(scores))
 
 

@@ -17,16 +17,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
 import cluster
-from cli import InputError, NonNegativeFloat, PositiveFloat, Probability, blaming, option
+from cli import Channels, InputError, NonNegativeFloat, PositiveFloat, Probability, Workers, blaming, option
 from genotypes import load_genotype
 from search.settings import DevicesSettings, RunSettings
 
 PROG = "train.py"
-Workers = restricted_number_type("Workers", int, [(">=", -1)])
 
 
 @dataclass
@@ -47,7 +46,7 @@ class NetworkSettings:
     """network"""
 
     arch: str = option("", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
-    init_channels: PositiveInt = option(48, "channels C of the first cells")
+    init_channels: Channels = option(48, "channels C of the first cells")
     layers: PositiveInt = option(14, "number of cells")
     auxiliary: bool = option(True, "train with an auxiliary head after the second reduction cell")
 
@@ -130,7 +129,7 @@ def main() -> None:
     if not settings.resume and not settings.arch:
         raise InputError("--arch: expected a cell of genotypes.py, a genotype file or a run folder, none is given")
     name = f"imagenet-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    train(*cluster.resolve(settings, PROG, arguments, name, (*cluster.MOVABLE, "workers")))
+    train(*cluster.resolve(settings, PROG, arguments, name, (*cluster.MOVABLE, "workers", "broken_images")))
 
 
 if __name__ == "__main__":

@@ -170,7 +170,8 @@ class RunSettings:
     seed: Seed = option(0, "of everything random")
     save: str = option("", "run folder to make; by default one in runs/ named after the settings and the time")
     resume: str = option(
-        "", "run folder to go on with, under its own settings; beside it only --device, and --data where that moved"
+        "",
+        "run folder to go on with, under its own settings; beside it only what says where its data lie and where it runs",
     )
     device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")
 

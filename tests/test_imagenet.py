@@ -177,10 +177,10 @@ def test_label_smoothing_is_torchs_own_and_the_papers_formula():
     torch.testing.assert_close(ours, F.cross_entropy(logits, labels, label_smoothing=0.1))
 
 
-def test_pictures_that_do_not_count_are_left_out_of_the_loss():
+def test_pictures_that_do_not_count_add_nothing_to_the_loss():
     logits = torch.randn(4, 3, dtype=torch.float64)
     labels = torch.tensor([0, IGNORED, 2, IGNORED])
-    torch.testing.assert_close(cross_entropy(logits, labels, 0.1), cross_entropy(logits[::2], labels[::2], 0.1))
+    torch.testing.assert_close(cross_entropy(logits, labels, 0.1), cross_entropy(logits[::2], labels[::2], 0.1) / 2)
     assert cross_entropy(logits, torch.full((4,), IGNORED)) == 0
 
 
@@ -306,6 +306,13 @@ def test_two_processes_end_as_one_does(tree, finished, tmp_path):
     assert (mine["accuracy"], mine["top5"]) == (other["accuracy"], other["top5"])
 
 
+def test_accumulated_passes_are_shared_too(tree, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run, devices in ((one, 1), (two, 2)):
+        ended_well(start(TRAIN, *settings(tree, run, "--accumulate", 2, "--devices", devices)))
+    assert_same_weights(one, two, **CLOSE)
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -384,21 +391,76 @@ def test_sigterm_saves_after_the_step_and_the_run_goes_on_with_the_next_batch(tr
     assert scores(run) == scores(uninterrupted)
 
 
+def test_a_stop_while_the_test_pictures_are_scored_costs_one_step(tree, tmp_path):
+    """The signal reaches one of two processes, whichever it is: both stop."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "from imagenet import train\n"
+        "from modules import Retraining\n"
+        "step = Retraining.validation_step\n"
+        "def validation_step(module, batch, number):\n"
+        "    if (os.environ.get('LOCAL_RANK', '0'), module.current_epoch) == (os.environ['STOP'], 1):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return step(module, batch, number)\n"
+        "Retraining.validation_step = validation_step\n"
+        "train.main()\n"
+    )
+    whole = tmp_path / "whole"
+    ended_well(start(TRAIN, *settings(tree, whole, "--devices", 2)))
+    for rank in (0, 1):
+        run = tmp_path / f"stopped_{rank}"
+        env = environment(STOP=rank, PYTHONPATH=ROOT)
+        ((status, _, errors),) = finish(start(program, *settings(tree, run, "--devices", 2), env=env))
+        assert (status, len(errors.splitlines())) == (130, 1), errors
+        stopped = load_checkpoint(last_checkpoint(run))
+        assert (stopped["global_step"], len(stopped["rows"])) == (5, 1)  # of three steps an epoch
+        ended_well(start(TRAIN, "--resume", run))
+        assert_same_weights(run, whole, **EXACT)
+
+
+def test_slurm_is_asked_again_before_the_training_has_begun(tree, tmp_path):
+    asked, path = stand_in(tmp_path)
+    job = {**JOB, "PATH": path}
+    process = start(TRAIN, *long(tree, tmp_path / "run"), env=environment(**job))
+    time.sleep(1.5)  # torch is being loaded
+    process.send_signal(signal.SIGUSR1)
+    ((status, _, errors),) = finish(process)
+    assert status == 130, errors
+    assert asked.read_text() == "requeue 4711\n"
+    asked.unlink()
+    (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho access denied >&2\nexit 1\n")
+    process = start(TRAIN, *long(tree, tmp_path / "other"), env=environment(**job))
+    until(last_checkpoint(tmp_path / "other").exists, process)
+    process.send_signal(signal.SIGUSR1)
+    ((status, _, errors),) = finish(process)
+    assert status == 130 and "SLURM does not start the job again: scontrol requeue 4711: access denied" in errors
+
+
 def scores(run):
     return [line.rsplit(",", 1)[0] for line in (run / "metrics.csv").read_text().splitlines()]  # without the seconds
 
 
-def test_slurm_is_asked_to_start_a_preempted_job_again(tree, uninterrupted, tmp_path):
-    asked = tmp_path / "asked"
-    (tmp_path / "bin").mkdir()
-    scontrol = tmp_path / "bin/scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+#: the environment of a job of SLURM with one process
+JOB = {
+    "SLURM_JOB_ID": 4711, "SLURM_JOB_NAME": "retrain", "SLURM_NTASKS": 1, "SLURM_NNODES": 1, "SLURM_STEP_ID": 0,
+    "SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_NODEID": 0, "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS_PER_NODE": 1,
+}  # fmt: skip
+
+
+def stand_in(folder):
+    """A stand-in for scontrol: what it was asked, and the path on which it lies."""
+    (folder / "bin").mkdir()
+    scontrol = folder / "bin/scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {folder / "asked"}\n')
     scontrol.chmod(0o755)
-    job = {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": 4711, "SLURM_JOB_NAME": "retrain",
-        "SLURM_NTASKS": 1, "SLURM_NNODES": 1, "SLURM_STEP_ID": 0, "SLURM_PROCID": 0, "SLURM_LOCALID": 0,
-        "SLURM_NODEID": 0, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS_PER_NODE": 1,
-    }  # fmt: skip
+    return folder / "asked", f"{folder / 'bin'}:{os.environ['PATH']}"
+
+
+def test_slurm_is_asked_to_start_a_preempted_job_again(tree, uninterrupted, tmp_path):
+    asked, path = stand_in(tmp_path)
+    job = {**JOB, "PATH": path}
     run = tmp_path / "run"
     process = start(TRAIN, *long(tree, run), env=environment(**job))
     until(last_checkpoint(run).exists, process)
@@ -508,21 +570,41 @@ def copy(tree, root, without=()):
     return root
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_truncated_picture_is_named_and_refused_or_skipped(tree, tmp_path, workers, devices):
-    root = copy(tree, tmp_path / "data")
+def with_truncated(tree, root):
+    """A copy of the pictures, and the one of them that is cut short."""
+    copy(tree, root)
     truncated = root / "Data/CLS-LOC/train" / CLASSES[1] / f"{CLASSES[1]}_3.JPEG"
     truncated.write_bytes(truncated.read_bytes()[:300])
-    arguments = (*settings(root, tmp_path / "run"), "--workers", workers, "--devices", devices, "--epochs", 2)
+    return truncated
+
+
+@pytest.mark.parametrize(("devices", "workers"), [(1, 2), (2, 0), (2, 1)])
+def test_a_truncated_picture_is_named_and_refused(tree, tmp_path, devices, workers):
+    truncated = with_truncated(tree, tmp_path / "data")
+    arguments = (*settings(tmp_path / "data", tmp_path / "run"), "--workers", workers, "--devices", devices)
     refused = script(TRAIN, *arguments, env=environment())
     assert_refused(refused, "--data", str(truncated), "--broken_images skip")
-    if workers:
-        return
-    skipped = script(TRAIN, *arguments[:-4], "--save", tmp_path / "other", "--broken_images", "skip", env=environment())
-    assert skipped.returncode == 0, skipped.stderr
-    assert skipped.stderr.count("skipped:") == 1 and str(truncated) in skipped.stderr
-    assert json.loads((tmp_path / "other/result.json").read_text())["accuracy"] >= 0
+
+
+def test_a_run_goes_on_without_a_truncated_picture(tree, tmp_path):
+    truncated = with_truncated(tree, tmp_path / "data")
+    one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
+    arguments = ("--epochs", 2, "--broken_images", "skip")
+    runs = [start(TRAIN, *settings(tmp_path / "data", one, *arguments))]
+    runs += [start(TRAIN, *settings(tmp_path / "data", two, *arguments, "--devices", 2))]
+    for status, _, errors in finish(*runs):
+        assert status == 0, errors
+        assert errors.count("skipped:") == 1 and str(truncated) in errors
+    assert_same_weights(one, two, **CLOSE)
+    columns, row, _ = (one / "metrics.csv").read_text().splitlines()
+    assert dict(zip(columns.split(","), row.split(","), strict=True))["train_images"] == "44"
+    assert json.loads((one / "result.json").read_text())["test_images"] == 12
+
+    # A run that was refused goes on with the advice that it was given.
+    assert script(TRAIN, *settings(tmp_path / "data", resumed, "--epochs", 2), env=environment()).returncode == 2
+    went_on = script(TRAIN, "--resume", resumed, "--broken_images", "skip")
+    assert went_on.returncode == 0, went_on.stderr
+    assert_same_weights(one, resumed, **EXACT)
 
 
 def test_a_test_picture_that_cannot_be_read_is_not_counted(tree, finished, tmp_path):
@@ -535,7 +617,7 @@ def test_a_test_picture_that_cannot_be_read_is_not_counted(tree, finished, tmp_p
     broken.unlink()
     expected = json.loads(script(TEST, run, "--data", root).stdout)
     scored = json.loads(said.stdout)
-    assert scored["skipped"] == 1
+    assert scored["images"] == 11
     assert scored["accuracy"] == pytest.approx(expected["accuracy"], abs=2e-6)
     assert scored["loss"] == pytest.approx(expected["loss"], rel=1e-6)
 
@@ -558,9 +640,42 @@ def test_wrong_pictures_are_refused_and_no_run_begun(tree, finished, tmp_path):
     assert not run.exists()
 
 
+def test_a_run_goes_on_with_its_own_pictures_and_passes(tree, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    process = start(TRAIN, *long(tree, run))
+    until(last_checkpoint(run).exists, process)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    before = last_checkpoint(run).read_bytes()
+
+    other = copy(tree, tmp_path / "other")
+    for split in ("train", "val"):
+        (other / "Data/CLS-LOC" / split / CLASSES[1]).rename(other / "Data/CLS-LOC" / split / "n09999999")
+    assert_refused(script(TRAIN, "--resume", run, "--data", other), "--resume", "n01443537, n09999999")
+    fewer = copy(tree, tmp_path / "fewer")
+    (fewer / "Data/CLS-LOC/train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG").unlink()
+    assert_refused(script(TRAIN, "--resume", run, "--data", fewer), "--resume", "45 training images", "has 44")
+    # a step of three in an epoch of fifteen passes cannot be one of two passes, or of thirty
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "batch_size": 6}))
+    assert_refused(script(TRAIN, "--resume", run), "--devices", "an epoch of 15 passes", "has 8")
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert last_checkpoint(run).read_bytes() == before
+    ended_well(start(TRAIN, "--resume", run, "--data", copy(tree, tmp_path / "same")))
+    assert_same_weights(run, uninterrupted, **EXACT)
+
+
+def test_an_allocation_without_srun_is_no_launcher(tree, tmp_path):
+    env = environment(SLURM_NTASKS=1, SLURM_JOB_NAME="x", SLURM_JOB_ID=5, SLURM_NTASKS_PER_NODE=1)
+    ((status, output, errors),) = finish(start(TRAIN, *settings(tree, tmp_path / "run", "--devices", 2), env=env))
+    assert status == 0, errors
+    assert "3 epochs on 2 x cpu" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "mentions"),
     [
+        (("--init_channels", 1), ("--init_channels", "1", ">=2")),
         (("--arch", "DARTS_V3"), ("--arch", "DARTS_V2")),
         (("--devices", 1000), ("--devices: 1000", "expected at most")),
         (("--batch_size", 46), ("--batch_size: 46", "45 images")),
@@ -696,6 +811,11 @@ def test_pictures_that_are_not_those_of_the_ground_truth_are_refused_and_none_is
     (folder / CLASSES[0]).mkdir()
     (folder / CLASSES[0] / last.name).write_bytes(b"\6")
     refused("data", f"expected in {CLASSES[2]}")
+    twin = folder / "ILSVRC2012_val_00000001.jpg"
+    twin.write_bytes(b"")
+    (folder / CLASSES[0] / last.name).rename(last)
+    refused("data", "ILSVRC2012_val_00000001.JPEG", "expected one file of a name")
+    twin.unlink()
     refused("--ground_truth", "line 2", "'9'", truth=devkit(tmp_path, (1, 9)))
     (tmp_path / "x.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,cat 1 2\n")
     refused("--ground_truth", "x.csv, line 2", truth=tmp_path / "x.csv")

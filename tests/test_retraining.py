@@ -304,6 +304,7 @@ def test_two_processes_train_and_score_as_one_does(tmp_path):
         (("--arch", "README.md"), "expected a genotype"),
         (("--arch", "DARTS_V2", "--epochs", "0"), "--epochs"),
         (("--arch", "DARTS_V2", "--precision", "8"), "bf16-mixed"),
+        (("--arch", "DARTS_V2", "--init_channels", "1"), ">=2"),
         (("--resume", "nowhere"), "expected one with a config.yaml"),
         (("--resume", "nowhere", "--epochs", "7", "--layers", "3"), "--epochs, --layers cannot be given"),
     ],

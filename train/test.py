@@ -32,12 +32,14 @@ def main() -> None:
     from modules import Evaluation, TensorImages
     from nasbench201.cells import Cell201, parse_cell
     from nasbench201.networks import Network as Network201
-    from trainer import load_network, make_trainer, open_checkpoint
+    from trainer import load_network, make_trainer, open_checkpoint, scoring_precision
     from utils import check_device
 
     accelerator, devices = check_device(given.device)
     checkpoint = open_checkpoint(given.checkpoint)
     settings = checkpoint["settings"]
+    if "dataset" not in settings:
+        raise InputError("checkpoint: it is one of imagenet/train.py; expected imagenet/test.py for it")
     with blaming(f"--data: {settings['dataset']}"):
         dataset = data.load(settings["dataset"], given.data or settings["data"], settings["image_size"])
     if "arch" in checkpoint["genotype"]:
@@ -56,9 +58,7 @@ def main() -> None:
         ) from error
     module = Evaluation(network, len(dataset.classes))
     images = TensorImages(dataset, settings["batch_size"], data.Augmentation.none(dataset), settings["seed"])
-    # Half precision is for cuda; elsewhere such a network is scored in single.
-    precision = "32-true" if (settings["precision"], accelerator) == ("16-mixed", "cpu") else settings["precision"]
-    make_trainer(accelerator, devices, precision).test(module, images, verbose=False)
+    make_trainer(accelerator, devices, scoring_precision(checkpoint, accelerator)).test(module, images, verbose=False)
     print(json.dumps({**module.test_scores.take(), "images": len(dataset.test), "epochs": len(checkpoint["rows"])}))
 
 

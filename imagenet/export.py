@@ -16,7 +16,7 @@ from pathlib import Path
 
 import cli
 from cli import InputError, Seed, blaming, option
-from files import check_new_file, write_new
+from files import check_new_file, write_atomically, write_new
 
 PROG = "export.py"
 #: largest difference of two logits, relative to the largest logit: float32 rounding in another order

@@ -171,7 +171,7 @@ class RunSettings:
     save: str = option("", "run folder to make; by default one in runs/ named after the settings and the time")
     resume: str = option(
         "",
-        "run folder to go on with, under its own settings; beside it only what says where its data lie and where it runs",
+        "run folder to go on with, under its own settings; beside it only where its data lie and what it runs on",
     )
     device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")
 

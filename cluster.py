@@ -79,7 +79,7 @@ def requeue() -> None:
 
 
 def requeue_on_signal() -> None:
-    """From now on SIGUSR1, SLURM's notice, ends this process, and asks for the job again; the training has its own way."""
+    """From now on SIGUSR1, SLURM's notice, ends this process and asks for the job again, until the training begins."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         ask_again()

@@ -109,12 +109,15 @@ def resolve(
         name: of the run folder, where --save gives none.
 
     Raises:
-        InputError: a run that is resumed has other settings, or several processes have no folder in common.
+        InputError: no cell is given, a run that is resumed has other settings, or several processes have no folder in
+            common.
     """
     requeue_on_signal()
     given: Any = settings
     if given.resume:
         return cli.resume(settings, prog, arguments, movable), Path(given.resume), True
+    if not given.arch:
+        raise InputError("--arch: expected a cell, none is given; --help says what is taken")
     launch = launched()
     if launch and not given.save:
         raise InputError(f"--save: expected a run folder, which all processes of {launch.launcher} share")

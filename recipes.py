@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,6 +62,12 @@ class Recipe:
     drop_path_prob: float = 0.0
     nesterov: bool = False
     ema_decay: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Any, learning_rate: Schedule, **others: Any) -> "Recipe":
+        """The recipe in a script's settings, which have the names of these attributes; `others` are not among them."""
+        names = {field.name for field in fields(cls)} & vars(settings).keys() - {"learning_rate"}
+        return cls(learning_rate=learning_rate, **{name: getattr(settings, name) for name in names}, **others)
 
     def drop_path_prob_of(self, epoch: int) -> float:
         """The drop path probability of an epoch (DARTS's code)."""

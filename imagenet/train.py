@@ -99,17 +99,8 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
             + (", which the auxiliary head needs, or --no_auxiliary" if settings.auxiliary else "")
         )
     schedule = {"linear": linear, "cosine": cosine}[settings.schedule]
-    recipe = Recipe(
-        epochs=settings.epochs,
-        learning_rate=warm_up(schedule(settings.learning_rate, settings.epochs), settings.warm_up),
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        grad_clip=settings.grad_clip,
-        label_smoothing=settings.label_smoothing,
-        auxiliary_weight=settings.auxiliary_weight,
-        drop_path_prob=settings.drop_path_prob,
-        ema_decay=settings.ema_decay,
-    )
+    learning_rate = warm_up(schedule(settings.learning_rate, settings.epochs), settings.warm_up)
+    recipe = Recipe.of(settings, learning_rate)
 
     def make_network(classes: int, in_channels: int, auxiliary: bool) -> NetworkImageNet:
         shape = (settings.init_channels, settings.layers, classes)
@@ -126,8 +117,6 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
 def main() -> None:
     arguments = sys.argv[1:]
     settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
-    if not settings.resume and not settings.arch:
-        raise InputError("--arch: expected a cell of genotypes.py, a genotype file or a run folder, none is given")
     name = f"imagenet-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     train(*cluster.resolve(settings, PROG, arguments, name, (*cluster.MOVABLE, "workers", "broken_images")))
 

@@ -84,8 +84,6 @@ def main() -> None:
         with blaming("--resume"):
             cell = load_cell(str(run))
     else:
-        if not settings.arch:
-            raise InputError("--arch: expected a cell's string, a file, a run folder or an index, none is given")
         cell = find_cell(settings)
 
     # Imported here: --help, a wrong flag and a wrong cell are answered before torch is loaded.
@@ -94,13 +92,7 @@ def main() -> None:
     from recipes import Recipe, cosine
     from retraining import retrain
 
-    recipe = Recipe(
-        epochs=settings.epochs,
-        learning_rate=cosine(settings.learning_rate, settings.epochs),
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=True,
-    )
+    recipe = Recipe.of(settings, cosine(settings.learning_rate, settings.epochs), nesterov=True)
 
     def make_network(classes: int, in_channels: int, auxiliary: bool) -> Network:
         return Network(cell, settings.init_channels, settings.cells_per_stage, classes, in_channels)

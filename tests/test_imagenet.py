@@ -373,6 +373,15 @@ def uninterrupted(tree, tmp_path_factory):
     return run
 
 
+def stop_midway(tree, run):
+    """Begin a run, stop it in the midst of an epoch, and give the checkpoint it leaves."""
+    process = start(TRAIN, *long(tree, run))
+    until(last_checkpoint(run).exists, process)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    return last_checkpoint(run).read_bytes()
+
+
 def test_sigterm_saves_after_the_step_and_the_run_goes_on_with_the_next_batch(tree, uninterrupted, tmp_path):
     run = tmp_path / "run"
     process = start(TRAIN, *long(tree, run))
@@ -643,11 +652,7 @@ def test_wrong_pictures_are_refused_and_no_run_begun(tree, finished, tmp_path):
 
 def test_a_run_goes_on_with_its_own_pictures_and_passes(tree, uninterrupted, tmp_path):
     run = tmp_path / "run"
-    process = start(TRAIN, *long(tree, run))
-    until(last_checkpoint(run).exists, process)
-    process.send_signal(signal.SIGTERM)
-    finish(process)
-    before = last_checkpoint(run).read_bytes()
+    before = stop_midway(tree, run)
 
     other = copy(tree, tmp_path / "other")
     for split in ("train", "val"):
@@ -714,11 +719,7 @@ def test_a_port_that_is_taken_is_named(tree, tmp_path):
 
 def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tree, uninterrupted, tmp_path):
     run = tmp_path / "run"
-    process = start(TRAIN, *long(tree, run))
-    until(last_checkpoint(run).exists, process)
-    process.send_signal(signal.SIGTERM)
-    finish(process)
-    before = last_checkpoint(run).read_bytes()
+    before = stop_midway(tree, run)
 
     def no_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))

@@ -60,8 +60,6 @@ class TrainSettings(DevicesSettings, RunSettings, RecipeSettings, NetworkSetting
 def resolve(arguments: list[str]) -> tuple[TrainSettings, Path, bool]:
     """The settings that a command line means, the run folder, and whether the run is resumed."""
     settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
-    if not settings.resume and not settings.arch:
-        raise InputError("--arch: expected a cell of genotypes.py, a genotype file or a run folder, none is given")
     name = f"retrain-{settings.dataset}-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     return cluster.resolve(settings, PROG, arguments, name)
 
@@ -80,15 +78,7 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     from recipes import Recipe, cosine
     from retraining import retrain, tensor_images
 
-    recipe = Recipe(
-        epochs=settings.epochs,
-        learning_rate=cosine(settings.learning_rate, settings.epochs),
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        grad_clip=settings.grad_clip,
-        auxiliary_weight=settings.auxiliary_weight,
-        drop_path_prob=settings.drop_path_prob,
-    )
+    recipe = Recipe.of(settings, cosine(settings.learning_rate, settings.epochs))
 
     def make_network(classes: int, in_channels: int, auxiliary: bool) -> NetworkCIFAR:
         shape = (settings.init_channels, settings.layers, classes)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 import cli
-from analysis.curves import plot_retraining
+from analysis.curves import plot_retraining, require
 from analysis.draw import draw_genotype
 from files import write_atomically
 from nasbench201.cells import load_any
@@ -27,9 +27,7 @@ def write_card(run: Path) -> Path:
         ValueError: it is no such folder, or a file of it is damaged.
         OSError: a file cannot be read or written.
     """
-    for name in ("result.json", "config.yaml", "genotype.json"):
-        if not (run / name).is_file():
-            raise ValueError(f"{run} has no {name}; expected the folder of a finished retraining")
+    require(run, "result.json", "config.yaml", "genotype.json")
     try:
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))

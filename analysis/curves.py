@@ -94,6 +94,13 @@ class Course(NamedTuple):
     mixing: dict[str, dict[str, np.ndarray]]
 
 
+def require(run: Path, *names: str) -> None:
+    """Refuse a folder that lacks a file of a run: ValueError."""
+    for name in names:
+        if not (run / name).is_file():
+            raise ValueError(f"{run} has no {name}; expected the folder of a run, its first epoch done")
+
+
 def load_course(run: Path) -> Course:
     """Read metrics.csv, alphas.npz and config.yaml of a run folder.
 
@@ -101,9 +108,7 @@ def load_course(run: Path) -> Course:
         ValueError: it is no run folder of a search, or a file of it is damaged.
         OSError: a file cannot be read.
     """
-    for name in ("config.yaml", "metrics.csv", "alphas.npz"):
-        if not (run / name).is_file():
-            raise ValueError(f"{run} has no {name}; expected the folder of a search, its first epoch done")
+    require(run, "config.yaml", "metrics.csv", "alphas.npz")
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         title(config)
@@ -146,6 +151,7 @@ def plot_retraining(run: Path) -> None:
         ValueError: it is no run folder of a retraining, or a file of it is damaged.
         OSError: a file cannot be read or written.
     """
+    require(run, "config.yaml", "metrics.csv")
     try:
         metrics = np.atleast_1d(np.genfromtxt(run / "metrics.csv", delimiter=",", names=True))
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))

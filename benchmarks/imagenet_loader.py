@@ -45,7 +45,7 @@ class Settings:
     image_size: PositiveInt = option(224, "height and width of the images in pixels")
     batch_size: BatchSize = option(128, "images of a step, on one device")
     workers: PositiveInt = option(2, "most workers in the timings of all together")
-    rounds: PositiveInt = option(3, "timings of each, of which the median counts")
+    rounds: PositiveInt = option(5, "timings of each, of which the median counts")
     precision: Literal["32-true", "bf16-mixed"] = option("32-true", "of the network's passes")
     compile: bool = option(False, "compile the network")
     seed: Seed = option(0, "of weights and pictures")
@@ -103,7 +103,7 @@ def measure(settings: Settings, tree: Any) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
 
-    def rate(what: Callable[[], Any], images: int = size, warm_up: int = 1) -> float:
+    def rate(what: Callable[[], Any], images: int = size, warm_up: int = 2) -> float:
         """Images per second: the median of the rounds."""
         seconds = []
         for number in range(warm_up + settings.rounds):

@@ -6,6 +6,7 @@ Run as a script, it is imagenet/train.py with a record of the pictures it decode
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -569,6 +570,17 @@ def test_the_card_says_what_the_network_is(finished):
 
 
 # Wrong input
+
+
+def test_a_folder_that_is_no_finished_retraining_has_no_card(finished, tmp_path):
+    assert_refused(script("analysis/card.py", tmp_path), "has no result.json")
+    run, _ = finished
+    for damaged, content in (("result.json", "{}"), ("config.yaml", "- a"), ("metrics.csv", "a,b\n1,2\n")):
+        copied = shutil.copytree(run, tmp_path / damaged)
+        (copied / damaged).write_text(content)
+        (copied / "model_card.md").unlink()
+        assert_refused(script("analysis/card.py", copied), "is not as a retraining leaves it")
+        assert not (copied / "model_card.md").exists()
 
 
 def copy(tree, root, without=()):

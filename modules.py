@@ -275,14 +275,12 @@ class TensorImages(Images):
 
     def _batches(self, epoch: int, done: int) -> Iterator[data.Batch]:
         device, rank = self.train.labels.device, self.trainer.global_rank
-        order = data.shuffled(self.count, self.seed, epoch, 0)
+        order = data.shuffled(self.count, self.seed, epoch, 0).to(device)
         for number, share in enumerate(self.shares(order, done), done):
-            chosen = share.indices.to(device)
             generator = data.random_numbers(device, self.seed, epoch, 1, rank, number)
-            images = self.augmentation(self.train.images[chosen], generator)
-            yield data.Batch(
-                images, self.train.labels[chosen], data.mix(self.seed, epoch, 2, rank, number), share.weight
-            )
+            images = self.augmentation(self.train.images[share.indices], generator)
+            seed = data.mix(self.seed, epoch, 2, rank, number)
+            yield data.Batch(images, self.train.labels[share.indices], seed, share.weight)
 
     def val_dataloader(self) -> Parts:
         none = data.Augmentation.none(self.dataset)

@@ -130,7 +130,8 @@ class RunLog(Callback):
 
     Args:
         run: the folder.
-        about: what the checkpoint says of the run, as plain values: its settings, genotype and classes.
+        about: what the checkpoint says of the run, as plain values: its settings, its genotype, the classes and number
+            of its images.
         opened: closes what is opened here.
         resume: the command that goes on with the run.
         every: steps between two further checkpoints; 0 for none.
@@ -189,6 +190,8 @@ class RunLog(Callback):
         self.start = time.perf_counter()
         batches, begun = trainer.num_training_batches, batches_done(trainer)
         if begun and batches != self.batches:
+            if not trainer.is_global_zero:
+                sys.exit(2)  # the first device's process says it
             raise InputError(
                 f"--devices: the run stopped in an epoch of {self.batches} passes, which on these devices, with this "
                 f"--accumulate, has {batches}; expected those it ran on, to the epoch's end"
@@ -334,7 +337,7 @@ def fit(
     """Train in a run folder, from its last checkpoint where it has one.
 
     Args:
-        about: the settings, the genotype and the classes, for the checkpoint.
+        about: of `RunLog`.
         resume: the command that goes on with the run, for whoever interrupts it.
         checkpoint_steps: steps between two checkpoints within an epoch; 0 for none.
         options: of `make_trainer`, and `accumulate_grad_batches`.

@@ -26,7 +26,7 @@ Done in $((SECONDS - start)) s. On the held-out digits the cell scores
   $score
 The cell               $out/search/cells/normal.png and reduce.png
 The search             $out/search/curves.png, metrics.csv; tensorboard --logdir $out
-The trained network    $out/train
+The trained network    $out/train/model_card.md, checkpoints/
 Next, the Λ-DARTS paper's search on CIFAR-10:
   .venv/bin/python search/train_search.py --download
 END

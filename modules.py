@@ -140,10 +140,10 @@ class Retraining(Evaluation):
             for drop_path_prob in {0.0, self.recipe.drop_path_prob / 2}:
                 with self.trainer.precision_plugin.forward_context():
                     loss = self.recipe.loss(*self.network(images, drop_path_prob), labels)
-                loss.backward()
+                # Not backward(), which DDP would take for a step of the training.
+                torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
 
         compile_parts(self.network.train(), [self.network], passes)
-        self.network.zero_grad()
 
     def on_train_epoch_start(self) -> None:
         for group in self.optimizers().param_groups:

@@ -430,11 +430,20 @@ def test_a_stop_while_the_test_pictures_are_scored_costs_one_step(tree, tmp_path
         assert_same_weights(run, whole, **EXACT)
 
 
+def hears(process, signum):
+    """Whether a process has a handler for a signal (proc(5))."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signum - 1) & 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc when a signal is heard")
 def test_slurm_is_asked_again_before_the_training_has_begun(tree, tmp_path):
     asked, path = stand_in(tmp_path)
     job = {**JOB, "PATH": path}
     process = start(TRAIN, *long(tree, tmp_path / "run"), env=environment(**job))
-    time.sleep(1.5)  # torch is being loaded
+    until(lambda: hears(process, signal.SIGUSR1), process)
+    assert not (tmp_path / "run").exists()  # torch is being loaded
     process.send_signal(signal.SIGUSR1)
     ((status, _, errors),) = finish(process)
     assert status == 130, errors

@@ -102,11 +102,11 @@ def numbered(count):
     return data.ImageSet(images, torch.arange(count) % 3)
 
 
-def fit_numbered(run, devices=1, accumulate=1):
+def fit_numbered(run, devices=1, accumulate=1, compile_for=()):
     """Train the recorder on 40 numbered images and test it on 11, 10 images a step."""
     dataset = data.DataSet(numbered(40), numbered(11), ("a", "b", "c"), (0.0,), (40 / 255,), flip=False)
     torch.manual_seed(0)
-    module = Retraining(Recorder(), 3, RECIPE)
+    module = Retraining(Recorder(), 3, RECIPE, compile_for)
     images = TensorImages(dataset, 10, data.Augmentation.none(dataset), seed=0)
     about = {"settings": {}, "genotype": {}}
     options = {"accelerator": "cpu", "devices": devices, "precision": "32-true", "accumulate_grad_batches": accumulate}
@@ -278,6 +278,19 @@ def test_passes_that_are_accumulated_train_as_whole_steps_do(tmp_path):
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
 
 
+def test_two_processes_train_a_compiled_network_as_one_does(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (one, two):
+        run.mkdir()
+    network, _ = fit_numbered(one)
+    both = script("tests/test_retraining.py", two, "--compile")
+    assert both.returncode == 0, both.stderr
+    assert "--compile" not in both.stderr  # it did not go on without
+    checkpoint = load_checkpoint(last_checkpoint(two))
+    for name, weight in network.state_dict().items():
+        torch.testing.assert_close(checkpoint["state_dict"][f"network.{name}"], weight)
+
+
 def test_two_processes_train_and_score_as_one_does(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for run in (one, two):
@@ -386,7 +399,8 @@ def test_a_resumed_run_refuses_a_damaged_checkpoint(finished, tmp_path):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    recorder, _ = fit_numbered(folder, devices=2)
+    utils.COMPILER = "eager"
+    recorder, _ = fit_numbered(folder, devices=2, compile_for=(5, 1, 4, 4) if "--compile" in sys.argv else ())
     (folder / f"tested_{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(recorder.tested))
 
 

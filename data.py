@@ -308,6 +308,11 @@ def mix(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
+def on_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A value for each channel, (1, channels, 1, 1), filled on the device: a copy from the host would wait for it."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])[None]
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Crop, flip, normalize and cut out a batch of uint8 images, each image its own draw.
@@ -358,11 +363,7 @@ class Augmentation:
                 columns = torch.where(mirrored, columns.flip(1), columns)
             index = torch.arange(batch, device=device)[:, None, None]
             images = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        # Filled on the device: a copy from the host would wait for it.
-        mean, std = (
-            torch.stack([torch.full((1, 1), value, device=device) for value in values])[None] * 255
-            for values in (self.mean, self.std)
-        )
+        mean, std = (255 * on_channels(values, device) for values in (self.mean, self.std))
         output = (images.float() - mean) / std
         if self.cutout_length:
             half = self.cutout_length // 2

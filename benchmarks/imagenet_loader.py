@@ -103,7 +103,7 @@ def measure(settings: Settings, tree: Any) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
 
-    def rate(what: Callable[[], Any], images: int = size, warm_up: int = 2) -> float:
+    def rate(what: Callable[[], Any], warm_up: int = 2) -> float:
         """Images per second: the median of the rounds."""
         seconds = []
         for number in range(warm_up + settings.rounds):
@@ -113,7 +113,7 @@ def measure(settings: Settings, tree: Any) -> dict[str, Any]:
                 torch.cuda.synchronize(device)
             if number >= warm_up:
                 seconds.append(time.perf_counter() - start)
-        return images / statistics.median(seconds)
+        return size / statistics.median(seconds)
 
     batch = collate([decoder[key] for key in keys])
     if device.type == "cuda":

@@ -166,11 +166,7 @@ def collate(samples: Sequence[Sample]) -> Pictures:
 
 def normalize(images: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] by MEAN and STD, channels last in memory."""
-    # Filled on the device: a copy from the host would wait for it.
-    mean, std = (
-        torch.stack([torch.full((1, 1), value, device=images.device) for value in values])[None]
-        for values in (MEAN, STD)
-    )
+    mean, std = (data.on_channels(values, images.device) for values in (MEAN, STD))
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -382,21 +378,18 @@ def read_splits(root: Path, classes: int = 0) -> tuple[Tree, Tree]:
                 f"--data: {there.root} has no class {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}, "
                 f"which {here.root} has; expected the same classes in both"
             )
-    check_classes(train, classes)
+    if classes and len(train.classes) != classes:
+        raise InputError(f"--classes: {classes}, but {train.root} has {len(train.classes)}; expected as many")
     return train, test
-
-
-def check_classes(tree: Tree, classes: int) -> None:
-    """Refuse a split of another number of classes; 0 for any."""
-    if classes and len(tree.classes) != classes:
-        raise InputError(f"--classes: {classes}, but {tree.root} has {len(tree.classes)}; expected as many")
 
 
 def count_workers(asked: int, devices: int) -> int:
     """The worker processes of each device: as asked, or, where that is -1, the cores shared by the devices."""
     if asked >= 0:
         return asked
-    return max(1, len(os.sched_getaffinity(0)) // devices)
+    # Those that this process may use, where the system says it.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // devices)
 
 
 def folder_images(settings: Any, devices: int) -> FolderImages:

@@ -384,25 +384,20 @@ class Batches:
 
     Attributes:
         key: numbers whose function the order and the augmentation are, such as (seed, epoch).
-        shuffle: in random order, else in the set's own.
     """
 
     data: ImageSet
     batch_size: int
     augmentation: Augmentation
     key: tuple[int, ...] = (0,)
-    shuffle: bool = True
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.data), self.batch_size)
-        return whole + (rest > 1 if self.shuffle else rest > 0)
+        return whole + (rest > 1)
 
     def __iter__(self) -> Iterator[Batch]:
         device = self.data.labels.device
-        order = torch.arange(len(self.data))
-        if self.shuffle:
-            order = shuffled(len(self.data), *self.key, 0)
-        order = order.to(device)
+        order = shuffled(len(self.data), *self.key, 0).to(device)
         generator = random_numbers(device, *self.key, 1, 0)
         for number in range(len(self)):
             chosen = order[number * self.batch_size : (number + 1) * self.batch_size]

@@ -235,7 +235,7 @@ class RunLog(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         with self._writing():
-            trainer.save_checkpoint(last_checkpoint(self.run), weights_only=False)
+            trainer.save_checkpoint(last_checkpoint(self.run), weights_only=False)  # the optimizer's state too
 
     def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
         if self._asked_of_any(trainer):

@@ -80,7 +80,7 @@ class DataSet:
         return self.train.images.shape[2]
 
 
-def load(name: str, root: str = "data", image_size: int = 0, download: bool = False) -> DataSet:
+def load(name: str, root: str = "data", image_size: int = 0, download: bool = False, images: int = 0) -> DataSet:
     """Load a data set.
 
     Args:
@@ -90,6 +90,7 @@ def load(name: str, root: str = "data", image_size: int = 0, download: bool = Fa
         root: where the files lie.
         image_size: height and width in pixels; 0 keeps the images' own (an image folder: its first image's).
         download: fetch the files of cifar10, cifar100 or svhn where they are missing.
+        images: take the first so many training and test images only, of each class alike; 0 takes all.
 
     Raises:
         ValueError: the files are not what is expected; the message names them. Or `download` with imagenet16-120.
@@ -103,8 +104,22 @@ def load(name: str, root: str = "data", image_size: int = 0, download: bool = Fa
         train, test, classes = _imagenet16(Path(root), image_size, download)
     else:
         train, test, classes = _torchvision(name, root, image_size, download)
+    if images:
+        train, test = (_first(part, images, len(classes)) for part in (train, test))
     mean, std = STATISTICS.get(name) or _statistics(train.images)
     return DataSet(train, test, classes, mean, std, flip=name != "digits")
+
+
+def _first(part: ImageSet, images: int, classes: int) -> ImageSet:
+    """The first images of each class, as many of each, `images` of them at most.
+
+    Raises:
+        ValueError: they are not one for each class.
+    """
+    if images < classes:
+        raise ValueError(f"--images {images} is less than one for each of {classes} classes")
+    chosen = [(part.labels == label).nonzero()[: images // classes, 0] for label in range(classes)]
+    return part.subset(torch.cat(chosen).sort().values)
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

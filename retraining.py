@@ -34,7 +34,7 @@ def tensor_images(settings: Any) -> TensorImages:
         InputError: its files are not what is expected, or the cutout does not fit.
     """
     with blaming(f"--data: {settings.dataset}"):
-        dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download)
+        dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download, settings.images)
     with blaming("--cutout_length"):
         augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
     return TensorImages(dataset, settings.batch_size, augmentation, settings.seed)

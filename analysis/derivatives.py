@@ -58,7 +58,11 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     fabric = make_fabric(settings.device, "32-true")
     with cli.blaming(f"--data: {search_settings.dataset}"):
         dataset = data.load(
-            search_settings.dataset, search_settings.data, search_settings.image_size, search_settings.download
+            search_settings.dataset,
+            search_settings.data,
+            search_settings.image_size,
+            search_settings.download,
+            search_settings.images,
         )
     search = Search(search_settings, dataset, fabric)
     if settings.run:

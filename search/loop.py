@@ -46,7 +46,7 @@ def open_search(settings: CommonSettings, kind: type[Search] = Search) -> Search
     """
     fabric = make_fabric(settings.device, settings.precision, settings.tf32)
     with blaming(f"--data: {settings.dataset}"):
-        dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download)
+        dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download, settings.images)
     return kind(settings, dataset, fabric)
 
 

@@ -32,6 +32,9 @@ class DataSettings:
     )
     download: bool = option(False, "fetch the files of cifar10, cifar100 or svhn where they are missing")
     image_size: NonNegativeInt = option(0, "height and width of the images in pixels; 0 keeps their own")
+    images: NonNegativeInt = option(
+        0, "take the first so many training images only, of each class alike, and as many test images at most; 0: all"
+    )
     cutout: bool = option(False, "augment with cutout")
     cutout_length: PositiveInt = option(16, "side of the cutout in pixels, rounded down to even")
 

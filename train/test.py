@@ -41,7 +41,8 @@ def main() -> None:
     if "dataset" not in settings:
         raise InputError("checkpoint: it is one of imagenet/train.py; expected imagenet/test.py for it")
     with blaming(f"--data: {settings['dataset']}"):
-        dataset = data.load(settings["dataset"], given.data or settings["data"], settings["image_size"])
+        where, images = given.data or settings["data"], settings.get("images", 0)
+        dataset = data.load(settings["dataset"], where, settings["image_size"], images=images)
     if "arch" in checkpoint["genotype"]:
         cell, depth, auxiliary = parse_cell(checkpoint["genotype"]["arch"]), "cells_per_stage", ()
     else:

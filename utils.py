@@ -117,10 +117,18 @@ class Checkpoints:
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("epoch_*.safetensors"))
 
+    @property
+    def epochs(self) -> list[int]:
+        """How many epochs there had been at each checkpoint that is kept, in order."""
+        return [int(path.stem.removeprefix("epoch_")) for path in self._paths()]
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"epoch_{epoch:05d}.safetensors"
+
     def save(self, epoch: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Save after `epoch` epochs: the file is whole or not there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"epoch_{epoch:05d}.safetensors"
+        path = self._path(epoch)
         temporary = self.folder / f".{path.name}.tmp"
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"state": json.dumps(state)})
@@ -130,13 +138,14 @@ class Checkpoints:
         for old in self._paths()[: -self.keep]:
             old.unlink()
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and state of the last checkpoint; None where there is none.
+    def load(self, epoch: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and state of the checkpoint after `epoch` epochs, or of the last; None where there is none at all.
 
         Raises:
             ValueError: it is no checkpoint of ours.
+            OSError: that of `epoch` is not kept.
         """
-        paths = self._paths()
+        paths = self._paths() if epoch is None else [self._path(epoch)]
         if not paths:
             return None
         try:

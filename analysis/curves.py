@@ -101,8 +101,24 @@ def require(run: Path, *names: str) -> None:
             raise ValueError(f"{run} has no {name}; expected the folder of a run, its first epoch done")
 
 
-def load_course(run: Path) -> Course:
+def read_yaml(path: Path) -> Any:
+    """A YAML file's content.
+
+    Raises:
+        ValueError: it is none.
+        OSError: it cannot be read.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def load_course(run: Path, config: dict[str, Any] | None = None) -> Course:
     """Read metrics.csv, alphas.npz and config.yaml of a run folder.
+
+    Args:
+        config: the content of config.yaml, where it is known already.
 
     Raises:
         ValueError: it is no run folder of a search, or a file of it is damaged.
@@ -110,7 +126,7 @@ def load_course(run: Path) -> Course:
     """
     require(run, "config.yaml", "metrics.csv", "alphas.npz")
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(run / "config.yaml") if config is None else config
         title(config)
         metrics = np.atleast_1d(np.genfromtxt(run / "metrics.csv", delimiter=",", names=True))
         missing = {"epoch", "train_loss", "gradient_norm_layer_0"} - set(metrics.dtype.names)
@@ -123,7 +139,7 @@ def load_course(run: Path) -> Course:
                 weights = _mixing_weights(alphas[kind], config.get("relaxation", "softmax"))
                 names = np.array(candidates)
                 mixing[kind] = {name: weights[:, names == name].mean(axis=1) for name in dict.fromkeys(names.flat)}
-    except (ValueError, LookupError, TypeError, AttributeError, EOFError, yaml.YAMLError, zipfile.BadZipFile) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{run} is not as a search leaves it: {' '.join(str(error).split())}") from error
     return Course(config, metrics, mixing)
 
@@ -154,12 +170,12 @@ def plot_retraining(run: Path) -> None:
     require(run, "config.yaml", "metrics.csv")
     try:
         metrics = np.atleast_1d(np.genfromtxt(run / "metrics.csv", delimiter=",", names=True))
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(run / "config.yaml")
         missing = {"epoch", "learning_rate", *LOSS_TEST.columns.values()} - set(metrics.dtype.names)
         if missing:
             raise ValueError(f"metrics.csv has no {', '.join(sorted(missing))}")
         heading = f"Retraining of {config['arch']} on {config.get('dataset', Path(config['data']).name)}"
-    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{run} is not as a retraining leaves it: {' '.join(str(error).split())}") from error
     panels = [LOSS_TEST, ACCURACY_TEST, *([TOP5] if "test_top5" in metrics.dtype.names else []), LEARNING_RATE]
     figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")

@@ -177,6 +177,7 @@ def expand(
             raise InputError(f"--{axis}: {unknown[0]!r}, expected some of {', '.join(table[axis])}")
         chosen[axis] = list(given) or size.get(axis) or list(table[axis])
     units = []
+    epochs: dict[tuple[str, ...], int] = {}
     for seed, column, method in itertools.product(range(seeds or size["seeds"]), chosen["columns"], chosen["methods"]):
         parts = (
             table,
@@ -186,10 +187,13 @@ def expand(
             size.get("override", {}).get(method, {}),
         )
         steps = []
-        for name, script in table["scripts"].items():
+        for name, script in [(name, table["scripts"][name]) for name in STEPS if name in table["scripts"]]:
             flags = {flag: value for part in parts for flag, value in part.get(name, {}).items()}
             flags |= (overrides or {}).get(name, {})
-            steps.append(Step(name, script, {**flags, "seed": seed}, _epochs(script, flags)))
+            made_by = (script, *arguments(flags))
+            if made_by not in epochs:
+                epochs[made_by] = _epochs(script, flags)
+            steps.append(Step(name, script, {**flags, "seed": seed}, epochs[made_by]))
         units.append(Unit(column, method, seed, tuple(steps)))
     return units
 

@@ -13,6 +13,7 @@ scripts/sweep.py.
 
 import os
 import shlex
+import socket
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ import cli
 from cli import InputError, NonNegativeFloat, blaming, option
 from files import write_atomically
 from scripts.grid import Unit, expand, load_table
-from scripts.sweep import Sweep, command, locked, open_unit, score_command
+from scripts.sweep import Sweep, command, from_root, locked, open_unit, score_command
 
 PROG = "reproduce.py"
 
@@ -88,7 +89,7 @@ def overrides(settings: Settings, scripts: dict[str, str]) -> dict[str, dict[str
         if not Path(settings.data).is_dir():
             raise InputError(f"--data: {settings.data!r}, expected a folder")
         for own in flags.values():
-            own["data"] = str(Path(settings.data).resolve())
+            own["data"] = from_root(Path(settings.data))
     if settings.download:
         for step, script in scripts.items():
             if script != "imagenet/train.py":
@@ -98,7 +99,7 @@ def overrides(settings: Settings, scripts: dict[str, str]) -> dict[str, dict[str
             raise InputError(
                 f"--nasbench_table: {settings.nasbench_table!r}, expected a file that nasbench201/table.py build made"
             )
-        flags["search"]["table"] = str(Path(settings.nasbench_table).resolve())
+        flags["search"]["table"] = from_root(Path(settings.nasbench_table))
     elif settings.nasbench_table:
         raise InputError("--nasbench_table: nothing reads it in this table; expected it with NAS-Bench-201 only")
     for text in settings.set or []:
@@ -140,9 +141,8 @@ def reproduce(settings: Settings) -> int:
     out = Path(settings.out or f"runs/{Path(settings.table).stem}-{settings.scale}").resolve()
     if settings.dry_run:
         for unit in units:
-            folder = Path(os.path.relpath(out / unit.folder))
-            lines = [command(step, folder) for step in unit.steps]
-            for line in filter(None, [*lines, score_command(unit, folder)]):
+            lines = [command(step, out / unit.folder) for step in unit.steps]
+            for line in filter(None, [*lines, score_command(unit, out / unit.folder)]):
                 print(shlex.join(["python", *line]))
         return 0
     with ExitStack() as opened:
@@ -164,9 +164,20 @@ def reproduce(settings: Settings) -> int:
         return _run(settings, out, units, opened)
 
 
+def _check_address(address: str) -> None:
+    """Refuse a cluster that is out of reach; Ray would end this process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise InputError(f"--address: {address}: {error}; expected a Ray cluster that is up, HOST:PORT") from error
+
+
 def _run(settings: Settings, out: Path, units: list[Unit], opened: ExitStack) -> int:
     import logging
 
+    _check_address(settings.address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A GPU is given by Ray alone; a run without one keeps the machine's view of them.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -210,31 +221,32 @@ def _run(settings: Settings, out: Path, units: list[Unit], opened: ExitStack) ->
         return f"{sum(sweep.next_step(unit) is None for unit in units)} of {len(units)}"
 
     def report(line: str) -> None:
-        left = duration(sweep.remaining(state["running"]))
+        left = duration(sweep.remaining(places()))
         console.print(f"[{finished()}] {line}" + (f"; about {left} left" if left != "0 s" else ""), markup=False)
 
     def poll(sweep: Sweep, running: int) -> None:
-        # What waits for a place on the cluster is not running.
-        state["running"] = running = min(running, state["places"])
+        running = min(running, places())  # one more waits for a place
         done, whole = sweep.epochs()
         left = duration(sweep.remaining(running))
         bar.update(task, completed=done, total=whole, finished=finished(), running=running, remaining=left)
 
-    places = here.get("CPU", 1) // settings.cpus_per_run
-    if gpus:
-        places = min(places, here.get("GPU", 0) // gpus)
-    state = {"running": int(places), "places": int(places)}
+    def places() -> int:
+        """How many runs the machines carry at once, as they are now."""
+        have = ray.cluster_resources()
+        carried = have.get("CPU", 0) // settings.cpus_per_run
+        return int(max(1, min(carried, have.get("GPU", 0) // gpus) if gpus else carried))
+
     sweep = Sweep(out, units, settings.cpus_per_run, gpus, report)
     done, whole = sweep.epochs()
     console.print(
-        f"{out}: {finished()} entries finished, {done} of {whole} epochs; {int(places)} at once "
+        f"{out}: {finished()} entries finished, {done} of {whole} epochs; {places()} at once "
         f"on {here.get('CPU', 0):g} CPU(s) and {here.get('GPU', 0):g} GPU(s)",
         markup=False,
     )
     task = bar.add_task("", total=whole, completed=done, finished=finished(), running=0, remaining="not known yet")
     try:
         with bar:
-            sweep.run(poll)
+            sweep.run(places, poll)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{finished()} entries are finished; the same command goes on") from None
     for unit, said in sweep.failed.items():

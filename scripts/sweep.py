@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,16 +98,22 @@ def open_unit(out: Path, unit: Unit, table: Mapping[str, Any]) -> None:
             raise ValueError(f"{path} is damaged; expected what this script leaves") from error
 
 
+def from_root(path: Path) -> str:
+    """A path as a command has it, which runs in the root of this repository."""
+    path = path.resolve()
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def command(step: Step, folder: Path) -> list[str]:
     """The command that begins a step, or goes on with it."""
     run = folder / step.name
     if (run / "config.yaml").exists():
-        moved = {name: step.flags[name] for name in ("data", "table", "halves") if name in step.flags}
-        moved = moved if step.name == "search" else {name: moved[name] for name in moved if name == "data"}
-        return [step.script, "--resume", str(run), *arguments(moved)]
-    given = {**step.flags, "save": str(run)}
+        places = ("data", "table", "halves") if step.name == "search" else ("data",)
+        moved = {name: step.flags[name] for name in places if name in step.flags}
+        return [step.script, "--resume", from_root(run), *arguments(moved)]
+    given = {**step.flags, "save": from_root(run)}
     if step.name == "retrain":
-        given = {"arch": str(folder / "search"), **given}
+        given = {"arch": from_root(folder / "search"), **given}
     return [step.script, *arguments(given)]
 
 
@@ -115,9 +122,9 @@ def score_command(unit: Unit, folder: Path) -> list[str]:
     last = unit.steps[-1]
     if last.name == "retrain":
         data = ["--data", str(last.flags["data"])] if "data" in last.flags else []
-        return [SCORES[last.script], str(folder / "retrain"), *data]
+        return [SCORES[last.script], from_root(folder / "retrain"), *data]
     if "table" in last.flags:
-        return ["nasbench201/table.py", "query", str(last.flags["table"]), str(folder / "search"), "--json"]
+        return ["nasbench201/table.py", "query", str(last.flags["table"]), from_root(folder / "search"), "--json"]
     return []
 
 
@@ -248,53 +255,59 @@ class Sweep:
 
     def remaining(self, at_once: int) -> float | None:
         """Seconds that the table takes yet, from those of the epochs so far of the nearest kind; None: not known."""
+
+        def kinds(unit: Unit, number: int) -> tuple[tuple, ...]:
+            return (number, unit.method, unit.column), (number, unit.method), (number,), ()
+
         paces: dict[tuple, list[float]] = {}
         for (unit, number), (done, seconds) in self.known.items():
             if done:
-                for kind in ((number, unit.method, unit.column), (number, unit.method), (number,)):
+                for kind in kinds(unit, number):
                     epochs, total = paces.get(kind, [0, 0.0])
                     paces[kind] = [epochs + done, total + seconds]
         left = 0.0
         for (unit, number), (done, _) in self.known.items():
             ahead = unit.steps[number].epochs - done
             if ahead > 0 and unit not in self.failed:
-                kinds = ((number, unit.method, unit.column), (number, unit.method), (number,))
-                pace = next((paces[kind] for kind in kinds if kind in paces), None)
+                pace = next((paces[kind] for kind in kinds(unit, number) if kind in paces), None)
                 if pace is None:
                     return None
                 left += ahead * pace[1] / pace[0]
         return left / max(1, at_once)
 
-    def run(self, poll: Callable[["Sweep", int], None]) -> None:
+    def run(self, places: Callable[[], int], poll: Callable[["Sweep", int], None]) -> None:
         """Run what is not finished, all at once that the cluster carries, and again what was lost.
 
+        An entry that is begun goes on before another is begun.
+
         Args:
-            poll: is called about once a second, with how many steps are under way.
+            places: how many steps the cluster carries at once, now.
+            poll: is called about once a second, with how many are under way.
         """
         import ray
         from ray.exceptions import RayTaskError, TaskCancelledError
 
         remote = ray.remote(run_step)
-        running: dict[Any, tuple[Unit, int, float]] = {}
+        waiting = deque(unit for unit in self.units if self.next_step(unit) is not None)
+        running: dict[Any, tuple[Unit, int]] = {}
         lost: dict[tuple[Unit, int], tuple[int, int]] = {}  # times, epochs done then
 
         def submit(unit: Unit) -> None:
             number = self.next_step(unit)
-            if number is None:
-                return
             cpus, gpus = self.resources(unit.steps[number])
             task = remote.options(
                 num_cpus=cpus, num_gpus=gpus, max_retries=0, name=f"{unit.name}: {unit.steps[number].name}"
             ).remote(unit, number, str(self.out), self.cpus)
-            running[task] = (unit, number, time.monotonic())
+            running[task] = (unit, number)
 
-        for unit in self.units:
-            submit(unit)
         try:
-            while running:
+            while waiting or running:
+                # One more than there is room for: Ray has it at hand when a place is free.
+                while waiting and len(running) <= places():
+                    submit(waiting.popleft())
                 finished, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
                 for task in finished:
-                    unit, number, _ = running.pop(task)
+                    unit, number = running.pop(task)
                     step = unit.steps[number]
                     done, seconds = self.look(unit, number)
                     try:
@@ -312,15 +325,16 @@ class Sweep:
                             self.report(
                                 f"{unit.name}: {step.name} lost its process ({kind}) after {done} epochs; again"
                             )
-                            submit(unit)
+                            waiting.appendleft(unit)
                             continue
                     if said:
                         self.failed[unit] = said
                         self.report(f"{unit.name}: {step.name} failed: {said}")
                     else:
                         self.report(f"{unit.name}: {step.name} finished, {done} epochs, {seconds:.0f} s")
-                        submit(unit)
-                for unit, number, _ in running.values():
+                        if self.next_step(unit) is not None:
+                            waiting.appendleft(unit)
+                for unit, number in running.values():
                     self.look(unit, number)
                 poll(self, len(running))
         except BaseException:

@@ -1,0 +1,130 @@
+"""The validation loss and accuracy around the alpha of a search, on a plane of two random orthonormal directions.
+
+The weights stay those of the checkpoint. Pictures of this kind are in DARTS- (Chu et al., ICLR 2021), after Li et
+al., "Visualizing the Loss Landscape of Neural Nets" (NeurIPS 2018).
+
+    python analysis/landscape.py runs/search-...                                # at the last checkpoint
+    python analysis/landscape.py runs/search-... --epoch 25 --radius 3          # at another one, farther out
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse.typing import NonNegativeInt, restricted_number_type
+
+import cli
+from analysis.hessian import MeasureSettings, search_settings
+from cli import InputError, PositiveFloat, option
+from files import write_csv
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from analysis.checkpoints import ValidationLoss
+
+PROG = "landscape.py"
+Points = restricted_number_type("Points", int, [(">=", 2), ("<=", 1000)])
+
+
+@dataclass
+class Settings(MeasureSettings):
+    """landscape"""
+
+    epoch: NonNegativeInt = option(0, "epoch whose checkpoint is the centre; 0: the last one kept")
+    points: Points = option(21, "points along each side of the grid; the centre is one where they are odd")
+    radius: PositiveFloat = option(
+        1.0,
+        "half a side of the grid, in units of alpha. A direction spreads over all n alphas: at its end they have moved "
+        "by RADIUS / sqrt(n) in root mean square, 0.07 for the 196 of s5 and 0.18 for the 30 of NAS-Bench-201",
+    )
+
+
+def directions(count: int, seed: int) -> "Tensor":
+    """Two random orthonormal directions, (count, 2) float64, that are a function of the seed."""
+    import torch
+
+    from data import random_numbers
+
+    generator = random_numbers("cpu", seed)
+    return torch.linalg.qr(torch.randn(count, 2, generator=generator, dtype=torch.float64)).Q
+
+
+def landscape(valid: "ValidationLoss", epoch: int, points: int, radius: float) -> list[dict[str, Any]]:
+    """Loss and accuracy at alpha + x d_1 + y d_2 for x and y from -radius to radius, a row for each; y moves first.
+
+    The columns are epoch, x, y, loss and accuracy (a share of 1).
+
+    Raises:
+        InputError: the epoch's checkpoint is damaged or of other settings.
+        FloatingPointError: a loss is not finite.
+    """
+    import torch
+
+    from utils import StepProgress
+
+    centre = valid.restore(epoch)
+    first, second = directions(len(centre), valid.search.settings.seed).to(centre.dtype).to(centre.device).t()
+    ticks = torch.linspace(-radius, radius, points, dtype=torch.float64).tolist()
+    rows = []
+    with torch.no_grad(), StepProgress("landscape", points**2, 0) as progress:
+        for x in ticks:
+            for y in progress.track(f"x = {x:.3g}", ticks):
+                loss, accuracy = (value.item() for value in valid(centre + x * first + y * second))
+                if not math.isfinite(loss):
+                    raise FloatingPointError(f"the loss is not finite at x = {x:g}, y = {y:g}")
+                rows.append({"epoch": epoch, "x": x, "y": y, "loss": loss, "accuracy": accuracy})
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
+    """The contours of loss and accuracy, and the checkpoint's alpha as a cross.
+
+    Raises:
+        OSError: the picture cannot be written.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    points = round(len(rows) ** 0.5)
+    x, y, loss, accuracy = (
+        np.array([row[name] for row in rows]).reshape(points, points) for name in ("x", "y", "loss", "accuracy")
+    )
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure.suptitle(heading, fontsize=min(13, 1000 / len(heading)))
+    panels = (("Validation loss", loss, "viridis_r"), ("Validation accuracy [%]", 100 * accuracy, "viridis"))
+    for axes, (name, values, colors) in zip(figure.subplots(1, 2), panels, strict=True):
+        contours = axes.contourf(x, y, values, levels=20, cmap=colors)
+        figure.colorbar(contours, ax=axes)
+        axes.plot(0, 0, "x", color="#d55e00", markersize=9, markeredgewidth=2)
+        axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
+        axes.set(xlabel="along $d_1$ [units of α]", ylabel="along $d_2$ [units of α]", aspect="equal")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = cli.parser_for(Settings, PROG, __doc__.splitlines()[0])
+    parser.add_argument("run", type=str, help="a run folder of search/train_search.py or nasbench201/train_search.py")
+    namespace = parser.parse_args()
+    settings, run = cli.make(Settings, namespace), Path(namespace.run)
+    stored = search_settings(run, settings)
+
+    # Imported here: --help and a wrong flag are answered before torch is loaded.
+    from analysis.checkpoints import ValidationLoss
+    from analysis.curves import title
+
+    valid = ValidationLoss(run, stored, settings.batches)
+    epoch = settings.epoch or valid.epochs[-1]
+    if epoch not in valid.epochs:
+        kept = ", ".join(map(str, valid.epochs))
+        raise InputError(f"--epoch: {epoch}, but {run} keeps the checkpoints of {kept}; expected one of these")
+    rows = landscape(valid, epoch, settings.points, settings.radius)
+    with cli.blaming("run"):
+        write_csv(run / "landscape.csv", rows)
+        plot(rows, f"{title(asdict(stored))}, epoch {epoch}", run / "landscape.png")
+    print(f"{run / 'landscape.csv'}\n{run / 'landscape.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

@@ -1,0 +1,217 @@
+"""The Hessian of the validation loss in alpha and the landscape around it, against dense ones of the plain supernet."""
+
+import csv
+import shutil
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from analysis.checkpoints import ValidationLoss
+from analysis.hessian import MeasureSettings, dominant_eigenvalues, search_settings
+from analysis.landscape import directions
+from benchmarks.plain import plain_supernet
+from tests.conftest import assert_refused, script
+from tests.test_nasbench201 import run_search as run_search_201
+from tests.test_nasbench201 import settings_of
+from tests.test_search import SMALL, run_search
+
+SMALLEST = replace(SMALL, init_channels=2, reg="none", epochs=2)
+AUXILIARY = {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"}
+#: name -> how its search is run; beta is 1/2 in the last epoch of two
+SEARCHES = {
+    "softmax": lambda run: run_search(replace(SMALLEST, epochs=3, keep_checkpoints=3), run),
+    "sigmoid": lambda run: run_search(replace(SMALLEST, relaxation="sigmoid", **AUXILIARY), run),
+    "nasbench201": lambda run: run_search_201(settings_of(), run),
+}
+BETA = {"sigmoid": 0.5}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished searches, made when first asked for."""
+    folder, made = tmp_path_factory.mktemp("hessian"), {}
+
+    def run_of(name):
+        if name not in made:
+            made[name] = SEARCHES[name](folder / name)
+        return made[name]
+
+    return run_of
+
+
+def measured(run, batches, batch_size):
+    """The last checkpoint's validation loss as the scripts take it, and alpha."""
+    given = MeasureSettings(batch_size=batch_size, precision="64-true", device="cpu")
+    valid = ValidationLoss(run, search_settings(run, given), batches)
+    return valid, valid.restore(valid.epochs[-1])
+
+
+def plain_loss(valid, name):
+    """alpha -> loss and accuracy, with a module for every operation of every edge and layers of the library alone."""
+    supernet = valid.search.supernet
+    plain = plain_supernet(supernet).train()
+    images, labels = (torch.stack(parts) for parts in list(zip(*valid.batches, strict=True))[:2])
+
+    def loss(alpha):
+        tables, begin = {}, 0
+        for kind, (edges, operations) in supernet.alpha_shapes.items():
+            table = alpha[begin : begin + edges * operations].reshape(edges, operations)
+            gates = 1 / (1 + torch.exp(-table))
+            tables[kind] = gates if name == "sigmoid" else table.exp() / table.exp().sum(dim=1, keepdim=True)
+            begin += edges * operations
+        weights = [tables[kind] for kind in supernet.kinds]
+        logits = torch.stack([plain(batch, weights, 0.0, BETA.get(name, 0.0)) for batch in images])
+        accuracy = (logits.argmax(dim=2) == labels).double().mean()
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten()), accuracy
+
+    return loss
+
+
+def dense_hessian(valid, name, alpha):
+    """d2 loss / d alpha2, (n, n)."""
+    loss = plain_loss(valid, name)
+    return torch.autograd.functional.hessian(lambda point: loss(point)[0], alpha.detach())
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_eigenvalues_are_those_of_the_dense_hessian(runs, name):
+    valid, alpha = measured(runs(name), batches=2, batch_size=12)
+    loss, _ = valid(alpha.requires_grad_())
+    expected = np.linalg.eigvalsh(dense_hessian(valid, name, alpha).numpy())
+    expected = expected[np.argsort(-abs(expected))][:4]
+    assert abs(expected[-1]) > 1e-3
+    np.testing.assert_allclose(dominant_eigenvalues(loss, alpha, 4), expected, rtol=1e-6)
+    np.testing.assert_allclose(dominant_eigenvalues(loss, alpha, 1), expected[:1], rtol=1e-6)
+
+
+def test_the_eigenvalues_of_largest_magnitude_may_be_negative():
+    """Of a quadratic form they are known, signs and all."""
+    basis = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    spectrum = torch.tensor([-3.0, 2.0, -1.5, 1.0, *([0.1] * 8)], dtype=torch.float64)
+    alpha = torch.ones(12, dtype=torch.float64, requires_grad=True)
+    loss = (spectrum * (basis @ alpha).square()).sum() / 2
+    np.testing.assert_allclose(dominant_eigenvalues(loss, alpha, 3), [-3, 2, -1.5], rtol=1e-9)
+
+
+def test_a_hessian_that_is_not_finite_is_said_to_be():
+    alpha = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        dominant_eigenvalues(alpha.abs().sqrt().sum(), alpha, 1)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_landscape_has_the_loss_at_its_centre_and_the_hessian_for_its_curvature(runs, name):
+    """So near alpha that hardly a ReLU switches: farther out their kinks bend the surface, and the Hessian has none."""
+    run, radius = runs(name), 1e-5
+    arguments = ("--points", 3, "--radius", radius, "--batch_size", 4, "--precision", "64-true", "--device", "cpu")
+    result = script("analysis/landscape.py", run, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert (run / "landscape.png").stat().st_size > 1000
+    with open(run / "landscape.csv", newline="") as file:
+        rows = [{column: float(value) for column, value in row.items()} for row in csv.DictReader(file)]
+    assert list(rows[0]) == ["epoch", "x", "y", "loss", "accuracy"]
+    ticks = (-radius, 0, radius)
+    assert [(row["x"], row["y"]) for row in rows] == [(x, y) for x in ticks for y in ticks]
+    valid, alpha = measured(run, batches=1, batch_size=4)
+    assert {row["epoch"] for row in rows} == {valid.epochs[-1]}
+
+    surface = np.array([row["loss"] for row in rows]).reshape(3, 3)
+    loss, accuracy = plain_loss(valid, name)(alpha)
+    assert surface[1, 1] == pytest.approx(loss.item(), rel=1e-12)
+    assert rows[4]["accuracy"] == accuracy.item()
+
+    plane = directions(len(alpha), valid.search.settings.seed)
+    torch.testing.assert_close(plane.t() @ plane, torch.eye(2, dtype=torch.float64))
+    hessian = plane.t() @ dense_hessian(valid, name, alpha) @ plane
+    for axis, line in enumerate((surface[:, 1], surface[1, :])):
+        second = (line[0] - 2 * line[1] + line[2]) / radius**2
+        # rounding alone is some 1e-15 / radius^2 = 1e-5 of a curvature of 0.01 and more
+        assert second == pytest.approx(hessian[axis, axis].item(), rel=1e-2)
+
+
+def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs, tmp_path):
+    run, arguments = tmp_path / "run", ("--count", 2, "--batch_size", 16, "--device", "cpu")
+    shutil.copytree(runs("softmax"), run)
+    kept = {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
+    (run / "checkpoints/epoch_00003.safetensors").unlink()  # not reached yet
+    first = script("analysis/hessian.py", run, *arguments)
+    assert first.returncode == 0, first.stderr
+    table = (run / "hessian.csv").read_text()
+    lines = table.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2"]
+    assert lines[0] == "epoch,eigenvalue_1,eigenvalue_2,loss"
+    assert (run / "hessian.png").stat().st_size > 1000
+
+    (run / "checkpoints/epoch_00003.safetensors").write_bytes(kept["epoch_00003.safetensors"])
+    (run / "checkpoints/epoch_00001.safetensors").unlink()
+    second = script("analysis/hessian.py", run, *arguments)
+    assert second.returncode == 0, second.stderr
+    longer = (run / "hessian.csv").read_text()
+    assert longer.startswith(table)
+    assert [line.split(",")[0] for line in longer.splitlines()] == ["epoch", "1", "2", "3"]
+    assert [line for line in second.stdout.splitlines() if line.startswith("epoch 1 ")] == [
+        line for line in first.stdout.splitlines() if line.startswith("epoch 1 ")
+    ]
+    for path in (run / "checkpoints").iterdir():
+        assert path.read_bytes() == kept[path.name]
+
+    # Once measured, other settings do not mix with these; nor do they take their place.
+    for others, mentions in (
+        (("--count", 3), ("hessian.csv", "eigenvalue_3", "--count")),
+        (("--batches", 2), ("--batches: 2", "hessian.csv", "1")),
+        (("--batch_size", 32), ("--batch_size: 32", "16")),
+        (("--precision", "64-true"), ("--precision: 64-true", "32-true")),
+    ):
+        assert_refused(script("analysis/hessian.py", run, *arguments, *others), *mentions)
+    (run / "hessian.csv").write_text(damaged := table.replace("\n2,", "\nmany,"))
+    assert_refused(script("analysis/hessian.py", run, *arguments), "hessian.csv", "many")
+    assert (run / "hessian.csv").read_text() == damaged
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "mentions"),
+    [
+        ("hessian", ("--count", 0), ("--count", "0", ">0")),
+        ("hessian", ("--count", 56), ("--count: 56", "56 alphas of s2")),
+        ("hessian", ("--batches", 0), ("--batches", ">0")),
+        ("hessian", ("--batches", 4), ("--batches: 4", "3 at most", "719 images")),
+        ("hessian", ("--batch_size", 1), ("--batch_size: 1", "2 or more")),
+        ("hessian", ("--batch_size", 720), ("--batch_size: 720", "718")),
+        ("hessian", ("--precision", "bf16-mixed"), ("--precision", "bf16-mixed", "64-true")),
+        ("hessian", ("--device", "gpu"), ("--device", "gpu", "cuda")),
+        ("landscape", ("--epoch", 7), ("--epoch: 7", "1, 2, 3")),
+        ("landscape", ("--points", 1), ("--points", "1", ">=2")),
+        ("landscape", ("--radius", 0), ("--radius", "0", ">0")),
+        ("landscape", ("--radius", "nan"), ("--radius", "nan")),
+        ("landscape", ("--batches", 4), ("--batches: 4", "3 at most")),
+    ],
+)
+def test_a_wrong_flag_is_refused(runs, command, arguments, mentions):
+    run = runs("softmax")
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    assert_refused(script(f"analysis/{command}.py", run, *arguments), *mentions)
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", ["hessian", "landscape"])
+def test_a_folder_without_checkpoints_is_refused_and_help_is_answered_at_once(runs, tmp_path, command):
+    path, run = f"analysis/{command}.py", tmp_path / "run"
+    start = time.monotonic()
+    assert_refused(script(path, tmp_path), "run:", str(tmp_path), "no run folder")
+    assert time.monotonic() - start < 3
+    start = time.monotonic()
+    assert script(path, "--help").returncode == 0
+    assert time.monotonic() - start < 3
+    run.mkdir()
+    shutil.copy(runs("softmax") / "config.yaml", run)
+    assert_refused(script(path, run), "run:", "no checkpoint")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/epoch_00001.safetensors").write_bytes(b"\x10" * 100)
+    assert_refused(script(path, run), "run:", "epoch_00001.safetensors", "damaged")
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "checkpoints"}
+    (run / "config.yaml").write_text("arch: DARTS_V2")
+    assert_refused(script(path, run), "run:", "missing")

@@ -1,0 +1,67 @@
+"""Statistics of a few seeds, against cases worked out by hand."""
+
+import pytest
+
+from analysis.samples import compare_paired, summarize
+
+
+def test_mean_and_deviation_of_a_sample():
+    summary = summarize([1.0, 2.0, 3.0, 6.0])
+    assert summary.mean == 3 and summary.deviation == pytest.approx((14 / 3) ** 0.5)
+    assert summarize([5.0]) == (1, 5.0, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        # two values: the mean is each of them with probability 1/4, so that 2.5 % on both sides leave all
+        ([0.0, 1.0], 0.0, 1.0),
+        # three: the mean is 1 or 3 with probability 1/27 = 3.7 % each
+        ([1.0, 2.0, 3.0], 1.0, 3.0),
+        # five, one of them 1: ones ~ Binomial(5, 1/5); none with 32.8 %; 2 or fewer with 94.2 %, 3 or fewer with 99.3 %
+        ([0.0, 0.0, 0.0, 0.0, 1.0], 0.0, 0.6),
+        # ten, five of them 1: Binomial(10, 1/2); 1 or fewer 1.07 %, 2 or fewer 5.5 %
+        ([0.0, 1.0] * 5, 0.2, 0.8),
+    ],
+)
+def test_the_bootstrap_interval_of_the_mean(values, low, high):
+    summary = summarize(values)
+    assert (summary.low, summary.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_an_interval_at_another_confidence():
+    # Binomial(4, 1/4) / 4: none with 31.6 %, one or none with 73.8 %, two or fewer with 94.9 %
+    assert summarize([0.0, 0.0, 0.0, 1.0], confidence=0.5)[3:] == (0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([1.0, 2.0, 3.0], 2 / 8),  # of 8 signs, all plus and all minus are as far from 0
+        ([3.0, -1.0], 1.0),  # sums 2, 4, -2, -4: every one is as far as 2
+        ([1.0, 1.0, 1.0, 1.0], 2 / 16),
+        ([5.0, 4.0, -1.0], 0.5),  # sums of 8 or more: 10 and 8, and their negatives, of 8
+        ([2.0, -2.0], 1.0),
+    ],
+)
+def test_the_paired_test_counts_the_signs(differences, p):
+    first = {seed: 90.0 + seed for seed in range(len(differences))}
+    second = {seed: first[seed] + difference for seed, difference in enumerate(differences)}
+    paired = compare_paired(first, second)
+    assert paired.p == pytest.approx(p)
+    assert paired.difference == pytest.approx(sum(differences) / len(differences))
+    assert compare_paired(second, first).p == pytest.approx(p)
+
+
+def test_only_seeds_that_both_methods_have_are_compared():
+    paired = compare_paired({0: 1.0, 1: 2.0, 2: 9.0}, {1: 3.0, 2: 11.0, 7: 50.0})
+    assert (paired.count, paired.difference) == (2, 1.5)
+    assert paired.least == 0.5 <= paired.p
+    assert compare_paired({0: 1.0}, {1: 1.0}) is None
+    assert compare_paired({0: 1.0}, {0: 3.0}) == (1, 2.0, None, None)
+
+
+def test_many_pairs_are_sampled_and_never_give_zero():
+    first = dict.fromkeys(range(20), 0.0)
+    paired = compare_paired(first, {seed: 1.0 + 0.01 * seed for seed in range(20)})
+    assert 0 < paired.least <= paired.p < 0.001

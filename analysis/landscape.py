@@ -7,6 +7,7 @@ al., "Visualizing the Loss Landscape of Neural Nets" (NeurIPS 2018).
     python analysis/landscape.py runs/search-... --epoch 25 --radius 3          # at another one, farther out
 """
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from jsonargparse.typing import NonNegativeInt, restricted_number_type
 import cli
 from analysis.hessian import MeasureSettings, search_settings
 from cli import InputError, PositiveFloat, option
-from files import write_csv
+from files import write_atomically, write_csv
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,6 +123,7 @@ def main() -> None:
     rows = landscape(valid, epoch, settings.points, settings.radius)
     with cli.blaming("run"):
         write_csv(run / "landscape.csv", rows)
+        write_atomically(run / "landscape.json", json.dumps({"command": cli.command_line()}) + "\n")
         plot(rows, f"{title(asdict(stored))}, epoch {epoch}", run / "landscape.png")
     print(f"{run / 'landscape.csv'}\n{run / 'landscape.png'}")
 

@@ -53,16 +53,12 @@ class Entry:
     memory: float | None = None  # MiB, the most of the search
     finished: bool = False
     commands: list[str] = field(default_factory=list)
+    measurements: list[str] = field(default_factory=list)  # commands of the eigenvalues and the surface
     devices: list[str] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
     retraining: np.ndarray | None = None  # metrics.csv of the retraining
     eigenvalues: np.ndarray | None = None
     surface: np.ndarray | None = None
-
-    @property
-    def search_folder(self) -> Path:
-        """The run folder of its search."""
-        return self.folder / "search" if (self.folder / "search").is_dir() else self.folder
 
     @property
     def pictures(self) -> dict[str, bytes]:
@@ -202,6 +198,8 @@ def _read_step(entry: Entry, step: str, run: Path) -> None:
         for name, attribute in (("hessian.csv", "eigenvalues"), ("landscape.csv", "surface")):
             if (run / name).is_file():
                 setattr(entry, attribute, read_columns(run / name))
+                about = json.loads((run / name).with_suffix(".json").read_text(encoding="utf-8"))
+                entry.measurements.append(str(about["command"]))
     elif (run / "result.json").is_file():
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         entry.scores = _scores(result)

@@ -9,7 +9,7 @@ import cli
 from cli import InputError, blaming
 from files import write_atomically
 from nasbench201.cells import load_cell
-from nasbench201.report import score, show
+from nasbench201.scores import score, show
 from nasbench201.search201 import Search201
 from nasbench201.settings import SCRIPT, SearchSettings
 from search.loop import open_search, search

@@ -32,6 +32,8 @@ from scripts.grid import Unit, expand, load_table
 from scripts.sweep import Sweep, command, from_root, locked, open_unit, score_command
 
 PROG = "reproduce.py"
+#: flags whose value is a path
+PATHS = ("data", "table", "halves")
 
 
 @dataclass
@@ -112,6 +114,8 @@ def overrides(settings: Settings, scripts: dict[str, str]) -> dict[str, dict[str
                 parsed = yaml.safe_load(value)
             except yaml.YAMLError as error:
                 raise ValueError(" ".join(str(error).split())) from error
+        if flag in PATHS:
+            parsed = from_root(Path(str(parsed)))
         for own in [flags[step]] if dot else flags.values():
             own[flag] = parsed
     return flags
@@ -203,6 +207,15 @@ def _run(settings: Settings, out: Path, units: list[Unit], opened: ExitStack) ->
         if each > most:
             raise InputError(
                 f"--{flag}_per_run: {each:g}, but no machine has more than {most:g}; expected at most that"
+            )
+
+    for step in (step for unit in units for step in unit.steps if step.flags.get("devices", 0) > 1):
+        resource, devices = ("GPU" if gpus else "CPU"), step.flags["devices"]
+        most = max(node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"])
+        if devices > most:
+            raise InputError(
+                f"--table: its {step.name} has devices {devices}, but no machine has more than {most:g} {resource}s; "
+                f"expected at most that: --set {step.name}.devices={most:g}"
             )
 
     console = Console(highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -137,7 +138,14 @@ def run_step(unit: Unit, number: int, out: str, threads: int) -> str:
     Raises:
         KeyboardInterrupt: the table is stopped; the script has been told to stop, and has.
     """
-    folder, step = Path(out) / unit.folder, unit.steps[number]
+    try:
+        return _run_step(unit, number, Path(out) / unit.folder, threads)
+    except OSError as error:  # such as a full disk, or a folder that somebody has removed
+        return f"{error.filename or out}: {error.strerror or error}"
+
+
+def _run_step(unit: Unit, number: int, folder: Path, threads: int) -> str:
+    step = unit.steps[number]
     run = folder / step.name
     with locked(folder / ".lock", wait=True) as lock:
         if not (run / LEAVES[step.name]).exists():
@@ -163,8 +171,6 @@ def run_step(unit: Unit, number: int, out: str, threads: int) -> str:
 
 
 def _shown(line: list[str]) -> str:
-    import shlex
-
     return shlex.join(["python", *line])
 
 

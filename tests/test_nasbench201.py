@@ -22,7 +22,7 @@ from gradients import Objective, regularized_gradient, weight_gradient
 from model import size
 from nasbench201.cells import EDGES, OPERATIONS, all_cells, load_cell, make_cell, parse_cell
 from nasbench201.networks import Network, Supernet
-from nasbench201.report import mean_and_deviation, report
+from nasbench201.scores import mean_and_deviation
 from nasbench201.search201 import Search201
 from nasbench201.settings import SearchSettings, preset_201
 from nasbench201.sources import build
@@ -353,7 +353,7 @@ def test_a_stopped_series_of_seeds_goes_on_and_ends_like_one_that_was_not(tmp_pa
     assert results == json.loads((tmp_path / "whole/results.json").read_text())
     assert [cell["seed"] for cell in results["cells"]] == [5, 6]
     assert [cell["arch"] for cell in results["cells"]] == [load_cell(str(run / f"seed-{s}")).arch for s in (5, 6)]
-    # One group for the two seeds, and a report that names what is not published.
+    # One group for the two seeds.
     courses = [load_course(run / f"seed-{seed}") for seed in (5, 6)]
     assert [len(members) for members in grouped(courses).values()] == [2]
     picture = tmp_path / "compare.png"
@@ -363,21 +363,6 @@ def test_a_stopped_series_of_seeds_goes_on_and_ends_like_one_that_was_not(tmp_pa
     assert_refused(script("analysis/compare.py", run, run / "seed-5"), "runs", "twice")
     other = courses[0]._replace(config={**courses[0].config, "derivatives": "exact"})
     assert list(grouped([*courses, other])) == ["darts, derivatives difference", "darts, derivatives exact"]
-    assert "| darts, published: not available |" in report([run])
-    assert "| 70.83 |" in report([run_of_idarts(tmp_path)])
-
-
-def run_of_idarts(folder):
-    run = folder / "idarts"
-    run.mkdir()
-    cells = [
-        {"seed": s, "arch": SKIPS, "skip_connects": 6, "cifar10_test_200": v, "cifar100_test_200": 70.0}
-        for s, v in ((0, 93.0), (1, 94.0))
-    ]
-    (run / "results.json").write_text(json.dumps({"method": "idarts", "cells": cells}))
-    assert "| idarts, measured | 2 | 93.50 ± 0.71 | 70.00 ± 0.00 | 6.00 ± 0.00 |" in report([run])
-    assert "cifar10 test | cifar100 test" in report([run])
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,393 @@
+"""The page of a folder of runs, read as a person reads it: in a browser."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from analysis.charts import Line, line_chart
+from analysis.report import build, published
+from analysis.runs import load_entries
+from tests.conftest import ROOT, assert_refused, script
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+METHODS = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-darts"}
+
+
+@pytest.fixture(scope="module")
+def unit(tmp_path_factory) -> Path:
+    """A search and a retraining of a table, made by its scripts."""
+    folder = tmp_path_factory.mktemp("unit")
+    small = ["--dataset", "digits", "--init_channels", "2", "--batch_size", "256", "--epochs", "2"]
+    search = script(
+        "search/train_search.py",
+        *small,
+        "--space",
+        "s2",
+        "--layers",
+        4,
+        "--keep_checkpoints",
+        2,
+        "--save",
+        folder / "search",
+    )
+    assert search.returncode == 0, search.stderr
+    retrain = script("train/train.py", *small, "--arch", folder / "search", "--layers", 3, "--save", folder / "retrain")
+    assert retrain.returncode == 0, retrain.stderr
+    return folder
+
+
+def place(unit: Path, folder: Path, column: str, method: str, seed: int, accuracy: float, epochs: int = 2) -> None:
+    """A copy of the unit as another entry, with other figures and so many epochs."""
+    shutil.copytree(unit, folder, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "*.png", "*.gv"))
+    about = {
+        "table": "S1 to S4",
+        "source": "RobustDARTS",
+        "column": column,
+        "method": method,
+        "seed": seed,
+        "published_for": {"space": "s5", "method": METHODS.get(method, "none")},
+        "steps": {"search": {"script": "search/train_search.py"}, "retrain": {"script": "train/train.py"}},
+    }
+    (folder / "unit.json").write_text(json.dumps(about), encoding="utf-8")
+    score = {"command": "python train/test.py retrain", "accuracy": accuracy / 100, "loss": 1.0}
+    (folder / "score.json").write_text(json.dumps(score))
+    if epochs > 2:
+        search = folder / "search"
+        with open(search / "metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        random = np.random.default_rng(seed)
+        with open(search / "metrics.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            for epoch in range(1, epochs + 1):
+                writer.writerow(
+                    {**rows[-1], "epoch": epoch, "valid_accuracy": random.random(), "skip_connect_normal": 3}
+                )
+        with np.load(search / "alphas.npz") as alphas:
+            grown = {name: random.normal(size=(epochs + 1, *a.shape[1:])).astype("f4") for name, a in alphas.items()}
+        np.savez(search / "alphas.npz", **grown)
+
+
+@pytest.fixture(scope="module")
+def table(unit, tmp_path_factory) -> Path:
+    """Two columns, three methods, two or three seeds; one entry begun, one waiting."""
+    out = tmp_path_factory.mktemp("table")
+    values = {"DARTS": (90.0, 91.0, 92.0), "Λ-DARTS": (92.0, 93.5, 96.0), "FairDARTS": (95.0, 89.0)}
+    for column in ("S5 CIFAR-10", "S2"):
+        for number, (method, figures) in enumerate(values.items()):
+            for seed, figure in enumerate(figures):
+                place(
+                    unit,
+                    out / column.lower().replace(" ", "-") / str(number) / f"seed-{seed}",
+                    column,
+                    method,
+                    seed,
+                    figure,
+                )
+    begun = out / "s2" / "0" / "seed-2"
+    for name in ("score.json", "retrain"):
+        shutil.rmtree(begun / name) if (begun / name).is_dir() else (begun / name).unlink()
+    (begun / "search" / "genotype.json").unlink()
+    shutil.rmtree(out / "s2" / "1" / "seed-2" / "search")
+    shutil.rmtree(out / "s2" / "1" / "seed-2" / "retrain")
+    (out / "s2" / "1" / "seed-2" / "score.json").unlink()
+    axes = {"columns": {"S5 CIFAR-10": {}, "S2": {}}, "methods": {key: {} for key in values}}
+    about = {"scale": "tiny", "table": {"title": "S1 to S4", "source": "RobustDARTS", **axes}}
+    (out / "table.yaml").write_text(yaml.safe_dump(about, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return out
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", page)))
+
+
+def test_the_entries_of_a_table_are_read_with_their_figures(table):
+    entries, problems = load_entries([table])
+    assert len(entries) == 16 and not problems
+    finished = [entry for entry in entries if entry.finished]
+    assert len(finished) == 14
+    entry = next(e for e in finished if (e.column, e.method, e.seed) == ("S2", "Λ-DARTS", 1))
+    assert entry.scores["test accuracy"] == pytest.approx(93.5)
+    assert entry.epochs == {"search": (2, 2), "retrain": (2, 2)}
+    assert [command.split()[1] for command in entry.commands] == [
+        "search/train_search.py",
+        "train/train.py",
+        "train/test.py",
+    ]
+    assert set(entry.pictures) == {"normal", "reduce"}
+
+
+def test_the_page_sets_measured_beside_published_with_all_seeds(table):
+    page, problems, finished = build([table], "python analysis/report.py x y.html")
+    text = text_of(page)
+    assert not problems and not finished
+    assert "14 of 16 entries finished" in text
+    assert "91.00 ± 1.00" in text  # DARTS, 90 91 92
+    assert "90.00 – 92.00" in text  # its interval: 1/27 = 3.7 % for either end
+    assert "90.00 91.00 92.00" in text
+    # differences 2, 2.5, 4: all signs alike, 2 of 8
+    assert "+2.83 p = 0.25, 3 pairs" in text
+    assert "97.46 ± 0.049 (mean of seven runs; FairDARTS's repository)" in text
+    assert text.count("not available") >= 4
+    assert "python analysis/report.py x y.html" in text
+    assert "search 2 of 2 epochs" in text and "waiting" in text
+
+
+def test_only_figures_of_the_same_method_space_and_data_are_set_beside():
+    figures = [{"space": "s5", "dataset": "cifar10", "method": "darts", "metric": "a", "value": 1, "source": "x"}]
+    same = {"space": "s5", "dataset": "cifar10", "method": "darts"}
+    assert published(figures, same, "a") == "1.00 (x)"
+    for other in ({**same, "space": "s1"}, {**same, "method": "idarts"}, {**same, "lambda_": 3}, {}):
+        assert published(figures, other, "a") == "not available"
+    assert published(figures, same, "b") == "not available"
+
+
+def test_every_published_figure_is_one_that_was_read_in_its_source():
+    figures = json.loads((ROOT / "published_results.json").read_text(encoding="utf-8"))
+    for figure in figures:
+        assert {"space", "metric", "value", "source"} <= set(figure)
+        assert ("reference" in figure) != ("method" in figure)
+
+
+def test_a_run_that_stands_alone_is_reported_too_and_one_that_goes_on(unit, tmp_path):
+    shutil.copytree(unit / "search", tmp_path / "run", ignore=shutil.ignore_patterns("genotype.json"))
+    page, _, finished = build([tmp_path / "run"], "c", refresh=5)
+    assert "S2 on digits" in page and "location.reload(), 5000" in page and not finished
+    page, _, finished = build([unit / "retrain"], "c")
+    assert "Retraining on digits" in page and "location.reload" not in page and finished
+
+
+def test_folders_of_others_and_damaged_runs_are_named_and_not_read(table, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(table / "s2", runs / "s2")
+    (runs / "other").mkdir()
+    (runs / "other" / "config.yaml").write_text("a: !!python/object/apply:os.system ['touch /tmp/hacked']\n")
+    (runs / "third").mkdir()
+    (runs / "third" / "config.yaml").write_text("seed: 1\nepochs: 3\n")
+    damaged = runs / "s2" / "0" / "seed-1" / "search" / "metrics.csv"
+    damaged.write_text("epoch,train_loss\n1,x\n")
+    _, problems, _ = build([runs], "c")
+    named = [Path(problem.partition(": not read")[0]).name for problem in problems]
+    assert named == ["other", "seed-1", "third"]
+
+
+def test_what_a_run_says_is_shown_and_never_executed(unit, tmp_path):
+    place(unit, tmp_path / "runs" / "a", "<img src=x onerror=alert(1)>", "<script>hacked = 1</script>", 0, 90)
+    page, _, _ = build([tmp_path / "runs"], "c & d")
+    assert "<script>hacked" not in page and "<img src=x" not in page and "c &amp; d" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mentions"),
+    [
+        ([], ["runs"]),
+        (["{table}"], ["out"]),
+        (["{table}", "{tmp}/page.pdf"], ["page.pdf", "OUT.html"]),
+        (["{table}", "{tmp}/none/page.html"], ["none"]),
+        (["{tmp}/none", "{tmp}/page.html"], ["runs", "none"]),
+        (["{tmp}/empty", "{tmp}/page.html"], ["runs", "empty", "no run"]),
+        (["{table}", "{tmp}/mine.html"], ["mine.html", "no report"]),
+        (["{table}", "{tmp}/page.html", "--watch", "--every", "0"], ["--every", "0"]),
+    ],
+)
+def test_wrong_input_is_answered_in_a_line_and_nothing_is_overwritten(table, tmp_path, arguments, mentions):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mine.html").write_text("<p>my own page")
+    arguments = [argument.format(table=table, tmp=tmp_path) for argument in arguments]
+    assert_refused(script("analysis/report.py", *arguments), *mentions)
+    assert (tmp_path / "mine.html").read_text() == "<p>my own page"
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_chart_follows_the_pages_colors_and_names_its_curves():
+    values = np.array([0.1, 0.25, 0.5])
+    drawing = line_chart([Line(np.arange(3), values, "var(--method-3)", "method-3", "a <b> & c")], "alignment")
+    assert "var(--method-3)" in drawing and "var(--grid)" in drawing and "<title>a &lt;b&gt; &amp; c</title>" in drawing
+    assert 'class="method-3"' in drawing and 'aria-label="alignment"' in drawing
+    assert "#01010" not in drawing and "#02020" not in drawing and "#00001" not in drawing
+    identifiers = re.findall(r' id="([^"]+)"', drawing)
+    assert len(set(identifiers)) == len(identifiers)
+    # the curve itself: three points, equally far apart, rising (y falls)
+    path = re.search(r'class="method-3"><title>.*?</title>\s*<path d="([^"]+)"', drawing)[1]
+    x, y = np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", path), dtype=float).T
+    assert np.diff(x)[0] == pytest.approx(np.diff(x)[1], abs=0.02) and (np.diff(y) < 0).all()
+    assert np.diff(y)[1] / np.diff(y)[0] == pytest.approx(0.25 / 0.15, rel=1e-2)
+
+
+def test_watching_ends_with_the_runs(unit, tmp_path):
+    shutil.copytree(unit / "search", tmp_path / "run", ignore=shutil.ignore_patterns("genotype.json"))
+    out = tmp_path / "page.html"
+    command = [sys.executable, "analysis/report.py", tmp_path / "run", out, "--watch", "--every", "1"]
+    with subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True) as watching:
+        while not out.exists():
+            time.sleep(0.1)
+            assert watching.poll() is None
+        assert "location.reload" in out.read_text(encoding="utf-8")
+        shutil.copy(unit / "search" / "genotype.json", tmp_path / "run")
+        said, _ = watching.communicate(timeout=120)
+    assert watching.returncode == 0 and said.count(str(out)) >= 2
+    assert "location.reload" not in out.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="memory is measured by Unix")
+def test_three_hundred_runs_take_less_than_20_seconds_and_a_gigabyte(unit, tmp_path):
+    for number in range(300):
+        column, method, seed = number // 50, number // 5 % 10, number % 5
+        folder = tmp_path / "runs" / str(column) / str(method) / f"seed-{seed}"
+        place(unit, folder, f"column {column}", f"method {method}", seed, 90 + method / 7 + seed / 10, epochs=50)
+    out = tmp_path / "page.html"
+    begin = time.perf_counter()
+    child = subprocess.Popen(
+        [sys.executable, "analysis/report.py", tmp_path / "runs", out], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds, memory = time.perf_counter() - begin, usage.ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
+    print(f"300 run folders: {seconds:.1f} s, {memory:.2f} GiB, page of {out.stat().st_size / 2**20:.1f} MiB")
+    assert status == 0 and seconds < 20 and memory < 1
+    assert "300 of 300" in text_of(out.read_text(encoding="utf-8"))
+
+
+# --- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def address(table, tmp_path_factory) -> str:
+    out = tmp_path_factory.mktemp("page") / "page.html"
+    result = script("analysis/report.py", table, out)
+    assert result.returncode == 0, result.stderr
+    return out.as_uri()
+
+
+@pytest.fixture(params=[(1440, 900, "light"), (390, 844, "dark")], ids=["wide", "phone"])
+def page(browser, address, request):
+    """The page, wide or on a phone; it must say nothing to the console and ask for nothing."""
+    width, height, scheme = request.param
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on(
+        "request",
+        lambda asked: None if asked.url == address or asked.url.startswith("data:") else said.append(asked.url),
+    )
+    page.goto(address)
+    yield page
+    assert not said
+    context.close()
+
+
+def selected(page) -> str:
+    (tab,) = page.query_selector_all('[role="tab"][aria-selected="true"]')
+    (panel,) = [p for p in page.query_selector_all('[role="tabpanel"]') if p.is_visible()]
+    assert tab.get_attribute("aria-controls") == panel.get_attribute("id")
+    return panel.get_attribute("id")
+
+
+def test_tabs_open_by_mouse_and_by_keyboard(page):
+    assert selected(page) == "results"
+    page.click("#tab-cells")
+    assert selected(page) == "cells" and page.url.endswith("#cells")
+    page.focus("#tab-cells")
+    for key, tab in (
+        ("ArrowLeft", "alpha"),
+        ("Home", "results"),
+        ("ArrowLeft", "runs"),
+        ("ArrowRight", "results"),
+        ("End", "runs"),
+    ):
+        page.keyboard.press(key)
+        assert selected(page) == tab
+        assert page.evaluate("document.activeElement.id") == f"tab-{tab}"
+    page.reload()
+    assert selected(page) == "runs"
+    # One stop for all tabs, then on into the page.
+    assert page.evaluate("[...document.querySelectorAll('[role=tab]')].filter((tab) => tab.tabIndex === 0).length") == 1
+
+
+def column_of(page, number: int) -> list[str]:
+    rows = page.query_selector_all("#results table >> nth=0 >> tbody tr")
+    return [row.query_selector_all("th, td")[number].inner_text().strip() for row in rows]
+
+
+def test_tables_sort_by_mouse_and_by_keyboard(page):
+    assert [name.strip() for name in column_of(page, 0)] == ["DARTS", "Λ-DARTS", "FairDARTS"]
+    heading = page.locator("#results table >> nth=0 >> thead th >> nth=2")
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert [float(text.split()[0]) for text in column_of(page, 2)] == [91.0, 92.0, 93.83]
+    heading.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert [float(text.split()[0]) for text in column_of(page, 2)] == [93.83, 92.0, 91.0]
+    page.locator("#results table >> nth=0 >> thead th >> nth=0 >> button").click()
+    assert heading.get_attribute("aria-sort") == "none"
+    assert column_of(page, 0) == sorted(column_of(page, 0), key=str.lower)
+
+
+def test_a_method_is_hidden_and_shown_and_a_column_picked(page):
+    page.click("#tab-curves")
+    curve = page.locator("#curves svg .method-1 path").first
+    assert curve.is_visible()
+    page.focus('#curves .key[data-series="method-1"]')
+    page.keyboard.press("Space")
+    assert not curve.is_visible() and page.locator("#curves svg .method-0 path").first.is_visible()
+    page.keyboard.press("Space")
+    assert curve.is_visible()
+    page.select_option("#column", "s1")
+    shown = [h.inner_text() for h in page.query_selector_all("#curves h2") if h.is_visible()]
+    assert len(shown) == 1 and shown[0].startswith("S2")
+
+
+def test_the_theme_follows_the_system_and_the_button(page):
+    def paper() -> str:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    first = paper()
+    assert (sum(map(int, re.findall(r"\d+", first)[:3])) < 200) == dark
+    page.click("#theme")
+    assert paper() != first
+
+
+def test_nothing_is_wider_than_the_screen_and_every_picture_is_drawn(page):
+    for tab in ("results", "curves", "alpha", "cells", "cost", "runs"):
+        page.click(f"#tab-{tab}")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
+        for picture in page.query_selector_all(f"#{tab} figure svg, #{tab} figure img"):
+            box = picture.bounding_box()
+            assert box["width"] > 200 and box["height"] > 20, tab
+    page.click("#tab-cells")
+    page.wait_for_function("document.querySelector('#cells img').complete")
+    assert page.evaluate("document.querySelector('#cells img').naturalWidth") > 50
+
+
+def test_buttons_and_regions_have_names(page):
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('button, select, [role=img], [role=region], img')].filter((element) =>
+            !(element.textContent.trim() || element.ariaLabel || element.alt || element.labels?.length)).length"""
+    )
+    assert nameless == 0
+    assert page.evaluate("document.documentElement.lang") == "en"

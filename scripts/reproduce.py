@@ -13,6 +13,7 @@ scripts/sweep.py.
 
 import os
 import shlex
+import signal
 import socket
 import sys
 from contextlib import ExitStack
@@ -183,10 +184,11 @@ def _run(settings: Settings, out: Path, units: list[Unit], opened: ExitStack) ->
 
     _check_address(settings.address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A GPU is given by Ray alone; a run without one keeps the machine's view of them.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A run that is given no GPU sees none.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=settings.address or "local",
@@ -200,6 +202,7 @@ def _run(settings: Settings, out: Path, units: list[Unit], opened: ExitStack) ->
             f"--address: {settings.address or 'local'}: {reason}; expected a Ray cluster that is up"
         ) from error
     opened.callback(ray.shutdown)
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end this process before its runs
     here = ray.cluster_resources()
     gpus = settings.gpus_per_run if settings.gpus_per_run is not None else float(here.get("GPU", 0) > 0)
     for flag, each, resource in (("cpus", settings.cpus_per_run, "CPU"), ("gpus", gpus, "GPU")):

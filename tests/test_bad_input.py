@@ -191,6 +191,10 @@ def test_a_network_without_channels_has_no_size():
         "analysis/curves.py",
         "analysis/size.py",
         "analysis/derivatives.py",
+        "analysis/report.py",
+        "analysis/hessian.py",
+        "analysis/landscape.py",
+        "scripts/reproduce.py",
     ],
 )
 def test_help_is_answered_at_once(command):

@@ -490,3 +490,16 @@ def test_cutout_sets_a_square_around_a_random_centre_to_the_mean():
         rows, columns = (image == 0).any(1), (image == 0).any(0)
         assert torch.equal(image == 0, rows[:, None] & columns[None, :])
     assert not torch.equal(output[0], output[1])
+
+
+def test_the_first_images_of_each_class_are_taken(tmp_path):
+    whole, some = data.load("digits"), data.load("digits", images=105)
+    assert torch.bincount(some.train.labels).tolist() == [10] * 10  # as many of each: 10 x 10
+    assert len(some.test) == 100
+    for label in range(10):
+        first = whole.train.images[whole.train.labels == label][:10]
+        assert torch.equal(some.train.images[some.train.labels == label], first)
+    assert some.mean == data.load("digits", images=105).mean
+    assert len(data.load("digits", images=10**6).train) == len(whole.train)
+    with pytest.raises(ValueError, match="--images 9 is less than one for each of 10"):
+        data.load("digits", images=9)

@@ -101,6 +101,18 @@ def test_the_paper_scale_of_s1_to_s4_is_that_of_the_papers():
     assert units["S2 CIFAR-10", "FairDARTS"].steps[0].epochs == 50
 
 
+def test_every_table_has_a_script_which_takes_the_users_own_folder_for_its_paths(tmp_path):
+    scripts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "scripts").glob("*.sh")}
+    for table in TABLES.glob("*.yaml"):
+        assert any(f'/table.sh" {table.stem} ' in text for text in scripts.values()), table
+    if not (ROOT / ".venv" / "bin" / "python").exists():
+        pytest.skip("no .venv here: the scripts would make one")
+    (tmp_path / "images").mkdir()
+    command = ["bash", ROOT / "scripts" / "s1_s4.sh", "--scale", "small", "--data", "images", "--out", "o", "--dry_run"]
+    said = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert f"--data {tmp_path / 'images'}" in said and f"--save {tmp_path / 'o'}/" in said
+
+
 def changed(**parts) -> dict:
     return {**TABLE, **parts}
 
@@ -307,6 +319,12 @@ def test_stopping_a_table_stops_its_runs_and_the_same_command_goes_on(tmp_path, 
     # the table's own settings are kept
     changed = script("scripts/reproduce.py", *arguments, "--set", "search.epochs=7")
     assert_refused(changed, "--out", "epochs 6", "7")
+    run = start(*arguments)
+    wait_for(lambda: processes(out))
+    run.terminate()
+    said, _ = run.communicate(timeout=200)
+    assert run.returncode == 130 and "goes on" in said, said
+    assert not processes(out)
     run = start(*arguments)
     said, _ = run.communicate(timeout=500)
     assert run.returncode == 0, said

@@ -334,7 +334,7 @@ def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, l
                     for row in rows
                     if (entry := next((e for e in row.entries if e.course is not None), None))
                 ],
-                "cells": [(row, [(e, e.pictures) for e in row.entries if e.pictures]) for row in rows],
+                "cells": _cells(rows),
                 "eigenvalues": eigenvalues(rows),
                 "surfaces": [(e, chart) for row in rows for e in row.entries if (chart := surface(e)) is not None],
                 "operations": sorted({name for e in own if e.course for m in e.course.mixing.values() for name in m}),
@@ -385,6 +385,13 @@ def _references(figures: list[dict[str, Any]], origin: dict[str, Any], metric: s
         for figure in figures
         if "reference" in figure and figure["space"] == origin.get("space") and figure["metric"] == metric
     ]
+
+
+def _cells(rows: list[Row]) -> list[tuple[int, list[tuple[Row, Entry, dict[str, bytes]]]]]:
+    """seed -> the drawings of all methods, side by side."""
+    drawn = [(row, entry, pictures) for row in rows for entry in row.entries if (pictures := entry.pictures)]
+    seeds = sorted({entry.seed for _, entry, _ in drawn})
+    return [(seed, [cell for cell in drawn if cell[1].seed == seed]) for seed in seeds]
 
 
 def _pairs(rows: list[Row]) -> list[list[Paired | None]]:

@@ -184,6 +184,8 @@ def _run(settings: Settings, out: Path, units: list[Unit], opened: ExitStack) ->
 
     _check_address(settings.address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's workers would stand behind every other process (15 of nice's 19).
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # A run that is given no GPU sees none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray

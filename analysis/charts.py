@@ -36,7 +36,7 @@ class Line(NamedTuple):
     opacity: float = 1.0
 
 
-def line_chart(lines: Sequence[Line], label: str, logarithmic: bool = False) -> Markup:
+def line_chart(lines: Sequence[Line], label: str) -> Markup:
     """Curves over epochs.
 
     Args:
@@ -56,11 +56,8 @@ def line_chart(lines: Sequence[Line], label: str, logarithmic: bool = False) -> 
                 markersize=3,
             )
             drawn.set_gid(f"series-{number}")
-        if logarithmic and any((line.y > 0).any() for line in lines):
-            axes.set_yscale("log")
-        else:
-            axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-            axes.ticklabel_format(axis="y", useOffset=False)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axes.set_xlabel("epoch", labelpad=1)
         return _svg(figure, label, lines)
@@ -98,9 +95,9 @@ def _svg(figure: Figure, label: str, lines: Sequence[Line]) -> Markup:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     drawing = text.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r"<svg[^>]*viewBox", f'<svg role="img" aria-label="{escape(label)}" viewBox', drawing, count=1)
+    drawing = drawing[drawing.index("viewBox") :]
+    drawing = f'<svg role="img" aria-label="{escape(label)}" {drawing}'
     drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing).replace("xlink:href", "href")
     drawing = re.sub(r"font-family: [^;\"]*", "font-family: inherit", drawing)
     drawing = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 inherit", drawing)

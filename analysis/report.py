@@ -161,7 +161,7 @@ def rows_of(entries: list[Entry], metric: str, figures: list[dict[str, Any]], sh
         own = sorted((entry for entry in entries if entry.method == method), key=lambda entry: entry.seed)
         values = {entry.seed: entry.scores[metric] for entry in own if metric in entry.scores}
         searched = [entry for entry in own if entry.course is not None]
-        skips = [float(SKIPS.of(entry)[-1]) for entry in searched]
+        skips = [float(entry.skips) for entry in searched]
         ends = [ALIGNMENT.of(entry) for entry in searched]
         ends = [float(np.nanmean(end[-max(1, len(end) // 4) :])) for end in ends if end is not None]
         others, numbers = {}, {}
@@ -257,7 +257,7 @@ def surface(entry: Entry) -> Markup | None:
     if entry.surface is None:
         return None
     x, y = np.unique(entry.surface["x"]), np.unique(entry.surface["y"])
-    if len(x) * len(y) != len(entry.surface):
+    if len(x) * len(y) != len(entry.surface) or min(len(x), len(y)) < 2:
         return None
     order = np.lexsort((entry.surface["x"], entry.surface["y"]))
     values = entry.surface["loss"][order].reshape(len(y), len(x))
@@ -305,12 +305,14 @@ def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, l
     """
     entries, problems = load_entries(list(paths))
     figures = load_published()
-    orders = [read_yaml(path)["table"] for path in _tables(paths)]
-    groups: dict[tuple[str, str], list[Entry]] = {}
+    orders = _orders(entries)
+    groups: dict[tuple[Path | None, str, str], list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: _place(entry, orders)):
-        groups.setdefault((entry.table, entry.column), []).append(entry)
+        groups.setdefault((entry.root, entry.table, entry.column), []).append(entry)
+    roots = {(root, table) for root, table, _ in groups}
+    twice = {table for _, table in roots if sum(table == other for _, other in roots) > 1}
     sections = []
-    for number, ((table, column), own) in enumerate(groups.items()):
+    for number, ((root, table, column), own) in enumerate(groups.items()):
         methods = list(dict.fromkeys(entry.method for entry in own))
         shades = {method: f"var(--method-{index % SHADES})" for index, method in enumerate(methods)}
         metric = first_metric(own)
@@ -319,15 +321,17 @@ def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, l
         sections.append(
             {
                 "id": f"s{number}",
-                "table": table,
+                "table": f"{table} ({root})" if table in twice else table,
                 "column": column,
-                "source": next((order.get("source", "") for order in orders if order["title"] == table), ""),
+                "scale": orders.get(root, {}).get("scale", ""),
+                "source": orders.get(root, {}).get("source", ""),
                 "metric": metric,
                 "others": other_metrics(own, metric),
                 "rows": rows,
                 "range": (min(values), max(values)) if values else None,
                 "references": _references(figures, own[0].origin, metric),
                 "pairs": _pairs(rows),
+                "common": max((row.paired.count for row in rows if row.paired), default=0),
                 "charts": [(q, chart) for q in QUANTITIES if (chart := curves(rows, q)) is not None],
                 "alphas": [
                     (row, entry.seed, trajectories(entry))
@@ -360,22 +364,28 @@ def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, l
     return page, problems, all(entry.finished for entry in entries)
 
 
-def _tables(paths: Sequence[Path]) -> list[Path]:
-    """The tables' files in the folders given, or above them."""
-    found = [place / "table.yaml" for path in paths for place in (path, *path.resolve().parents[:4])]
-    found += [file for path in paths for file in sorted(path.glob("*/table.yaml"))]
-    return list(dict.fromkeys(file.resolve() for file in found if file.is_file()))
+def _orders(entries: list[Entry]) -> dict[Path, dict[str, Any]]:
+    """What the tables' files say of their entries' order: folder -> scale, source, columns and methods."""
+    orders = {}
+    for root in dict.fromkeys(entry.root for entry in entries if entry.root is not None):
+        try:
+            about = read_yaml(root / "table.yaml")
+            parts = {axis: [str(name) for name in about["table"][axis]] for axis in ("columns", "methods")}
+            orders[root] = {"scale": str(about["scale"]), "source": str(about["table"].get("source", "")), **parts}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue  # without it the entries stand by name
+    return orders
 
 
-def _place(entry: Entry, orders: list[dict[str, Any]]) -> tuple:
+def _place(entry: Entry, orders: dict[Path, dict[str, Any]]) -> tuple:
     """Where an entry stands: as in its table's file; what is in none, behind that and by name."""
-    for number, order in enumerate(orders):
-        if order["title"] == entry.table:
-            columns, methods = list(order["columns"]), list(order["methods"])
-            column = columns.index(entry.column) if entry.column in columns else len(columns)
-            method = methods.index(entry.method) if entry.method in methods else len(methods)
-            return (number, "", column, method, entry.seed)
-    return (len(orders), entry.table + entry.column, 0, 0, entry.seed)
+    order = orders.get(entry.root, {"columns": [], "methods": []})
+    places = [
+        order[axis].index(name) if name in order[axis] else len(order[axis])
+        for axis, name in (("columns", entry.column), ("methods", entry.method))
+    ]
+    column, method = places
+    return (entry.root is None, str(entry.root), column, entry.column, method, entry.method, entry.seed)
 
 
 def _references(figures: list[dict[str, Any]], origin: dict[str, Any], metric: str) -> list[tuple[str, str, str]]:

@@ -16,9 +16,12 @@ import numpy as np
 
 from analysis.compare import grouped
 from analysis.curves import Course, load_course, read_yaml
+from nasbench201.cells import load_any
 
 #: folders within a run that hold no runs
 INNER = {"checkpoints", "tensorboard", "cells", "selections", "perturbation"}
+#: what a finished step leaves
+LEAVES = {"search": "genotype.json", "retrain": "result.json"}
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet16_120": "ImageNet16-120"}
 ACCURACY = "test accuracy"
 
@@ -44,6 +47,9 @@ class Entry:
     method: str
     seed: int
     origin: dict[str, Any]
+    root: Path | None = None  # the table's folder
+    note: str = ""  # what its method sets otherwise than the table says
+    skips: int | None = None  # skip connections of the cell found; until then of the last epoch's
     course: Course | None = None
     scores: dict[str, float] = field(default_factory=dict)
     params: int | None = None
@@ -88,7 +94,7 @@ def load_entries(paths: list[Path]) -> tuple[list[Entry], list[str]]:
                 entry = _alone(folder)
                 if entry is not None:
                     alone.append(entry)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, ArithmeticError, RecursionError) as error:
             problems.append(f"{folder}: not read: {' '.join(str(error).split())}")
     _name(alone)
     entries += alone
@@ -125,18 +131,17 @@ def _config(run: Path) -> dict[str, Any]:
 
 def _unit(folder: Path) -> Entry:
     about = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
-    origin = {"space": "s5", "dataset": "cifar10", **about["published_for"]}
-    if "nasbench201" in about["steps"]["search"]["script"]:
-        origin["space"] = "nasbench201"
-    if about["steps"].get("retrain", {}).get("script") == "imagenet/train.py":
-        origin["dataset"] = "imagenet"
     place = [str(about[name]) for name in ("table", "column", "method")]
-    entry = Entry(folder, *place, int(about["seed"]), origin)
+    entry = Entry(folder, *place, int(about["seed"]), dict(about["published_for"]))
+    entry.note = str(about.get("note", ""))
+    # column, method and seed are its place in the table's folder
+    entry.root = folder.resolve().parents[2] if len(folder.resolve().parents) > 2 else None
     for step in about["steps"]:
         if (folder / step / "config.yaml").is_file():
             _read_step(entry, step, folder / step)
     last = "retrain" if "retrain" in about["steps"] else "search"
-    entry.finished = (folder / last / {"search": "genotype.json", "retrain": "result.json"}[last]).is_file()
+    scored = not about.get("scored", True) or (folder / "score.json").is_file()
+    entry.finished = scored and (folder / last / LEAVES[last]).is_file()
     if (folder / "score.json").is_file():
         score = json.loads((folder / "score.json").read_text(encoding="utf-8"))
         entry.commands.append(str(score["command"]))
@@ -153,7 +158,7 @@ def _alone(folder: Path) -> Entry | None:
     origin = {name: config.get(name, "") for name in ("space", "dataset", "method")}
     entry = Entry(folder, "Runs", "", "", int(config["seed"]), origin)
     _read_step(entry, step, folder)
-    entry.finished = (folder / {"search": "genotype.json", "retrain": "result.json"}[step]).is_file()
+    entry.finished = (folder / LEAVES[step]).is_file()
     if entry.course is not None and "table_test_accuracy" in entry.course.metrics.dtype.names:
         known = config.get("table_dataset", "auto")
         dataset = DATASETS.get(known if known != "auto" else config["dataset"].replace("-", "_"), "CIFAR-10")
@@ -175,6 +180,11 @@ def _name(alone: list[Entry]) -> None:
             config = _config(entry.folder)
             entry.column = f"{'Retraining' if 'arch' in config else 'Search'} on {config.get('dataset', 'ImageNet')}"
             entry.method = Path(str(config.get("arch", config.get("method")))).name
+    taken: set[tuple[str, str, int]] = set()
+    for entry in alone:  # the same search twice is two searches
+        if (entry.column, entry.method, entry.seed) in taken:
+            entry.method += f" ({entry.folder})"
+        taken.add((entry.column, entry.method, entry.seed))
 
 
 def _read_step(entry: Entry, step: str, run: Path) -> None:
@@ -184,10 +194,16 @@ def _read_step(entry: Entry, step: str, run: Path) -> None:
     entry.devices.append(str(origin["device"]))
     entry.commits.append(str(origin["commit"]))
     epochs, done = int(config["epochs"]), 0
-    if (run / "metrics.csv").is_file():
+    if (run / "metrics.csv").is_file() and (step == "retrain" or (run / "alphas.npz").is_file()):
         if step == "search":
             entry.course = load_course(run, config)
             metrics = entry.course.metrics
+            skips = [metrics[name][-1] for name in metrics.dtype.names if name.startswith("skip_connect_")]
+            entry.skips = int(sum(skips))
+            if (run / LEAVES[step]).is_file():
+                cell = load_any(str(run))
+                found = [edge.operation for kind in cell.kinds for edge in cell.edges(kind)]
+                entry.skips = found.count("skip_connect")
             entry.memory = float(np.nanmax(metrics["peak_memory_mib"]))
         else:
             metrics = entry.retraining = read_columns(run / "metrics.csv")
@@ -195,9 +211,15 @@ def _read_step(entry: Entry, step: str, run: Path) -> None:
         entry.seconds[step] = float(np.nansum(metrics["seconds"]))
     entry.epochs[step] = (done, epochs)
     if step == "search":
-        for name, attribute in (("hessian.csv", "eigenvalues"), ("landscape.csv", "surface")):
+        for name, attribute, expected in (
+            ("hessian.csv", "eigenvalues", {"epoch", "eigenvalue_1"}),
+            ("landscape.csv", "surface", {"x", "y", "loss"}),
+        ):
             if (run / name).is_file():
-                setattr(entry, attribute, read_columns(run / name))
+                columns = read_columns(run / name)
+                if not expected <= {*columns.dtype.names}:
+                    raise ValueError(f"{name} has no {', '.join(sorted(expected - {*columns.dtype.names}))}")
+                setattr(entry, attribute, columns)
                 about = json.loads((run / name).with_suffix(".json").read_text(encoding="utf-8"))
                 entry.measurements.append(str(about["command"]))
     elif (run / "result.json").is_file():

@@ -28,13 +28,15 @@ from cli import InputError, blaming
 
 TABLES = Path(__file__).resolve().parent / "tables"
 
-#: the scripts that a table may run, and the one that scores what each leaves; "" has its score in what it leaves
+#: the scripts that a table may run
 SCRIPTS = {
     "search": ("search/train_search.py", "nasbench201/train_search.py"),
     "retrain": ("train/train.py", "nasbench201/train.py", "imagenet/train.py"),
 }
 #: flags that say where something lies or what a run uses, not how it is made
-PLACE = ("data", "download", "table", "halves", "device", "devices", "num_nodes", "workers", "keep_checkpoints")
+PLACE = ("data", "download", "table", "device", "devices", "num_nodes", "workers")
+#: flags that are the table's own business
+RESERVED = {"save", "resume", "seed", "seeds", "arch", "config"}
 #: the keys of a table's file, and of its parts
 KEYS = {"title", "source", "scripts", "search", "retrain", "columns", "methods", "scales"}
 STEPS = ("search", "retrain")
@@ -103,6 +105,9 @@ def _mapping(value: Any, where: str, keys: Sequence[str] | set[str] | None = Non
     """A mapping from strings, of known keys: ValueError."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{where} is {value!r}, expected names and what they stand for")
+    reserved = sorted(set(value) & RESERVED) if keys is None else []
+    if reserved:
+        raise ValueError(f"{where} has {reserved[0]}, which the table itself gives its runs")
     unknown = sorted(set(value) - set(value if keys is None else keys))
     if unknown:
         raise ValueError(f"{where} has {', '.join(unknown)}; expected {', '.join(sorted(keys or ()))}")
@@ -124,7 +129,7 @@ def _check(table: Any) -> None:
         _mapping(table.get(part, {}), part)
     for axis in ("columns", "methods"):
         slugs: dict[str, str] = {}
-        for name, flags in _mapping(table[axis], axis).items():
+        for name, flags in _mapping(table[axis], axis, table[axis] if isinstance(table[axis], dict) else ()).items():
             for step, own in _mapping(flags, f"{axis}: {name}", STEPS).items():
                 _mapping(own, f"{axis}: {name}: {step}")
             other = slugs.setdefault(slug(name), name)
@@ -145,7 +150,7 @@ def _check(table: Any) -> None:
             raise ValueError(f"scales: {name}: seeds: {seeds!r}, expected how many")
         for axis in ("columns", "methods"):
             chosen = scale.get(axis, [])
-            if not isinstance(chosen, list) or not set(map(str, chosen)) <= set(table[axis]):
+            if not isinstance(chosen, list) or not all(name in table[axis] for name in map(str, chosen)):
                 raise ValueError(f"scales: {name}: {axis}: {chosen!r}, expected a list of {', '.join(table[axis])}")
 
 
@@ -175,7 +180,7 @@ def expand(
         unknown = sorted(set(given) - set(table[axis]))
         if unknown:
             raise InputError(f"--{axis}: {unknown[0]!r}, expected some of {', '.join(table[axis])}")
-        chosen[axis] = list(given) or size.get(axis) or list(table[axis])
+        chosen[axis] = list(dict.fromkeys(given)) or [str(name) for name in size.get(axis, [])] or list(table[axis])
     units = []
     epochs: dict[tuple[str, ...], int] = {}
     for seed, column, method in itertools.product(range(seeds or size["seeds"]), chosen["columns"], chosen["methods"]):
@@ -214,13 +219,15 @@ def arguments(flags: Mapping[str, Any]) -> list[str]:
 def _epochs(script: str, flags: Mapping[str, Any]) -> int:
     """How many epochs a script runs with these flags, which its own parser has checked."""
     if script == "search/train_search.py":
-        from search.settings import SCRIPT
+        from search.settings import SCRIPT, check_combination
     elif script == "nasbench201/train_search.py":
         from nasbench201.settings import SCRIPT
+        from search.settings import check_combination
     else:
         from importlib import import_module
 
         module = import_module(script.removesuffix(".py").replace("/", "."))
         return cli.parse(module.TrainSettings, script, "", arguments(flags)).epochs
-    settings, _ = cli.parse_with_preset(SCRIPT.settings, script, "", arguments(flags), SCRIPT.preset)
+    settings, given = cli.parse_with_preset(SCRIPT.settings, script, "", arguments(flags), SCRIPT.preset)
+    check_combination(settings, given.flags)
     return settings.epochs

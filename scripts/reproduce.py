@@ -16,6 +16,7 @@ import shlex
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 import cli
 from cli import InputError, NonNegativeFloat, blaming, option
 from files import write_atomically
-from scripts.grid import Unit, expand, load_table
+from scripts.grid import RESERVED, Unit, arguments, expand, load_table
 from scripts.sweep import Sweep, command, from_root, locked, open_unit, score_command
 
 PROG = "reproduce.py"
@@ -108,7 +109,7 @@ def overrides(settings: Settings, scripts: dict[str, str]) -> dict[str, dict[str
     for text in settings.set or []:
         name, equals, value = text.partition("=")
         step, dot, flag = name.rpartition(".")
-        if not equals or not flag.isidentifier() or (dot and step not in flags) or flag in ("save", "resume", "seed"):
+        if not equals or not flag.isidentifier() or (dot and step not in flags) or flag in RESERVED:
             raise InputError(f"--set: {text!r}, expected flag=value, or {'.flag=value, or '.join(flags)}.flag=value")
         with blaming(f"--set: {text}"):
             try:
@@ -116,6 +117,8 @@ def overrides(settings: Settings, scripts: dict[str, str]) -> dict[str, dict[str
             except yaml.YAMLError as error:
                 raise ValueError(" ".join(str(error).split())) from error
         if flag in PATHS:
+            if not isinstance(parsed, str):
+                raise InputError(f"--set: {text!r}, expected a path")
             parsed = from_root(Path(str(parsed)))
         for own in [flags[step]] if dot else flags.values():
             own[flag] = parsed
@@ -153,20 +156,35 @@ def reproduce(settings: Settings) -> int:
     with ExitStack() as opened:
         with blaming("--out"):
             out.mkdir(parents=True, exist_ok=True)
-            foreign = [path for path in out.iterdir() if path.name != ".lock"]
-            if foreign and not (out / "table.yaml").is_file():
-                raise ValueError(f"{out} is not empty and of no table; name a new folder")
+            _check_out(out, table)
             try:
                 opened.enter_context(locked(out / ".lock", wait=False))
             except BlockingIOError:
-                raise ValueError(
-                    f"{out} is in the hands of another {PROG}; wait for it or name another folder"
-                ) from None
-            for unit in units:
-                open_unit(out, unit, table)
+                raise ValueError(f"{out} is in the hands of another {PROG}; wait for it or name another") from None
+        gpus = _join_cluster(settings, units, opened)
+        with blaming("--out"):
             about = {"made_by": cli.command_line(), "scale": settings.scale, "table": table}
             write_atomically(out / "table.yaml", yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120))
-        return _run(settings, out, units, opened)
+            for unit in units:
+                own = table["scales"][settings.scale].get("override", {}).get(unit.method, {})
+                note = "; ".join(f"{step}: {' '.join(arguments(flags))}" for step, flags in own.items())
+                open_unit(out, unit, table, note)
+        return _run(settings, out, units, gpus)
+
+
+def _check_out(out: Path, table: Mapping[str, Any]) -> None:
+    """Refuse a folder that is not empty and of no table, or of another: ValueError."""
+    path = out / "table.yaml"
+    if not path.is_file():
+        if any(child.name not in (".lock", ".table.yaml.tmp") for child in out.iterdir()):
+            raise ValueError(f"{out} is not empty and of no table; name a new folder")
+        return
+    try:
+        title = yaml.safe_load(path.read_text(encoding="utf-8"))["table"]["title"]
+    except (yaml.YAMLError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is damaged; expected what this script leaves") from error
+    if title != table["title"]:
+        raise ValueError(f"{out} is of the table {title!r}, not {table['title']!r}; name another folder")
 
 
 def _check_address(address: str) -> None:
@@ -179,7 +197,15 @@ def _check_address(address: str) -> None:
             raise InputError(f"--address: {address}: {error}; expected a Ray cluster that is up, HOST:PORT") from error
 
 
-def _run(settings: Settings, out: Path, units: list[Unit], opened: ExitStack) -> int:
+def _join_cluster(settings: Settings, units: list[Unit], opened: ExitStack) -> float:
+    """Start Ray here, or join the cluster of --address.
+
+    Returns:
+        GPUs of each run.
+
+    Raises:
+        InputError: there is no such cluster, or this machine does not carry a run.
+    """
     import logging
 
     _check_address(settings.address)
@@ -207,8 +233,14 @@ def _run(settings: Settings, out: Path, units: list[Unit], opened: ExitStack) ->
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end this process before its runs
     here = ray.cluster_resources()
     gpus = settings.gpus_per_run if settings.gpus_per_run is not None else float(here.get("GPU", 0) > 0)
+    most_of = {
+        resource: max((node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"]), default=0)
+        for resource in ("CPU", "GPU")
+    }
+    if settings.address:  # a cluster may grow yet
+        return gpus
     for flag, each, resource in (("cpus", settings.cpus_per_run, "CPU"), ("gpus", gpus, "GPU")):
-        most = max(node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"])
+        most = most_of[resource]
         if each > most:
             raise InputError(
                 f"--{flag}_per_run: {each:g}, but no machine has more than {most:g}; expected at most that"
@@ -216,12 +248,19 @@ def _run(settings: Settings, out: Path, units: list[Unit], opened: ExitStack) ->
 
     for step in (step for unit in units for step in unit.steps if step.flags.get("devices", 0) > 1):
         resource, devices = ("GPU" if gpus else "CPU"), step.flags["devices"]
-        most = max(node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"])
+        most = most_of[resource]
         if devices > most:
             raise InputError(
                 f"--table: its {step.name} has devices {devices}, but no machine has more than {most:g} {resource}s; "
                 f"expected at most that: --set {step.name}.devices={most:g}"
             )
+
+    return gpus
+
+
+def _run(settings: Settings, out: Path, units: list[Unit], gpus: float) -> int:
+    """Run the units of a table; 0 where all are finished, else 1."""
+    import ray
 
     console = Console(highlight=False, soft_wrap=True)
     bar = Progress(
@@ -239,7 +278,8 @@ def _run(settings: Settings, out: Path, units: list[Unit], opened: ExitStack) ->
         return f"{sum(sweep.next_step(unit) is None for unit in units)} of {len(units)}"
 
     def report(line: str) -> None:
-        left = duration(sweep.remaining(places()))
+        open_units = sum(sweep.next_step(unit) is not None for unit in units)
+        left = duration(sweep.remaining(min(places(), max(1, open_units))))
         console.print(f"[{finished()}] {line}" + (f"; about {left} left" if left != "0 s" else ""), markup=False)
 
     def poll(sweep: Sweep, running: int) -> None:
@@ -258,7 +298,7 @@ def _run(settings: Settings, out: Path, units: list[Unit], opened: ExitStack) ->
     done, whole = sweep.epochs()
     console.print(
         f"{out}: {finished()} entries finished, {done} of {whole} epochs; {places()} at once "
-        f"on {here.get('CPU', 0):g} CPU(s) and {here.get('GPU', 0):g} GPU(s)",
+        f"on {ray.cluster_resources().get('CPU', 0):g} CPU(s) and {ray.cluster_resources().get('GPU', 0):g} GPU(s)",
         markup=False,
     )
     task = bar.add_task("", total=whole, completed=done, finished=finished(), running=0, remaining="not known yet")

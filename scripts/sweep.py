@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cli import InputError, blaming
 from files import write_atomically
@@ -36,6 +37,12 @@ SCORES = {
     "nasbench201/train.py": "train/test.py",
     "imagenet/train.py": "imagenet/test.py",
 }
+#: seconds that a script has to stop: a retraining saves after the step under way
+STOPPING = 120
+#: seconds between two looks at what a process or a lock does
+PAUSE = 0.2
+#: variables by which a launcher tells processes that they belong together, which a table's do not
+LAUNCHERS = re.compile("SLURM_|TORCHELASTIC_|MASTER_|(GROUP_|LOCAL_|NODE_)?RANK$|(LOCAL_)?WORLD_SIZE$")
 #: times that a step may lose its process without an epoch in between
 TRIES = 5
 
@@ -48,7 +55,14 @@ def locked(path: Path, wait: bool) -> Iterator[int]:
         BlockingIOError: somebody else holds it, and `wait` is off.
     """
     with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not wait:
+                    raise
+            time.sleep(PAUSE)  # and not within flock, where Ray's cancelling does not reach
         yield file.fileno()
 
 
@@ -62,8 +76,32 @@ def progress_of(folder: Path) -> tuple[int, float]:
         return 0, 0.0
 
 
-def open_unit(out: Path, unit: Unit, table: Mapping[str, Any]) -> None:
-    """Make a unit's folder, or see that the one there is the same.
+def published_for(unit: Unit, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose published figures may stand beside a unit: space, data set and method; nothing beside a variant of one.
+
+    A folder of images stands for the data set that the table names.
+    """
+    parts = (table, table["columns"][unit.column], table["methods"][unit.method])
+    own = {name: flag for part in parts for name, flag in part.get("search", {}).items()}
+    if not set(own) <= {"space", "dataset", "method"}:
+        return {}
+    search, last = unit.steps[0], unit.steps[-1]
+    dataset = search.flags.get("dataset", "cifar10")
+    if dataset == "folder":
+        dataset = own.get("dataset", "cifar10")
+    space = "nasbench201" if search.script.startswith("nasbench201") else search.flags.get("space", "s5")
+    if last.flags.get("dataset", search.flags.get("dataset")) != search.flags.get("dataset"):
+        dataset = "other"
+    if last.script == "imagenet/train.py":
+        dataset = "imagenet" if last.flags.get("classes") == 1000 else "other"
+    return {"space": space, "dataset": dataset, "method": search.flags.get("method", "lambda-darts")}
+
+
+def open_unit(out: Path, unit: Unit, table: Mapping[str, Any], note: str = "") -> None:
+    """Make a unit's folder, or see that what is begun there is the same.
+
+    Args:
+        note: what the report says of the unit's settings.
 
     Raises:
         InputError: it was begun with other settings.
@@ -73,20 +111,23 @@ def open_unit(out: Path, unit: Unit, table: Mapping[str, Any]) -> None:
         "table": table["title"],
         "source": table.get("source", ""),
         **{name: getattr(unit, name) for name in ("column", "method", "seed")},
-        "published_for": {
-            **table["columns"][unit.column].get("search", {}),
-            **table["methods"][unit.method].get("search", {}),
-        },
+        "published_for": published_for(unit, table),
+        "note": note,
+        "scored": bool(score_command(unit, out / unit.folder)),
         "steps": {step.name: step.made_by() for step in unit.steps},
     }
     with blaming("--out"):
+        text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+            write_atomically(path, text)
             return
+        before = path.read_text(encoding="utf-8")
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))["steps"]
+            stored = json.loads(before)["steps"]
             for name, made_by in about["steps"].items():
+                if not (path.parent / name / "config.yaml").exists():
+                    continue
                 begun = stored.get(name, made_by)
                 other = sorted(flag for flag in {*begun, *made_by} if begun.get(flag) != made_by.get(flag))
                 if other:
@@ -97,6 +138,8 @@ def open_unit(out: Path, unit: Unit, table: Mapping[str, Any]) -> None:
                     )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged; expected what this script leaves") from error
+        if text != before:
+            write_atomically(path, text)
 
 
 def from_root(path: Path) -> str:
@@ -109,7 +152,7 @@ def command(step: Step, folder: Path) -> list[str]:
     """The command that begins a step, or goes on with it."""
     run = folder / step.name
     if (run / "config.yaml").exists():
-        places = ("data", "table", "halves") if step.name == "search" else ("data",)
+        places = ("data", "table", "device") if step.name == "search" else ("data", "devices", "num_nodes", "device")
         moved = {name: step.flags[name] for name in places if name in step.flags}
         return [step.script, "--resume", from_root(run), *arguments(moved)]
     given = {**step.flags, "save": from_root(run)}
@@ -129,7 +172,13 @@ def score_command(unit: Unit, folder: Path) -> list[str]:
     return []
 
 
-def run_step(unit: Unit, number: int, out: str, threads: int) -> str:
+class Lost(NamedTuple):
+    """A script's process was ended from outside: killed, or told to stop."""
+
+    how: str
+
+
+def run_step(unit: Unit, number: int, out: str, threads: int) -> str | Lost:
     """Run a step of a unit to its end, in this process's place of the cluster.
 
     Returns:
@@ -144,28 +193,31 @@ def run_step(unit: Unit, number: int, out: str, threads: int) -> str:
         return f"{error.filename or out}: {error.strerror or error}"
 
 
-def _run_step(unit: Unit, number: int, folder: Path, threads: int) -> str:
+def _run_step(unit: Unit, number: int, folder: Path, threads: int) -> str | Lost:
     step = unit.steps[number]
     run = folder / step.name
     with locked(folder / ".lock", wait=True) as lock:
         if not (run / LEAVES[step.name]).exists():
             if run.exists() and not (run / "config.yaml").exists():
+                if (run / "checkpoints").exists():
+                    return f"{run} has checkpoints and no config.yaml; expected both, or no such folder"
                 shutil.rmtree(run)  # of a process that died while it made the folder
-            status, said = _process(command(step, folder), folder / f"{step.name}.log", threads, lock)
-            if status:
+            said = _process(command(step, folder), folder / f"{step.name}.log", threads, lock)
+            if said:
                 return said
             if not (run / LEAVES[step.name]).exists():
                 return f"{step.script} left no {run / LEAVES[step.name]}"
         if number == len(unit.steps) - 1 and not (folder / "score.json").exists():
             line = score_command(unit, folder)
             if line:
-                status, said = _process(line, folder / "score.log", threads, lock)
-                if status:
+                said = _process(line, folder / "score.log", threads, lock)
+                if said:
                     return said
+                printed = _last_line(folder / "score.log")
                 try:
-                    score = json.loads(said)
+                    score = json.loads(printed)
                 except ValueError:
-                    return f"{line[0]} printed no JSON: {said[:200]}"
+                    return f"{line[0]} printed no JSON: {printed[:200]}"
                 write_atomically(folder / "score.json", json.dumps({"command": _shown(line), **score}, indent=1) + "\n")
     return ""
 
@@ -174,8 +226,20 @@ def _shown(line: list[str]) -> str:
     return shlex.join(["python", *line])
 
 
-def _process(line: list[str], log: Path, threads: int, lock: int) -> tuple[int, str]:
-    """Run a script of this repository; its exit status and the last line that it wrote."""
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """This process's environment, but that the script stands alone and finds the modules here."""
+    own = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
+    paths = [str(ROOT), *filter(None, [own.get("PYTHONPATH")])]
+    return {**own, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _process(line: list[str], log: Path, threads: int, lock: int) -> str | Lost:
+    """Run a script of this repository; "" where it ends well, else the last line that it wrote."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     parent = os.getpid()
 
@@ -192,23 +256,26 @@ def _process(line: list[str], log: Path, threads: int, lock: int) -> tuple[int, 
         child = subprocess.Popen(
             [sys.executable, *line],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)},
+            env=_environment(threads),
             stdout=file,
             stderr=subprocess.STDOUT,
             pass_fds=[lock],
             preexec_fn=die_with_parent,
         )
         try:
-            status = child.wait()
+            while (status := child.poll()) is None:
+                time.sleep(PAUSE)  # and not within wait, where Ray's cancelling does not reach
         except BaseException:
             child.terminate()
             try:
-                child.wait(timeout=120)
+                child.wait(timeout=STOPPING)
             except subprocess.TimeoutExpired:
                 child.kill()
+                child.wait()
             raise
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return status, lines[-1] if lines else ""
+    if status < 0 or status == 130:
+        return Lost(f"killed by {signal.Signals(-status).name}" if status < 0 else "told to stop")
+    return f"exit status {status}: {_last_line(log)}" if status else ""
 
 
 @dataclass
@@ -291,7 +358,7 @@ class Sweep:
             poll: is called about once a second, with how many are under way.
         """
         import ray
-        from ray.exceptions import RayTaskError, TaskCancelledError
+        from ray.exceptions import RayError, RayTaskError
 
         remote = ray.remote(run_step)
         waiting = deque(unit for unit in self.units if self.next_step(unit) is not None)
@@ -318,21 +385,23 @@ class Sweep:
                     done, seconds = self.look(unit, number)
                     try:
                         said = ray.get(task)
-                    except (RayTaskError, TaskCancelledError):
-                        raise
-                    except ray.exceptions.RayError as error:
+                    except RayTaskError as error:  # such as another version of this repository on its machine
+                        said = " ".join(str(error.cause or error).split())[:300]
+                    except RayError as error:
+                        said = Lost(type(error).__name__)
+                    if not said and self.next_step(unit) == number:
+                        said = f"it ended well and left no {LEAVES[step.name]}, or no score"
+                    if isinstance(said, Lost):
                         times, at = lost.get((unit, number), (0, -1))
                         times = times + 1 if at == done else 1
                         lost[unit, number] = (times, done)
-                        kind = type(error).__name__
-                        if times >= TRIES:
-                            said = f"its process was lost {times} times ({kind}) without an epoch in between"
-                        else:
+                        if times < TRIES:
                             self.report(
-                                f"{unit.name}: {step.name} lost its process ({kind}) after {done} epochs; again"
+                                f"{unit.name}: {step.name} lost its process ({said.how}) after {done} epochs; again"
                             )
                             waiting.appendleft(unit)
                             continue
+                        said = f"its process was lost {times} times ({said.how}) without an epoch in between"
                     if said:
                         self.failed[unit] = said
                         self.report(f"{unit.name}: {step.name} failed: {said}")
@@ -346,5 +415,5 @@ class Sweep:
         except BaseException:
             for task in running:
                 ray.cancel(task)
-            ray.wait(list(running), num_returns=len(running), timeout=130)
+            ray.wait(list(running), num_returns=len(running), timeout=STOPPING + 10)
             raise

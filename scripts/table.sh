@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A table by its name, and the report of what is there: what the scripts of the tables call.
+# A table by its name: what the scripts of the tables call.
 #   bash scripts/table.sh NAME [reproduce.py arguments]
+set -euo pipefail
 here=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 root=$PWD

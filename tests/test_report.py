@@ -56,7 +56,8 @@ def place(unit: Path, folder: Path, column: str, method: str, seed: int, accurac
         "column": column,
         "method": method,
         "seed": seed,
-        "published_for": {"space": "s5", "method": METHODS.get(method, "none")},
+        "published_for": {"space": "s5", "dataset": "cifar10", "method": METHODS.get(method, "none")},
+        "scored": True,
         "steps": {"search": {"script": "search/train_search.py"}, "retrain": {"script": "train/train.py"}},
     }
     (folder / "unit.json").write_text(json.dumps(about), encoding="utf-8")
@@ -182,8 +183,41 @@ def test_folders_of_others_and_damaged_runs_are_named_and_not_read(table, tmp_pa
     assert named == ["other", "seed-1", "third"]
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("unit.json", "[" * 100_000),
+        ("unit.json", '{"seed": 1e999}'),
+        ("score.json", '{"accuracy": "high", "command": ""}'),
+        ("score.json", "null"),
+        ("search/hessian.csv", "a,b\n1,2\n"),
+        ("search/landscape.csv", "epoch,x,y,loss,accuracy\n1,0,0,1,1\n"),  # and no .json beside it
+        ("search/genotype.json", "{}"),
+        ("search/config.yaml", "[" * 5_000),
+        ("retrain/result.json", '{"accuracy": 1}'),
+    ],
+)
+def test_a_damaged_file_costs_its_own_run_and_no_other(table, tmp_path, file, content):
+    runs = tmp_path / "r"
+    shutil.copytree(table / "s2" / "0" / "seed-0", runs / "s2" / "0" / "seed-0")
+    shutil.copytree(table / "s2" / "0" / "seed-1", runs / "s2" / "0" / "seed-1")
+    (runs / "table.yaml").write_text("- 1\n")  # nor does the table's own
+    (runs / "s2" / "0" / "seed-1" / file).write_text(content)
+    page, problems, _ = build([runs], "c")
+    assert len(problems) == 1 and "seed-1: not read" in problems[0]
+    assert "1 of 1 entries" in text_of(page)
+
+
+def test_runs_of_two_sizes_of_a_table_do_not_share_a_row(unit, tmp_path):
+    for size, accuracy in (("small", 50), ("large", 90)):
+        place(unit, tmp_path / size / "s2" / "darts" / "seed-0", "S2", "DARTS", 0, accuracy)
+    page, _, _ = build([tmp_path], "c")
+    text = text_of(page)
+    assert "50.00" in text and "90.00" in text and text.count("1 of 1") == 2
+
+
 def test_what_a_run_says_is_shown_and_never_executed(unit, tmp_path):
-    place(unit, tmp_path / "runs" / "a", "<img src=x onerror=alert(1)>", "<script>hacked = 1</script>", 0, 90)
+    place(unit, tmp_path / "runs" / "a", r"<img src=x onerror=alert(1)>\d", r"<script>hacked = 1</script>\d", 0, 90)
     page, _, _ = build([tmp_path / "runs"], "c & d")
     assert "<script>hacked" not in page and "<img src=x" not in page and "c &amp; d" in page
 
@@ -252,8 +286,10 @@ def test_three_hundred_runs_take_less_than_20_seconds_and_a_gigabyte(unit, tmp_p
         [sys.executable, "analysis/report.py", tmp_path / "runs", out], cwd=ROOT, stdout=subprocess.DEVNULL
     )
     _, status, usage = os.wait4(child.pid, 0)
-    seconds, memory = time.perf_counter() - begin, usage.ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
-    print(f"300 run folders: {seconds:.1f} s, {memory:.2f} GiB, page of {out.stat().st_size / 2**20:.1f} MiB")
+    memory = usage.ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
+    seconds = usage.ru_utime + usage.ru_stime  # of its one process: a busy machine does not count
+    passed, size = time.perf_counter() - begin, out.stat().st_size / 2**20
+    print(f"300 run folders: {seconds:.1f} s of computing in {passed:.1f} s, {memory:.2f} GiB, page of {size:.1f} MiB")
     assert status == 0 and seconds < 20 and memory < 1
     assert "300 of 300" in text_of(out.read_text(encoding="utf-8"))
 

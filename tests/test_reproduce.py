@@ -16,7 +16,17 @@ import yaml
 
 from cli import InputError
 from scripts.grid import TABLES, expand, load_table, slug
-from scripts.sweep import TRIES, Sweep, locked, progress_of, run_step
+from scripts.sweep import (
+    TRIES,
+    Sweep,
+    _environment,
+    _process,
+    locked,
+    open_unit,
+    progress_of,
+    published_for,
+    run_step,
+)
 from tests.conftest import ROOT, assert_refused, script
 
 TABLE = {
@@ -130,6 +140,8 @@ def changed(**parts) -> dict:
         (changed(methods={"a b": {}, "A-B": {}}), ["one folder"]),
         (changed(scales={"x": {"seeds": 0}}), ["seeds: 0"]),
         (changed(scales={"x": {"seeds": True}}), ["seeds"]),
+        (changed(scales={"x": {"seeds": 1, "columns": [10]}}), ["10", "S2"]),
+        (changed(search={"arch": "DARTS_V2"}), ["search", "arch"]),
         (changed(scales={"x": {"seeds": 1, "columns": ["S9"]}}), ["S9", "S2"]),
         (changed(scales={"x": {"seeds": 1, "override": {"PT": {}}}}), ["PT"]),
         ("- a\n- b\n", ["names"]),
@@ -156,6 +168,10 @@ def test_a_table_that_makes_no_grid_is_refused_in_a_line(tmp_path, table, mentio
         (["--table", "{table}", "--set", "epochs"], ["--set", "epochs"]),
         (["--table", "{table}", "--set", "score.epochs=1"], ["--set", "score.epochs"]),
         (["--table", "{table}", "--set", "save=x"], ["--set", "save"]),
+        (["--table", "{table}", "--set", "retrain.arch=DARTS_V2"], ["--set", "arch"]),
+        (["--table", "{table}", "--set", "data="], ["--set", "path"]),
+        (["--table", "{table}", "--set", "search.lambda_=0.5"], ["--lambda_"]),
+        (["--table", "{table}", "--scale", "tiny", "--out", "{other}"], ["--out", "Another"]),
         (["--table", "{table}", "--set", "epohcs=3"], ["epohcs"]),
         (["--table", "{table}", "--set", "epochs=-3"], ["epochs", "-3"]),
         (["--table", "{table}", "--data", "nowhere"], ["--data", "nowhere"]),
@@ -170,7 +186,9 @@ def test_a_table_that_makes_no_grid_is_refused_in_a_line(tmp_path, table, mentio
 def test_a_wrong_command_line_is_refused_in_a_line_and_no_run_is_begun(tmp_path, arguments, mentions):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("mine")
-    places = {"table": write(tmp_path), "foreign": tmp_path / "foreign", "out": tmp_path / "out"}
+    places = {name: tmp_path / name for name in ("foreign", "out", "other")} | {"table": write(tmp_path)}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "table.yaml").write_text("scale: tiny\ntable: {title: Another}\n")
     result = script("scripts/reproduce.py", *(a.format(**places) for a in arguments))
     assert_refused(result, *mentions)
     assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["thesis.tex"]
@@ -338,6 +356,78 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     (line,) = result.stderr.splitlines()
     assert "DARTS-" in line and "--threshold" in line and str(out) in line
     assert (out / "s2/darts/seed-0/score.json").exists() and not (out / "s2/darts-minus/seed-0/score.json").exists()
+
+
+def test_a_script_that_is_killed_is_started_again(tmp_path, reference):
+    out = tmp_path / "out"
+    run = start("--table", write(tmp_path), "--scale", "tiny", "--seeds", 1, "--out", out)
+    wait_for(lambda: any(progress_of(path.parent)[0] for path in out.rglob("metrics.csv")))
+    os.kill(next(iter(processes(out))), signal.SIGKILL)
+    said, _ = run.communicate(timeout=500)
+    assert run.returncode == 0 and "killed by SIGKILL" in said, said
+    same_results(out, reference)
+
+
+def test_a_long_run_is_stopped_at_once(tmp_path):
+    out = tmp_path / "out"
+    arguments = ("--table", write(tmp_path), "--scale", "tiny", "--seeds", 1, "--set", "search.epochs=500")
+    run = start(*arguments, "--out", out)
+    wait_for(lambda: any(progress_of(path.parent)[0] for path in out.rglob("metrics.csv")))
+    run.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    said, _ = run.communicate(timeout=200)
+    assert time.monotonic() - begin < 40, said
+    assert run.returncode == 130 and not processes(out)
+
+
+def test_a_script_that_says_nothing_fails_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.sweep.ROOT", tmp_path)
+    (tmp_path / "silent.py").write_text("import sys\nprint('what was wrong\\n\\n')\nsys.exit(3)\n")
+    log = tmp_path / "silent.log"
+    with locked(tmp_path / ".lock", wait=False) as lock:
+        assert _process(["silent.py"], log, 1, lock) == "exit status 3: what was wrong"
+    (tmp_path / "silent.py").write_text("import sys\nsys.exit(4)\n")
+    with locked(tmp_path / ".lock", wait=False) as lock:
+        assert _process(["silent.py"], tmp_path / "other.log", 1, lock).startswith("exit status 4")
+
+
+def test_a_run_does_not_take_its_launcher_for_its_own(tmp_path, monkeypatch):
+    """Ray's processes are often started by srun; a retraining would wait for the others of its job."""
+    for name in ("SLURM_NTASKS", "SLURM_STEP_ID", "SLURM_PROCID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    kept = _environment(3)
+    assert not {"SLURM_NTASKS", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"} & set(kept)
+    assert kept["OMP_NUM_THREADS"] == "3" and kept["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/mine"]
+    assert "PATH" in kept
+
+
+def test_a_published_figure_belongs_to_its_space_data_and_method():
+    def whose(change: dict | None = None, **overrides) -> dict:
+        table = {**load_table("darts"), **(change or {})}
+        unit = next(u for u in expand(table, "small", overrides={"search": overrides}) if u.method == "FairDARTS")
+        return published_for(unit, table)
+
+    figure = {"space": "s5", "dataset": "cifar10", "method": "fair-darts"}
+    assert whose() == figure
+    assert whose(dataset="folder") == figure  # the table says of what
+    assert whose(dataset="digits")["dataset"] == "other"  # and retrained on another
+    assert whose({"search": {"space": "s2"}}) == {**figure, "space": "s2"}
+    assert whose({"search": {"space": "s5", "lambda_": 3, "reg": "corr"}}) == {}
+
+
+def test_a_table_is_corrected_while_nothing_is_begun(tmp_path):
+    table = write(tmp_path)
+    unit, changed_unit = (expand(TABLE, scale, seeds=1, methods=["DARTS"])[0] for scale in ("tiny", "broken"))
+    open_unit(tmp_path, unit, TABLE)
+    open_unit(tmp_path, changed_unit, TABLE)  # with another number of epochs
+    stored = json.loads((tmp_path / unit.folder / "unit.json").read_text())
+    assert stored["steps"]["search"]["epochs"] == 1
+    (tmp_path / unit.folder / "search").mkdir()
+    (tmp_path / unit.folder / "search" / "config.yaml").write_text("begun")
+    with pytest.raises(InputError, match="epochs 1, and the table says 6"):
+        open_unit(tmp_path, unit, TABLE)
+    assert table.exists()
 
 
 def test_a_step_whose_folder_was_never_made_whole_is_begun_again(tmp_path):

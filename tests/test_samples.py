@@ -1,5 +1,8 @@
 """Statistics of a few seeds, against cases worked out by hand."""
 
+from itertools import product
+
+import numpy as np
 import pytest
 
 from analysis.samples import compare_paired, summarize
@@ -51,6 +54,26 @@ def test_the_paired_test_counts_the_signs(differences, p):
     assert paired.p == pytest.approx(p)
     assert paired.difference == pytest.approx(sum(differences) / len(differences))
     assert compare_paired(second, first).p == pytest.approx(p)
+
+
+def test_equal_differences_of_unequal_floats_are_ties():
+    first = [90.21, 90.12, 90.26, 90.22, 90.16]
+    second = [90.08, 90.16, 90.25, 90.07, 90.27]
+    differences = [round(100 * b) - round(100 * a) for a, b in zip(first, second, strict=True)]  # hundredths, whole
+    sums = [sum(s * d for s, d in zip(signs, differences, strict=True)) for signs in product((1, -1), repeat=5)]
+    exact = sum(abs(total) >= abs(sum(differences)) for total in sums) / len(sums)
+    assert exact == 0.625
+    assert compare_paired(dict(enumerate(first)), dict(enumerate(second))).p == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_paired_test_is_that_of_all_signs(seed):
+    random = np.random.default_rng(seed)
+    first, second = (np.round(random.normal(90, 0.1, size=6), 2) for _ in range(2))
+    differences = np.round(100 * (second - first)).astype(int)
+    sums = [abs(int(np.dot(signs, differences))) for signs in product((1, -1), repeat=6)]
+    exact = np.mean([total >= abs(differences.sum()) for total in sums])
+    assert compare_paired(dict(enumerate(first)), dict(enumerate(second))).p == pytest.approx(min(1, exact))
 
 
 def test_only_seeds_that_both_methods_have_are_compared():

@@ -90,7 +90,7 @@ def published_for(unit: Unit, table: Mapping[str, Any]) -> dict[str, Any]:
     if dataset == "folder":
         dataset = own.get("dataset", "cifar10")
     space = "nasbench201" if search.script.startswith("nasbench201") else search.flags.get("space", "s5")
-    if last.flags.get("dataset", search.flags.get("dataset")) != search.flags.get("dataset"):
+    if last.flags.get("dataset", "cifar10") != search.flags.get("dataset", "cifar10"):
         dataset = "other"
     if last.script == "imagenet/train.py":
         dataset = "imagenet" if last.flags.get("classes") == 1000 else "other"

@@ -9,12 +9,13 @@ The page is a single file that asks for nothing from the network.
 
 import json
 import math
+import re
 import time
-from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -35,6 +36,8 @@ HERE = Path(__file__).resolve().parent
 GENERATOR = b'<meta name="generator" content="analysis/report.py">'
 #: where no figure of a paper was read in its source
 UNKNOWN = "not available"
+#: what an address within quotes may have as it is
+SAFE = " =/:;,.()-+'"
 #: colors of the methods; the page has as many variables
 SHADES = 8
 
@@ -411,7 +414,8 @@ def _pairs(rows: list[Row]) -> list[list[Paired | None]]:
 
 def _picture(drawing: bytes) -> str:
     """An SVG file as an address that holds it; a page shows it as an image, in which nothing runs."""
-    return f"data:image/svg+xml;base64,{b64encode(drawing).decode()}"
+    text = re.sub(r"<!--.*?-->|<title>.*?</title>", "", drawing.decode("utf-8", "replace"), flags=re.DOTALL)
+    return f"data:image/svg+xml,{quote(' '.join(text.split()), safe=SAFE)}"
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import csv
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROG = "hessian.py"
+Given = TypeVar("Given", bound="MeasureSettings")
 
 
 @dataclass
@@ -73,6 +74,19 @@ def search_settings(run: Path, given: MeasureSettings) -> CommonSettings:
         cuda_graphs=False,
         **({"table": ""} if of_201 else {}),
     )
+
+
+def read_command_line(kind: type[Given], prog: str, description: str) -> tuple[Given, Path, CommonSettings]:
+    """The settings of a measurement, the run folder of a search, and that search's settings for it.
+
+    Raises:
+        InputError: it is no run folder of a search.
+    """
+    parser = cli.parser_for(kind, prog, description)
+    parser.add_argument("run", type=str, help="a run folder of search/train_search.py or nasbench201/train_search.py")
+    namespace = parser.parse_args()
+    settings, run = cli.make(kind, namespace), Path(namespace.run)
+    return settings, run, search_settings(run, settings)
 
 
 def dominant_eigenvalues(loss: "Tensor", alpha: "Tensor", count: int) -> "np.ndarray":
@@ -212,11 +226,7 @@ def plot(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = cli.parser_for(Settings, PROG, __doc__.splitlines()[0])
-    parser.add_argument("run", type=str, help="a run folder of search/train_search.py or nasbench201/train_search.py")
-    namespace = parser.parse_args()
-    settings, run = cli.make(Settings, namespace), Path(namespace.run)
-    stored = search_settings(run, settings)
+    settings, run, stored = read_command_line(Settings, PROG, __doc__.splitlines()[0])
     alphas = sum(len(edges) * len(edges[0]) for edges in SPACES[stored.space].cells.values())
     if settings.count >= alphas:
         raise InputError(f"--count: {settings.count}, expected less than the {alphas} alphas of {stored.space}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import NonNegativeInt, restricted_number_type
 
 import cli
-from analysis.hessian import MeasureSettings, search_settings
+from analysis.hessian import MeasureSettings, read_command_line
 from cli import InputError, PositiveFloat, option
 from files import write_atomically, write_csv
 
@@ -105,11 +105,7 @@ def plot(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = cli.parser_for(Settings, PROG, __doc__.splitlines()[0])
-    parser.add_argument("run", type=str, help="a run folder of search/train_search.py or nasbench201/train_search.py")
-    namespace = parser.parse_args()
-    settings, run = cli.make(Settings, namespace), Path(namespace.run)
-    stored = search_settings(run, settings)
+    settings, run, stored = read_command_line(Settings, PROG, __doc__.splitlines()[0])
 
     # Imported here: --help and a wrong flag are answered before torch is loaded.
     from analysis.checkpoints import ValidationLoss

@@ -39,7 +39,14 @@ def test_every_flag_picture_and_file_of_the_readme_exists():
     for name, arguments in commands:
         for flag in re.findall(r"--\w+", arguments.partition("#")[0]):
             assert flag in helps[name], (name, flag)
-    for picture in re.findall(r"\((docs/\S+)\)", README):
+    for picture in re.findall(r"\((docs/[^\s)]+)\)", README):
         assert (ROOT / picture).is_file(), picture
+    flags = script("scripts/reproduce.py", "--help").stdout
+    shells = re.findall(r"^bash (scripts/\S+\.sh)([^#\n]*)", README, re.MULTILINE)
+    assert len(shells) >= 6
+    for name, arguments in shells:
+        shell = (ROOT / name).read_text(encoding="utf-8")
+        for flag in re.findall(r"--\w+", arguments) if "table.sh" in shell else ():
+            assert flag in flags, (name, flag)
     for path in re.findall(r"`([\w/]+\.(?:py|json)|\w+/)`", README.split("## The repository")[1]):
         assert (ROOT / path).exists() or any(ROOT.glob(f"*/{path}")), path

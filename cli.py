@@ -226,6 +226,14 @@ def finished(run: Path) -> bool:
     return True
 
 
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def command_line() -> str:
     """The command this process was started with, as a shell would take it."""
     return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])

@@ -128,14 +128,6 @@ def mean_and_deviation(summary: Summary | None, digits: int = 2) -> str:
     return text if summary.deviation is None else f"{text} ± {summary.deviation:.{digits}f}"
 
 
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def load_published() -> list[dict[str, Any]]:
     """The figures of the papers that were read in their source (published_results.json)."""
     return json.loads((HERE.parent / "published_results.json").read_text(encoding="utf-8"))
@@ -350,7 +342,7 @@ def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, l
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"mean": mean_and_deviation, "duration": duration, "picture": _picture, "series": series}
+    environment.filters |= {"mean": mean_and_deviation, "duration": cli.duration, "picture": _picture, "series": series}
     environment.filters |= {"operation_color": operation_color, "sum_values": lambda seconds: sum(seconds.values())}
     page = environment.get_template("report.html").render(
         sections=sections,

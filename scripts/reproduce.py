@@ -125,16 +125,6 @@ def overrides(settings: Settings, scripts: dict[str, str]) -> dict[str, dict[str
     return flags
 
 
-def duration(seconds: float | None) -> str:
-    """A time as a person says it."""
-    if seconds is None:
-        return "not known yet"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
 def reproduce(settings: Settings) -> int:
     """Run a table; 0 where all is finished, else 1."""
     table = load_table(settings.table)
@@ -279,14 +269,15 @@ def _run(settings: Settings, out: Path, units: list[Unit], gpus: float) -> int:
 
     def report(line: str) -> None:
         open_units = sum(sweep.next_step(unit) is not None for unit in units)
-        left = duration(sweep.remaining(min(places(), max(1, open_units))))
-        console.print(f"[{finished()}] {line}" + (f"; about {left} left" if left != "0 s" else ""), markup=False)
+        left = sweep.remaining(min(places(), max(1, open_units)))
+        console.print(f"[{finished()}] {line}" + (f"; about {cli.duration(left)} left" if left else ""), markup=False)
 
     def poll(sweep: Sweep, running: int) -> None:
         running = min(running, places())  # one more waits for a place
         done, whole = sweep.epochs()
-        left = duration(sweep.remaining(running))
-        bar.update(task, completed=done, total=whole, finished=finished(), running=running, remaining=left)
+        left = sweep.remaining(running)
+        said = "an unknown time" if left is None else cli.duration(left)
+        bar.update(task, completed=done, total=whole, finished=finished(), running=running, remaining=said)
 
     def places() -> int:
         """How many runs the machines carry at once, as they are now."""
@@ -301,7 +292,7 @@ def _run(settings: Settings, out: Path, units: list[Unit], gpus: float) -> int:
         f"on {ray.cluster_resources().get('CPU', 0):g} CPU(s) and {ray.cluster_resources().get('GPU', 0):g} GPU(s)",
         markup=False,
     )
-    task = bar.add_task("", total=whole, completed=done, finished=finished(), running=0, remaining="not known yet")
+    task = bar.add_task("", total=whole, completed=done, finished=finished(), running=0, remaining="an unknown time")
     try:
         with bar:
             sweep.run(places, poll)

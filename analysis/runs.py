@@ -53,7 +53,6 @@ class Entry:
     course: Course | None = None
     scores: dict[str, float] = field(default_factory=dict)
     params: int | None = None
-    multiply_adds: int | None = None
     epochs: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     memory: float | None = None  # MiB, the most of the search
@@ -62,7 +61,6 @@ class Entry:
     measurements: list[str] = field(default_factory=list)  # commands of the eigenvalues and the surface
     devices: list[str] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
-    retraining: np.ndarray | None = None  # metrics.csv of the retraining
     eigenvalues: np.ndarray | None = None
     surface: np.ndarray | None = None
 
@@ -193,39 +191,44 @@ def _read_step(entry: Entry, step: str, run: Path) -> None:
     entry.commands.append(str(origin["command"]))
     entry.devices.append(str(origin["device"]))
     entry.commits.append(str(origin["commit"]))
-    epochs, done = int(config["epochs"]), 0
-    if (run / "metrics.csv").is_file() and (step == "retrain" or (run / "alphas.npz").is_file()):
-        if step == "search":
-            entry.course = load_course(run, config)
-            metrics = entry.course.metrics
-            skips = [metrics[name][-1] for name in metrics.dtype.names if name.startswith("skip_connect_")]
-            entry.skips = int(sum(skips))
-            if (run / LEAVES[step]).is_file():
-                cell = load_any(str(run))
-                found = [edge.operation for kind in cell.kinds for edge in cell.edges(kind)]
-                entry.skips = found.count("skip_connect")
-            entry.memory = float(np.nanmax(metrics["peak_memory_mib"]))
-        else:
-            metrics = entry.retraining = read_columns(run / "metrics.csv")
-        done = len(metrics)
+    metrics = (_read_search if step == "search" else _read_retraining)(entry, run, config)
+    if metrics is not None:
         entry.seconds[step] = float(np.nansum(metrics["seconds"]))
-    entry.epochs[step] = (done, epochs)
-    if step == "search":
-        for name, attribute, expected in (
-            ("hessian.csv", "eigenvalues", {"epoch", "eigenvalue_1"}),
-            ("landscape.csv", "surface", {"x", "y", "loss"}),
-        ):
-            if (run / name).is_file():
-                columns = read_columns(run / name)
-                if not expected <= {*columns.dtype.names}:
-                    raise ValueError(f"{name} has no {', '.join(sorted(expected - {*columns.dtype.names}))}")
-                setattr(entry, attribute, columns)
-                about = json.loads((run / name).with_suffix(".json").read_text(encoding="utf-8"))
-                entry.measurements.append(str(about["command"]))
-    elif (run / "result.json").is_file():
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        entry.scores = _scores(result)
-        entry.params, entry.multiply_adds = int(result["params"]), int(result["multiply_adds"])
+    entry.epochs[step] = (0 if metrics is None else len(metrics), int(config["epochs"]))
+
+
+def _read_search(entry: Entry, run: Path, config: dict[str, Any]) -> np.ndarray | None:
+    """A search's course, its cell, and what was measured of it; returns metrics.csv, None before the first epoch."""
+    for name, attribute, expected in (
+        ("hessian.csv", "eigenvalues", {"epoch", "eigenvalue_1"}),
+        ("landscape.csv", "surface", {"x", "y", "loss"}),
+    ):
+        if (run / name).is_file():
+            columns = read_columns(run / name)
+            if not expected <= {*columns.dtype.names}:
+                raise ValueError(f"{name} has no {', '.join(sorted(expected - {*columns.dtype.names}))}")
+            setattr(entry, attribute, columns)
+            about = json.loads((run / name).with_suffix(".json").read_text(encoding="utf-8"))
+            entry.measurements.append(str(about["command"]))
+    if not (run / "metrics.csv").is_file() or not (run / "alphas.npz").is_file():
+        return None
+    entry.course = load_course(run, config)
+    metrics = entry.course.metrics
+    entry.skips = int(sum(metrics[name][-1] for name in metrics.dtype.names if name.startswith("skip_connect_")))
+    if (run / LEAVES["search"]).is_file():
+        cell = load_any(str(run))
+        found = [edge.operation for kind in cell.kinds for edge in cell.edges(kind)]
+        entry.skips = found.count("skip_connect")
+    entry.memory = float(np.nanmax(metrics["peak_memory_mib"]))
+    return metrics
+
+
+def _read_retraining(entry: Entry, run: Path, config: dict[str, Any]) -> np.ndarray | None:
+    """A retraining's result, where it has one; returns metrics.csv, None before the first epoch."""
+    if (run / LEAVES["retrain"]).is_file():
+        result = json.loads((run / LEAVES["retrain"]).read_text(encoding="utf-8"))
+        entry.scores, entry.params = _scores(result), int(result["params"])
+    return read_columns(run / "metrics.csv") if (run / "metrics.csv").is_file() else None
 
 
 def read_columns(path: Path) -> np.ndarray:

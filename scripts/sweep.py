@@ -373,6 +373,15 @@ class Sweep:
             ).remote(unit, number, str(self.out), self.cpus)
             running[task] = (unit, number)
 
+        def outcome(task: Any) -> str | Lost:
+            """What run_step returned, or why it could not."""
+            try:
+                return ray.get(task)
+            except RayTaskError as error:  # such as another version of this repository on its machine
+                return " ".join(str(error.cause or error).split())[:300]
+            except RayError as error:
+                return Lost(type(error).__name__)
+
         try:
             while waiting or running:
                 # One more than there is room for: Ray has it at hand when a place is free.
@@ -383,12 +392,7 @@ class Sweep:
                     unit, number = running.pop(task)
                     step = unit.steps[number]
                     done, seconds = self.look(unit, number)
-                    try:
-                        said = ray.get(task)
-                    except RayTaskError as error:  # such as another version of this repository on its machine
-                        said = " ".join(str(error.cause or error).split())[:300]
-                    except RayError as error:
-                        said = Lost(type(error).__name__)
+                    said = outcome(task)
                     if not said and self.next_step(unit) == number:
                         said = f"it ended well and left no {LEAVES[step.name]}, or no score"
                     if isinstance(said, Lost):

@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
@@ -21,12 +21,15 @@ import jsonargparse
 import yaml
 from jsonargparse.typing import restricted_number_type
 
+from files import hold, is_passing
+
 Settings = TypeVar("Settings")
 
 PositiveFloat = restricted_number_type("PositiveFinite", float, [(">", 0), ("<", math.inf)])
 NonNegativeFloat = restricted_number_type("NonNegativeFinite", float, [(">=", 0), ("<", math.inf)])
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 Channels = restricted_number_type("Channels", int, [(">=", 2), ("<=", 4096)])
+Kept = restricted_number_type("Kept", int, [(">=", 2)])
 Workers = restricted_number_type("Workers", int, [(">=", -1)])
 Probability = restricted_number_type("Probability", float, [(">=", 0), ("<", 1)])
 
@@ -209,13 +212,13 @@ def resume(given: Settings, prog: str, arguments: list[str], movable: Sequence[s
 
 
 def finished(run: Path) -> bool:
-    """Whether a retraining has its result.json; what that says is printed.
+    """Whether a retraining has its result.json and, last of all, its model_card.md; what the first says is printed.
 
     Raises:
         InputError: it is damaged.
     """
     result = run / "result.json"
-    if not result.exists():
+    if not (result.exists() and (run / "model_card.md").exists()):
         return False
     with blaming(f"--resume: {result}"):
         try:
@@ -266,12 +269,45 @@ def run(main: Callable[[], None], prog: str) -> NoReturn:
 def check_new_folder(path: Path, flag: str) -> None:
     """Refuse a folder that holds anything already, so that no run overwrites another's."""
     with blaming(flag):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or not all(map(is_passing, path.iterdir()))):
             raise InputError(f"{flag}: {path} exists and is not empty; name a new folder, or --resume it")
 
 
 def new_folder(path: Path, flag: str) -> None:
-    """Make a new folder for a run, with its parents."""
+    """Make a new folder, with its parents."""
     check_new_folder(path, flag)
     with blaming(flag):
         path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def open_folder(path: Path, flag: str, new: bool) -> Iterator[None]:
+    """Make a new folder, with its parents, or take one that is there, and be the only process that writes it.
+
+    Raises:
+        InputError: it is not new, in use, or cannot be written; `flag` names it.
+    """
+    with ExitStack() as opened:
+        with blaming(flag):
+            if new:
+                new_folder(path, flag)
+            opened.enter_context(hold(path))
+            if new:
+                check_new_folder(path, flag)  # another process may have been quicker
+        yield
+
+
+@contextmanager
+def saving(run: Path, goes_on: str) -> Iterator[None]:
+    """Say in one line what of a run cannot be written, such as on a full disk.
+
+    Args:
+        goes_on: how to go on from the last checkpoint.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not (run / "config.yaml").exists():
+            raise InputError(f"--save: {run} is gone or moved; expected it to stay while the run goes on") from error
+        where, what = error.filename or run, error.strerror or error
+        raise InputError(f"--save: {where}: {what}; the run's last checkpoint is whole, {goes_on}") from error

@@ -1,10 +1,17 @@
 """Files that are whole or not there. Light: nothing here imports torch."""
 
 import csv
+import fcntl
 import io
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+#: file of a folder by which the process that writes there keeps others out
+LOCK = ".lock"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -20,9 +27,48 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_passing(path: Path) -> bool:
+    """Whether a file is a lock, or what an interrupted `write_atomically` left: nothing that anybody misses."""
+    return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Be the only process that writes a folder; what an interrupted write left there goes.
+
+    The lock is the process's own, which its children do not inherit, and ends with it, however it ends.
+
+    Raises:
+        OSError: another process holds it, or it cannot be written.
+    """
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise BlockingIOError(f"{folder} is in use by {file.read(200).strip() or 'another process'}") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        for pattern in (".*.tmp", "checkpoints/.*.tmp", "cells/.*.tmp"):
+            for path in folder.glob(pattern):
+                path.unlink()
+        yield
 
 
 def check_new_file(path: Path) -> None:

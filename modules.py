@@ -119,6 +119,8 @@ class Retraining(Evaluation):
         self.recipe = recipe
         self.compile_for = compile_for
         self.train_scores = Scores(classes, top5, ignoring)
+        #: of the last step, what must be finite: the loss, and the norm of the gradient before it is clipped
+        self.watched: dict[str, Tensor] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(
@@ -153,8 +155,20 @@ class Retraining(Evaluation):
         torch.manual_seed(batch.seed)
         logits, auxiliary_logits = self.network(batch.images, self.recipe.drop_path_prob_of(self.current_epoch))
         loss = self.recipe.loss(logits, auxiliary_logits, batch.labels)
+        self.watched["train_loss"] = loss.detach()
         self.train_scores.update(loss, logits, batch.labels)
         return loss * batch.weight
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, and keep the norm."""
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        if self.trainer.precision != "16-mixed":  # whose scaling makes infinite gradients, and leaves out their steps
+            self.watched["gradient_norm"] = norm
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["train_scores"] = self.train_scores.sums()

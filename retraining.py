@@ -8,6 +8,7 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from files import write_atomically
 from model import size
 from modules import Images, Retraining, TensorImages
 from recipes import Recipe
-from trainer import fit, last_checkpoint, load_checkpoint
+from trainer import checkpoints_of, fit, load_checkpoint
 from utils import check_device, provenance, write_config
 
 
@@ -42,8 +43,6 @@ def tensor_images(settings: Any) -> TensorImages:
 
 def _check_same_images(checkpoint: Mapping[str, Any], images: Images) -> None:
     """Refuse to go on with other images than a run began with: ValueError."""
-    if not {"classes", "images", "batches", "train_scores"} <= set(checkpoint):
-        raise ValueError("the run is of an older version of this project, which must finish it")
     if tuple(checkpoint["classes"]) != images.classes:
         other = sorted(set(checkpoint["classes"]) ^ set(images.classes))
         raise ValueError(f"the run began with other classes than --data has; they differ in {', '.join(other[:5])}")
@@ -98,10 +97,12 @@ def retrain(
     first = cluster.is_first()
     if first and not resumed:
         cli.check_new_folder(run, "--save")
+    if resumed and (run / "checkpoints/last.ckpt").exists():
+        raise InputError(f"--resume: {run} is of an older version of this project, which must finish it")
     images = make_images(settings)
-    if resumed and last_checkpoint(run).exists():
+    if resumed and checkpoints_of(run).numbers:
         with blaming("--resume"):
-            _check_same_images(load_checkpoint(last_checkpoint(run)), images)
+            _check_same_images(load_checkpoint(run / "checkpoints"), images)
     if settings.batch_size > images.count:
         raise InputError(
             f"--batch_size: {settings.batch_size}, but there are {images.count} images; expected at most {images.count}"
@@ -120,40 +121,45 @@ def retrain(
         "classes": list(images.classes),
         "images": images.count,
     }
-    if first and not resumed:
-        with blaming("--save"):
-            run.mkdir(parents=True, exist_ok=True)
-            write_atomically(run / "genotype.json", cell.to_json())
-            write_config(run, about["settings"], provenance(cli.command_line(), f"{world} x {accelerator}"))
     largest = math.ceil(settings.batch_size / (world * accumulate))
     compile_for = (largest, images.in_channels, images.image_size, images.image_size) if settings.compile else ()
     ignoring = getattr(settings, "broken_images", "refuse") == "skip"
+    flag, command = "--resume" if resumed else "--save", f"python {script} --resume {shlex.quote(str(run))}"
     if first and num_nodes > 1:
         print(f"waiting for the processes of {num_nodes} nodes", flush=True)
-    rows = fit(
-        Retraining(network, len(images.classes), recipe, compile_for, top5, ignoring),
-        images,
-        run,
-        about,
-        resume=f"python {script} --resume {shlex.quote(str(run))}",
-        checkpoint_steps=settings.checkpoint_steps,
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        precision=settings.precision,
-        tf32=settings.tf32,
-        accumulate_grad_batches=accumulate,
-    )
-    if not first:
-        return False
-    # The papers count the parameters without the auxiliary head.
-    with torch.device("meta"):
-        counted_size = size(make_network(*shape, False), images.in_channels, images.image_size)
-    last = {name: rows[-1][f"test_{name}"] for name in ("accuracy", "top5") if f"test_{name}" in rows[-1]}
-    last["test_images"] = rows[-1].get("test_images", images.test_count)
-    summary = {**last, **counted_size, "seed": settings.seed, **about}
-    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in summary.items())
-    write_atomically(run / "result.json", f"{{\n{lines}\n}}\n")
+    with cli.open_folder(run, flag, new=not resumed) if first else nullcontext():
+        if first:
+            with blaming(flag):
+                # The file that makes the folder a run comes first; until its cell is there too, --arch has it.
+                if not resumed:
+                    write_config(run, about["settings"], provenance(cli.command_line(), f"{world} x {accelerator}"))
+                write_atomically(run / "genotype.json", cell.to_json())
+        rows = fit(
+            Retraining(network, len(images.classes), recipe, compile_for, top5, ignoring),
+            images,
+            run,
+            about,
+            resume=command,
+            checkpoint_steps=settings.checkpoint_steps,
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            precision=settings.precision,
+            tf32=settings.tf32,
+            deterministic=settings.deterministic,
+            accumulate_grad_batches=accumulate,
+        )
+        if not first:
+            return False
+        # The papers count the parameters without the auxiliary head.
+        with torch.device("meta"):
+            counted_size = size(make_network(*shape, False), images.in_channels, images.image_size)
+        last = {name: rows[-1][f"test_{name}"] for name in ("accuracy", "top5") if f"test_{name}" in rows[-1]}
+        last["test_images"] = rows[-1].get("test_images", images.test_count)
+        summary = {**last, **counted_size, "seed": settings.seed, **about}
+        lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in summary.items())
+        with cli.saving(run, f"go on with: {command}"):
+            write_atomically(run / "result.json", f"{{\n{lines}\n}}\n")
     print(
         f"test accuracy {100 * summary['accuracy']:.2f} %, {counted_size['params'] / 1e6:.3f} M parameters, "
         f"{counted_size['multiply_adds'] / 1e6:.1f} M multiply-adds\nrun folder {run}",

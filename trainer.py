@@ -3,23 +3,21 @@
 A run is stopped between two steps, after its checkpoint, and goes on with the next batch.
 """
 
-import io
 import logging
-import math
 import os
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed
-from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
@@ -29,20 +27,25 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 import cluster
-from cli import InputError, blaming
-from files import write_atomically, write_csv
+from checkpoints import Checkpoints, DamagedError, flatten, read, unflatten
+from cli import InputError, blaming, saving
+from files import write_csv
 from kernels import BatchNorm2d
 from modules import Images, Retraining, batches_done
-from utils import StepProgress, set_up_libraries
+from utils import StepProgress, Watch, set_up_libraries
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Checkpoints that are whole or not there. (Lightning's own go through /tmp, and are copied from another disk.)"""
+class WholeFiles(CheckpointIO):
+    """Lightning's checkpoints as this project's, in a folder of the last two; Lightning's own are pickles."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        write_atomically(Path(path), content.getvalue())
+        Checkpoints(Path(path), unit="step").save(checkpoint["global_step"], *flatten(checkpoint))
+
+    def load_checkpoint(self, path: str | Path, *_: object, **__: object) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        raise NotImplementedError("the oldest goes when one is saved")
 
 
 class SynchronizedOnCPU(LayerSync):
@@ -61,28 +64,24 @@ class SynchronizedOnCPU(LayerSync):
         return model
 
 
-def last_checkpoint(run: Path) -> Path:
-    """Where a run keeps its last checkpoint."""
-    return run / "checkpoints" / "last.ckpt"
+def checkpoints_of(run: Path) -> Checkpoints:
+    """The last two checkpoints of a run, by the steps it had taken."""
+    return Checkpoints(run / "checkpoints", unit="step")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of a run, on the CPU. The file is data: nothing in it is executed.
+    """A checkpoint of a run, on the CPU, from its file or as the last that is whole in a folder of them.
 
     Raises:
-        ValueError: it is no checkpoint of this project.
+        ValueError: it is no checkpoint of this project, or the folder has none.
         OSError: it cannot be read.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a foreign pickle's protocol
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle raises almost any
-        raise ValueError(f"{path} is damaged or no checkpoint") from error
+    content = Checkpoints(path, unit="step").load() if path.is_dir() else read(path)
+    if content is None:
+        raise ValueError(f"{path} has no checkpoint; expected a run of a step or more")
+    checkpoint = unflatten(*content)
     if not isinstance(checkpoint, dict) or not {"state_dict", "settings", "genotype", "rows"} <= set(checkpoint):
-        raise ValueError(f"{path} is no checkpoint of a retraining")
+        raise DamagedError(f"{path} is no checkpoint of a retraining")
     return checkpoint
 
 
@@ -93,11 +92,10 @@ def open_checkpoint(given: str) -> dict[str, Any]:
         InputError: there is none, or it is damaged.
     """
     path = Path(given)
-    path = last_checkpoint(path) if path.is_dir() else path
-    if not path.is_file():
-        raise InputError(f"checkpoint: no file {path}; expected a checkpoint, or a run folder that has one")
+    if path.is_dir() and not checkpoints_of(path).numbers:
+        raise InputError(f"checkpoint: {path} has none; expected a checkpoint, or a run folder that has one")
     with blaming("checkpoint"):
-        return load_checkpoint(path)
+        return load_checkpoint(path / "checkpoints" if path.is_dir() else path)
 
 
 def load_network(network: nn.Module, checkpoint: Mapping[str, Any], without: str = " ") -> None:
@@ -141,7 +139,8 @@ class RunLog(Callback):
     """
 
     def __init__(self, run: Path, about: Mapping[str, Any], opened: ExitStack, resume: str, every: int = 0) -> None:
-        self.run, self.about, self.opened, self.resume, self.every = run, about, opened, resume, every
+        self.run, self.about, self.opened, self.every = run, about, opened, every
+        self.goes_on = f"go on with: {resume}"
         self.rows: list[dict[str, Any]] = []
         self.asked: int | None = None  # to stop, by this signal
         self.seconds = 0.0  # of the epoch under way, before this process
@@ -172,22 +171,12 @@ class RunLog(Callback):
         asked = bool(self.asked)
         return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Say in one line what cannot be written, such as on a full disk."""
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"--save: {error.filename or self.run}: {error.strerror}; the run's last checkpoint is whole, "
-                f"go on with: {self.resume}"
-            ) from error
-
     def on_train_start(self, trainer: Trainer, module: Retraining) -> None:
         # Lightning's own handlers start a broadcast, or save, from within whatever the devices are doing.
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(signum, self._ask_to_stop)
         self.start = time.perf_counter()
+        self.watch = Watch(module.device)
         batches, begun = trainer.num_training_batches, batches_done(trainer)
         if begun and batches != self.batches:
             if not trainer.is_global_zero:
@@ -199,8 +188,7 @@ class RunLog(Callback):
         if not trainer.is_global_zero:
             return
         done, epochs = len(self.rows), trainer.max_epochs
-        with self._writing():
-            last_checkpoint(self.run).parent.mkdir(exist_ok=True)
+        with saving(self.run, self.goes_on):
             self.board = self.opened.enter_context(SummaryWriter(self.run / "tensorboard", purge_step=done + 1))
             if self.rows:
                 write_csv(self.run / "metrics.csv", self.rows)
@@ -223,19 +211,20 @@ class RunLog(Callback):
     ) -> None:
         if trainer.is_global_zero:
             self.progress.advance()
+        self.watch.add(trainer.current_epoch, batch_idx, module.watched)
         done, batches, accumulate = batch_idx + 1, trainer.num_training_batches, trainer.accumulate_grad_batches
         if done % accumulate or done == batches:
             return
         stop = self._asked_of_any(trainer)
         if stop or done + accumulate >= batches or (self.every and done // accumulate % self.every == 0):
-            self._check_finite(module.train_scores.sums()["loss"]["sum_value"].item(), trainer.current_epoch)
             self._save(trainer)
         if stop:
             self._stop(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        with self._writing():
-            trainer.save_checkpoint(last_checkpoint(self.run), weights_only=False)  # the optimizer's state too
+        self.watch.check()
+        with saving(self.run, self.goes_on):
+            trainer.save_checkpoint(self.run / "checkpoints", weights_only=False)  # the optimizer's state too
 
     def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
         if self._asked_of_any(trainer):
@@ -252,12 +241,11 @@ class RunLog(Callback):
             **{f"test_{name}": value for name, value in test.items()},
             "seconds": self._seconds(),
         }
-        self._check_finite(train["loss"], epoch)
         self.rows.append(row)
         self._save(trainer)
         if not trainer.is_global_zero:
             return
-        with self._writing():
+        with saving(self.run, self.goes_on):
             write_csv(self.run / "metrics.csv", self.rows)
         for name, value in row.items():
             if name != "epoch":
@@ -268,17 +256,13 @@ class RunLog(Callback):
             f"  test loss {test['loss']:.3f} accuracy {100 * test['accuracy']:.2f} %  {row['seconds']:.1f} s"
         )
 
-    @staticmethod
-    def _check_finite(loss: float, epoch: int) -> None:
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"train_loss is not finite in epoch {epoch + 1}")
-
 
 def make_trainer(
     accelerator: str,
     devices: int | list[int],
     precision: str,
     tf32: bool = False,
+    deterministic: bool = False,
     num_nodes: int = 1,
     **options: Any,
 ) -> Trainer:
@@ -287,7 +271,7 @@ def make_trainer(
     Args:
         devices: how many on each node, or the index of the one.
     """
-    set_up_libraries(tf32)
+    set_up_libraries(tf32, deterministic)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=name)
@@ -314,7 +298,7 @@ def make_trainer(
         precision=precision,
         strategy=strategy,
         plugins=plugins,
-        benchmark=True,
+        benchmark=not deterministic,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -346,11 +330,10 @@ def fit(
         The rows of metrics.csv.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or a gradient is not finite.
         InputError: the processes cannot reach each other, or a file cannot be written.
         KeyboardInterrupt: the run was interrupted; the message says how to go on.
     """
-    checkpoint = last_checkpoint(run)
     with ExitStack() as opened:
         log = RunLog(run, about, opened, resume, checkpoint_steps)
         decay = module.recipe.ema_decay
@@ -362,9 +345,8 @@ def fit(
             **options,
         )
         try:
-            trainer.fit(
-                module, datamodule=images, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
-            )
+            begun = bool(checkpoints_of(run).numbers)
+            trainer.fit(module, datamodule=images, ckpt_path=run / "checkpoints" if begun else None)
         except SystemExit:
             # What Lightning makes of a KeyboardInterrupt; the first device's process speaks for all.
             if not trainer.is_global_zero:

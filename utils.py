@@ -1,7 +1,7 @@
-"""Run folders, checkpoints, running averages and progress: nothing here knows of architecture search."""
+"""How runs are made, running averages and progress: nothing here knows of architecture search."""
 
 import ctypes
-import json
+import math
 import os
 import platform
 import subprocess
@@ -17,8 +17,6 @@ import torch._dynamo
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cli import InputError
@@ -103,59 +101,6 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-class Checkpoints:
-    """The checkpoints of a run: one safetensors file an epoch, the run's JSON state in its header.
-
-    Args:
-        folder: where they lie; `save` makes it where it is missing.
-        keep: how many to keep; the oldest go first.
-    """
-
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
-
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("epoch_*.safetensors"))
-
-    @property
-    def epochs(self) -> list[int]:
-        """How many epochs there had been at each checkpoint that is kept, in order."""
-        return [int(path.stem.removeprefix("epoch_")) for path in self._paths()]
-
-    def _path(self, epoch: int) -> Path:
-        return self.folder / f"epoch_{epoch:05d}.safetensors"
-
-    def save(self, epoch: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Save after `epoch` epochs: the file is whole or not there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(epoch)
-        temporary = self.folder / f".{path.name}.tmp"
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"state": json.dumps(state)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        for old in self._paths()[: -self.keep]:
-            old.unlink()
-
-    def load(self, epoch: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and state of the checkpoint after `epoch` epochs, or of the last; None where there is none at all.
-
-        Raises:
-            ValueError: it is no checkpoint of ours.
-            OSError: that of `epoch` is not kept.
-        """
-        paths = self._paths() if epoch is None else [self._path(epoch)]
-        if not paths:
-            return None
-        try:
-            with safe_open(paths[-1], framework="pt") as file:
-                state = json.loads(file.metadata()["state"])
-                return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 (no iterator)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{paths[-1]} is damaged or no checkpoint ({error})") from error
-
-
 class Averages:
     """Weighted running means of scalars and vectors, kept on the device: adding waits for nothing."""
 
@@ -172,6 +117,40 @@ class Averages:
     def compute(self) -> dict[str, float | list[float]]:
         """The means so far, as numbers and lists."""
         return {name: (total / self._weights[name]).tolist() for name, total in self._sums.items()}
+
+
+class Watch:
+    """Looks whether numbers are finite: at every step on a CPU, every fiftieth on a GPU, which would be waited for.
+
+    Args:
+        device: of the numbers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._every = 1 if device.type == "cpu" else 50
+        self._seen: list[tuple[int, int, tuple[str, ...], Tensor]] = []
+
+    def add(self, epoch: int, step: int, values: Mapping[str, Tensor]) -> None:
+        """Note the scalars of a step, both counted from 0, in the order in which they were computed.
+
+        Raises:
+            FloatingPointError: one of this or an earlier step is not finite; it names epoch, step and quantity.
+        """
+        self._seen.append((epoch, step, tuple(values), torch.stack([value.float() for value in values.values()])))
+        if len(self._seen) >= self._every:
+            self.check()
+
+    def check(self) -> None:
+        """Look at what was noted since the last time, as before a checkpoint.
+
+        Raises:
+            FloatingPointError: as `add`.
+        """
+        seen, self._seen = self._seen, []
+        for epoch, step, names, values in seen:
+            for name, value in zip(names, values.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"{name} is {value} in epoch {epoch + 1}, step {step + 1}")
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -234,14 +213,18 @@ class StepProgress:
         self._console.print(text, markup=False, soft_wrap=True)
 
 
-def set_up_libraries(tf32: bool) -> None:
+def set_up_libraries(tf32: bool, deterministic: bool = False) -> None:
     """How the libraries under torch compute, for the whole process.
 
     Args:
         tf32: GPUs may round float32 factors to TensorFloat-32.
+        deterministic: only by algorithms that give the same bits each time; where there is none, torch raises.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         # Keep freed memory for the next step: glibc hands back large blocks, and fetching them again, page by page,
         # took half of the time of a training step on two cores. (M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h)

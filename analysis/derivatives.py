@@ -51,9 +51,10 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     """
     import data
     from architect import implicit, unrolled
+    from checkpoints import Checkpoints
     from gradients import Objective, cosine, norm, regularized_gradient
     from search.bilevel import Search, make_fabric, schedule
-    from utils import Averages, Checkpoints
+    from utils import Averages
 
     fabric = make_fabric(settings.device, "32-true")
     with cli.blaming(f"--data: {search_settings.dataset}"):

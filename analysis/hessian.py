@@ -141,7 +141,7 @@ def measure(run: Path, settings: Settings, stored: CommonSettings) -> list[dict[
     made = {"batches": settings.batches, "batch_size": stored.batch_size, "precision": settings.precision}
     rows = kept_rows(path, columns, made)
 
-    from analysis.checkpoints import ValidationLoss
+    from analysis.validation import ValidationLoss
     from utils import StepProgress
 
     valid = ValidationLoss(run, stored, settings.batches)

@@ -23,7 +23,7 @@ from files import write_atomically, write_csv
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from analysis.checkpoints import ValidationLoss
+    from analysis.validation import ValidationLoss
 
 PROG = "landscape.py"
 Points = restricted_number_type("Points", int, [(">=", 2), ("<=", 1000)])
@@ -108,8 +108,8 @@ def main() -> None:
     settings, run, stored = read_command_line(Settings, PROG, __doc__.splitlines()[0])
 
     # Imported here: --help and a wrong flag are answered before torch is loaded.
-    from analysis.checkpoints import ValidationLoss
     from analysis.curves import title
+    from analysis.validation import ValidationLoss
 
     valid = ValidationLoss(run, stored, settings.batches)
     epoch = settings.epoch or valid.epochs[-1]

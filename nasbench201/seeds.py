@@ -2,11 +2,12 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import cli
-from cli import InputError, blaming
+from cli import InputError, blaming, open_folder, saving
 from files import write_atomically
 from nasbench201.cells import load_cell
 from nasbench201.scores import score, show
@@ -23,15 +24,25 @@ def search_seeds(resolved: Resolved) -> None:
     Raises:
         InputError: a folder or the settings cannot be used.
     """
-    settings, run = resolved.settings, resolved.run
+    settings = resolved.settings
     singles = [replace(settings, seed=seed, seeds=None) for seed in settings.seeds]
-    folders = [run / f"seed-{seed}" for seed in settings.seeds]
-    if not resolved.resumed:
-        # What is wrong is refused before there is a folder.
-        device = open_search(singles[0], Search201).fabric.device
-        cli.new_folder(run, "--save")
-        origin = provenance(cli.command_line(), str(device))
-        write_config(run, {**asdict(settings), "save": str(run)}, origin)
+    if resolved.resumed:
+        with open_folder(resolved.run, "--resume", new=False):
+            _search_each(resolved, singles)
+        return
+    # What is wrong is refused before there is a folder.
+    device = open_search(singles[0], Search201).fabric.device
+    with open_folder(resolved.run, "--save", new=True):
+        with blaming("--save"):
+            origin = provenance(cli.command_line(), str(device))
+            write_config(resolved.run, {**asdict(settings), "save": str(resolved.run)}, origin)
+        _search_each(resolved, singles)
+
+
+def _search_each(resolved: Resolved, singles: Sequence[SearchSettings]) -> None:
+    """The searches of a run that are not finished yet, and their scores."""
+    run, command = resolved.run, f"python {resolved.script.path} --resume {shlex.quote(str(resolved.run))}"
+    folders = [run / f"seed-{single.seed}" for single in singles]
     done = [_done(folder, single) for folder, single in zip(folders, singles, strict=True)]
     try:
         for number, (folder, single) in enumerate(zip(folders, singles, strict=True)):
@@ -40,10 +51,11 @@ def search_seeds(resolved: Resolved) -> None:
                 resumed = (folder / "config.yaml").exists()
                 search(replace(resolved, settings=single, run=folder, resumed=resumed), Search201, whole=run)
     except KeyboardInterrupt as stop:
-        goes_on = f"go on with: python {resolved.script.path} --resume {shlex.quote(str(run))}"
-        raise KeyboardInterrupt(str(stop) or goes_on) from None
+        raise KeyboardInterrupt(str(stop) or f"go on with: {command}") from None
     cells = [score(folder, single) for folder, single in zip(folders, singles, strict=True)]
-    write_atomically(run / "results.json", json.dumps({"method": settings.method, "cells": cells}, indent=1) + "\n")
+    results = {"method": resolved.settings.method, "cells": cells}
+    with saving(run, f"go on with: {command}"):
+        write_atomically(run / "results.json", json.dumps(results, indent=1) + "\n")
     show(cells)
     print(f"run folder {run}", flush=True)
 

@@ -78,9 +78,9 @@ def main() -> None:
     settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
     name = f"retrain-{settings.dataset}-nasbench201-{datetime.now():%Y%m%d-%H%M%S}"
     settings, run, resumed = cluster.resolve(settings, PROG, arguments, name)
-    if resumed:
-        if cli.finished(run):
-            return
+    if resumed and cli.finished(run):
+        return
+    if resumed and (run / "genotype.json").exists():
         with blaming("--resume"):
             cell = load_cell(str(run))
     else:

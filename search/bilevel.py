@@ -1,5 +1,6 @@
 """The bilevel search (DARTS, ICLR 2019, algorithm 1), in which the ideas of all methods are switches of two steps."""
 
+import io
 import json
 import math
 import time
@@ -28,6 +29,7 @@ from spaces import SPACES
 from utils import (
     Averages,
     StepProgress,
+    Watch,
     accuracy,
     check_device,
     compile_parts,
@@ -83,14 +85,14 @@ def skip_beta(settings: CommonSettings, done: float) -> float:
     )
 
 
-def make_fabric(device: str, precision: str, tf32: bool = False) -> Fabric:
+def make_fabric(device: str, precision: str, tf32: bool = False, deterministic: bool = False) -> Fabric:
     """The device and precision of a search.
 
     Raises:
         InputError: there is no such device here.
     """
     accelerator, devices = check_device(device)
-    set_up_libraries(tf32)
+    set_up_libraries(tf32, deterministic)
     return Fabric(accelerator=accelerator, devices=devices, precision=precision)
 
 
@@ -156,6 +158,8 @@ class Search:
         self.make_optimizers()
         self.graphs = Graphs(settings.batch_size)
         self.compiled = settings.compile and self._compile()
+        #: of the step under way, what must be finite
+        self.watched: dict[str, Tensor] = {}
         # What the run has been, epoch by epoch: the log files are written from this.
         self.rows: list[dict[str, Any]] = []
         self.genotypes: list[dict[str, Any]] = []
@@ -327,6 +331,11 @@ class Search:
         for alpha, gradient in zip(self.architecture.parameters(), gradients, strict=True):
             alpha.grad = gradient
         self.alpha_optimizer.step()
+        self.watched |= {
+            "valid_loss": result.loss.clone(),  # a CUDA graph writes it again
+            "gradient of alpha": norm(gradients),
+            "alpha": norm([alpha.detach() for alpha in self.architecture.parameters()]),
+        }
         if settings.implicit_noise:
             with torch.no_grad():
                 torch._foreach_add_(objective.parameters, result.noise)
@@ -363,8 +372,9 @@ class Search:
             gradient = result.gradient
         for weight, g in zip(objective.parameters, gradient, strict=True):
             weight.grad = g
-        nn.utils.clip_grad_norm_(objective.parameters, settings.grad_clip)
+        clipped_norm = nn.utils.clip_grad_norm_(objective.parameters, settings.grad_clip)
         self.weight_optimizer.step()
+        self.watched |= {"train_loss": result.loss, "gradient of the weights": clipped_norm}
 
         count = len(batch.labels)
         log.add("train_loss", result.loss, count)
@@ -385,7 +395,11 @@ class Search:
         return cosine(difference, exact)
 
     def run_epoch(self, epoch: int, now: Schedule, progress: StepProgress, name: str) -> Averages:
-        """The steps of an epoch, under its schedule; `name` is what the progress bar calls it."""
+        """The steps of an epoch, under its schedule; `name` is what the progress bar calls it.
+
+        Raises:
+            FloatingPointError: a loss, a gradient or alpha is not finite.
+        """
         settings, log = self.settings, Averages()
         for group in self.weight_optimizer.param_groups:
             group["lr"] = now.learning_rate
@@ -395,7 +409,7 @@ class Search:
         valid = data.cycle(valid_batches, len(train_batches))
         # T weight steps for a step of alpha; the implicit gradient is taken behind them (iDARTS, algorithm 1).
         inner, weights_first = settings.inner_steps, settings.weights_first or settings.hypergradient == "implicit"
-        measured = False
+        watch, measured = Watch(self.fabric.device), False
         for step, train_batch in enumerate(progress.track(name, train_batches)):
             train_batch = self.cast(train_batch)
             if step == 0 and settings.compare_derivatives:
@@ -406,6 +420,9 @@ class Search:
             if weights_first and (step % inner == inner - 1 or (step == last and not measured)):
                 self.alpha_step(objective, train_batch, self.cast(next(valid)), not measured, log)
                 measured = True
+            watch.add(epoch, step, self.watched)
+            self.watched = {}
+        watch.check()
         return log
 
     def cast(self, batch: data.Batch) -> data.Batch:
@@ -422,7 +439,7 @@ class Search:
         means = log.compute()
         for name, value in means.items():
             if not np.isfinite(value).all():
-                raise FloatingPointError(f"{name} is not finite in epoch {epoch}")
+                raise FloatingPointError(f"{name} is {value} in epoch {epoch}")
         settings, genotype = self.settings, self.genotype()
         mixing = {kind: w.detach() for kind, w in self.architecture.mixing_weights().items()}
         sigmoid = settings.relaxation == "sigmoid"
@@ -442,6 +459,7 @@ class Search:
         row |= {name: means.get(name) for name in measured}
         row |= {f"gradient_norm_layer_{layer}": value for layer, value in enumerate(means["layer_gradient_norms"])}
         row |= {f"entropy_{kind}": entropy(weights, sigmoid) for kind, weights in mixing.items()}
+        row |= {f"saturated_{kind}": saturated(weights, sigmoid) for kind, weights in mixing.items()}
         if sigmoid:
             over = {kind: (weights >= settings.threshold).double().mean().item() for kind, weights in mixing.items()}
             row |= {f"gates_over_threshold_{kind}": share for kind, share in over.items()}
@@ -493,9 +511,9 @@ class Search:
                 for epoch, genotype in enumerate(self.genotypes, start=1)
             ),
         )
-        temporary = run / ".alphas.tmp.npz"
-        np.savez(temporary, **{kind: np.stack(rows) for kind, rows in self.alphas.items()})
-        temporary.replace(run / "alphas.npz")
+        alphas = io.BytesIO()
+        np.savez(alphas, **{kind: np.stack(rows) for kind, rows in self.alphas.items()})
+        write_atomically(run / "alphas.npz", alphas.getvalue())
 
 
 def entropy(weights: Tensor, sigmoid: bool) -> float:
@@ -505,6 +523,15 @@ def entropy(weights: Tensor, sigmoid: bool) -> float:
     """
     shares = torch.stack([weights, 1 - weights]) if sigmoid else weights[None]
     return -(shares * shares.clamp(min=1e-30).log()).sum(dim=(0, -1)).mean().item()
+
+
+def saturated(weights: Tensor, sigmoid: bool) -> float:
+    """Share of the edges whose mixing weights all lie within 0.01 of 0 or 1: alpha's gradient hardly moves them.
+
+    Softmax weights do where one of them is over 0.99.
+    """
+    distance = torch.minimum(weights, 1 - weights) if sigmoid else 1 - weights.amax(dim=-1, keepdim=True)
+    return (distance < 0.01).all(dim=-1).double().mean().item()
 
 
 def skips(genotype: Genotype, kind: str) -> int:

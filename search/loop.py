@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import cli
 import data
 from analysis.curves import plot_search
 from analysis.draw import draw_genotype
-from cli import InputError, blaming
+from checkpoints import Checkpoints
+from cli import InputError, blaming, open_folder, saving
 from files import write_atomically
 from genotypes import Genotype
 from search.bilevel import Search, make_fabric, schedule
 from search.perturbation import select_by_perturbation
 from search.settings import CommonSettings, Resolved
-from utils import Checkpoints, StepProgress, provenance, write_config
+from utils import StepProgress, provenance, write_config
 
 
 def _summary(row: Mapping[str, Any], epochs: int) -> str:
@@ -44,7 +45,7 @@ def open_search(settings: CommonSettings, kind: type[Search] = Search) -> Search
     Raises:
         InputError: the settings do not fit the data, the supernet or the machine.
     """
-    fabric = make_fabric(settings.device, settings.precision, settings.tf32)
+    fabric = make_fabric(settings.device, settings.precision, settings.tf32, settings.deterministic)
     with blaming(f"--data: {settings.dataset}"):
         dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download, settings.images)
     return kind(settings, dataset, fabric)
@@ -59,36 +60,44 @@ def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None =
     """
     settings, run = resolved.settings, resolved.run
     state = open_search(settings, kind)
-    if resolved.resumed:
-        with blaming("--resume"):
-            checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
-            checkpoint = checkpoints.load()
-            if checkpoint:
-                state.restore(*checkpoint)
-                state.write_logs(run)
-    else:
-        cli.new_folder(run, "--save")
-        origin = {**provenance(cli.command_line(), str(state.fabric.device)), "settings_from": resolved.sources}
-        write_config(run, {**asdict(settings), "save": str(run)}, origin)
+    flag = "--resume" if resolved.resumed else "--save"
+    with open_folder(run, flag, new=not resolved.resumed):
         checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
+        with blaming(flag):
+            if resolved.resumed:
+                checkpoint = checkpoints.load()
+                if checkpoint:
+                    state.restore(*checkpoint)
+                    state.write_logs(run)
+            else:
+                origin = {**provenance(cli.command_line(), str(state.fabric.device)), "settings_from": resolved.sources}
+                write_config(run, {**asdict(settings), "save": str(run)}, origin)
+        _search(
+            state, resolved, checkpoints, f"python {resolved.script.path} --resume {shlex.quote(str(whole or run))}"
+        )
 
+
+def _search(state: Search, resolved: Resolved, checkpoints: Checkpoints, command: str) -> None:
+    """What is left of a search, in its run folder; `command` goes on with it."""
+    settings, run = resolved.settings, resolved.run
     first = len(state.rows)
     given = [name for source in ("command line", "config file") for name in resolved.sources.get(source, [])]
     values = {name: getattr(settings, name) for name in given if name != "method"}
     changes = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
     print(f"settings of {settings.method}{f'; but {changes}' if changes else ''}")
     print(f"run {run}: {settings.epochs - first} epochs on {state.fabric.device}", flush=True)
-    goes_on = f"go on with: python {resolved.script.path} --resume {shlex.quote(str(whole or run))}"
+    goes_on = f"go on with: {command}"
     try:
-        run_epochs(state, run, checkpoints)
-        plot_search(run)
-        if settings.selection == "perturbation":
-            genotype = select_by_perturbation(state, settings.finetune_epochs, run / "perturbation", goes_on)
-        else:
-            genotype = state.genotype()
-            refuse_missing_cell(genotype, state, run)
-        draw_genotype(genotype, run / "cells")
-        write_atomically(run / "genotype.json", genotype.to_json())
+        with saving(run, goes_on):
+            run_epochs(state, run, checkpoints)
+            plot_search(run)
+            if settings.selection == "perturbation":
+                genotype = select_by_perturbation(state, settings.finetune_epochs, run / "perturbation", goes_on)
+            else:
+                genotype = state.genotype()
+                refuse_missing_cell(genotype, state, run)
+            draw_genotype(genotype, run / "cells")
+            write_atomically(run / "genotype.json", genotype.to_json())
     except KeyboardInterrupt as stop:
         done = f"after {len(state.rows)} of {settings.epochs} epochs; {goes_on}"
         raise KeyboardInterrupt(str(stop) or done) from None
@@ -113,6 +122,40 @@ def run_epochs(state: Search, run: Path, checkpoints: Checkpoints) -> None:
                 if value is not None and name != "epoch":
                     board.add_scalar(name, value, epoch + 1)
             progress.line(_summary(state.rows[-1], settings.epochs))
+            for warning in new_warnings(state.rows):
+                progress.line(f"warning: {warning}")
+
+
+#: what the smallest layer gradient is to the largest, where float32 has lost it beside that
+VANISHED = 1e-6
+
+
+def new_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be said of the last of a search's rows, and was not yet of an earlier one: each thing once."""
+    *before, last = rows
+    warnings = []
+    for name in last:
+        if not name.startswith("saturated_") or last[name] < 0.5 or any(row[name] >= 0.5 for row in before):
+            continue
+        warnings.append(
+            f"alpha is saturated: {100 * last[name]:.0f} % of the edges of the {name.removeprefix('saturated_')} cell "
+            f"have mixing weights within 0.01 of 0 or 1, which hardly move any more"
+        )
+    warned = {layer for row in before for layer in _vanished(row)}
+    new = [layer for layer in _vanished(last) if layer not in warned]
+    if new:
+        warnings.append(
+            f"the architecture gradient vanishes in layer {', '.join(new)}: it is less than {VANISHED:g} of the "
+            "largest layer's"
+        )
+    return warnings
+
+
+def _vanished(row: Mapping[str, Any]) -> list[str]:
+    """The layers, counted from 0, whose architecture gradient is nothing beside the largest layer's."""
+    norms = {name: row[name] for name in row if name.startswith("gradient_norm_layer_")}
+    least = VANISHED * max(norms.values())
+    return [name.removeprefix("gradient_norm_layer_") for name, value in norms.items() if value <= least]
 
 
 def _known(measured: Mapping[str, float | None]) -> str:
@@ -138,16 +181,16 @@ def select_again(settings: CommonSettings, run: Path, folder: Path, goes_on: str
             raise ValueError(f"{run} has no checkpoint; expected a search of one epoch or more")
         state.restore(*checkpoint)
     print(f"search {run} after {len(state.rows)} of {settings.epochs} epochs, {settings.selection}", flush=True)
-    if settings.selection == "perturbation":
-        with blaming("--save"):
-            folder.mkdir(parents=True, exist_ok=True)
-        genotype = select_by_perturbation(state, settings.finetune_epochs, folder, goes_on)
-    else:
+    if settings.selection != "perturbation":
         genotype = state.genotype()
         refuse_missing_cell(genotype, state, run)
-        cli.new_folder(folder, "--save")
-    draw_genotype(genotype, folder / "cells")
-    write_atomically(folder / "genotype.json", genotype.to_json())
+    with blaming("--save"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with open_folder(folder, "--save", new=False), blaming("--save"):
+        if settings.selection == "perturbation":
+            genotype = select_by_perturbation(state, settings.finetune_epochs, folder, goes_on)
+        draw_genotype(genotype, folder / "cells")
+        write_atomically(folder / "genotype.json", genotype.to_json())
     print(f"found {genotype}{_known(state.measure(genotype))}\nfolder {folder}", flush=True)
 
 

@@ -8,6 +8,7 @@ normal and one of the reduction cell together, accuracy is measured with the bat
 learning, and the learning rate is a cosine from a tenth of the search's (constant in NAS-Bench-201).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor
 
 import data
+from checkpoints import Checkpoints
 from cli import blaming
 from files import write_csv
 from genotypes import Genotype
 from gradients import Objective
 from search.bilevel import Schedule, Search, cosine_learning_rate
-from utils import Averages, Checkpoints, StepProgress, accuracy
+from utils import Averages, StepProgress, accuracy
 
 
 class Perturbation:
@@ -182,6 +184,8 @@ class Perturbation:
                 log.add("accuracy", accuracy(logits, batch.labels), len(batch.labels))
                 progress.advance()
         means = log.compute()
+        if not math.isfinite(means["loss"]):
+            raise FloatingPointError(f"valid_loss is {means['loss']} in stage {self.done + 1} of the selection")
         return means["accuracy"], means["loss"]
 
     def _operation(self, kind: str, edge: int) -> str:
@@ -236,8 +240,9 @@ def select_by_perturbation(search: Search, finetune_epochs: int, folder: Path, g
         InputError: what is there is of another selection.
     """
     state = Perturbation(search, finetune_epochs)
-    checkpoints = Checkpoints(folder / "checkpoints", search.settings.keep_checkpoints)
     with blaming(str(folder)):
+        folder.mkdir(exist_ok=True)
+        checkpoints = Checkpoints(folder / "checkpoints", search.settings.keep_checkpoints)
         checkpoint = checkpoints.load()
         if checkpoint:
             state.restore(*checkpoint)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveInt
 
 import cli
-from cli import InputError, NonNegativeFloat, PositiveFloat, Probability, Seed, option
+from cli import InputError, Kept, NonNegativeFloat, PositiveFloat, Probability, Seed, option
 
 DESCRIPTION = (
     "Search a cell with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with any of their ideas together. "
@@ -191,7 +191,8 @@ class ExecutionSettings:
     cuda_graphs: bool = option(
         False, "launch a pass as one CUDA graph; second derivatives and smaller last batches stay as they are"
     )
-    keep_checkpoints: PositiveInt = option(2, "how many checkpoints to keep")
+    deterministic: bool = option(False, "only algorithms that give the same bits each time, for GPUs")
+    keep_checkpoints: Kept = option(2, "how many checkpoints to keep; the last but one stands in for a damaged last")
 
 
 @dataclass
@@ -206,6 +207,7 @@ class DevicesSettings:
     checkpoint_steps: NonNegativeInt = option(0, "steps between two checkpoints within an epoch; 0 for none")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = option("32-true", "of the network's passes")
     tf32: bool = option(False, "let GPUs round float32 factors to TensorFloat-32: faster, three decimal digits")
+    deterministic: bool = option(False, "only algorithms that give the same bits each time, for GPUs")
     compile: bool = option(False, "compile the network (torch.compile), for GPUs: minutes at the start")
 
 

@@ -42,3 +42,8 @@ def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:
     assert len(result.stderr.splitlines()) == 1, result.stderr
     for mention in mentions:
         assert mention in result.stderr
+
+
+def last_checkpoint(run: Path) -> Path:
+    """The file of a run's last checkpoint; one that is not there where the run has none."""
+    return max((run / "checkpoints").glob("*.safetensors"), default=run / "checkpoints/none")

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from analysis.checkpoints import ValidationLoss
 from analysis.hessian import MeasureSettings, dominant_eigenvalues, search_settings
 from analysis.landscape import directions
+from analysis.validation import ValidationLoss
 from benchmarks.plain import plain_supernet
 from tests.conftest import assert_refused, script
 from tests.test_nasbench201 import run_search as run_search_201

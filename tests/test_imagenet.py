@@ -27,8 +27,8 @@ import model
 from genotypes import load_genotype
 from imagenet.images import Decoder, Key, begin_worker, collate, colour_jitter, read_tree, shift_hue
 from recipes import IGNORED, Recipe, cosine, cross_entropy, linear, warm_up
-from tests.conftest import ROOT, assert_refused, script
-from trainer import last_checkpoint, load_checkpoint
+from tests.conftest import ROOT, assert_refused, last_checkpoint, script
+from trainer import load_checkpoint
 
 CELL = "LambdaDARTS_corr_0"
 TRAIN, TEST, EXPORT = (f"imagenet/{name}.py" for name in ("train", "test", "export"))
@@ -377,7 +377,7 @@ def uninterrupted(tree, tmp_path_factory):
 def stop_midway(tree, run):
     """Begin a run, stop it in the midst of an epoch, and give the checkpoint it leaves."""
     process = start(TRAIN, *long(tree, run))
-    until(last_checkpoint(run).exists, process)
+    until(lambda: last_checkpoint(run).exists(), process)
     process.send_signal(signal.SIGTERM)
     finish(process)
     return last_checkpoint(run).read_bytes()
@@ -386,7 +386,7 @@ def stop_midway(tree, run):
 def test_sigterm_saves_after_the_step_and_the_run_goes_on_with_the_next_batch(tree, uninterrupted, tmp_path):
     run = tmp_path / "run"
     process = start(TRAIN, *long(tree, run))
-    until(last_checkpoint(run).exists, process)
+    until(lambda: last_checkpoint(run).exists(), process)
     process.send_signal(signal.SIGTERM)
     ((status, _, errors),) = finish(process)
     assert status == 130, errors
@@ -451,7 +451,7 @@ def test_slurm_is_asked_again_before_the_training_has_begun(tree, tmp_path):
     asked.unlink()
     (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho access denied >&2\nexit 1\n")
     process = start(TRAIN, *long(tree, tmp_path / "other"), env=environment(**job))
-    until(last_checkpoint(tmp_path / "other").exists, process)
+    until(lambda: last_checkpoint(tmp_path / "other").exists(), process)
     process.send_signal(signal.SIGUSR1)
     ((status, _, errors),) = finish(process)
     assert status == 130 and "SLURM does not start the job again: scontrol requeue 4711: access denied" in errors
@@ -483,7 +483,7 @@ def test_slurm_is_asked_to_start_a_preempted_job_again(tree, uninterrupted, tmp_
     job = {**JOB, "PATH": path}
     run = tmp_path / "run"
     process = start(TRAIN, *long(tree, run), env=environment(**job))
-    until(last_checkpoint(run).exists, process)
+    until(lambda: last_checkpoint(run).exists(), process)
     process.send_signal(signal.SIGUSR1)
     ((status, _, errors),) = finish(process)
     assert status == 130, errors
@@ -504,7 +504,7 @@ def test_a_running_mean_of_the_weights_is_saved_and_resumed(tree, tmp_path):
     name = "network.classifier.weight"
     assert not torch.equal(saved["state_dict"][name], saved["current_model_state"][name])
     process = start(TRAIN, *long(tree, run, "--ema_decay", 0.9))
-    until(last_checkpoint(run).exists, process)
+    until(lambda: last_checkpoint(run).exists(), process)
     process.send_signal(signal.SIGINT)
     ((status, _, errors),) = finish(process)
     assert status == 130, errors
@@ -741,6 +741,7 @@ def test_a_port_that_is_taken_is_named(tree, tmp_path):
 def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tree, uninterrupted, tmp_path):
     run = tmp_path / "run"
     before = stop_midway(tree, run)
+    there = set(os.listdir(run / "checkpoints"))
 
     def no_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
@@ -748,9 +749,9 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tree, uninterrup
     ((status, _, errors),) = finish(start(TRAIN, "--resume", run, preexec_fn=no_room))
     assert status == 2, errors
     assert len(errors.splitlines()) == 1
-    assert all(part in errors for part in ("--save", "last.ckpt", "too large", f"go on with: python {TRAIN} --resume"))
+    assert all(part in errors for part in ("--save", "step_", "too large", f"go on with: python {TRAIN} --resume"))
     assert last_checkpoint(run).read_bytes() == before
-    assert os.listdir(run / "checkpoints") == ["last.ckpt"]
+    assert set(os.listdir(run / "checkpoints")) == there
     assert script(TRAIN, "--resume", run).returncode == 0
     assert_same_weights(run, uninterrupted, **EXACT)
 

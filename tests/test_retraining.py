@@ -31,9 +31,9 @@ from cli import InputError
 from genotypes import CELLS, load_genotype
 from modules import Retraining, TensorImages
 from recipes import Recipe, cosine
-from tests.conftest import ROOT, assert_refused, script
+from tests.conftest import ROOT, assert_refused, last_checkpoint, script
 from train.train import PROG, TrainSettings, train
-from trainer import fit, last_checkpoint, load_checkpoint
+from trainer import fit, load_checkpoint
 
 CELL = "LambdaDARTS_cifar10_s2"
 #: three steps an epoch on the digits
@@ -251,7 +251,7 @@ def test_a_cell_learns_the_digits(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
-    with pytest.raises(FloatingPointError, match="train_loss is not finite in epoch 1"):
+    with pytest.raises(FloatingPointError, match="train_loss is nan in epoch 1, step 2"):
         retrain(replace(SMALL, learning_rate=1e30), tmp_path / "run")
     assert not last_checkpoint(tmp_path / "run").exists()
 
@@ -389,10 +389,10 @@ def test_a_checkpoint_is_data_and_a_damaged_one_is_refused(finished, tmp_path):
 
 def test_a_resumed_run_refuses_a_damaged_checkpoint(finished, tmp_path):
     run = tmp_path / "run"
-    last_checkpoint(run).parent.mkdir(parents=True)
-    last_checkpoint(run).write_bytes(b"no checkpoint")
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/step_00001.safetensors").write_bytes(b"no checkpoint")
     (run / "genotype.json").write_text((finished / "genotype.json").read_text())
-    with pytest.raises(InputError, match=r"--resume: .*last\.ckpt is damaged"):
+    with pytest.raises(InputError, match=r"--resume: .*step_00001.safetensors is damaged"):
         retrain(SMALL, run, resumed=True)
     assert not (run / "metrics.csv").exists()
 

@@ -21,7 +21,7 @@ from gradients import Objective, norm, regularized_gradient, weight_gradient
 from search.bilevel import Search, entropy, make_fabric, schedule
 from search.loop import search
 from search.settings import Resolved, SearchSettings, method_settings
-from tests.conftest import ROOT, script
+from tests.conftest import ROOT, last_checkpoint, script
 from utils import Averages
 
 #: the smallest search that has two normal cells: two steps an epoch on the digits
@@ -49,10 +49,6 @@ def start(settings=SMALL):
     return Search(settings, data.load(settings.dataset), make_fabric("cpu", settings.precision))
 
 
-def last_checkpoint(run):
-    return load_file(sorted((run / "checkpoints").glob("epoch_*.safetensors"))[-1])
-
-
 def metrics(run):
     """The rows of a run's metrics but for what the machine decides."""
     machine = ("seconds", "peak_memory_mib")
@@ -62,7 +58,7 @@ def metrics(run):
 
 def assert_same_run(a, b):
     """Weights, optimizers, alphas, metrics and genotypes, bit for bit; the seconds are those of a clock."""
-    first, second = last_checkpoint(a), last_checkpoint(b)
+    first, second = (load_file(last_checkpoint(run)) for run in (a, b))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     with np.load(a / "alphas.npz") as x, np.load(b / "alphas.npz") as y:

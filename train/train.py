@@ -69,7 +69,7 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     if resumed and cli.finished(run):
         return
     with blaming("--resume" if resumed else "--arch"):
-        genotype = load_genotype(str(run) if resumed else settings.arch)
+        genotype = load_genotype(str(run) if (run / "genotype.json").exists() and resumed else settings.arch)
 
     # Imported here: --help, a wrong flag and a wrong genotype are answered before torch is loaded.
     from analysis.card import write_card

@@ -16,10 +16,13 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
 
 import cli
 from cli import InputError, option
+from files import LOCK
 from nasbench201.settings import SCRIPT as SCRIPT_201
 from search.settings import SCRIPT, CommonSettings, Selection, check_combination, load_settings
 
 PROG = "select.py"
+#: what a selection that was stopped leaves in its folder
+UNFINISHED = {"checkpoints", "cells", "scores.csv", LOCK}
 
 
 @dataclass
@@ -59,8 +62,7 @@ def main() -> None:
     folder = Path(settings.save or run / "selections" / _name(search_settings))
     if (folder / "genotype.json").exists():
         raise InputError(f"--save: {folder} holds a cell already; expected another folder")
-    stopped = (folder / "checkpoints").is_dir() and not (folder / "config.yaml").exists()
-    if search_settings.selection != "perturbation" or not stopped:
+    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= UNFINISHED:
         cli.check_new_folder(folder, "--save")
 
     # Imported here: --help and a wrong flag are answered before torch is loaded.

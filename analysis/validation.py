@@ -8,13 +8,14 @@ from torch import Tensor
 
 import data
 from architect import relax
+from checkpoints import Checkpoints, read
 from cli import InputError, blaming
 from gradients import Objective
 from nasbench201.search201 import Search201
 from search.bilevel import Search, schedule
 from search.loop import open_search
 from search.settings import CommonSettings
-from utils import Checkpoints, accuracy
+from utils import accuracy
 
 
 class ValidationLoss:
@@ -40,7 +41,7 @@ class ValidationLoss:
     def __init__(self, run: Path, settings: CommonSettings, batches: int) -> None:
         self._checkpoints = Checkpoints(run / "checkpoints")
         with blaming("run"):
-            self.epochs = self._checkpoints.epochs
+            self.epochs = self._checkpoints.numbers
         if not self.epochs:
             raise InputError(f"run: {run} has no checkpoint; expected a search, of one seed, of one epoch or more")
         self.search = open_search(settings, Search201 if settings.space == "nasbench201" else Search)
@@ -66,7 +67,7 @@ class ValidationLoss:
         """
         search = self.search
         with blaming("run"):
-            search.restore(*self._checkpoints.load(epoch))
+            search.restore(*read(self._checkpoints.path(epoch)))
         now = schedule(search.settings, epoch - 1)
         self._objective = Objective(search.supernet.train(), search.fabric.autocast, now.drop_path_prob, now.skip_beta)
         return torch.cat([alpha.detach().flatten() for alpha in search.architecture.alphas.values()])

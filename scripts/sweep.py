@@ -29,8 +29,8 @@ from files import write_atomically
 from scripts.grid import Step, Unit, arguments
 
 ROOT = Path(__file__).resolve().parents[1]
-#: what a finished step leaves in its folder
-LEAVES = {"search": "genotype.json", "retrain": "result.json"}
+#: what a step leaves in its folder last of all
+LEAVES = {"search": "genotype.json", "retrain": "model_card.md"}
 #: who scores what a script leaves
 SCORES = {
     "train/train.py": "train/test.py",

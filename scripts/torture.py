@@ -1,0 +1,261 @@
+"""Kill runs at random moments, go on with each, and see that it ends bit for bit like one that was left alone.
+
+    bash scripts/torture.sh                                      # 110 kills, ten of each kind of run
+    python scripts/torture.py --kills 30 --only retraining table --seed 7
+
+A run is ended by SIGKILL, SIGTERM or Ctrl-C after a random time, or dies in the midst of a write (die_in_write.py).
+Then the command that its folder asks for is given: --resume where that is a run, the same one where it is not yet.
+Compared are all weights, optimizers, alphas, metrics, genotypes and scores, and the names of all files. torture.json
+in the folder has the figures; the exit status is 1 where a run ends otherwise than it should.
+"""
+
+import csv
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse.typing import PositiveInt
+
+import cli
+from cli import InputError, Seed, blaming, option
+from files import LOCK, write_atomically
+
+PROG = "torture.py"
+ROOT = Path(__file__).resolve().parents[1]
+#: seconds that a stopped process has to end, and an undisturbed one
+STOPPING, ENDING = 120, 900
+#: what depends on the clock, the machine or the folder's name
+OF_THE_MACHINE = {"seconds", "peak_memory_mib", "save", "resume", "command", "provenance", "source"}
+#: drawings and logs, which have to be there and may differ
+SHOWN = {".png", ".svg", ".gv", ".pdf", ".md", ".html", ".log", ""}
+
+DIGITS = "--dataset digits --init_channels 2 --batch_size 64 --device cpu"
+CELLS = f"{DIGITS} --space s2 --layers 4 --arch_learning_rate 0.1"
+TABLE = {
+    "title": "Digits",
+    "scripts": {"search": "search/train_search.py", "retrain": "train/train.py"},
+    "search": {"dataset": "digits", "layers": 4, "init_channels": 2, "batch_size": 64, "epochs": 2},
+    "retrain": {"dataset": "digits", "layers": 3, "init_channels": 2, "batch_size": 128, "epochs": 2},
+    "columns": {"S2": {"search": {"space": "s2"}}},
+    "methods": {name: {"search": {"method": name.lower()}} for name in ("DARTS", "DARTS-minus")},
+    "scales": {"tiny": {"seeds": 1}},
+}
+
+
+#: kinds of runs: script and flags
+KINDS = {
+    "darts": f"search/train_search.py --method darts {CELLS} --epochs 4",
+    "darts-2nd": f"search/train_search.py --method darts-2nd {CELLS} --epochs 3",
+    "lambda-darts": f"search/train_search.py --method lambda-darts {CELLS} --epochs 3",
+    "lambda-darts-exact": f"search/train_search.py --method lambda-darts-exact {CELLS} --epochs 3",
+    "darts-minus": f"search/train_search.py --method darts-minus {CELLS} --epochs 4",
+    "fair-darts": f"search/train_search.py --method fair-darts --threshold 0.5 {CELLS} --epochs 4",
+    "idarts": f"search/train_search.py --method idarts {CELLS} --epochs 3",
+    "darts-pt": f"search/train_search.py --method darts-pt --finetune_epochs 0 {CELLS} --epochs 2",
+    "nasbench201": (f"nasbench201/train_search.py --seeds 0 1 --cells_per_stage 1 {DIGITS} --epochs 2"),
+    "retraining": (
+        "train/train.py --arch DARTS_V2 --dataset digits --layers 3 --init_channels 2 --batch_size 128 --epochs 3"
+        " --checkpoint_steps 4 --cutout --cutout_length 2 --device cpu"
+    ),
+    "table": "scripts/reproduce.py --scale tiny",
+}
+
+
+@dataclass
+class Settings:
+    """torture"""
+
+    kills: PositiveInt = option(110, "how many in all, alike for each kind of run")
+    only: list[str] = option(None, f"the kinds of runs: of {', '.join(KINDS)}")
+    out: str = option("runs/torture", "folder to make")
+    seed: Seed = option(0, "of the moments")
+
+
+@dataclass
+class Figures:
+    """What came of a kind of run."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    runs: int = 0  # compared with the undisturbed one
+    files: int = 0  # compared
+    faults: list[str] = field(default_factory=list)
+
+
+def command(begins: str, run: Path) -> list[str]:
+    """The command that begins a run, or goes on with it, as a user reads it off the folder."""
+    script, *flags = shlex.split(begins)
+    if script == "scripts/reproduce.py":
+        table = run.with_suffix(".yaml")
+        table.write_text(yaml.safe_dump(TABLE), encoding="utf-8")
+        return [script, *flags, "--table", str(table), "--out", str(run)]
+    return [script, "--resume", str(run)] if (run / "config.yaml").exists() else [script, *flags, "--save", str(run)]
+
+
+def start(line: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A script of this repository, in a process group of its own."""
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)}
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            [sys.executable, *line],
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def disturb(begins: str, run: Path, log: Path, whole: float, moments: random.Random) -> str:
+    """Go on with a run and end it; "" where it ended by itself before that.
+
+    Args:
+        whole: seconds that it takes from its beginning to its end.
+
+    Raises:
+        TimeoutError: it cannot be stopped.
+    """
+    how = moments.choice(("SIGKILL", "SIGTERM", "SIGINT", "write", "write"))
+    line = command(begins, run)
+    if how == "write":
+        line = ["scripts/die_in_write.py", str(moments.randrange(24)), *line]
+    process = start(line, log)
+    try:
+        process.wait(timeout=ENDING if how == "write" else moments.uniform(0.1, 0.9) * whole)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.Signals[how])
+        try:
+            process.wait(timeout=STOPPING)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise TimeoutError(f"{shlex.join(line)} goes on after {how}") from None
+    ended = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130}
+    if process.returncode not in {0, *ended}:
+        raise ValueError(f"{shlex.join(line)} ended with {process.returncode} after {how}; see {log}")
+    return how if process.returncode in ended else ""
+
+
+def finish(begins: str, run: Path, log: Path) -> None:
+    """Go on with a run to its end.
+
+    Raises:
+        ValueError: it does not end well.
+    """
+    status = start(command(begins, run), log).wait(timeout=ENDING)
+    if status:
+        raise ValueError(f"{run} ended with status {status}; see {log}")
+
+
+def plain(value: Any) -> Any:
+    """A value without what depends on the machine."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items() if name not in OF_THE_MACHINE}
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def content(path: Path) -> Any:
+    """What a file says, to be compared."""
+    import numpy as np
+
+    from checkpoints import read
+
+    if path.suffix == ".safetensors":
+        tensors, state = read(path)
+        return {name: (str(tensor.dtype), tensor.numpy().tobytes()) for name, tensor in tensors.items()}, plain(state)
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return {name: (array.shape, array.tobytes()) for name, array in arrays.items()}
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".csv":
+        return plain(list(csv.DictReader(text.splitlines())))
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in text.splitlines()]
+    return plain(yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text))
+
+
+def names(run: Path) -> set[Path]:
+    """The files of a run folder but for locks and TensorBoard's, whose names have the time."""
+    files = (path.relative_to(run) for path in run.rglob("*") if path.is_file() and path.name != LOCK)
+    return {path for path in files if "tensorboard" not in path.parts}
+
+
+def differences(run: Path, other: Path) -> Iterator[str]:
+    """In what two run folders differ, but for what depends on the machine."""
+    for name in sorted(names(run) ^ names(other)):
+        yield f"{name} is in one of {run} and {other} only"
+    for name in sorted(names(run) & names(other)):
+        if name.suffix not in SHOWN and content(run / name) != content(other / name):
+            yield f"{name} differs in {run} and {other}"
+
+
+def torture(name: str, kills: int, out: Path, moments: random.Random) -> Figures:
+    """Kill runs of a kind so many times in all, and compare each with one that was left alone."""
+    begins, figures = KINDS[name], Figures()
+    undisturbed, log = out / f"{name}-undisturbed", out / f"{name}.log"
+    try:
+        begun = time.monotonic()
+        finish(begins, undisturbed, log)
+        whole = time.monotonic() - begun
+        while figures.kills.total() < kills and not figures.faults:
+            run = out / f"{name}-{figures.runs}"
+            while figures.kills.total() < kills:
+                how = disturb(begins, run, log, whole, moments)
+                if not how:
+                    break
+                figures.kills[how] += 1
+            finish(begins, run, log)
+            figures.runs += 1
+            figures.files += len(names(run))
+            figures.faults += differences(undisturbed, run)
+    except (ValueError, TimeoutError, subprocess.TimeoutExpired) as error:
+        figures.faults.append(str(error))
+    return figures
+
+
+def main() -> None:
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    kinds = settings.only or list(KINDS)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"--only: {kind!r}, expected some of {', '.join(KINDS)}")
+    out = Path(settings.out).resolve()
+    cli.new_folder(out, "--out")
+    # A process that was started in the background passes on that it ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    moments, results = random.Random(settings.seed), {}
+    for number, kind in enumerate(kinds):
+        kills = settings.kills // len(kinds) + (number < settings.kills % len(kinds))
+        if not kills:
+            continue
+        print(f"{kind}: {kills} kills, {number + 1} of {len(kinds)} kinds of runs", flush=True)
+        begun = time.monotonic()
+        results[kind] = figures = torture(kind, kills, out, moments)
+        how = ", ".join(f"{count} {name}" for name, count in sorted(figures.kills.items()))
+        print(
+            f"  {how}; {figures.runs} runs of {figures.files} files compared, "
+            f"{len(figures.faults)} faults, {cli.duration(time.monotonic() - begun)}",
+            flush=True,
+        )
+        for fault in figures.faults:
+            print(f"  {fault}", flush=True)
+        with blaming("--out"):
+            shown = {name: asdict(value) for name, value in results.items()}
+            write_atomically(out / "torture.json", json.dumps(shown, indent=1) + "\n")
+    faults = sum(len(figures.faults) for figures in results.values())
+    kills = sum(figures.kills.total() for figures in results.values())
+    print(f"{kills} kills, {faults} faults")
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

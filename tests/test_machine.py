@@ -1,0 +1,325 @@
+"""Run folders on machines that fail: killed processes, two of them in one folder, full disks, lost folders."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import files
+from checkpoints import Checkpoints
+from cli import InputError, open_folder
+from files import LOCK, hold, is_passing, write_atomically
+from scripts.torture import KINDS, differences, torture
+from tests.conftest import ROOT, assert_refused, last_checkpoint, script
+from tests.test_retraining import SMALL as RETRAINING
+from tests.test_retraining import retrain
+from tests.test_search import SMALL, run_search
+
+TINY = replace(SMALL, init_channels=2, reg="none", epochs=2)
+SEARCH = "search/train_search.py"
+FLAGS = (
+    "--dataset digits --space s2 --layers 4 --init_channels 2 --batch_size 64 --epochs 30 --device cpu --method darts"
+)
+
+
+class Killed(BaseException):
+    """Stands for the death of the process: nothing catches it."""
+
+
+def die_in_write(patch: pytest.MonkeyPatch, moment: int) -> None:
+    """Have a write of files.py cut short: with half of the temporary file, with all of it, or under its name."""
+    synced, renamed, left = os.fsync, os.replace, [moment]
+
+    def count() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    def fsync(descriptor):
+        if left[0] == 0 and not os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+        if not os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            count()
+        synced(descriptor)
+
+    def replace(source, target):
+        count()
+        renamed(source, target)
+        count()
+
+    patch.setattr(files.os, "fsync", fsync)
+    patch.setattr(files.os, "replace", replace)
+
+
+def killed_at_every_moment(begin, go_on, undisturbed: Path, folder: Path) -> int:
+    """End a run in every moment of every write, in turn, go on, and compare; how many moments there are."""
+    moment = 0
+    while True:
+        run = folder / str(moment)
+        with pytest.MonkeyPatch.context() as patch:
+            die_in_write(patch, moment)
+            try:
+                begin(run)
+                return moment
+            except Killed:
+                pass
+        go_on(run) if (run / "config.yaml").exists() else begin(run)
+        assert list(differences(undisturbed, run)) == [], moment
+        shutil.rmtree(run)
+        moment += 1
+
+
+def test_a_search_killed_in_any_moment_of_any_write_ends_like_one_that_was_not(tmp_path):
+    settings = replace(TINY, epochs=1)
+    moments = killed_at_every_moment(
+        lambda run: run_search(settings, run),
+        lambda run: run_search(settings, run, resumed=True),
+        run_search(settings, tmp_path / "undisturbed"),
+        tmp_path,
+    )
+    # config.yaml, the checkpoint, metrics.csv, genotypes.jsonl, alphas.npz and genotype.json at least
+    assert moments >= 3 * 6
+
+
+def test_a_retraining_killed_in_any_moment_of_any_write_ends_like_one_that_was_not(tmp_path):
+    settings = replace(RETRAINING, epochs=1)
+    moments = killed_at_every_moment(
+        lambda run: retrain(settings, run),
+        lambda run: retrain(settings, run, resumed=True),
+        retrain(settings, tmp_path / "undisturbed"),
+        tmp_path,
+    )
+    # config.yaml, genotype.json, two checkpoints, metrics.csv, result.json and model_card.md at least
+    assert moments >= 3 * 7
+
+
+@pytest.mark.parametrize("name", ["lambda-darts", "nasbench201", "retraining"])
+def test_runs_killed_at_random_end_like_ones_that_were_not(tmp_path, name):
+    """scripts/torture.sh does so for every kind of run, and longer."""
+    import random
+
+    figures = torture(name, 3, tmp_path, random.Random(list(KINDS).index(name)))
+    assert figures.faults == [] and figures.kills.total() == 3 and figures.files > 10
+
+
+# --- one process a folder
+
+
+def holder(folder: Path) -> subprocess.Popen:
+    code = (
+        "import sys, time; from pathlib import Path; from files import hold\n"
+        "with hold(Path(sys.argv[1])):\n print(1, flush=True); time.sleep(99)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, folder], cwd=ROOT, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_folder_has_one_writer_until_that_ends(tmp_path, end):
+    with holder(tmp_path) as process:
+        said = rf"^--resume: {tmp_path} is in use by process {process.pid} on "
+        with pytest.raises(InputError, match=said), open_folder(tmp_path, "--resume", new=False):
+            pass
+        with pytest.raises(InputError, match="in use"), open_folder(tmp_path, "--save", new=True):
+            pass
+        process.send_signal(end)
+        process.wait()
+    with open_folder(tmp_path, "--save", new=True):
+        assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_child_does_not_inherit_the_lock(tmp_path):
+    """Such as the workers that decode pictures, which outlive their process by seconds."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from files import hold\n"
+        "with hold(Path(sys.argv[1])):\n if os.fork() == 0: time.sleep(30)\n os._exit(0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, start_new_session=True)
+    assert process.wait() == 0
+    try:
+        with hold(tmp_path):
+            pass
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module", params=["search", "retraining"])
+def whole(request, tmp_path_factory):
+    """A finished run, and the function that begins one like it or goes on with it."""
+    run = tmp_path_factory.mktemp("whole") / request.param
+    if request.param == "search":
+        return run_search(TINY, run), lambda run, resumed: run_search(TINY, run, resumed)
+    settings = replace(RETRAINING, epochs=2)
+    return retrain(settings, run), lambda run, resumed: retrain(settings, run, resumed)
+
+
+def unfinished(whole: Path, run: Path) -> Path:
+    """A copy of a run that has its checkpoints and not yet what it leaves in the end."""
+    shutil.copytree(whole, run)
+    for name in ("genotype.json", "result.json", "model_card.md"):
+        (run / name).unlink(missing_ok=True)
+    return run
+
+
+def test_a_run_refuses_a_folder_in_use(tmp_path, whole):
+    run, go_on = unfinished(whole[0], tmp_path / "run"), whole[1]
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != LOCK}
+    with holder(run) as process:
+        with pytest.raises(InputError, match=r"^--resume: .* is in use by process"):
+            go_on(run, True)
+        process.kill()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != LOCK} == before
+
+
+def test_what_an_interrupted_write_left_does_not_count_and_goes(tmp_path):
+    for name in (".config.yaml.tmp", LOCK):
+        (tmp_path / name).write_text("half")
+        assert is_passing(tmp_path / name)
+    with open_folder(tmp_path, "--save", new=True):
+        assert os.listdir(tmp_path) == [LOCK]
+    (tmp_path / ".mine").write_text("")
+    assert not is_passing(tmp_path / ".mine")
+    with pytest.raises(InputError, match="not empty"), open_folder(tmp_path, "--save", new=True):
+        pass
+
+
+def test_a_damaged_last_checkpoint_is_named_and_the_run_ends_like_one_whose_was_whole(tmp_path, whole, capsys):
+    run, go_on = unfinished(whole[0], tmp_path / "run"), whole[1]
+    last = last_checkpoint(run)
+    last.write_bytes(last.read_bytes()[:-100])
+    go_on(run, True)
+    said = capsys.readouterr().err
+    assert f"{last} is damaged" in said and "going on from" in said
+    assert list(differences(whole[0], run)) == []
+
+
+# --- machines
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of three MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("this test mounts a small file system, which this user may not")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (SEARCH, FLAGS.replace("--epochs 30", "--epochs 4")),
+        ("train/train.py", "--arch DARTS_V2 --dataset digits --layers 3 --init_channels 4 --epochs 2 --device cpu"),
+    ],
+    ids=["search", "retraining"],
+)
+def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_when_there_is_room(tmp_path, disk, command, flags):
+    run, ballast = disk / "run", disk / "ballast"
+    undisturbed = tmp_path / "undisturbed"
+    assert script(command, *flags.split(), "--save", undisturbed).returncode == 0
+    with start(command, *flags.split(), "--save", run) as process:
+        until(lambda: last_checkpoint(run).exists(), process)
+        with pytest.raises(OSError, match="No space"):
+            ballast.write_bytes(b"\0" * 2**22)
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2, errors
+    assert len(errors.splitlines()) == 1
+    assert "--save" in errors and "No space left" in errors and f"python {command} --resume {run}" in errors
+    ballast.unlink()
+    resumed = script(command, "--resume", run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert list(differences(undisturbed, run)) == []
+
+
+def test_a_folder_that_may_only_be_read_is_named_and_nothing_changes(disk):
+    run = disk / "run"
+    run_search(replace(TINY, epochs=1), run)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert_refused(script(SEARCH, "--resume", run), "--resume", "Read-only")
+    assert_refused(script(SEARCH, *FLAGS.split(), "--save", disk / "new"), "--save", "Read-only")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def start(*arguments: object, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def until(condition, process) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [(SEARCH, FLAGS), ("train/train.py", "--arch DARTS_V2 --dataset digits --layers 3 --init_channels 2 --device cpu")],
+    ids=["search", "retraining"],
+)
+def test_a_folder_that_is_removed_under_a_run_is_named_and_not_made_again(tmp_path, command, flags):
+    run = tmp_path / "run"
+    with start(command, *flags.split(), "--save", run) as process:
+        until(lambda: last_checkpoint(run).exists(), process)
+        run.rename(tmp_path / "moved")
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert errors.splitlines() == [
+        f"{Path(command).name}: error: --save: {run} is gone or moved; expected it to stay while the run goes on"
+    ]
+    assert not run.exists()
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path):
+    """The clock goes back by an hour at every look, in the process and in TensorBoard's events."""
+    settings = replace(TINY, epochs=1)
+    undisturbed, run = run_search(settings, tmp_path / "undisturbed"), tmp_path / "run"
+    config = (undisturbed / "config.yaml").read_text().replace("epochs: 1\n", "epochs: 3\n")
+    code = (
+        "import itertools, runpy, sys, time\n"
+        "now = time.time(); hours = itertools.count()\n"
+        "time.time = lambda: now - 3600 * next(hours)\n"
+        "sys.argv, sys.path[0] = sys.argv[1:], 'search'\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    (tmp_path / "three.yaml").write_text(config)
+    begun = script("-c", code, SEARCH, "--config", tmp_path / "three.yaml", "--save", run)
+    assert begun.returncode == 0, begun.stderr
+    straight = run_search(replace(settings, epochs=3), tmp_path / "straight")
+    assert list(differences(straight, run)) == []
+    kept = Checkpoints(run / "checkpoints")
+    kept.path(3).unlink()
+    os.utime(kept.path(2), (0, 0))  # the newest by its number, whatever its time
+    (run / "genotype.json").unlink()
+    assert script("-c", code, SEARCH, "--resume", run).returncode == 0
+    assert list(differences(straight, run)) == []
+
+
+def test_a_file_is_whole_or_as_before(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, "before")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        write_atomically(path, "after")
+    assert raised.value.filename == str(path)
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["file"]

@@ -1,0 +1,177 @@
+"""Numbers that are not finite, alphas that no longer move, layers without a gradient, and the same bits twice."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import data
+from modules import Retraining
+from search.bilevel import Search, make_fabric, saturated
+from search.loop import new_warnings
+from search.perturbation import Perturbation
+from tests.conftest import last_checkpoint
+from tests.test_retraining import SMALL as RETRAINING
+from tests.test_retraining import retrain
+from tests.test_search import SMALL, assert_same_run, run_search
+from trainer import load_checkpoint
+from utils import StepProgress, Watch
+
+TINY = replace(SMALL, init_channels=2, reg="none", epochs=2)
+
+
+def weights_of(run):
+    """The weights of a retraining's last checkpoint, as bytes."""
+    state = load_checkpoint(last_checkpoint(run))["state_dict"]
+    return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
+
+
+def test_the_watch_names_the_first_number_that_is_not_finite_with_its_epoch_and_step():
+    watch = Watch(torch.device("cpu"))
+    watch.add(0, 0, {"loss": torch.tensor(1.0), "gradient": torch.tensor(2.0)})
+    with pytest.raises(FloatingPointError, match=r"^gradient is inf in epoch 3, step 8$"):
+        watch.add(
+            2, 7, {"loss": torch.tensor(1.0), "gradient": torch.tensor(torch.inf), "alpha": torch.tensor(torch.nan)}
+        )
+
+
+def test_on_a_gpu_the_watch_looks_every_fifty_steps_and_before_a_checkpoint():
+    watch = Watch(torch.device("cuda"))  # nothing is put there
+    for step in range(49):
+        watch.add(0, step, {"loss": torch.tensor(torch.nan if step >= 3 else 0.0)})
+    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1, step 4"):
+        watch.check()
+    for step in range(49):
+        watch.add(1, step, {"loss": torch.tensor(torch.nan)})
+    with pytest.raises(FloatingPointError, match="loss is nan in epoch 2, step 1"):
+        watch.add(1, 49, {"loss": torch.tensor(0.0)})
+
+
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("weights", "train_loss is nan in epoch 2, step 2"),
+        ("weights' gradient", "gradient of the weights is inf in epoch 2, step 2"),
+        ("validation images", "valid_loss is nan in epoch 2, step 2"),
+        ("alpha's gradient", "gradient of alpha is nan in epoch 2, step 2"),
+        ("alpha", "alpha is inf in epoch 2, step 2"),
+    ],
+)
+def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, monkeypatch, what, named):
+    """And goes on from the checkpoint before, once the cause is gone, as if nothing had been."""
+    steps = {"alpha_step": 0, "weight_step": 0}
+    run, own = tmp_path / "run", {name: getattr(Search, name) for name in steps}
+
+    def spoil(name):
+        def step(state, objective, *batches):
+            steps[name] += 1  # of three an epoch
+            if steps[name] == 5 and name == ("weight_step" if what.startswith("weights") else "alpha_step"):
+                if what == "weights":
+                    with torch.no_grad():
+                        next(state.supernet.parameters()).fill_(torch.nan)
+                elif what == "weights' gradient":
+                    next(iter(objective.parameters)).register_hook(lambda gradient: gradient.fill_(torch.inf))
+                elif what == "validation images":
+                    batches = (batches[0], batches[1]._replace(images=batches[1].images * torch.nan), *batches[2:])
+                elif what == "alpha's gradient":
+                    spoiled = [torch.full_like(alpha, torch.nan) for alpha in state.architecture.parameters()]
+                    patch.setattr(state.architecture, "gradients", lambda *_: spoiled)
+                else:
+                    state.alpha_optimizer.param_groups[0]["lr"] = torch.inf
+            own[name](state, objective, *batches)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for name in steps:
+            patch.setattr(Search, name, spoil(name))
+        with pytest.raises(FloatingPointError, match=named):
+            run_search(TINY, run)
+    assert last_checkpoint(run).name == "epoch_00001.safetensors" and not (run / "genotype.json").exists()
+    run_search(TINY, run, resumed=True)
+    assert_same_run(run_search(TINY, tmp_path / "undisturbed"), run)
+
+
+def test_a_selection_stops_where_a_loss_is_not_finite(monkeypatch):
+    search = Search(TINY, data.load("digits"), make_fabric("cpu", "32-true"))
+    state = Perturbation(search, 0)
+    with torch.no_grad():
+        next(search.supernet.parameters()).fill_(torch.nan)
+    with StepProgress("", 1, 0) as progress, pytest.raises(FloatingPointError, match="valid_loss is nan in stage 1"):
+        state.run(("decide", 0), progress)
+
+
+def test_a_retraining_stops_at_a_gradient_that_is_not_finite(tmp_path, monkeypatch):
+    step = Retraining.training_step
+
+    def spoil(module, batch, batch_idx):
+        if module.current_epoch == 1 and batch_idx == 1:
+            next(module.network.parameters()).register_hook(lambda gradient: gradient.fill_(torch.nan))
+        return step(module, batch, batch_idx)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Retraining, "training_step", spoil)
+        with pytest.raises(FloatingPointError, match="gradient_norm is nan in epoch 2, step 2"):
+            retrain(RETRAINING, run)
+    before = last_checkpoint(run).name
+    retrain(RETRAINING, run, resumed=True)
+    undisturbed = retrain(RETRAINING, tmp_path / "undisturbed")
+    assert last_checkpoint(run).name == last_checkpoint(undisturbed).name > before
+    assert weights_of(run) == weights_of(undisturbed)
+
+
+def test_an_edge_is_saturated_where_its_mixing_weights_are_near_0_and_1():
+    softmax = torch.tensor([[0.995, 0.005], [0.98, 0.02], [0.001, 0.999], [0.5, 0.5]])
+    assert saturated(softmax, sigmoid=False) == 0.5
+    gates = torch.tensor([[0.995, 0.995], [0.995, 0.5], [0.005, 0.992], [0.0, 0.98]])
+    assert saturated(gates, sigmoid=True) == 0.5
+
+
+def row(saturated_normal=0.0, layers=(1.0, 1.0, 1.0)):
+    return {"saturated_normal": saturated_normal, "saturated_reduce": 0.0} | {
+        f"gradient_norm_layer_{layer}": norm for layer, norm in enumerate(layers)
+    }
+
+
+def test_each_warning_is_said_once():
+    assert new_warnings([row()]) == []
+    assert new_warnings([row(0.4), row(0.49)]) == []
+    (said,) = new_warnings([row(0.4), row(0.5)])
+    assert said.startswith("alpha is saturated: 50 % of the edges of the normal cell")
+    assert new_warnings([row(0.5), row(0.6)]) == []
+    (said,) = new_warnings([row(), row(layers=(1.0, 0.0, 1e-7))])
+    assert said.startswith("the architecture gradient vanishes in layer 1, 2:")
+    (said,) = new_warnings([row(layers=(1.0, 0.0, 1.0)), row(layers=(1.0, 0.0, 1e-7))])
+    assert said.startswith("the architecture gradient vanishes in layer 2:")
+    (said,) = new_warnings([row(layers=(0.0, 0.0, 0.0))])
+    assert "layer 0, 1, 2" in said
+
+
+def test_a_search_whose_alpha_runs_away_says_so(tmp_path, capsys):
+    run_search(replace(TINY, arch_learning_rate=20.0, epochs=3), tmp_path / "run")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: alpha is saturated")]
+    assert {line.split(" of the edges of the ")[1].split(" cell")[0] for line in said} == {"normal", "reduce"}
+    assert len(said) == 2
+
+
+def test_deterministic_gives_the_same_bits_twice_and_those_without_it_on_a_cpu(tmp_path):
+    settings = replace(SMALL, epochs=1, init_channels=2)
+    plain, first, second = (
+        run_search(replace(settings, deterministic=on), tmp_path / name)
+        for name, on in (("plain", False), ("first", True), ("second", True))
+    )
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    assert_same_run(first, second)
+    assert_same_run(plain, first)
+    runs = [retrain(replace(RETRAINING, epochs=1, deterministic=on), tmp_path / f"r{on}") for on in (True, False)]
+    assert weights_of(runs[0]) == weights_of(runs[1])
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_deterministic_gives_the_same_bits_twice_on_a_gpu(tmp_path):
+    settings = replace(SMALL, device="cuda", deterministic=True)
+    assert_same_run(*(run_search(settings, tmp_path / name) for name in "ab"))
+    runs = [retrain(replace(RETRAINING, device="cuda", deterministic=True), tmp_path / name) for name in "cd"]
+    assert weights_of(runs[0]) == weights_of(runs[1])

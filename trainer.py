@@ -24,7 +24,6 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 import cluster
 from checkpoints import Checkpoints, DamagedError, flatten, read, unflatten
@@ -32,7 +31,7 @@ from cli import InputError, blaming, saving
 from files import write_csv
 from kernels import BatchNorm2d
 from modules import Images, Retraining, batches_done
-from utils import StepProgress, Watch, set_up_libraries
+from utils import Board, StepProgress, Watch, set_up_libraries
 
 
 class WholeFiles(CheckpointIO):
@@ -142,6 +141,7 @@ class RunLog(Callback):
         self.run, self.about, self.opened, self.every = run, about, opened, every
         self.goes_on = f"go on with: {resume}"
         self.rows: list[dict[str, Any]] = []
+        self.board: Board | None = None
         self.asked: int | None = None  # to stop, by this signal
         self.seconds = 0.0  # of the epoch under way, before this process
         self.batches = 0  # of an epoch, in the checkpoint that was loaded
@@ -189,7 +189,7 @@ class RunLog(Callback):
             return
         done, epochs = len(self.rows), trainer.max_epochs
         with saving(self.run, self.goes_on):
-            self.board = self.opened.enter_context(SummaryWriter(self.run / "tensorboard", purge_step=done + 1))
+            self.board = self.opened.enter_context(Board(self.run, self.rows))
             if self.rows:
                 write_csv(self.run / "metrics.csv", self.rows)
         self.progress = self.opened.enter_context(StepProgress("run", epochs * batches, done * batches + begun))
@@ -247,9 +247,7 @@ class RunLog(Callback):
             return
         with saving(self.run, self.goes_on):
             write_csv(self.run / "metrics.csv", self.rows)
-        for name, value in row.items():
-            if name != "epoch":
-                self.board.add_scalar(name, value, epoch + 1)
+            self.board.add(row)
         self.progress.line(
             f"epoch {epoch + 1}/{trainer.max_epochs}"
             f"  train loss {train['loss']:.3f} accuracy {100 * train['accuracy']:.2f} %"
@@ -378,6 +376,9 @@ def fit(
         except BaseException:
             _end_children(trainer)
             raise
+    if trainer.is_global_zero and log.board is None:  # it had died behind its last checkpoint
+        with saving(run, log.goes_on), Board(run, log.rows):
+            write_csv(run / "metrics.csv", log.rows)
     return log.rows
 
 

@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
 from cli import InputError
 from files import write_atomically
@@ -156,6 +157,33 @@ class Watch:
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of the batch whose largest logit is the label's, a scalar in [0, 1]."""
     return (logits.argmax(dim=1) == labels).float().mean()
+
+
+class Board:
+    """TensorBoard's events of a run, a step an epoch. Use it as a context manager.
+
+    Args:
+        run: the folder.
+        rows: of the epochs so far; the last one's events are written anew, for a death may have come before them.
+    """
+
+    def __init__(self, run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._writer = SummaryWriter(run / "tensorboard", purge_step=max(1, len(rows)))
+        if rows:
+            self.add(rows[-1])
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.close()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write an epoch's row, but for what it has not measured."""
+        for name, value in row.items():
+            if value is not None and name != "epoch":
+                self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
 
 
 class StepProgress:

@@ -189,6 +189,20 @@ def names(run: Path) -> set[Path]:
     return {path for path in files if "tensorboard" not in path.parts}
 
 
+def scalars(run: Path) -> dict[Path, dict[str, list[tuple[int, float]]]]:
+    """What TensorBoard shows of the runs in a folder: step and value."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = {}
+    for folder in run.rglob("tensorboard"):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        tags = set(events.Tags()["scalars"]) - OF_THE_MACHINE
+        shown[folder.relative_to(run)] = {
+            tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags
+        }
+    return shown
+
+
 def differences(run: Path, other: Path) -> Iterator[str]:
     """In what two run folders differ, but for what depends on the machine."""
     for name in sorted(names(run) ^ names(other)):
@@ -196,6 +210,8 @@ def differences(run: Path, other: Path) -> Iterator[str]:
     for name in sorted(names(run) & names(other)):
         if name.suffix not in SHOWN and content(run / name) != content(other / name):
             yield f"{name} differs in {run} and {other}"
+    if scalars(run) != scalars(other):
+        yield f"tensorboard differs in {run} and {other}"
 
 
 def torture(name: str, kills: int, out: Path, moments: random.Random) -> Figures:

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 import cli
 import data
 from analysis.curves import plot_search
@@ -20,7 +18,7 @@ from genotypes import Genotype
 from search.bilevel import Search, make_fabric, schedule
 from search.perturbation import select_by_perturbation
 from search.settings import CommonSettings, Resolved
-from utils import StepProgress, provenance, write_config
+from utils import Board, StepProgress, provenance, write_config
 
 
 def _summary(row: Mapping[str, Any], epochs: int) -> str:
@@ -109,7 +107,7 @@ def run_epochs(state: Search, run: Path, checkpoints: Checkpoints) -> None:
     settings, first = state.settings, len(state.rows)
     steps = len(state.batches(0)[0])
     with (
-        SummaryWriter(run / "tensorboard", purge_step=first + 1) as board,
+        Board(run, state.rows) as board,
         StepProgress("run", settings.epochs * steps, first * steps) as progress,
     ):
         for epoch in range(first, settings.epochs):
@@ -118,9 +116,7 @@ def run_epochs(state: Search, run: Path, checkpoints: Checkpoints) -> None:
             state.record(now, log, start)
             checkpoints.save(epoch + 1, *state.snapshot())
             state.write_logs(run)
-            for name, value in state.rows[-1].items():
-                if value is not None and name != "epoch":
-                    board.add_scalar(name, value, epoch + 1)
+            board.add(state.rows[-1])
             progress.line(_summary(state.rows[-1], settings.epochs))
             for warning in new_warnings(state.rows):
                 progress.line(f"warning: {warning}")

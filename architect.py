@@ -125,7 +125,7 @@ def unrolled(
     direct, v = gradients[: len(weights)], gradients[len(weights) :]
 
     if exact:
-        mixed = torch.autograd.grad(train_gradients, weights, v)
+        mixed: Tensors = torch.autograd.grad(train_gradients, weights, v)
     else:
         mixed = _mixed_difference(objective, weights, train_batch, v, radius, v)
     return ArchitectureGradient(
@@ -175,8 +175,9 @@ def implicit(
     if residual:
         rest, _ = neumann(hessian_vector_product, last, gamma, 1)  # v_K + v_{K+1}
         measured = norm([a - b for a, b in zip(rest, last, strict=True)]) / norm(v_0)
+    noise: Tensors = ()
     if exact:
-        mixed, noise = torch.autograd.grad(train_gradients, weights, s), []
+        mixed: Tensors = torch.autograd.grad(train_gradients, weights, s)
     else:
         del train_gradients
         mixed = _mixed_difference(objective, weights, train_batch, s, radius, v_0)
@@ -194,7 +195,7 @@ def _mixed_difference(
 ) -> list[Tensor]:
     """d2L / dp_l dw . vector by differences in w, their step measured by `measure`."""
 
-    def gradient_at(point: list[Tensor]) -> Tensors:
+    def gradient_at(point: Tensors) -> Tensors:
         loss, _ = objective(weights, batch, objective.named(point))
         return torch.autograd.grad(loss, weights)
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, get_args, get_origin
 
 import jsonargparse
 import yaml
@@ -23,7 +23,18 @@ from jsonargparse.typing import restricted_number_type
 
 from files import hold, is_passing
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    class RunSettings(DataclassInstance, Protocol):
+        """The settings of a run."""
+
+        resume: str
+        device: str
+
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+SomeRunSettings = TypeVar("SomeRunSettings", bound="RunSettings")
 
 PositiveFloat = restricted_number_type("PositiveFinite", float, [(">", 0), ("<", math.inf)])
 NonNegativeFloat = restricted_number_type("NonNegativeFinite", float, [(">=", 0), ("<", math.inf)])
@@ -74,10 +85,10 @@ def parser_for(settings: type, prog: str, description: str) -> Parser:
         own = [field for field in dataclasses.fields(settings) if field.name in vars(base).get("__annotations__", {})]
         if not own:
             continue
-        group = parser.add_argument_group(base.__doc__.splitlines()[0])
+        group = parser.add_argument_group(str(base.__doc__).splitlines()[0])
         for field in own:
             if field.type is bool:
-                kind = {"action": jsonargparse.ActionYesNo(no_prefix="no_")}
+                kind: dict[str, Any] = {"action": jsonargparse.ActionYesNo(no_prefix="no_")}
             elif get_origin(field.type) is list:  # --seeds 0 1 2
                 kind = {"type": get_args(field.type)[0], "nargs": "+"}
             else:
@@ -94,7 +105,9 @@ def parse(settings: type[Settings], prog: str, description: str, arguments: list
 
 def _config_first(arguments: list[str]) -> list[str]:
     """The command line with its --config moved to the front: flags win over it wherever they stand."""
-    config, others, rest = [], [], iter(arguments)
+    config: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
     for argument in rest:
         if argument == "--config":
             config += [argument, *itertools.islice(rest, 1)]
@@ -193,7 +206,7 @@ def _stored(run: Path, flag: str) -> tuple[Path, dict[str, Any]]:
     return path, stored
 
 
-def resume(given: Settings, prog: str, arguments: list[str], movable: Sequence[str] = ()) -> Settings:
+def resume(given: SomeRunSettings, prog: str, arguments: list[str], movable: Sequence[str] = ()) -> SomeRunSettings:
     """The settings of the run that `given.resume` names.
 
     Args:
@@ -260,8 +273,9 @@ def run(main: Callable[[], None], prog: str) -> NoReturn:
     except FloatingPointError as error:
         sys.stderr.write(f"{prog}: failed: {error}\n")
         sys.exit(1)
-    except KeyboardInterrupt as stop:
-        sys.stderr.write(f"{prog}: stopped{': ' if str(stop) else ''}{stop}\n")
+    except KeyboardInterrupt as interruption:
+        reason = str(interruption)
+        sys.stderr.write(f"{prog}: stopped{': ' if reason else ''}{reason}\n")
         sys.exit(130)
     sys.exit(0)
 

@@ -11,12 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import cli
-from cli import InputError
-
-Settings = TypeVar("Settings")
+from cli import InputError, SomeRunSettings
 
 #: settings of a retraining that may differ when it goes on: where its data lie and what it runs on
 MOVABLE = ("data", "devices", "num_nodes", "accumulate")
@@ -98,8 +96,8 @@ def ask_again() -> None:
 
 
 def resolve(
-    settings: Settings, prog: str, arguments: list[str], name: str, movable: Sequence[str] = MOVABLE
-) -> tuple[Settings, Path, bool]:
+    settings: SomeRunSettings, prog: str, arguments: list[str], name: str, movable: Sequence[str] = MOVABLE
+) -> tuple[SomeRunSettings, Path, bool]:
     """The settings that a command line of a retraining means, the run folder, and whether the run is resumed.
 
     A command that torchrun or SLURM starts again goes on with the run that it began.

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from data import Batch
 from gradients import Gradients, Objective, Tensors
@@ -24,7 +23,7 @@ class Graphs:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.failed = False
-        self.passes: dict[tuple, _Pass] = {}
+        self.passes: dict[tuple[tuple[int, ...], bool, tuple[float, float]], _Pass] = {}
 
 
 @dataclass
@@ -84,8 +83,5 @@ class _Pass:
         self.batch.labels.copy_(batch.labels)
         self.graph.replay()
         # The next replay writes over what this one leaves.
-        return Gradients(*(_copy(value) for value in self.result))
-
-
-def _copy(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    return value.clone() if isinstance(value, Tensor) else [tensor.clone() for tensor in value]
+        loss, logits, parameters, layers = self.result
+        return Gradients(loss.clone(), logits.clone(), [g.clone() for g in parameters], [g.clone() for g in layers])

@@ -124,8 +124,9 @@ def _first(part: ImageSet, images: int, classes: int) -> ImageSet:
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     # float64 sums of uint8 values, in chunks: exact, whatever the number of images
-    total = sum(chunk.double().sum(dim=(0, 2, 3)) for chunk in images.split(1024))
-    squares = sum(chunk.double().square().sum(dim=(0, 2, 3)) for chunk in images.split(1024))
+    chunks = images.split(1024)
+    total = torch.stack([chunk.double().sum(dim=(0, 2, 3)) for chunk in chunks]).sum(dim=0)
+    squares = torch.stack([chunk.double().square().sum(dim=(0, 2, 3)) for chunk in chunks]).sum(dim=0)
     count = images.numel() / images.shape[1]
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()

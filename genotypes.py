@@ -14,9 +14,8 @@ be named wherever a script takes --arch.
 import ast
 import difflib
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: every operation an edge of a genotype may carry
 PRIMITIVES = (
@@ -32,6 +31,9 @@ PRIMITIVES = (
     "noise",
 )
 
+#: the edges of a cell, in one of the two forms
+Cell = tuple[tuple[str, int] | tuple[str, int, int], ...]
+
 
 class Edge(NamedTuple):
     """One operation from state `source` to state `target`."""
@@ -44,13 +46,15 @@ class Edge(NamedTuple):
 class Genotype(NamedTuple):
     """A normal and a reduction cell (DARTS, ICLR 2019, section 2.4). See the head of this file for the two forms."""
 
-    normal: tuple[tuple, ...]
+    normal: Cell
     normal_concat: tuple[int, ...]
-    reduce: tuple[tuple, ...]
+    reduce: Cell
     reduce_concat: tuple[int, ...]
 
-    #: its kinds of cells
-    kinds = ("normal", "reduce")
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Its kinds of cells."""
+        return ("normal", "reduce")
 
     def edges(self, kind: str) -> list[Edge]:
         """The live edges of the "normal" or the "reduce" cell, in either form, as (operation, target, source)."""
@@ -86,7 +90,7 @@ class Genotype(NamedTuple):
         return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _edges(cell: Iterable[tuple]) -> list[Edge]:
+def _edges(cell: Cell) -> list[Edge]:
     return [
         Edge(entry[0], entry[1], entry[2]) if len(entry) == 3 else Edge(entry[0], 2 + position // 2, entry[1])
         for position, entry in enumerate(cell)
@@ -106,12 +110,12 @@ def make_genotype(parts: object) -> Genotype:
     if missing or unknown:
         wrong = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(map(_short, unknown))}"
         raise ValueError(f"expected {', '.join(Genotype._fields)}; the genotype {wrong}")
-    checked = {}
-    for kind in ("normal", "reduce"):
-        checked[kind] = _check_edges(kind, parts[kind])
-        checked[f"{kind}_concat"] = _check_concat(kind, parts[f"{kind}_concat"], checked[kind])
-    genotype = Genotype(**checked)
-    for kind in ("normal", "reduce"):
+    normal = _check_edges("normal", parts["normal"])
+    normal_concat = _check_concat("normal", parts["normal_concat"], normal)
+    reduce = _check_edges("reduce", parts["reduce"])
+    reduce_concat = _check_concat("reduce", parts["reduce_concat"], reduce)
+    genotype = Genotype(normal, normal_concat, reduce, reduce_concat)
+    for kind in genotype.kinds:
         if not genotype.concat(kind):
             raise ValueError(f"{kind}_concat: expected a node with a path from the cell's inputs, found none")
     return genotype
@@ -126,7 +130,7 @@ def _is_index(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_edges(kind: str, cell: object) -> tuple[tuple, ...]:
+def _check_edges(kind: str, cell: object) -> Cell:
     if not isinstance(cell, list | tuple) or not cell:
         raise ValueError(f"{kind}: expected a list of edges, got {_short(cell)}")
     for position, entry in enumerate(cell):
@@ -142,6 +146,7 @@ def _check_edges(kind: str, cell: object) -> tuple[tuple, ...]:
             raise ValueError(f"{where}: expected whole numbers for its states, got {_short(entry)}")
     if len(cell[0]) == 2 and len(cell) % 2:
         raise ValueError(f"{kind}: expected two edges for each node, got {len(cell)} edges")
+    cell = tuple(tuple(entry) for entry in cell)
     seen = set()
     for position, edge in enumerate(_edges(cell)):
         if not 0 <= edge.source < edge.target or edge.target < 2:
@@ -155,10 +160,10 @@ def _check_edges(kind: str, cell: object) -> tuple[tuple, ...]:
                 f"{kind}, edge {position}: {edge.operation} {edge.source} -> {edge.target} stands twice, expected once"
             )
         seen.add(edge)
-    return tuple(tuple(entry) for entry in cell)
+    return cell
 
 
-def _check_concat(kind: str, concat: object, cell: tuple[tuple, ...]) -> tuple[int, ...]:
+def _check_concat(kind: str, concat: object, cell: Cell) -> tuple[int, ...]:
     last = max(edge.target for edge in _edges(cell))
     # FairDARTS lists all four nodes, a dropped last one too.
     highest = max(last, 5) if len(cell[0]) == 3 else last
@@ -186,11 +191,11 @@ def parse_genotype(text: str) -> Genotype:
         raise ValueError(f"expected a genotype as JSON or as Genotype(...): {error}") from error
 
 
-def _parse_call(text: str) -> dict:
+def _parse_call(text: str) -> dict[str | None, object]:
     call = ast.parse(text.strip(), mode="eval").body
     if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
         raise ValueError("expected Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)")
-    parts = {}
+    parts: dict[str | None, object] = {}
     for keyword in call.keywords:
         value = keyword.value
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "range":
@@ -203,7 +208,7 @@ def _parse_call(text: str) -> dict:
     return parts
 
 
-def _literal(node: ast.expr) -> object:
+def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError) as error:

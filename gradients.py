@@ -7,7 +7,7 @@ central differences (`difference`); a second backward pass gives it exactly (`ex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ class Objective:
     """
 
     supernet: nn.Module
-    autocast: Callable[[], AbstractContextManager] = nullcontext
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     drop_path_prob: float = 0.0
     skip_beta: float = 0.0
     accelerated: bool = False
@@ -109,7 +109,9 @@ class Objective:
     @property
     def aligned_layers(self) -> list[int]:
         """The layers that take part in the alignment: all but the reduction cells (Λ-DARTS, section 4)."""
-        return [layer for layer, kind in enumerate(self.supernet.kinds) if kind != "reduce"]
+        # An attribute of a module is a tensor or a module to torch.
+        kinds: Sequence[str] = self.supernet.kinds  # type: ignore[assignment]
+        return [layer for layer, kind in enumerate(kinds) if kind != "reduce"]
 
 
 def leaves(weights: Tensors) -> list[Tensor]:
@@ -130,7 +132,7 @@ def cosine(a: Tensors, b: Tensors) -> Tensor:
 
 
 def central_difference(
-    gradient: Callable[[list[Tensor]], Tensors],
+    gradient: Callable[[Tensors], Tensors],
     point: Tensors,
     direction: Tensors,
     radius: float,
@@ -148,7 +150,7 @@ def central_difference(
     point, step = [x.detach() for x in point], torch._foreach_mul(list(direction), eps)
     plus = gradient(torch._foreach_add(point, step))
     minus = gradient(torch._foreach_sub(point, step))
-    return list(torch._foreach_mul(torch._foreach_sub(plus, minus), length / (2 * radius)))
+    return list(torch._foreach_mul(torch._foreach_sub(list(plus), list(minus)), length / (2 * radius)))
 
 
 def neumann(
@@ -222,7 +224,7 @@ def regularized_gradient(
         result = weight_gradient(objective, weights, batch, layers=True)
         aligned = objective.aligned_layers
 
-        def gradient_at(layer_weights: list[Tensor]) -> list[Tensor]:
+        def gradient_at(layer_weights: Tensors) -> Tensors:
             moved = dict(zip(aligned, layer_weights, strict=True))
             return weight_gradient(
                 objective, [moved.get(layer, weight) for layer, weight in enumerate(weights)], batch

@@ -11,12 +11,12 @@ of pixels is added up on its own.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -59,13 +59,13 @@ class _Convolve(torch.autograd.Function):
     """y(p) = sum_d weight(d) x(p + d), channel by channel."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.dilation = dilation
         return F.conv2d(x, weight, None, 1, dilation * (weight.shape[-1] // 2), dilation, groups=len(weight))
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (x, weight), dilation = ctx.saved_tensors, ctx.dilation
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         return (
@@ -79,7 +79,7 @@ class _Correlate(torch.autograd.Function):
     """c(d) = sum_p x(p + d) y(p), channel by channel: the gradient of `_Convolve` in its weight, (C, 1, k, k)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, y: Tensor, kernel_size: int, dilation: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, kernel_size: int, dilation: int) -> Tensor:
         ctx.save_for_backward(x, y)
         ctx.dilation = dilation
         height, width = x.shape[2:]
@@ -91,7 +91,7 @@ class _Correlate(torch.autograd.Function):
         return _library(x, y, (kernel_size, kernel_size), dilation, dilation * (kernel_size // 2))
 
     @staticmethod
-    def backward(ctx: FunctionCtx, direction: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (x, y), dilation = ctx.saved_tensors, ctx.dilation
         return (
             _Convolve.apply(y, direction.flip(2, 3), dilation) if ctx.needs_input_grad[0] else None,
@@ -163,7 +163,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, channels, height, width = x.shape
         columns = x.permute(0, 2, 3, 1).reshape(batch, height, 1, width * channels).permute(0, 3, 1, 2)
@@ -178,7 +178,7 @@ class _BatchNorm(torch.autograd.Function):
         return output, mean, variance
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse_std = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         statistics = (None, None, mean, inverse_std, True, ctx.eps)
@@ -195,6 +195,10 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     synchronized = False
+    # torch's may be without these; this one is not.
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         statistics = (self.running_mean, self.running_var, self.weight, self.bias)
@@ -236,24 +240,24 @@ class _AllReduce(torch.autograd.Function):
     """The sum over all processes; so is its gradient."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _AllReduce.apply(gradient)
 
 
 class _Concatenate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
         ctx.sizes = [part.shape[1] for part in parts]
         return torch.cat(parts, dim=1)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         parts = gradient.split(ctx.sizes, dim=1)
         return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
 

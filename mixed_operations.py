@@ -67,6 +67,9 @@ class Norm(nn.Module):
         pairs: how many have C channels each.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, pairs: int, channels: int) -> None:
         super().__init__()
         self.channels = channels
@@ -77,7 +80,7 @@ class Norm(nn.Module):
         """Of parts, under their mixing weights (pairs,) where given."""
         n = len(parts)
         means, variances = _split(self.running_mean, n), _split(self.running_var, n)
-        scales = [None] * n
+        scales: Sequence[Tensor | None] = [None] * n
         if weights is not None:
             # Contiguous in memory even for a single pair: the library's kernel takes that for granted.
             scales = _split(weights[:, None].expand(-1, self.channels).flatten().contiguous(), n)
@@ -93,7 +96,8 @@ class Depthwise(DepthwiseConv2d):
     def __init__(self, edges: int, channels: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__(edges * channels, kernel_size, stride, dilation)
 
-    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:
+    # of parts, where its base takes a tensor
+    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
         kernels = _split(self.weight, len(parts))
         return [depthwise_conv2d(x, w, self.stride[0], self.dilation[0]) for x, w in zip(parts, kernels, strict=True)]
 
@@ -104,7 +108,8 @@ class Pointwise(nn.Conv2d):
     def __init__(self, pairs: int, channels: int) -> None:
         super().__init__(pairs * channels, pairs * channels, 1, groups=pairs, bias=False)
 
-    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:
+    # of parts, where its base takes a tensor
+    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
         n = len(parts)
         return [F.conv2d(x, w, groups=self.groups // n) for x, w in zip(parts, _split(self.weight, n), strict=True)]
 
@@ -189,7 +194,8 @@ class Shared(nn.Module):
             mixed = weights.view(len(outputs), -1).t() @ stacked.flatten(1)
             shape = stacked.shape[1:]
             return [((edge,), y.view(shape).permute(0, 3, 1, 2)) for edge, y in zip(edges[0], mixed, strict=True)]
-        terms, scales = [], iter(weights.unbind())
+        terms: list[Term] = []
+        scales = iter(weights.unbind())
         for (name, pairs), y in zip(self.own.items(), outputs, strict=True):
             for edge, _ in pairs:
                 (dropped,) = [y] if name == "skip_connect" else state.drop([y], 1)
@@ -257,6 +263,10 @@ class Modules(nn.Module):
         return [((edge,), state.drop([part], 1)[0]) for (edge, _), part in zip(self.pairs, parts, strict=True)]
 
 
+#: some of the operations that leave a state
+Operations = Separables | Shared | Convs | FactorizedReduces | Modules
+
+
 class AuxiliaryConvs(nn.Module):
     """DARTS-'s learnable auxiliary skip: a 1x1 convolution that begins as an identity."""
 
@@ -294,9 +304,9 @@ def _terms(pairs: Pairs, parts: list[Tensor]) -> list[Term]:
     return [(edges[part * size : (part + 1) * size], y) for part, y in enumerate(parts)]
 
 
-def _arrange(own: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> list[nn.Module]:
+def _arrange(own: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> list[Operations]:
     """The operations, by name and pairs, that leave a state."""
-    modules: list[nn.Module] = []
+    modules: list[Operations] = []
     separable = {name: pairs for name, pairs in own.items() if name.startswith(("sep_conv", "dil_conv"))}
     shared = {name: pairs for name, pairs in own.items() if "pool" in name or (name == "skip_connect" and stride == 1)}
     if separable:
@@ -329,6 +339,8 @@ class MixedEdges(nn.Module):
         together: whether the edges that leave a state are computed side by side; None for on any device but a CPU.
     """
 
+    places: Tensor
+
     def __init__(
         self,
         edges: Sequence[tuple[int, int]],
@@ -345,6 +357,8 @@ class MixedEdges(nn.Module):
         #: the operations that leave each state, by its number
         self.operations, self.auxiliaries = nn.ModuleDict(), nn.ModuleDict()
         places: list[int] = []
+        #: how many pairs each of them has
+        self.sizes: list[int] = []
         for source in sorted({source for source, _ in edges}):
             leaving = [edge for edge, (begin, _) in enumerate(edges) if begin == source]
             stride = strides[leaving[0]]
@@ -356,6 +370,7 @@ class MixedEdges(nn.Module):
                         own.setdefault(name, []).append((edge, place))
             operations = _arrange(own, channels, stride, pool_norm)
             self.operations[str(source)] = nn.ModuleList(operations)
+            self.sizes += [len(operation.pairs) for operation in operations]
             width = len(candidates[0])
             places += [edge * width + place for operation in operations for edge, place in operation.pairs]
             if auxiliary_skip == "conv1" and stride == 1:
@@ -375,13 +390,12 @@ class MixedEdges(nn.Module):
             weights: (edges, operations).
         """
         together = inputs[0].device.type != "cpu" if self.together is None else self.together
-        sizes = [len(operation.pairs) for operations in self.operations.values() for operation in operations]
-        rest = iter(weights.flatten()[self.places].split(sizes))
+        rest = iter(weights.flatten()[self.places].split(self.sizes))
         states = dict(enumerate(inputs))
         for source, operations in self.operations.items():
             x = states[int(source)]
             state = State(x, F.relu(x), together, drop_path_prob if self.training else 0.0)
-            terms = [term for operation in operations for term in operation(state, next(rest))]
+            terms = [term for operation in operations.children() for term in operation(state, next(rest))]
             if source in self.auxiliaries:
                 terms += self.auxiliaries[source](state, skip_beta)
             for edges, total in terms:

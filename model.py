@@ -1,5 +1,7 @@
 """The discrete network of a genotype, for small images and for ImageNet (DARTS, ICLR 2019, section 3)."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,14 +37,15 @@ class Cell(nn.Module):
         dropping = self.training and drop_path_prob > 0
         states = {0: self.preprocess0(s0), 1: self.preprocess1(s1)}
         for target in sorted({edge.target for edge in self.edges}):
-            total = None
+            terms = []
             for edge, operation in zip(self.edges, self.operations, strict=True):
                 if edge.target != target:
                     continue
                 output = operation(states[edge.source])
                 if dropping and not self.drop_sums and not isinstance(operation, nn.Identity):
                     output = drop_path(output, drop_path_prob)
-                total = output if total is None else total + output
+                terms.append(output)
+            total = functools.reduce(torch.add, terms)
             # FairDARTS's network drops the sum of a node, not its terms.
             states[target] = drop_path(total, drop_path_prob) if dropping and self.drop_sums else total
         return concatenate([states[node] for node in self.concat])

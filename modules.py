@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
-from torchmetrics import SumMetric
+from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 import data
@@ -30,7 +30,11 @@ class Scores(nn.Module):
     def __init__(self, classes: int, top5: bool = False, ignoring: bool = False) -> None:
         super().__init__()
         self.ignoring = ignoring
-        options = {"average": "micro", "validate_args": False, "ignore_index": IGNORED if ignoring else None}
+        options: dict[str, Any] = {
+            "average": "micro",
+            "validate_args": False,
+            "ignore_index": IGNORED if ignoring else None,
+        }
         # Sums: a MeanMetric that does not look for NaN at every update (and wait for the GPU) forgets the weights.
         self.loss, self.images = (SumMetric(nan_strategy="disable") for _ in range(2))
         self.accuracy = MulticlassAccuracy(classes, **options)
@@ -44,8 +48,11 @@ class Scores(nn.Module):
         for metric in self._accuracies().values():
             metric.update(logits.detach(), labels)
 
+    def _metrics(self) -> dict[str, Metric]:
+        return {name: metric for name, metric in self.named_children() if isinstance(metric, Metric)}
+
     def _accuracies(self) -> dict[str, MulticlassAccuracy]:
-        return {name: metric for name, metric in self.named_children() if isinstance(metric, MulticlassAccuracy)}
+        return {name: metric for name, metric in self._metrics().items() if isinstance(metric, MulticlassAccuracy)}
 
     def take(self) -> dict[str, float]:
         """The loss, and accuracies in [0, 1]; starts again from nothing. All devices must call this together.
@@ -57,16 +64,18 @@ class Scores(nn.Module):
         scores = {"loss": (self.loss.compute() / images).item(), **accuracies}
         if self.ignoring:
             scores["images"] = int(images)
-        for metric in self.children():
-            metric.reset()
+        for each in self._metrics().values():
+            each.reset()
         return scores
 
     def sums(self) -> dict[str, dict[str, Tensor]]:
         """What was counted so far, on all devices together. All devices must call this together."""
         result = {}
-        for name, metric in self.named_children():
+        for name, metric in self._metrics().items():
             with metric.sync_context():
-                result[name] = {key: value.detach().clone() for key, value in metric.metric_state.items()}
+                # These metrics keep tensors, others may keep lists.
+                state: Mapping[str, Tensor] = metric.metric_state  # type: ignore[assignment]
+                result[name] = {key: value.detach().clone() for key, value in state.items()}
         return result
 
     def resume(self, sums: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -141,14 +150,16 @@ class Retraining(Evaluation):
             # Drop path is another function than none.
             for drop_path_prob in {0.0, self.recipe.drop_path_prob / 2}:
                 with self.trainer.precision_plugin.forward_context():
-                    loss = self.recipe.loss(*self.network(images, drop_path_prob), labels)
+                    logits, auxiliary_logits = self.network(images, drop_path_prob)
+                    loss = self.recipe.loss(logits, auxiliary_logits, labels)
                 # Not backward(), which DDP would take for a step of the training.
                 torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
 
         compile_parts(self.network.train(), [self.network], passes)
 
     def on_train_epoch_start(self) -> None:
-        for group in self.optimizers().param_groups:
+        (optimizer,) = self.trainer.optimizers
+        for group in optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate(self.current_epoch)
 
     def training_step(self, batch: data.Batch, batch_idx: int) -> Tensor:
@@ -188,6 +199,8 @@ class Images(LightningDataModule):
         count, test_count: number of training and of test images.
         batch_size: images of a step, on all devices together.
     """
+
+    trainer: Trainer  # once there is one
 
     def __init__(
         self,
@@ -259,7 +272,8 @@ class Epochs:
 
     def __iter__(self) -> Iterator[Any]:
         # The Trainer's current_epoch is one behind here where an epoch's last checkpoint was loaded.
-        epoch = self.trainer.fit_loop.epoch_progress.current.processed
+        # Lightning declares only the base class of what counts the epochs.
+        epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return iter(self.make(epoch, batches_done(self.trainer)))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from genotypes import Edge, Genotype
+from genotypes import Cell, Edge, Genotype
 from spaces import EDGES, NODES, Space
 
 
@@ -27,7 +27,7 @@ def select(space: Space, weights: Mapping[str, np.ndarray], rule: str = "argmax"
         A cell in DARTS's form for argmax, in FairDARTS's for the others. By a threshold a node may have no edge, and a
         cell none at all: `missing_cell` tells.
     """
-    parts = {}
+    cells: dict[str, Cell] = {}
     for kind in ("normal", "reduce"):
         cell: list[Edge] = []
         for node in range(2, 2 + NODES):
@@ -51,9 +51,9 @@ def select(space: Space, weights: Mapping[str, np.ndarray], rule: str = "argmax"
                 chosen = sorted((operations[0] for operations in ranked), key=lambda scored: -scored[0])[:2]
             cell += [edge for weight, edge in chosen if rule == "argmax" or weight >= threshold]
         pairs = rule == "argmax"
-        parts[kind] = tuple((edge.operation, edge.source) if pairs else tuple(edge) for edge in cell)
-        parts[f"{kind}_concat"] = tuple(range(2, 2 + NODES))
-    return Genotype(**parts)
+        cells[kind] = tuple((edge.operation, edge.source) if pairs else (*edge,) for edge in cell)
+    nodes = tuple(range(2, 2 + NODES))
+    return Genotype(cells["normal"], nodes, cells["reduce"], nodes)
 
 
 def missing_cell(genotype: Genotype) -> str | None:

@@ -89,10 +89,20 @@ def test_a_vanished_layer_gradient_contributes_nothing(kind):
 
 
 def test_alignment_needs_two_layers_and_a_known_kind():
-    with pytest.raises(ValueError, match="two or more"):
+    with pytest.raises(ValueError, match="expected") as error:
         layer_alignment([torch.ones(2)])
-    with pytest.raises(ValueError, match="corr, signcorr"):
+    assert str(error.value) == "1 layer gradients, expected two or more: alignment is between pairs of layers"
+    with pytest.raises(ValueError, match="expected") as error:
         layer_alignment([torch.ones(2)] * 2, "cosine")
+    assert str(error.value) == "regularizer 'cosine', expected one of corr, signcorr"
+
+
+def test_the_alignment_is_the_cosine_where_nothing_else_is_said():
+    a, b = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
+    assert layer_alignment([a, b]).item() == pytest.approx(24 / 25)
+    # u_1 = (n_2 - <n_1, n_2> n_1) / |g_1|
+    (first, _) = layer_alignment_derivative([a, b])
+    torch.testing.assert_close(first, (b / 5 - 24 / 25 * a / 5) / 5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -177,7 +177,8 @@ class Retraining(Evaluation):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as Lightning does, and keep the norm."""
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        largest = math.inf if gradient_clip_val is None else gradient_clip_val
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), largest)
         if self.trainer.precision != "16-mixed":  # whose scaling makes infinite gradients, and leaves out their steps
             self.watched["gradient_norm"] = norm
 

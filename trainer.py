@@ -171,13 +171,14 @@ class RunLog(Callback):
         asked = bool(self.asked)
         return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
 
-    def on_train_start(self, trainer: Trainer, module: Retraining) -> None:
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, Retraining)
         # Lightning's own handlers start a broadcast, or save, from within whatever the devices are doing.
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(signum, self._ask_to_stop)
         self.start = time.perf_counter()
         self.watch = Watch(module.device)
-        batches, begun = trainer.num_training_batches, batches_done(trainer)
+        batches, begun = int(trainer.num_training_batches), batches_done(trainer)
         if begun and batches != self.batches:
             if not trainer.is_global_zero:
                 sys.exit(2)  # the first device's process says it
@@ -187,7 +188,7 @@ class RunLog(Callback):
             )
         if not trainer.is_global_zero:
             return
-        done, epochs = len(self.rows), trainer.max_epochs
+        done, epochs = len(self.rows), module.recipe.epochs
         with saving(self.run, self.goes_on):
             self.board = self.opened.enter_context(Board(self.run, self.rows))
             if self.rows:
@@ -201,14 +202,15 @@ class RunLog(Callback):
         if begun:
             self.progress.start(f"epoch {done + 1}", batches, begun)
 
-    def on_train_epoch_start(self, trainer: Trainer, module: Retraining) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.start, self.seconds = time.perf_counter(), 0.0
         if trainer.is_global_zero:
-            self.progress.start(f"epoch {trainer.current_epoch + 1}", trainer.num_training_batches)
+            self.progress.start(f"epoch {trainer.current_epoch + 1}", int(trainer.num_training_batches))
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: Retraining, outputs: object, batch: object, batch_idx: int
+        self, trainer: Trainer, module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
+        assert isinstance(module, Retraining)
         if trainer.is_global_zero:
             self.progress.advance()
         self.watch.add(trainer.current_epoch, batch_idx, module.watched)
@@ -230,8 +232,9 @@ class RunLog(Callback):
         if self._asked_of_any(trainer):
             self._stop(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Retraining) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Record the epoch: the test images have been scored by now."""
+        assert isinstance(module, Retraining)
         train, test = module.train_scores.take(), module.test_scores.take()
         epoch = len(self.rows)
         row = {
@@ -275,7 +278,8 @@ def make_trainer(
         warnings.filterwarnings("ignore", module=name)
     # Of depthwise weights in channels last, whose strides are ambiguous: DDP copies them, and they are tiny.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    strategy, plugins = "auto", [WholeFiles()]
+    strategy: str | DDPStrategy = "auto"
+    plugins: list[Any] = [WholeFiles()]
     if num_nodes > 1 or (isinstance(devices, int) and devices > 1):
         # Synchronized batch norm has equal statistics everywhere, and an odd genotype may leave weights unused: a
         # static graph is the fast way to allow for that, but it fails where passes are accumulated.
@@ -293,7 +297,7 @@ def make_trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
-        precision=precision,
+        precision=precision,  # type: ignore[arg-type]  # a string that Lightning knows, as the flag has it
         strategy=strategy,
         plugins=plugins,
         benchmark=not deterministic,

@@ -7,10 +7,10 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch._dynamo
@@ -22,6 +22,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cli import InputError
 from files import write_atomically
+
+Item = TypeVar("Item")
 
 PACKAGES = ("torch", "torchvision", "pytorch_lightning", "numpy")
 
@@ -229,7 +231,7 @@ class StepProgress:
         self._bar.advance(self._part)
         self._bar.advance(self._whole)
 
-    def track(self, name: str, items: Sized) -> Iterator:
+    def track(self, name: str, items: Collection[Item]) -> Iterator[Item]:
         """Iterate over the steps of a part, moving the bars."""
         self.start(name, len(items))
         for item in items:

@@ -20,12 +20,12 @@ from gradients import Objective, neumann, norm, regularized_gradient
 from mixed_operations import MixedEdges
 from model_search import Supernet
 from operations import FactorizedReduce
-from regularizers import ALPHA_REGULARIZERS
 from search.bilevel import Schedule, Search, make_fabric, schedule, skip_beta
 from search.perturbation import Perturbation
 from search.settings import SearchSettings, method_settings, preset
 from selection import missing_cell, select
 from spaces import EDGES, SPACES
+from tests.test_architect import scramble
 from tests.test_gradients import problem, relative_error
 from utils import Averages, StepProgress
 
@@ -38,13 +38,6 @@ def start(**changes):
         dataset="digits", layers=4, init_channels=4, device="cpu", **{"space": "s2", "batch_size": 256, **changes}
     )
     return Search(settings, data.load("digits"), make_fabric("cpu", settings.precision))
-
-
-def scramble(architecture):
-    """Random alpha."""
-    with torch.no_grad():
-        for alpha in architecture.parameters():
-            alpha.normal_()
 
 
 # DARTS-
@@ -127,56 +120,6 @@ def test_beta_falls_from_its_value_to_nothing_as_the_paper_has_it(decay, first, 
 
 
 # FairDARTS
-
-
-@pytest.mark.parametrize("kind", ["zero_one_l2", "zero_one_l1"])
-def test_the_zero_one_loss_and_its_gradient_in_alpha_are_the_closed_forms(kind):
-    torch.manual_seed(0)
-    architecture = Architecture({"normal": (14, 7), "reduce": (14, 7)}, "sigmoid").double()
-    regularizer, alphas = ALPHA_REGULARIZERS[kind], list(architecture.parameters())
-    at_zero = torch.autograd.grad(regularizer(list(architecture.mixing_weights().values())), alphas)
-    assert all(torch.equal(gradient, torch.zeros(14, 7, dtype=DOUBLE)) for gradient in at_zero)
-
-    scramble(architecture)
-    value = regularizer(list(architecture.mixing_weights().values()))
-    n, p = 2 * 14 * 7, [1 / (1 + (-alpha.detach()).exp()) for alpha in alphas]
-    if kind == "zero_one_l2":
-        expected = -sum(((q - 0.5) ** 2).sum() for q in p) / n
-        slopes = [-2 * (q - 0.5) * q * (1 - q) / n for q in p]
-    else:
-        expected = -sum((q - 0.5).abs().sum() for q in p) / n
-        slopes = [-(q - 0.5).sign() * q * (1 - q) / n for q in p]
-    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
-    for measured, slope in zip(torch.autograd.grad(value, alphas), slopes, strict=True):
-        torch.testing.assert_close(measured, slope, rtol=1e-10, atol=1e-15)
-
-
-def test_gates_begin_half_open_and_their_gradient_is_the_chain_rule_of_the_sigmoid():
-    torch.manual_seed(0)
-    architecture = Architecture({"normal": (14, 7), "reduce": (14, 7)}, "sigmoid").double()
-    assert all(torch.equal(alpha, torch.zeros_like(alpha)) for alpha in architecture.parameters())
-    assert all(torch.equal(p, torch.full_like(p, 0.5)) for p in architecture.mixing_weights().values())
-    scramble(architecture)
-    a, b, c, d = layer_gradients = [torch.randn(14, 7, dtype=DOUBLE) for _ in range(4)]
-    measured = architecture.gradients(["normal", "reduce", "reduce", "normal"], layer_gradients)
-    for gradient, kind, total in zip(measured, ("normal", "reduce"), (a + d, b + c), strict=True):
-        p = 1 / (1 + (-architecture.alphas[kind].detach()).exp())
-        torch.testing.assert_close(gradient, p * (1 - p) * total, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.parametrize("relaxation", ["softmax", "sigmoid"])
-def test_fixed_mixing_weights_stand_and_their_alpha_no_longer_decides(relaxation):
-    architecture = Architecture({"normal": (14, 3)}, relaxation).double()
-    scramble(architecture)
-    before = architecture.mixing_weights()["normal"].detach()
-    architecture.fixed["normal"][5] = torch.tensor([0.0, 1.0, 0.0])
-    after = architecture.mixing_weights()["normal"].detach()
-    assert after[5].tolist() == [0, 1, 0]
-    others = [edge for edge in range(14) if edge != 5]
-    assert torch.equal(after[others], before[others])
-    (gradient,) = architecture.gradients(["normal"], [torch.randn(14, 3, dtype=DOUBLE)])
-    assert torch.equal(gradient[5], torch.zeros(3, dtype=DOUBLE))
-    assert (gradient[others] != 0).all()
 
 
 @pytest.mark.parametrize("kind", ["none", "zero_one_l2", "zero_one_l1"])
@@ -373,134 +316,6 @@ def test_the_neumann_series_comes_nearer_the_inverse_with_every_term():
     assert all(later < earlier for earlier, later in pairwise(errors))
     total, _ = neumann(product, vector.split([2, 4]), gamma, 2000)
     torch.testing.assert_close(gamma * torch.cat(total), exact, rtol=1e-8, atol=1e-8)
-
-
-class Regression(nn.Module):
-    """Softmax regression of 3 classes on 4 features, which two "layers" of 2 x 2 mixing weights make of the image."""
-
-    kinds = ("normal", "reduce")
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("maps", 0.5 * torch.randn(8, 4, 4, dtype=DOUBLE))
-        self.classifier = nn.Linear(4, 3, dtype=DOUBLE)
-
-    def forward(self, images, weights, drop_path_prob, skip_beta):
-        p = torch.cat([w.flatten() for w in weights])
-        x = images.flatten(1)
-        return self.classifier(x + torch.einsum("k,kij,bj->bi", p, self.maps, x))
-
-
-class Toy:
-    """The regression, and everything the implicit gradient is made of, as matrices."""
-
-    def __init__(self):
-        torch.manual_seed(0)
-        self.module = Regression()
-        self.objective = Objective(self.module)
-        self.weights = [0.3 * torch.randn(2, 2, dtype=DOUBLE) for _ in range(2)]
-        self.train, self.valid = (
-            Batch(torch.randn(40, 1, 2, 2, dtype=DOUBLE), torch.randint(0, 3, (40,)), seed) for seed in (1, 2)
-        )
-        w = torch.cat([parameter.detach().flatten() for parameter in self.module.parameters()])
-        p = torch.cat([weight.flatten() for weight in self.weights])
-        self.w = w
-        loss = self.loss
-        self.direct, self.v_0 = (
-            torch.autograd.functional.jacobian(lambda *z: loss(*reversed(z), self.valid), (p, w))[i] for i in range(2)
-        )
-        blocks = torch.autograd.functional.hessian(lambda w, p: loss(w, p, self.train), (w, p))
-        self.hessian, self.mixed = blocks[0][0], blocks[0][1]  # (w, w) and (w, p)
-        self.gamma = 1 / torch.linalg.eigvalsh(self.hessian).max().item()
-
-    def loss(self, w, p, batch):
-        """L(w, p) written out."""
-        x = batch.images.reshape(-1, 4)
-        matrix = torch.eye(4, dtype=DOUBLE) + (p[:, None, None] * self.module.maps).sum(dim=0)
-        logits = x @ matrix.T @ w[:12].reshape(3, 4).T + w[12:]
-        picked = logits[torch.arange(len(x)), batch.labels]
-        return (logits.exp().sum(dim=1).log() - picked).mean()
-
-    def series(self, terms):
-        """sum_k (I - gamma H)^k v_0, k = 0..terms."""
-        step = torch.eye(15, dtype=DOUBLE) - self.gamma * self.hessian
-        return sum(torch.linalg.matrix_power(step, k) @ self.v_0 for k in range(terms + 1))
-
-    def implicit(self, terms, **options):
-        return implicit(self.objective, self.weights, self.train, self.valid, self.gamma, terms, **options)
-
-
-def flat(tensors):
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
-
-
-def test_the_implicit_gradient_converges_to_that_of_the_implicit_function_theorem():
-    toy = Toy()
-    # H is singular: the same added to the scores of all classes changes nothing; v_0 has no part along that.
-    pseudo_inverse = torch.linalg.pinv(toy.hessian, rtol=1e-10, hermitian=True)
-    assert torch.linalg.matrix_rank(toy.hessian, rtol=1e-10, hermitian=True) == 10
-    torch.testing.assert_close(toy.hessian @ pseudo_inverse @ toy.v_0, toy.v_0, rtol=1e-9, atol=1e-12)
-    exact = toy.direct - toy.v_0 @ pseudo_inverse @ toy.mixed
-    errors = [
-        ((flat(toy.implicit(terms, derivatives="exact").total) - exact).norm() / exact.norm()).item()
-        for terms in (0, 1, 2, 5, 10, 20, 50, 100, 200)
-    ]
-    assert all(later < earlier for earlier, later in pairwise(errors))
-    assert errors[0] > 0.1
-    assert errors[-1] < 1e-8
-
-
-@pytest.mark.parametrize("terms", [0, 1, 2, 7])
-@pytest.mark.parametrize(("derivatives", "radius", "tolerance"), [("exact", 0.01, 1e-9), ("difference", 1e-5, 1e-4)])
-def test_the_implicit_gradient_of_k_terms_is_the_closed_form(terms, derivatives, radius, tolerance):
-    """With K = 0 it is dL_val/dp - gamma * d2L_train/dp dw . dL_val/dw."""
-    toy = Toy()
-    result = toy.implicit(terms, derivatives=derivatives, radius=radius)
-    s = toy.v_0 if terms == 0 else toy.series(terms)
-    mixed = toy.mixed.T @ s
-    assert [g.shape for g in result.total] == [(2, 2), (2, 2)]
-    for measured, expected in [
-        (result.direct, toy.direct),
-        (result.mixed, mixed),
-        (result.indirect, -toy.gamma * mixed),
-        (result.total, toy.direct - toy.gamma * mixed),
-    ]:
-        assert ((flat(measured) - expected).norm() / expected.norm()).item() < tolerance
-    assert result.loss.item() == pytest.approx(toy.loss(toy.w, flat(toy.weights), toy.valid).item(), rel=1e-12)
-    assert torch.equal(flat(toy.module.parameters()), toy.w)
-
-
-@pytest.mark.parametrize("derivatives", ["exact", "difference"])
-@pytest.mark.parametrize("terms", [0, 2, 9])
-def test_the_neumann_residual_is_what_the_series_leaves_of_the_vector(terms, derivatives):
-    toy = Toy()
-    rest = toy.v_0 - toy.hessian @ (toy.gamma * toy.series(terms))
-    measured = toy.implicit(terms, derivatives=derivatives, residual=True)
-    assert measured.residual.item() == pytest.approx((rest.norm() / toy.v_0.norm()).item(), rel=1e-9)
-    # to measure it changes nothing else
-    assert torch.equal(flat(measured.total), flat(toy.implicit(terms, derivatives=derivatives).total))
-    assert toy.implicit(terms, derivatives=derivatives).residual is None
-
-
-@pytest.mark.parametrize("terms", [0, 2])
-def test_the_differences_step_by_r_s_and_the_noise_is_what_a_step_back_by_r_v_0_leaves(terms):
-    toy, points = Toy(), []
-
-    class Spy(Objective):
-        def __call__(self, weights, batch, parameters=None, create_graph=False):
-            if parameters is not None:
-                assert batch is toy.train
-                points.append(flat(parameters.values()) - toy.w)
-            return super().__call__(weights, batch, parameters, create_graph)
-
-    toy.objective = Spy(toy.module)
-    result = toy.implicit(terms)
-    s, r = toy.series(terms), 0.01 / toy.v_0.norm()
-    assert len(points) == 2
-    torch.testing.assert_close(points[0], r * s, rtol=1e-9, atol=1e-15)
-    torch.testing.assert_close(points[1], -r * s, rtol=1e-9, atol=1e-15)
-    torch.testing.assert_close(flat(result.noise), r * (toy.v_0 - s), rtol=1e-9, atol=1e-15)
-    assert (norm(result.noise) > 1e-4) == (terms > 0)
 
 
 def test_the_implicit_gradient_of_a_supernet_by_differences_equals_the_exact_one():

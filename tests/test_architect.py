@@ -1,0 +1,302 @@
+"""Alpha, its mixing weights and the gradients that move it, against independent computations in float64."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from architect import Architecture, first_order, implicit, unrolled
+from data import Batch
+from gradients import Objective, norm
+
+DOUBLE = torch.float64
+
+
+def scramble(architecture):
+    """Random alpha."""
+    with torch.no_grad():
+        for alpha in architecture.parameters():
+            alpha.normal_()
+
+
+def test_alpha_begins_near_nothing_on_the_softmax_and_at_nothing_on_the_sigmoid():
+    shapes = {"normal": (14, 7), "reduce": (14, 5)}
+    torch.manual_seed(0)
+    architecture = Architecture(shapes)
+    torch.manual_seed(0)
+    for (kind, alpha), (name, shape) in zip(architecture.alphas.items(), shapes.items(), strict=True):
+        assert kind == name
+        assert torch.equal(alpha, 1e-3 * torch.randn(shape))
+    assert [alpha.abs().max().item() for alpha in Architecture(shapes, "sigmoid").parameters()] == [0, 0]
+    assert all(fixed.shape == shapes[kind] and fixed.isnan().all() for kind, fixed in architecture.fixed.items())
+
+
+def test_mixing_weights_are_the_softmax_of_each_edge_and_their_gradient_its_chain_rule():
+    torch.manual_seed(0)
+    architecture = Architecture({"normal": (14, 7), "reduce": (14, 5)}).double()
+    scramble(architecture)
+    a, b, c = layer_gradients = [torch.randn(14, width, dtype=DOUBLE) for width in (7, 5, 7)]
+    measured = architecture.gradients(["normal", "reduce", "normal"], layer_gradients)
+    for gradient, kind, total in zip(measured, ("normal", "reduce"), (a + c, b), strict=True):
+        exponentials = architecture.alphas[kind].detach().exp()
+        p = exponentials / exponentials.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(architecture.mixing_weights()[kind].detach(), p, rtol=1e-12, atol=0)
+        expected = p * (total - (p * total).sum(dim=1, keepdim=True))
+        torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-15)
+    with pytest.raises(ValueError, match="shorter"):  # a layer without a gradient
+        architecture.gradients(["normal", "reduce", "normal"], layer_gradients[:2])
+
+
+def test_gates_begin_half_open_and_their_gradient_is_the_chain_rule_of_the_sigmoid():
+    torch.manual_seed(0)
+    architecture = Architecture({"normal": (14, 7), "reduce": (14, 7)}, "sigmoid").double()
+    assert all(torch.equal(alpha, torch.zeros_like(alpha)) for alpha in architecture.parameters())
+    assert all(torch.equal(p, torch.full_like(p, 0.5)) for p in architecture.mixing_weights().values())
+    scramble(architecture)
+    a, b, c, d = layer_gradients = [torch.randn(14, 7, dtype=DOUBLE) for _ in range(4)]
+    measured = architecture.gradients(["normal", "reduce", "reduce", "normal"], layer_gradients)
+    for gradient, kind, total in zip(measured, ("normal", "reduce"), (a + d, b + c), strict=True):
+        p = 1 / (1 + (-architecture.alphas[kind].detach()).exp())
+        torch.testing.assert_close(gradient, p * (1 - p) * total, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("relaxation", ["softmax", "sigmoid"])
+def test_fixed_mixing_weights_stand_and_their_alpha_no_longer_decides(relaxation):
+    architecture = Architecture({"normal": (14, 3)}, relaxation).double()
+    scramble(architecture)
+    before = architecture.mixing_weights()["normal"].detach()
+    architecture.fixed["normal"][5] = torch.tensor([0.0, 1.0, 0.0])
+    after = architecture.mixing_weights()["normal"].detach()
+    assert after[5].tolist() == [0, 1, 0]
+    others = [edge for edge in range(14) if edge != 5]
+    assert torch.equal(after[others], before[others])
+    (gradient,) = architecture.gradients(["normal"], [torch.randn(14, 3, dtype=DOUBLE)])
+    assert torch.equal(gradient[5], torch.zeros(3, dtype=DOUBLE))
+    assert (gradient[others] != 0).all()
+
+
+#: the weights' optimizer
+XI, MOMENTUM, WEIGHT_DECAY = 0.2, 0.9, 3e-2
+
+
+class Regression(nn.Module):
+    """Softmax regression of 3 classes on 4 features, which two "layers" of 2 x 2 mixing weights make of the image."""
+
+    kinds = ("normal", "reduce")
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("maps", 0.5 * torch.randn(8, 4, 4, dtype=DOUBLE))
+        self.classifier = nn.Linear(4, 3, dtype=DOUBLE)
+
+    def forward(self, images, weights, drop_path_prob, skip_beta):
+        p = torch.cat([w.flatten() for w in weights])
+        x = images.flatten(1)
+        return self.classifier(x + torch.einsum("k,kij,bj->bi", p, self.maps, x))
+
+
+class Toy:
+    """The regression, and everything the implicit gradient is made of, as matrices."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.module = Regression()
+        self.objective = Objective(self.module)
+        self.weights = [0.3 * torch.randn(2, 2, dtype=DOUBLE) for _ in range(2)]
+        self.train, self.valid = (
+            Batch(torch.randn(40, 1, 2, 2, dtype=DOUBLE), torch.randint(0, 3, (40,)), seed) for seed in (1, 2)
+        )
+        w = torch.cat([parameter.detach().flatten() for parameter in self.module.parameters()])
+        p = torch.cat([weight.flatten() for weight in self.weights])
+        self.w = w
+        loss = self.loss
+        self.direct, self.v_0 = (
+            torch.autograd.functional.jacobian(lambda *z: loss(*reversed(z), self.valid), (p, w))[i] for i in range(2)
+        )
+        blocks = torch.autograd.functional.hessian(lambda w, p: loss(w, p, self.train), (w, p))
+        self.hessian, self.mixed = blocks[0][0], blocks[0][1]  # (w, w) and (w, p)
+        self.buffers = [0.1 * torch.randn_like(parameter) for parameter in self.module.parameters()]
+        self.gamma = 1 / torch.linalg.eigvalsh(self.hessian).max().item()
+
+    def loss(self, w, p, batch):
+        """L(w, p) written out."""
+        x = batch.images.reshape(-1, 4)
+        matrix = torch.eye(4, dtype=DOUBLE) + (p[:, None, None] * self.module.maps).sum(dim=0)
+        logits = x @ matrix.T @ w[:12].reshape(3, 4).T + w[12:]
+        picked = logits[torch.arange(len(x)), batch.labels]
+        return (logits.exp().sum(dim=1).log() - picked).mean()
+
+    def series(self, terms):
+        """sum_k (I - gamma H)^k v_0, k = 0..terms."""
+        step = torch.eye(15, dtype=DOUBLE) - self.gamma * self.hessian
+        return sum(torch.linalg.matrix_power(step, k) @ self.v_0 for k in range(terms + 1))
+
+    def implicit(self, terms, **options):
+        return implicit(self.objective, self.weights, self.train, self.valid, self.gamma, terms, **options)
+
+    def unrolled(self, **options):
+        return unrolled(
+            self.objective, self.weights, self.train, self.valid, XI, self.buffers, MOMENTUM, WEIGHT_DECAY, **options
+        )
+
+    def ahead(self):
+        """w' of the unrolled gradient, written out."""
+        gradient = torch.autograd.functional.jacobian(lambda w: self.loss(w, flat(self.weights), self.train), self.w)
+        return self.w - XI * (MOMENTUM * flat(self.buffers) + gradient + WEIGHT_DECAY * self.w)
+
+
+def flat(tensors):
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+class Spy(Objective):
+    """An objective that keeps the weights at which it is asked for the loss of a batch, beside the supernet's own."""
+
+    def watch(self, batch):
+        self.watched, self.points = batch, []
+        return self
+
+    def __call__(self, weights, batch, parameters=None, create_graph=False):
+        if parameters is not None and batch is self.watched:
+            self.points.append(flat(parameters.values()))
+        return super().__call__(weights, batch, parameters, create_graph)
+
+
+def test_the_first_order_gradient_is_that_of_the_validation_loss_and_has_no_other_term():
+    toy = Toy()
+    result = first_order(toy.objective, toy.weights, toy.valid)
+    assert [g.shape for g in result.total] == [(2, 2), (2, 2)]
+    torch.testing.assert_close(flat(result.total), toy.direct, rtol=1e-9, atol=1e-15)
+    assert (result.indirect, result.mixed, result.noise, result.residual) == ((), (), (), None)
+    p = flat(toy.weights)
+    assert result.loss.item() == pytest.approx(toy.loss(toy.w, p, toy.valid).item(), rel=1e-12)
+    torch.testing.assert_close(result.logits, toy.module(toy.valid.images, toy.weights, 0, 0).detach())
+
+
+def test_the_first_order_gradient_takes_none_in_the_weights(monkeypatch):
+    toy, asked = Toy(), []
+    gradients = Objective.gradients
+    monkeypatch.setattr(
+        Objective, "gradients", lambda *given, **named: asked.append(named) or gradients(*given, **named)
+    )
+    first_order(toy.objective, toy.weights, toy.valid)
+    assert asked == [{"parameters": False}]
+
+
+@pytest.mark.parametrize(("derivatives", "tolerance"), [("exact", 1e-9), ("difference", 1e-4)])
+def test_the_unrolled_gradient_is_the_closed_form(derivatives, tolerance):
+    """dL_val/dp - xi d2L_train/dp dw . v at w' = w - xi (momentum b + grad_w L_train + weight_decay w)."""
+    toy = Toy()
+    ahead, p = toy.ahead(), flat(toy.weights)
+    direct, v = (
+        torch.autograd.functional.jacobian(lambda *z: toy.loss(*reversed(z), toy.valid), (p, ahead))[i]
+        for i in range(2)
+    )
+    mixed = toy.mixed.T @ v
+    result = toy.unrolled(derivatives=derivatives, radius=1e-5)
+    for measured, expected in [
+        (result.direct, direct),
+        (result.mixed, mixed),
+        (result.indirect, -XI * mixed),
+        (result.total, direct - XI * mixed),
+    ]:
+        assert ((flat(measured) - expected).norm() / expected.norm()).item() < tolerance
+    assert result.loss.item() == pytest.approx(toy.loss(ahead, p, toy.valid).item(), rel=1e-12)
+    named = toy.objective.named([ahead[:12].reshape(3, 4), ahead[12:]])
+    logits = functional_call(toy.module, named, (toy.valid.images, toy.weights, 0, 0))
+    torch.testing.assert_close(result.logits, logits.detach())
+    assert (result.noise, result.residual) == ((), None)
+    assert torch.equal(flat(toy.module.parameters()), toy.w)
+
+
+def test_the_unrolled_gradient_takes_differences_a_hundredth_away_where_nothing_else_is_said():
+    toy = Toy()
+    ahead, p = toy.ahead(), flat(toy.weights)
+    v = torch.autograd.functional.jacobian(lambda w: toy.loss(w, p, toy.valid), ahead)
+    toy.objective = Spy(toy.module).watch(toy.train)
+    toy.unrolled()
+    forth, back = (point - toy.w for point in toy.objective.points)
+    torch.testing.assert_close(forth, 0.01 * v / v.norm(), rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(back, -0.01 * v / v.norm(), rtol=1e-9, atol=1e-15)
+
+
+def test_a_momentum_buffer_that_is_missing_is_an_error():
+    toy = Toy()
+    toy.buffers.pop()
+    with pytest.raises(ValueError, match="shorter"):
+        toy.unrolled()
+
+
+@pytest.mark.parametrize("derivatives", ["exact", "difference"])
+def test_an_architecture_gradient_is_numbers_without_a_graph(derivatives):
+    toy = Toy()
+    for result in (
+        first_order(toy.objective, toy.weights, toy.valid),
+        toy.unrolled(derivatives=derivatives),
+        toy.implicit(2, derivatives=derivatives, residual=True),
+    ):
+        parts = [result.loss, result.logits, *result.direct, *result.indirect, *result.mixed, *result.noise]
+        assert not any(part.requires_grad for part in [*parts, *result.total])
+
+
+def test_the_implicit_gradient_converges_to_that_of_the_implicit_function_theorem():
+    toy = Toy()
+    # H is singular: the same added to the scores of all classes changes nothing; v_0 has no part along that.
+    pseudo_inverse = torch.linalg.pinv(toy.hessian, rtol=1e-10, hermitian=True)
+    assert torch.linalg.matrix_rank(toy.hessian, rtol=1e-10, hermitian=True) == 10
+    torch.testing.assert_close(toy.hessian @ pseudo_inverse @ toy.v_0, toy.v_0, rtol=1e-9, atol=1e-12)
+    exact = toy.direct - toy.v_0 @ pseudo_inverse @ toy.mixed
+    errors = [
+        ((flat(toy.implicit(terms, derivatives="exact").total) - exact).norm() / exact.norm()).item()
+        for terms in (0, 1, 2, 5, 10, 20, 50, 100, 200)
+    ]
+    assert all(later < earlier for earlier, later in pairwise(errors))
+    assert errors[0] > 0.1
+    assert errors[-1] < 1e-8
+
+
+@pytest.mark.parametrize("terms", [0, 1, 2, 7])
+@pytest.mark.parametrize(("derivatives", "radius", "tolerance"), [("exact", 0.01, 1e-9), ("difference", 1e-5, 1e-4)])
+def test_the_implicit_gradient_of_k_terms_is_the_closed_form(terms, derivatives, radius, tolerance):
+    """With K = 0 it is dL_val/dp - gamma * d2L_train/dp dw . dL_val/dw."""
+    toy = Toy()
+    result = toy.implicit(terms, derivatives=derivatives, radius=radius)
+    s = toy.v_0 if terms == 0 else toy.series(terms)
+    mixed = toy.mixed.T @ s
+    assert [g.shape for g in result.total] == [(2, 2), (2, 2)]
+    for measured, expected in [
+        (result.direct, toy.direct),
+        (result.mixed, mixed),
+        (result.indirect, -toy.gamma * mixed),
+        (result.total, toy.direct - toy.gamma * mixed),
+    ]:
+        assert ((flat(measured) - expected).norm() / expected.norm()).item() < tolerance
+    assert result.loss.item() == pytest.approx(toy.loss(toy.w, flat(toy.weights), toy.valid).item(), rel=1e-12)
+    assert torch.equal(flat(toy.module.parameters()), toy.w)
+
+
+@pytest.mark.parametrize("derivatives", ["exact", "difference"])
+@pytest.mark.parametrize("terms", [0, 2, 9])
+def test_the_neumann_residual_is_what_the_series_leaves_of_the_vector(terms, derivatives):
+    toy = Toy()
+    rest = toy.v_0 - toy.hessian @ (toy.gamma * toy.series(terms))
+    measured = toy.implicit(terms, derivatives=derivatives, residual=True)
+    assert measured.residual.item() == pytest.approx((rest.norm() / toy.v_0.norm()).item(), rel=1e-9)
+    # to measure it changes nothing else
+    assert torch.equal(flat(measured.total), flat(toy.implicit(terms, derivatives=derivatives).total))
+    assert toy.implicit(terms, derivatives=derivatives).residual is None
+
+
+@pytest.mark.parametrize("terms", [0, 2])
+def test_the_differences_step_by_r_s_and_the_noise_is_what_a_step_back_by_r_v_0_leaves(terms):
+    toy = Toy()
+    toy.objective = Spy(toy.module).watch(toy.train)
+    result = toy.implicit(terms)
+    s, r = toy.series(terms), 0.01 / toy.v_0.norm()
+    forth, back = (point - toy.w for point in toy.objective.points)
+    torch.testing.assert_close(forth, r * s, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(back, -r * s, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(flat(result.noise), r * (toy.v_0 - s), rtol=1e-9, atol=1e-15)
+    assert (norm(result.noise) > 1e-4) == (terms > 0)

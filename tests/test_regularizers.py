@@ -1,0 +1,101 @@
+"""The regularizers, against independent computations in float64."""
+
+import json
+
+import pytest
+import torch
+
+from regularizers import ALPHA_REGULARIZERS, layer_alignment, layer_alignment_derivative
+from tests.conftest import local_data
+
+KINDS = ("corr", "signcorr")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alignment_and_its_derivative_are_the_worked_ones(kind):
+    cases = json.loads((local_data() / "fixtures/alignment.json").read_text())["cases"]
+    assert cases
+    for case in cases:
+        layer_gradients = [torch.tensor(g, dtype=torch.float64) for g in case["layer_gradients"]]
+        expected = [torch.tensor(g, dtype=torch.float64) for g in case[kind]["derivative"]]
+        assert layer_alignment(layer_gradients, kind).item() == pytest.approx(case[kind]["alignment"], rel=1e-6)
+        for measured, wanted in zip(layer_alignment_derivative(layer_gradients, kind), expected, strict=True):
+            torch.testing.assert_close(measured, wanted, rtol=1e-6, atol=0)
+
+
+def test_alignment_derivatives_are_the_closed_forms():
+    """u_l as the paper writes it, with the projection built as a matrix and the pairs counted one by one."""
+    generator = torch.Generator().manual_seed(0)
+    g = torch.randn(5, 6, dtype=torch.float64, generator=generator)
+    pairs = 10
+    n = g / g.norm(dim=1, keepdim=True)
+    for layer, u in enumerate(layer_alignment_derivative(list(g), "corr")):
+        projection = torch.eye(6, dtype=torch.float64) - torch.outer(n[layer], n[layer])
+        torch.testing.assert_close(u, projection @ n.sum(dim=0) / (pairs * g[layer].norm()))
+    for i, u in enumerate(layer_alignment_derivative(list(g), "signcorr")):
+        expected = torch.zeros(6, dtype=torch.float64)
+        for j in range(5):
+            if j != i:
+                scale = g[i].abs() @ g[j].abs()
+                rho = g[i] @ g[j] / scale
+                expected += (1 - rho * g[i].sign() * g[j].sign()) * g[j] / (scale * pairs)
+        torch.testing.assert_close(u, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alignment_of_equal_layers_is_one_and_of_opposite_ones_minus_one(kind):
+    g = torch.randn(3, 4)
+    assert layer_alignment([g, 2 * g, 5 * g], kind).item() == pytest.approx(1, abs=1e-6)
+    assert layer_alignment([g, -3 * g], kind).item() == pytest.approx(-1, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vanished_layer_gradient_contributes_nothing(kind):
+    a, b, zero = torch.randn(3, 4), torch.randn(3, 4), torch.zeros(3, 4)
+    # one pair of three is left
+    torch.testing.assert_close(layer_alignment([a, zero, b], kind), layer_alignment([a, b], kind) / 3)
+    first, at_zero, second = layer_alignment_derivative([a, zero, b], kind)
+    assert torch.equal(at_zero, zero)
+    for measured, expected in zip((first, second), layer_alignment_derivative([a, b], kind), strict=True):
+        torch.testing.assert_close(measured, expected / 3)
+    assert layer_alignment([zero, zero], kind).item() == 0
+    assert all(torch.equal(u, zero) for u in layer_alignment_derivative([zero, zero], kind))
+
+
+def test_alignment_needs_two_layers_and_a_known_kind():
+    with pytest.raises(ValueError, match="expected") as error:
+        layer_alignment([torch.ones(2)])
+    assert str(error.value) == "1 layer gradients, expected two or more: alignment is between pairs of layers"
+    with pytest.raises(ValueError, match="expected") as error:
+        layer_alignment([torch.ones(2)] * 2, "cosine")
+    assert str(error.value) == "regularizer 'cosine', expected one of corr, signcorr"
+
+
+def test_the_alignment_is_the_cosine_where_nothing_else_is_said():
+    a, b = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
+    assert layer_alignment([a, b]).item() == pytest.approx(24 / 25)
+    # u_1 = (n_2 - <n_1, n_2> n_1) / |g_1|
+    (first, _) = layer_alignment_derivative([a, b])
+    torch.testing.assert_close(first, (b / 5 - 24 / 25 * a / 5) / 5)
+
+
+@pytest.mark.parametrize("kind", ["zero_one_l2", "zero_one_l1"])
+def test_the_zero_one_loss_and_its_gradient_in_alpha_are_the_closed_forms(kind):
+    torch.manual_seed(0)
+    regularizer = ALPHA_REGULARIZERS[kind]
+    zeros = [torch.zeros(14, 7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    at_zero = torch.autograd.grad(regularizer([alpha.sigmoid() for alpha in zeros]), zeros)
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in at_zero)
+
+    alphas = [torch.randn(14, 7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    value = regularizer([alpha.sigmoid() for alpha in alphas])
+    n, p = 2 * 14 * 7, [1 / (1 + (-alpha.detach()).exp()) for alpha in alphas]
+    if kind == "zero_one_l2":
+        expected = -sum(((q - 0.5) ** 2).sum() for q in p) / n
+        slopes = [-2 * (q - 0.5) * q * (1 - q) / n for q in p]
+    else:
+        expected = -sum((q - 0.5).abs().sum() for q in p) / n
+        slopes = [-(q - 0.5).sign() * q * (1 - q) / n for q in p]
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    for measured, slope in zip(torch.autograd.grad(value, alphas), slopes, strict=True):
+        torch.testing.assert_close(measured, slope, rtol=1e-10, atol=1e-15)

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, Union, get_args, get_origin
 
 import jsonargparse
 import yaml
@@ -39,8 +40,12 @@ SomeRunSettings = TypeVar("SomeRunSettings", bound="RunSettings")
 PositiveFloat = restricted_number_type("PositiveFinite", float, [(">", 0), ("<", math.inf)])
 NonNegativeFloat = restricted_number_type("NonNegativeFinite", float, [(">=", 0), ("<", math.inf)])
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+# More than these would only fill the memory, or take for ever.
 Channels = restricted_number_type("Channels", int, [(">=", 2), ("<=", 4096)])
 Kept = restricted_number_type("Kept", int, [(">=", 2)])
+Layers = restricted_number_type("Layers", int, [(">=", 1), ("<=", 1000)])
+ImageSize = restricted_number_type("ImageSize", int, [(">=", 1), ("<=", 4096)])
+ImageSizeOrOwn = restricted_number_type("ImageSizeOrOwn", int, [(">=", 0), ("<=", 4096)])
 Workers = restricted_number_type("Workers", int, [(">=", -1)])
 Probability = restricted_number_type("Probability", float, [(">=", 0), ("<", 1)])
 
@@ -54,8 +59,58 @@ def blaming(flag: str) -> Iterator[None]:
     """Turn the ValueError or OSError of reading a user's input into an InputError that names `flag`."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        raise InputError(f"{flag}: {reason}") from error
+    except ValueError as error:
         raise InputError(f"{flag}: {error}") from error
+
+
+#: most characters of a message; of a longer one the middle is left out
+LONGEST = 1000
+
+
+def refuse(prog: str, message: object) -> NoReturn:
+    """Say what is wrong in one line on stderr, whatever names and values are in it, and exit with status 2."""
+    line = "".join(
+        # a terminal obeys what it cannot print
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in " ".join(str(message).split())
+    )
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    sys.stderr.write(f"{prog}: error: {line}\n")
+    sys.exit(2)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Plain values alone, and no name twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = set()
+        for key, _ in node.value:
+            if key.value in names:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+            names |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says: plain values, nothing that makes objects.
+
+    Raises:
+        ValueError: it is none, or has a name twice.
+        OSError: it cannot be read.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        raise ValueError(f"{path}{f', line {mark.line + 1}' if mark else ''}: no plain YAML: {problem}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no plain YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: no plain YAML: too deep") from error
 
 
 def option(default: Any, help: str) -> Any:
@@ -63,22 +118,66 @@ def option(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+#: what Python, argparse and jsonargparse say, and how all scripts say it: flag, value, what was expected
+PHRASES = (
+    (r'Parser key "([^"]+)"(?: element \d+)?:', r"--\1:"),
+    (r"argument (\S+):", r"\1:"),
+    (r"Option '(.*)' is not accepted", r"\1: unknown; --help says what is taken"),
+    (r"unrecognized arguments: (.*)", r"\1: unknown; --help says what is taken"),
+    (r'expected "command" to be one of \{(.*)\}.*', r"COMMAND: missing, expected one of \1"),
+    (r"the following arguments are required: (.*)", r"\1: missing; --help says what is taken"),
+    (r"(?:a )?typing\.Literal\[(.*?)\]", r"one of \1"),
+    (r"Not of type \w+: ", ""),
+    (r"Expected (?:a )?(.*?)\.? Got value: (.*)", r"'\2', expected \1"),
+    (r"<class '(?:list|tuple)'>", "a list, such as [1, 2]"),
+    (r"invalid choice: (.*?) \(choose from (.*)\)", r"\1, expected one of \2"),
+    (r"ignored explicit argument (.*)", r"\1, expected no value"),
+    (r"invalid literal for int\(\) with base 10: (.*)", r"\1, expected a whole number"),
+    (r"Exceeds the limit .*? has (\d+) digits.*", r"a number of \1 digits, expected a smaller one"),
+    (r"could not convert string to float: (.*)", r"\1, expected a number"),
+    (r"(\S+) does not conform to restriction (.*)", r"\1, expected a number \2"),
+    (r"\bv(?=[<>=])", ""),
+)
+
+
 class Parser(jsonargparse.ArgumentParser):
-    """A parser whose errors are one line on stderr and exit status 2."""
+    """A parser whose errors are InputErrors.
+
+    Attributes:
+        reading: the flag and the file whose settings are being read, as the head of a message.
+    """
+
+    reading = ""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split())
-        line = re.sub(r'Parser key "([^"]+)"(?: element \d+)?:', r"--\1:", line)
-        line = re.sub(r"(?:a )?typing\.Literal\[(.*?)\]", r"one of \1", line)
-        line = re.sub(r"Not of type \w+: ", "", line)
-        sys.stderr.write(f"{self.prog}: error: {line}\n")
-        sys.exit(2)
+        for theirs, ours in PHRASES:
+            line = re.sub(theirs, ours, line)
+        raise InputError(self.reading + line) from ex
+
+
+class SettingsFile(jsonargparse.ActionConfigFile):
+    """--config."""
+
+    def __call__(self, parser: Parser, namespace: jsonargparse.Namespace, path: str, flag: str | None = None) -> None:
+        with blaming("--config"):
+            if not Path(path).is_file():
+                raise ValueError(f"no file {path!r}; expected a YAML file of settings")
+            settings = read_yaml(Path(path))
+            if not isinstance(settings, dict):
+                raise ValueError(f"{path}: expected names of settings and their values")
+            unknown = sorted(set(map(str, settings)) - {action.dest for action in parser._actions})
+            if unknown:
+                raise ValueError(f"{path}: {', '.join(unknown[:5])}: unknown; --help says what is taken")
+        parser.reading = f"--config: {path}: "
+        super().__call__(parser, namespace, path, flag)
+        parser.reading = ""
 
 
 def parser_for(settings: type, prog: str, description: str) -> Parser:
     """A parser with one flag for each field of the dataclass `settings`; each of its bases is a group of `--help`."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", action="config", metavar="FILE.yaml", help="read settings from this file")
+    parser.add_argument("--config", action=SettingsFile, metavar="FILE.yaml", help="read settings from this file")
     # A run's config.yaml also says how the run was made; as --config it is taken with that part unread.
     parser.add_argument("--provenance", type=dict, help=jsonargparse.SUPPRESS)
     for base in reversed(settings.__mro__):
@@ -92,9 +191,15 @@ def parser_for(settings: type, prog: str, description: str) -> Parser:
             elif get_origin(field.type) is list:  # --seeds 0 1 2
                 kind = {"type": get_args(field.type)[0], "nargs": "+"}
             else:
-                kind = {"type": field.type}
+                kind = {"type": _of_value(field.type)}
             group.add_argument(f"--{field.name}", default=field.default, help=field.metadata["help"], **kind)
     return parser
+
+
+def _of_value(kind: Any) -> Any:
+    """The type of a flag's value: int also of `int | None`, where None is a flag that is not given."""
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return next(part for part in parts if part is not NoneType)
 
 
 def parse(settings: type[Settings], prog: str, description: str, arguments: list[str] | None = None) -> Settings:
@@ -179,7 +284,9 @@ def load_settings(settings: type[Settings], prog: str, run: Path, flag: str) -> 
     missing = sorted({field.name for field in dataclasses.fields(settings)} - {"save", "resume"} - set(stored))
     if missing:
         raise InputError(f"{flag}: {path}: not the settings of {prog}: {', '.join(missing[:5])} missing")
-    return parse(settings, prog, "", ["--config", str(path)])
+    parser = parser_for(settings, prog, "")
+    parser.reading = f"{flag}: {path}: "
+    return make(settings, parser.parse_object(stored))
 
 
 def setting(run: Path, flag: str, name: str) -> Any:
@@ -196,13 +303,10 @@ def _stored(run: Path, flag: str) -> tuple[Path, dict[str, Any]]:
     path = run / "config.yaml"
     if not path.is_file():
         raise InputError(f"{flag}: {run} is no run folder; expected one with a config.yaml")
-    with blaming(f"{flag}: {path}"):
-        try:
-            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
+    with blaming(flag):
+        stored = read_yaml(path)
         if not isinstance(stored, dict):
-            raise ValueError("expected the settings of a run")
+            raise ValueError(f"{path}: expected the settings of a run")
     return path, stored
 
 
@@ -268,8 +372,7 @@ def run(main: Callable[[], None], prog: str) -> NoReturn:
     try:
         main()
     except InputError as error:
-        sys.stderr.write(f"{prog}: error: {error}\n")
-        sys.exit(2)
+        refuse(prog, error)
     except FloatingPointError as error:
         sys.stderr.write(f"{prog}: failed: {error}\n")
         sys.exit(1)
@@ -281,10 +384,14 @@ def run(main: Callable[[], None], prog: str) -> NoReturn:
 
 
 def check_new_folder(path: Path, flag: str) -> None:
-    """Refuse a folder that holds anything already, so that no run overwrites another's."""
+    """Refuse a folder that holds anything already, so that no run overwrites another's, and one that cannot be made."""
     with blaming(flag):
         if path.exists() and (not path.is_dir() or not all(map(is_passing, path.iterdir()))):
-            raise InputError(f"{flag}: {path} exists and is not empty; name a new folder, or --resume it")
+            or_resume = ", or --resume it" if (path / "config.yaml").is_file() else ""
+            raise InputError(f"{flag}: {path} exists and is not empty; name a new folder{or_resume}")
+        there = next((parent for parent in path.parents if parent.exists()), path)
+        if not there.is_dir():
+            raise InputError(f"{flag}: {path} would lie in {there}, which is a file; name a new folder")
 
 
 def new_folder(path: Path, flag: str) -> None:

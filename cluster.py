@@ -107,8 +107,8 @@ def resolve(
         name: of the run folder, where --save gives none.
 
     Raises:
-        InputError: no cell is given, a run that is resumed has other settings, or several processes have no folder in
-            common.
+        InputError: no cell is given, the run folder is not free, a run that is resumed has other settings, or several
+            processes have no folder in common.
     """
     requeue_on_signal()
     given: Any = settings
@@ -121,6 +121,8 @@ def resolve(
         raise InputError(f"--save: expected a run folder, which all processes of {launch.launcher} share")
     run = Path(given.save or f"runs/{name}")
     if not launch or not (run / "config.yaml").exists():
+        if is_first():  # else the first one's process has made it
+            cli.check_new_folder(run, "--save")
         return settings, run, False
     stored: Any = cli.load_settings(type(settings), prog, run, "--save")
     names = [field.name for field in dataclasses.fields(given) if field.name not in ("save", "resume", "device")]

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import cli
 from analysis.curves import plot_retraining, require
 from analysis.draw import draw_genotype
@@ -30,11 +28,11 @@ def write_card(run: Path) -> Path:
     require(run, "result.json", "config.yaml", "genotype.json")
     try:
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = cli.read_yaml(run / "config.yaml")
         cells = load_any(str(run))
         kinds = cells.kinds
         text = card(result, config, kinds)
-    except (LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{run} is not as a retraining leaves it: {' '.join(str(error).split())}") from error
     draw_genotype(cells, run / "cells")
     plot_retraining(run)

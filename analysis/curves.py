@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 import cli
 from analysis.draw import color
+from cli import read_yaml
 from search.settings import method_settings
 from spaces import SPACES
 
@@ -99,19 +99,6 @@ def require(run: Path, *names: str) -> None:
     for name in names:
         if not (run / name).is_file():
             raise ValueError(f"{run} has no {name}; expected the folder of a run, its first epoch done")
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML file's content.
-
-    Raises:
-        ValueError: it is none.
-        OSError: it cannot be read.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
 
 
 def load_course(run: Path, config: dict[str, Any] | None = None) -> Course:

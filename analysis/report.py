@@ -24,10 +24,10 @@ from markupsafe import Markup
 
 import cli
 from analysis.charts import Line, line_chart, surface_chart
-from analysis.curves import read_yaml
 from analysis.draw import COLORS, color
 from analysis.runs import ACCURACY, DATASETS, Entry, load_entries
 from analysis.samples import Paired, Summary, compare_paired, summarize
+from cli import read_yaml
 from files import write_atomically
 
 PROG = "report.py"

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from analysis.compare import grouped
-from analysis.curves import Course, load_course, read_yaml
+from analysis.curves import Course, load_course
+from cli import read_yaml
 from nasbench201.cells import load_any
 
 #: folders within a run that hold no runs

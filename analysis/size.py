@@ -12,7 +12,7 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt
 
 import cli
-from cli import InputError, option
+from cli import ImageSizeOrOwn, InputError, option
 from nasbench201.cells import Cell201, load_any
 
 PROG = "size.py"
@@ -32,7 +32,7 @@ class SizeSettings:
         0, "number of cells, in NAS-Bench-201 of a stage; 0 for the papers': 20, on ImageNet 14, in NAS-Bench-201 5"
     )
     auxiliary: bool = option(False, "count the auxiliary head's parameters")
-    image_size: NonNegativeInt = option(0, "height and width in pixels; 0 for the data set's")
+    image_size: ImageSizeOrOwn = option(0, "height and width in pixels; 0 for the data set's")
 
 
 def main() -> None:
@@ -41,6 +41,15 @@ def main() -> None:
     settings = parser.parse_args()
     with cli.blaming("genotype"):
         genotype = load_any(settings.genotype)
+    of_201 = isinstance(genotype, Cell201)
+    if of_201 and settings.auxiliary:
+        raise InputError("--auxiliary: the network of NAS-Bench-201 has no auxiliary head")
+    if settings.init_channels and not 2 <= settings.init_channels <= 4096:
+        raise InputError(f"--init_channels: {settings.init_channels}, expected 2 to 4096")
+    if settings.layers > 1000:
+        raise InputError(f"--layers: {settings.layers}, expected 1000 at most")
+
+    # Imported here: --help and wrong input are answered before torch is loaded.
     import torch
 
     from model import NetworkCIFAR, NetworkImageNet, size
@@ -49,20 +58,14 @@ def main() -> None:
     channels, pixels, classes = {"digits": (1, 8, 10), "cifar100": (3, 32, 100), "imagenet": (3, 224, 1000)}.get(
         settings.dataset, (3, 32, 10)
     )
-    of_201 = isinstance(genotype, Cell201)
-    if of_201 and settings.auxiliary:
-        raise InputError("--auxiliary: the network of NAS-Bench-201 has no auxiliary head")
     if of_201:
         network, c, layers = Network201, 16, 5
     else:
         network, c, layers = (NetworkImageNet, 48, 14) if settings.dataset == "imagenet" else (NetworkCIFAR, 36, 20)
-    c = settings.init_channels or c
-    if not 2 <= c <= 4096:
-        raise InputError(f"--init_channels: {c}, expected 2 to 4096")
     with torch.device("meta"):
         built = network(
             genotype,
-            c,
+            settings.init_channels or c,
             settings.layers or layers,
             classes,
             in_channels=channels,

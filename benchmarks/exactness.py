@@ -12,7 +12,7 @@ from typing import Literal
 from jsonargparse.typing import PositiveInt
 
 import cli
-from cli import Seed, option
+from cli import Channels, ImageSize, Layers, Seed, option
 
 PROG = "exactness.py"
 
@@ -22,9 +22,9 @@ class Settings:
     """benchmark"""
 
     space: Literal["s1", "s2", "s3", "s5"] = option("s5", "search space; s4 has random operations")
-    init_channels: PositiveInt = option(16, "channels C of the first cells")
-    layers: PositiveInt = option(8, "number of cells")
-    image_size: PositiveInt = option(32, "height and width of the random images in pixels")
+    init_channels: Channels = option(16, "channels C of the first cells")
+    layers: Layers = option(8, "number of cells")
+    image_size: ImageSize = option(32, "height and width of the random images in pixels")
     batch_size: PositiveInt = option(64, "number of images")
     seed: Seed = option(0, "of weights and images")
 

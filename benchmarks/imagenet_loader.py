@@ -23,8 +23,9 @@ from typing import Any, Literal
 from jsonargparse.typing import PositiveInt, restricted_number_type
 
 import cli
-from cli import Channels, Seed, blaming, option
+from cli import Channels, ImageSize, Layers, Seed, blaming, option
 from files import check_new_file, write_atomically
+from genotypes import Genotype, load_genotype
 from imagenet.layout import find_split
 
 PROG = "imagenet_loader.py"
@@ -41,8 +42,8 @@ class Settings:
     pictures: PositiveInt = option(256, "how many are made")
     arch: str = option("DARTS_V2", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
     init_channels: Channels = option(48, "channels C of the first cells")
-    layers: PositiveInt = option(14, "number of cells")
-    image_size: PositiveInt = option(224, "height and width of the images in pixels")
+    layers: Layers = option(14, "number of cells")
+    image_size: ImageSize = option(224, "height and width of the images in pixels")
     batch_size: BatchSize = option(128, "images of a step, on one device")
     workers: PositiveInt = option(2, "most workers in the timings of all together")
     rounds: PositiveInt = option(5, "timings of each, of which the median counts")
@@ -66,19 +67,16 @@ def make_pictures(settings: Settings, root: Path) -> None:
         Image.fromarray(noise).filter(ImageFilter.GaussianBlur(0.8)).save(folder / f"{number}.jpg", quality=90)
 
 
-def measure(settings: Settings, tree: Any) -> dict[str, Any]:
+def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]:
     """Images per second of every part, alone and together, of the pictures in an `imagenet.images.Tree`."""
     import torch
     from torch.utils.data import DataLoader
 
-    from genotypes import load_genotype
     from imagenet.images import Decoder, Key, begin_worker, collate, on_device, transfer
     from model import NetworkImageNet, smallest_image
     from recipes import Recipe, linear
     from search.bilevel import make_fabric
 
-    with blaming("--arch"):
-        genotype = load_genotype(settings.arch)
     fabric = make_fabric(settings.device, settings.precision, False)
     device, size = fabric.device, settings.batch_size
     torch.manual_seed(settings.seed)
@@ -153,6 +151,8 @@ def main() -> None:
     if settings.out:
         with blaming("--out"):
             check_new_file(Path(settings.out))
+    with blaming("--arch"):
+        genotype = load_genotype(settings.arch)
     with tempfile.TemporaryDirectory() if not settings.data else nullcontext(settings.data) as folder:
         from imagenet.images import read_tree
 
@@ -160,7 +160,7 @@ def main() -> None:
             make_pictures(settings, Path(folder))
         with blaming("--data"):
             tree = read_tree(find_split(Path(folder), "train"))
-        measured = measure(settings, tree)
+        measured = measure(settings, genotype, tree)
     rates = measured["rates"]
     device_rate = 1 / (1 / rates["transfer"] + 1 / rates["augment"] + 1 / rates["model"])
     needed = math.ceil(device_rate / rates["decode"])

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 
 import cli
 from benchmarks.search_step import Method, step_of
-from cli import Seed, option
+from cli import Channels, ImageSizeOrOwn, Layers, Seed, option
 from search.settings import method_settings
 
 PROG = "methods.py"
@@ -38,9 +38,9 @@ class Settings:
 
     data: str = option("data", "folder of images, DATA/train/<class>/* and DATA/test/<class>/*")
     space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s2", "search space")
-    image_size: NonNegativeInt = option(0, "height and width of the images in pixels; 0 keeps their own")
-    init_channels: PositiveInt = option(4, "channels C of the first cells")
-    layers: PositiveInt = option(5, "number of cells")
+    image_size: ImageSizeOrOwn = option(0, "height and width of the images in pixels; 0 keeps their own")
+    init_channels: Channels = option(4, "channels C of the first cells")
+    layers: Layers = option(5, "number of cells")
     batch_size: PositiveInt = option(64, "images of a step, for all methods")
     epochs: PositiveInt = option(2, "epochs of the searches")
     rounds: PositiveInt = option(7, "timings of each method, of which the median counts")
@@ -104,10 +104,11 @@ def run_search(method: str, common: dict, run: Path) -> dict:
 def main() -> None:
     settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
     out = Path(settings.out or f"runs/methods-{settings.space}")
-    cli.new_folder(out, "--out")
+    cli.check_new_folder(out, "--out")
     own = {name: value for name, value in asdict(settings).items() if name not in ("rounds", "out")}
     common = {"dataset": "folder", **own}
     timed = time_steps(settings, common)
+    cli.new_folder(out, "--out")
     runs = {method: run_search(method, common, out / method) for method in METHODS}
     (out / "methods.json").write_text(
         json.dumps({"command": cli.command_line(), "seconds_and_ratio": timed, "runs": runs}, indent=1) + "\n"

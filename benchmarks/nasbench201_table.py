@@ -18,7 +18,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveInt, restricted_number_type
 
 import cli
 from cli import option
@@ -55,11 +55,14 @@ PACKAGE = MEASURE.format(
 )
 
 
+Cells = restricted_number_type("Cells", int, [(">=", 1), ("<=", 15_625)])
+
+
 @dataclass
 class Settings:
     """benchmark"""
 
-    cells: PositiveInt = option(15625, "cells of the .pth")
+    cells: Cells = option(15625, "cells of the .pth")
     recorded: PositiveInt = option(12, "epochs that the .pth has of each training, at most")
     rounds: PositiveInt = option(5, "openings of the table, of which the median counts; of the .pth one in five")
 

@@ -16,8 +16,9 @@ from jsonargparse.typing import PositiveInt
 
 import cli
 from benchmarks.turns import take_turns
-from cli import Seed, blaming, option
+from cli import Channels, ImageSize, Layers, Seed, blaming, option
 from files import check_new_file, write_atomically
+from genotypes import Genotype, load_genotype
 
 PROG = "retraining_step.py"
 
@@ -27,9 +28,9 @@ class Settings:
     """benchmark"""
 
     arch: str = option("DARTS_V2", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
-    init_channels: PositiveInt = option(36, "channels C of the first cells")
-    layers: PositiveInt = option(20, "number of cells")
-    image_size: PositiveInt = option(32, "height and width of the random images in pixels")
+    init_channels: Channels = option(36, "channels C of the first cells")
+    layers: Layers = option(20, "number of cells")
+    image_size: ImageSize = option(32, "height and width of the random images in pixels")
     batch_size: PositiveInt = option(96, "images of a step")
     rounds: PositiveInt = option(5, "timings of each, of which the median counts")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "of our way; plain is 32-true")
@@ -40,19 +41,17 @@ class Settings:
     out: str = option("", "JSON file to write")
 
 
-def make_step(settings: Settings, way: str) -> tuple[Callable[[int], None], Any]:
+def make_step(settings: Settings, genotype: Genotype, way: str) -> tuple[Callable[[int], None], Any]:
     """What is timed: a step of SGD with momentum, with the auxiliary head."""
     import torch
 
     from benchmarks.plain import library_layers
-    from genotypes import load_genotype
     from model import NetworkCIFAR
     from search.bilevel import make_fabric
 
     ours = way == "ours"
     fabric = make_fabric(settings.device, settings.precision if ours else "32-true", settings.tf32 and ours)
     torch.manual_seed(settings.seed)
-    genotype = load_genotype(settings.arch)
     network = NetworkCIFAR(genotype, settings.init_channels, settings.layers, auxiliary=True).to(fabric.device).train()
     if ours:
         network.to(memory_format=torch.channels_last)
@@ -84,7 +83,9 @@ def main() -> None:
     if settings.out:
         with blaming("--out"):
             check_new_file(Path(settings.out))
-    timings = take_turns({way: (make_step, (settings, way)) for way in ("ours", "plain")}, settings.rounds)
+    with blaming("--arch"):
+        genotype = load_genotype(settings.arch)
+    timings = take_turns({way: (make_step, (settings, genotype, way)) for way in ("ours", "plain")}, settings.rounds)
     print("| way | s/step | images/s | peak memory [MiB] | times as fast as plain |")
     print("|---|---|---|---|---|")
     rows = []

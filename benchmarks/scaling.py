@@ -13,10 +13,10 @@ from typing import Literal
 from jsonargparse.typing import PositiveInt
 
 import cli
-from benchmarks.search_step import Method, make_step
+from benchmarks.search_step import Method, check_operations, make_step
 from benchmarks.search_step import Settings as StepSettings
 from benchmarks.turns import take_turns
-from cli import Seed, blaming, option
+from cli import Channels, ImageSize, InputError, Layers, Seed, blaming, option
 from files import check_new_file, write_atomically
 
 PROG = "scaling.py"
@@ -35,11 +35,11 @@ class Settings:
 
     method: Method = option("lambda-darts", "name of --method")
     space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s5", "search space")
-    init_channels: list[PositiveInt] = option(None, "channels to measure, the first for all others; 8 4 16 32")
-    layers: list[PositiveInt] = option(None, "numbers of cells to measure, the first for all others; 5 4 8 11")
+    init_channels: list[Channels] = option(None, "channels to measure, the first for all others; 8 4 16 32")
+    layers: list[Layers] = option(None, "numbers of cells to measure, the first for all others; 5 4 8 11")
     batch_size: list[PositiveInt] = option(None, "batches to measure, the first for all others; 32 16 64 128")
     operations: list[PositiveInt] = option(None, "candidates to measure, the first for all others; 7 2 3 5")
-    image_size: PositiveInt = option(32, "height and width of the random images in pixels")
+    image_size: ImageSize = option(32, "height and width of the random images in pixels")
     rounds: PositiveInt = option(3, "timings of each, of which the median counts")
     seed: Seed = option(0, "of weights and images")
     device: str = option("auto", "auto, cpu, cuda, mps")
@@ -49,6 +49,8 @@ class Settings:
 def main() -> None:
     settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
     out = Path(settings.out)
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--out: {settings.out!r}, expected a name that ends in .png, .svg or .pdf")
     for path in (out, out.with_suffix(".json")):
         with blaming("--out"):
             check_new_file(path)
@@ -57,6 +59,8 @@ def main() -> None:
     given = {name: getattr(settings, name) or values for name, values in given.items()}
     common = {name: getattr(settings, name) for name in ("space", "image_size", "seed", "device")}
     base = StepSettings(**common, **{name: values[0] for name, values in given.items()})
+    for value in given["operations"]:
+        check_operations(replace(base, operations=value))
     points = {name: {} for name in AXES}
     for name, values in given.items():
         for value in sorted(values):

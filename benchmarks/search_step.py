@@ -18,9 +18,10 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
 from benchmarks.turns import take_turns
-from cli import InputError, Seed, blaming, option
+from cli import Channels, ImageSize, InputError, Layers, Seed, blaming, option
 from files import check_new_file, write_atomically
 from search.settings import SearchSettings, method_settings
+from spaces import SPACES
 
 if TYPE_CHECKING:
     import data
@@ -37,11 +38,11 @@ class Settings:
 
     methods: list[Method] = option(None, "names of --method; by default lambda-darts")
     space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "search space")
-    init_channels: PositiveInt = option(16, "channels C of the first cells")
-    layers: PositiveInt = option(8, "number of cells in s1 to s5")
-    cells_per_stage: PositiveInt = option(5, "cells N of each stage in nasbench201")
+    init_channels: Channels = option(16, "channels C of the first cells")
+    layers: Layers = option(8, "number of cells in s1 to s5")
+    cells_per_stage: Layers = option(5, "cells N of each stage in nasbench201")
     operations: NonNegativeInt = option(0, "candidates to keep on each edge in s1 to s5, the last ones; 0 keeps all")
-    image_size: PositiveInt = option(32, "height and width of the random images in pixels")
+    image_size: ImageSize = option(32, "height and width of the random images in pixels")
     batch_size: PositiveInt = option(64, "images of a step")
     rounds: PositiveInt = option(5, "timings of each, of which the median counts")
     plain: bool = option(True, "time the plain way too")
@@ -64,7 +65,7 @@ def make_search(settings: Settings, method: str, device: str, **changes: Any) ->
     from nasbench201.settings import SearchSettings as SearchSettings201
     from nasbench201.settings import preset_201
     from search.bilevel import Search, make_fabric
-    from spaces import SPACES, Space
+    from spaces import Space
 
     generator = torch.Generator().manual_seed(settings.seed)
     shape = (4 * settings.batch_size, 3, settings.image_size, settings.image_size)
@@ -88,11 +89,16 @@ def make_search(settings: Settings, method: str, device: str, **changes: Any) ->
             self.space = Space(kept, self.space.edges, self.space.keep)
             return super().make_supernet()
 
-    if settings.operations > len(SPACES[settings.space].cells["normal"][0]):
-        raise InputError(f"--operations: {settings.operations}, more than an edge of {settings.space} has")
     given = {**own, **changes, "space": settings.space, "layers": settings.layers}
     kind = Narrowed if settings.operations else Search
     return kind(method_settings(method, **given), dataset, fabric)
+
+
+def check_operations(settings: Settings) -> None:
+    """Refuse more candidates than an edge has: InputError."""
+    most = min(len(names) for edges in SPACES[settings.space].cells.values() for names in edges)
+    if settings.operations > most:
+        raise InputError(f"--operations: {settings.operations}, expected at most {most} in {settings.space}")
 
 
 def step_of(search: "Search") -> Callable[["list[data.Batch]", "data.Batch"], None]:
@@ -225,6 +231,7 @@ def main() -> None:
     if settings.out:
         with blaming("--out"):
             check_new_file(Path(settings.out))
+    check_operations(settings)
     settings.methods = settings.methods or ["lambda-darts"]
 
     import torch

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from cli import InputError
+
 #: makes, in the contender's process, what is timed: step(turn), on the device named beside it
 Maker = Callable[..., tuple[Callable[[int], None], Any]]
 
@@ -28,6 +30,9 @@ def take_turns(contenders: Mapping[str, tuple[Maker, tuple]], rounds: int, warm_
     Args:
         contenders: name -> function and arguments that make the step.
         warm_up: rounds that do not count.
+
+    Raises:
+        InputError: a contender's, as it is made.
     """
     context = multiprocessing.get_context("spawn")
     workers = {}
@@ -36,7 +41,9 @@ def take_turns(contenders: Mapping[str, tuple[Maker, tuple]], rounds: int, warm_
         process = context.Process(target=_work, args=(theirs, maker, arguments), daemon=True)
         process.start()
         theirs.close()
-        ours.recv()  # it is ready
+        wrong = ours.recv()
+        if wrong is not None:
+            raise InputError(wrong)
         workers[name] = (process, ours)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(warm_up + rounds):
@@ -58,8 +65,12 @@ def _work(connection: Connection, maker: Maker, arguments: tuple) -> None:
 
     from utils import peak_memory
 
-    step, device = maker(*arguments)
-    connection.send("ready")
+    try:
+        step, device = maker(*arguments)
+    except InputError as error:
+        connection.send(str(error))
+        return
+    connection.send(None)  # it is ready
     while (turn := connection.recv()) is not None:
         start = time.perf_counter()
         step(turn)

@@ -21,7 +21,18 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
 import cluster
-from cli import Channels, InputError, NonNegativeFloat, PositiveFloat, Probability, Workers, blaming, option
+from cli import (
+    Channels,
+    ImageSize,
+    InputError,
+    Layers,
+    NonNegativeFloat,
+    PositiveFloat,
+    Probability,
+    Workers,
+    blaming,
+    option,
+)
 from genotypes import load_genotype
 from search.settings import DevicesSettings, RunSettings
 
@@ -34,7 +45,7 @@ class DataSettings:
 
     data: str = option("data/ILSVRC", "folder with train/<class>/* and val/<class>/*, or ILSVRC's with Data/CLS-LOC")
     classes: NonNegativeInt = option(0, "how many classes there must be (ImageNet: 1000); 0 for any number")
-    image_size: PositiveInt = option(224, "height and width of the images in pixels")
+    image_size: ImageSize = option(224, "height and width of the images in pixels")
     workers: Workers = option(-1, "processes that decode, for each device; -1: the cores shared by the devices")
     broken_images: Literal["refuse", "skip"] = option(
         "refuse", "pictures that cannot be read: end the run, or name them and go on without"
@@ -47,7 +58,7 @@ class NetworkSettings:
 
     arch: str = option("", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
     init_channels: Channels = option(48, "channels C of the first cells")
-    layers: PositiveInt = option(14, "number of cells")
+    layers: Layers = option(14, "number of cells")
     auxiliary: bool = option(True, "train with an auxiliary head after the second reduction cell")
 
 

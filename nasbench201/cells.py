@@ -147,7 +147,8 @@ def load_any(spec: str) -> Genotype | Cell201:
         OSError: the file cannot be read.
     """
     path = Path(spec) / "genotype.json" if Path(spec).is_dir() else Path(spec)
-    text = path.read_text(encoding="utf-8").lstrip() if path.is_file() else spec
+    # what is not UTF-8 is refused where the file is read
+    text = path.read_text(encoding="utf-8", errors="replace").lstrip() if path.is_file() else spec
     of_201 = text.startswith("|") or (text.startswith("{") and '"arch"' in text)
     return load_cell(spec) if of_201 else load_genotype(spec)
 

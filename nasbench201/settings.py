@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jsonargparse.typing import PositiveInt
-
-from cli import Seed, option
+from cli import Layers, Seed, option
 from search.settings import CommonSettings, Script, preset
 
 DESCRIPTION = (
@@ -21,7 +19,7 @@ class BenchmarkSettings:
     """benchmark"""
 
     space: Literal["nasbench201"] = option("nasbench201", "search space")
-    cells_per_stage: PositiveInt = option(5, "cells N of each of the three stages")
+    cells_per_stage: Layers = option(5, "cells N of each of the three stages")
     halves: str = option(
         "",
         "the benchmark's cifar-split.txt, which lists CIFAR-10's halves for the weights and for alpha; without it "

@@ -19,7 +19,7 @@ from jsonargparse.typing import PositiveInt
 
 import cli
 import cluster
-from cli import InputError, NonNegativeFloat, PositiveFloat, blaming, option
+from cli import Channels, InputError, Layers, NonNegativeFloat, PositiveFloat, blaming, option
 from nasbench201.cells import Cell201, load_cell
 from search.settings import DataSettings, DevicesSettings, RunSettings
 
@@ -32,8 +32,8 @@ class NetworkSettings:
 
     arch: str = option("", "the cell: its string, a file with that, a search's run folder, or its index in --table")
     table: str = option("", "accuracy table, for a cell by its index")
-    init_channels: PositiveInt = option(16, "channels C of the first stage")
-    cells_per_stage: PositiveInt = option(5, "cells N of each of the three stages")
+    init_channels: Channels = option(16, "channels C of the first stage")
+    cells_per_stage: Layers = option(5, "cells N of each of the three stages")
 
 
 @dataclass

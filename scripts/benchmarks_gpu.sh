@@ -4,7 +4,11 @@
 # PYTHON names another interpreter than python3.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${1:?folder for the JSON files}
+if [ $# -ne 1 ]; then
+    echo "benchmarks_gpu.sh: error: expected OUT, a folder for the JSON files, and got $# arguments" >&2
+    exit 2
+fi
+out=$1
 mkdir -p "$out"
 run() { # name, script and its flags
     PYTHONPATH=. "${PYTHON:-python3}" "benchmarks/$2" --device cuda --out "$out/$1.json" "${@:3}"

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import cli
 from cli import InputError, blaming
 
@@ -92,11 +90,9 @@ def load_table(given: str) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in TABLES.glob("*.yaml")))
         raise InputError(f"--table: {given!r}, expected one of {known}, or a file FILE.yaml")
+    with blaming("--table"):
+        table = cli.read_yaml(path)
     with blaming(f"--table: {path}"):
-        try:
-            table = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
         _check(table)
     return table
 
@@ -197,7 +193,10 @@ def expand(
             flags |= (overrides or {}).get(name, {})
             made_by = (script, *arguments(flags))
             if made_by not in epochs:
-                epochs[made_by] = _epochs(script, flags)
+                try:
+                    epochs[made_by] = _epochs(script, flags)
+                except InputError as error:
+                    raise InputError(f"--table, --set: {column}, {method}, {script}: {error}") from error
             steps.append(Step(name, script, {**flags, "seed": seed}, epochs[made_by]))
         units.append(Unit(column, method, seed, tuple(steps)))
     return units

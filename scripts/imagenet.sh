@@ -6,7 +6,7 @@
 # Stopped, the same command goes on, with the next batch. PYTHON names another interpreter than the environment's.
 set -euo pipefail
 if [ $# -lt 2 ] || [ ! -d "$2" ]; then
-    echo "imagenet.sh: error: ARCH DATA: '${1:-}' '${2:-}', expected a cell and the folder of the pictures" >&2
+    printf "imagenet.sh: error: ARCH DATA: %q %q, expected a cell and the folder of the pictures\n" "${1:-}" "${2:-}" >&2
     exit 2
 fi
 arch=$1

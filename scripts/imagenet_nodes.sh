@@ -6,8 +6,9 @@
 # 1024 is that of all GPUs together. Where a process dies, torchrun starts all of them again from the last checkpoint.
 # GPUS is the number on each machine (default: all); PYTHON names another interpreter than the environment's.
 set -euo pipefail
-if [ $# -lt 5 ] || [ ! -d "$4" ]; then
-    echo "imagenet_nodes.sh: error: expected NODES FIRST:PORT ARCH DATA OUT, and DATA '${4:-}' to be a folder" >&2
+if [ $# -lt 5 ] || ! [[ $1 =~ ^[1-9][0-9]*$ && $2 =~ :[0-9]+$ ]] || [ ! -d "$4" ]; then
+    printf "imagenet_nodes.sh: error: NODES FIRST ARCH DATA OUT:%s, expected a number, HOST:PORT, a cell, %s\n" \
+        "$(printf ' %q' "$@")" "the folder of the pictures and the run folder" >&2
     exit 2
 fi
 nodes=$1 first=$2 arch=$3

@@ -145,14 +145,14 @@ def reproduce(settings: Settings) -> int:
         return 0
     with ExitStack() as opened:
         with blaming("--out"):
-            out.mkdir(parents=True, exist_ok=True)
             _check_out(out, table)
+        gpus = _join_cluster(settings, units, opened)
+        with blaming("--out"):
+            out.mkdir(parents=True, exist_ok=True)
             try:
                 opened.enter_context(locked(out / ".lock", wait=False))
             except BlockingIOError:
                 raise ValueError(f"{out} is in the hands of another {PROG}; wait for it or name another") from None
-        gpus = _join_cluster(settings, units, opened)
-        with blaming("--out"):
             about = {"made_by": cli.command_line(), "scale": settings.scale, "table": table}
             write_atomically(out / "table.yaml", yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120))
             for unit in units:
@@ -163,15 +163,15 @@ def reproduce(settings: Settings) -> int:
 
 
 def _check_out(out: Path, table: Mapping[str, Any]) -> None:
-    """Refuse a folder that is not empty and of no table, or of another: ValueError."""
+    """Refuse a folder that is not empty and of no table, or of another: ValueError; a file: OSError."""
     path = out / "table.yaml"
     if not path.is_file():
-        if any(child.name not in (".lock", ".table.yaml.tmp") for child in out.iterdir()):
+        if out.exists() and any(child.name not in (".lock", ".table.yaml.tmp") for child in out.iterdir()):
             raise ValueError(f"{out} is not empty and of no table; name a new folder")
         return
     try:
-        title = yaml.safe_load(path.read_text(encoding="utf-8"))["table"]["title"]
-    except (yaml.YAMLError, LookupError, TypeError) as error:
+        title = cli.read_yaml(path)["table"]["title"]
+    except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is damaged; expected what this script leaves") from error
     if title != table["title"]:
         raise ValueError(f"{out} is of the table {title!r}, not {table['title']!r}; name another folder")

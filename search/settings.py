@@ -9,7 +9,18 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveInt
 
 import cli
-from cli import InputError, Kept, NonNegativeFloat, PositiveFloat, Probability, Seed, option
+from cli import (
+    Channels,
+    ImageSizeOrOwn,
+    InputError,
+    Kept,
+    Layers,
+    NonNegativeFloat,
+    PositiveFloat,
+    Probability,
+    Seed,
+    option,
+)
 
 DESCRIPTION = (
     "Search a cell with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with any of their ideas together. "
@@ -31,7 +42,7 @@ class DataSettings:
         "files, 'digits' needs none",
     )
     download: bool = option(False, "fetch the files of cifar10, cifar100 or svhn where they are missing")
-    image_size: NonNegativeInt = option(0, "height and width of the images in pixels; 0 keeps their own")
+    image_size: ImageSizeOrOwn = option(0, "height and width of the images in pixels; 0 keeps their own")
     images: NonNegativeInt = option(
         0, "take the first so many training images only, of each class alike, and as many test images at most; 0: all"
     )
@@ -53,14 +64,14 @@ class SpaceSettings:
     space: Literal["s1", "s2", "s3", "s4", "s5"] = option(
         "s5", "search space: s1 to s4 of RobustDARTS, s5 is DARTS's without `none`, with FairDARTS's seven operations"
     )
-    layers: PositiveInt = option(8, "number of cells")
+    layers: Layers = option(8, "number of cells")
 
 
 @dataclass
 class SupernetSettings:
     """supernet"""
 
-    init_channels: PositiveInt = option(16, "channels C of the first cells")
+    init_channels: Channels = option(16, "channels C of the first cells")
     drop_path_prob: Probability = option(0.0, "drop path on the operations, ramped linearly from 0 (RobustDARTS)")
 
 

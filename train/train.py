@@ -21,7 +21,7 @@ from jsonargparse.typing import PositiveInt
 
 import cli
 import cluster
-from cli import Channels, InputError, NonNegativeFloat, PositiveFloat, Probability, blaming, option
+from cli import Channels, InputError, Layers, NonNegativeFloat, PositiveFloat, Probability, blaming, option
 from genotypes import load_genotype
 from search.settings import DataSettings, DevicesSettings, RunSettings
 
@@ -34,7 +34,7 @@ class NetworkSettings:
 
     arch: str = option("", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
     init_channels: Channels = option(36, "channels C of the first cells")
-    layers: PositiveInt = option(20, "number of cells")
+    layers: Layers = option(20, "number of cells")
     auxiliary: bool = option(False, "train with an auxiliary head after the second reduction cell")
 
 

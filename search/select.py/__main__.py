@@ -29,10 +29,14 @@ UNFINISHED = {"checkpoints", "cells", "scores.csv", LOCK}
 class Settings:
     """selection"""
 
-    selection: Selection | None = option(None, "rule that derives the cell, as in train_search.py; null: the run's own")
-    threshold: ClosedUnitInterval | None = option(None, "least gate that the threshold rules keep; null: the run's own")
+    selection: Selection | None = option(
+        None, "rule that derives the cell, as in train_search.py; by default the run's own"
+    )
+    threshold: ClosedUnitInterval | None = option(
+        None, "least gate that the threshold rules keep; by default the run's own"
+    )
     finetune_epochs: NonNegativeInt | None = option(
-        None, "epochs between two decisions of the perturbation rule; null: the run's own"
+        None, "epochs between two decisions of the perturbation rule; by default the run's own"
     )
     save: str = option("", "folder to make; by default RUN/selections/<rule>")
     device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")

@@ -1,0 +1,188 @@
+"""Wrong invocations of every script: one line on stderr, exit status 2, and nothing written.
+
+The table is invocations.txt: a command behind a dollar sign, as a user types it in the repository's root, and below it
+the line that answers it, broken where it is long. $tmp is the folder that `place` fills.
+"""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from genotypes import CELLS
+from nasbench201.cells import all_cells
+from nasbench201.settings import SearchSettings as SearchSettings201
+from nasbench201.sources import build
+from search.settings import SearchSettings, method_settings
+from tests.conftest import ROOT
+from tests.test_reproduce import TABLE
+
+CELL = CELLS["DARTS_V2"].to_json()
+
+
+def invocations() -> list[tuple[str, str]]:
+    """The commands of the table, and the line that each is answered with."""
+    found: list[tuple[str, str]] = []
+    for line in Path(__file__).with_name("invocations.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], ""))
+        elif line and not line.startswith("#"):
+            command, answer = found.pop()
+            found.append((command, f"{answer} {line.strip()}".lstrip()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with all that the table's commands are given; none of it is what they expect."""
+    folder = tmp_path_factory.mktemp("place")
+
+    def write(name: str, content: str | bytes | dict | list) -> Path:
+        """A file with bytes or text, or with JSON or YAML, as its name says."""
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, dict | list):
+            content = json.dumps(content) if path.suffix == ".json" else yaml.safe_dump(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    for name in ("empty", "junk", "latin1"):
+        content = {"empty": b"", "junk": bytes(range(256)), "latin1": "{é".encode("latin1")}[name]
+        for suffix in ("json", "yaml", "csv", "csv.gz", "pth", "safetensors", "ckpt", "html", "png"):
+            write(f"{name}.{suffix}", content)
+    (folder / "folder").mkdir()
+    write("mine/thesis.tex", "mine")
+
+    parts = json.loads(CELL)
+    write("cells/operation.json", CELL.replace("dil_conv_3x3", "dil_conv_9x9"))
+    write("cells/source.json", {**parts, "normal": [["skip_connect", 0], ["skip_connect", 2]]})
+    write("cells/odd.json", {**parts, "reduce": parts["reduce"][:-1]})
+    write("cells/float.json", {**parts, "normal": [["skip_connect", 0.5], ["skip_connect", 1]]})
+    write("cells/text.json", {**parts, "normal": "sep_conv_3x3"})
+    write("cells/lacking.json", {"normal": parts["normal"]})
+    write("cells/more.json", {**parts, "\x1b[31mauthor\n": "me"})
+    write("cells/concat.json", {**parts, "reduce_concat": [2, 9]})
+    write("cells/list.json", [1, 2])
+    write("cells/deep.json", "[" * 100_000)
+    write("cells/expression.txt", "Genotype(normal=__import__('os').mkdir('written'))")
+    write("cells/statement.py", "import os; os.mkdir('written')")
+    write("cells/201.json", {"arch": "|nor_conv_5x5~0|+|none~0|none~1|+|none~0|none~1|none~2|"})
+
+    write("configs/unknown.yaml", "epochs: 3\nlamda: 1\n")
+    write("configs/type.yaml", "epochs: many\n")
+    write("configs/range.yaml", "lambda_: -.inf\n")
+    write("configs/object.yaml", "space: !!python/object/apply:os.mkdir [written]\n")
+    write("configs/twice.yaml", "epochs: 3\nlayers: 4\nepochs: 5\n")
+    write("configs/list.yaml", "- epochs\n- layers\n")
+    write("configs/broken.yaml", "epochs: [3\nlayers: 4\n")
+    write("configs/deep.yaml", "[" * 10_000)
+    write("configs/idarts.yaml", asdict(method_settings("idarts")))
+
+    digits = {**asdict(SearchSettings()), "dataset": "digits", "space": "s2", "layers": 4, "init_channels": 2}
+    write("search/config.yaml", digits)
+    write("gates/config.yaml", {**digits, "relaxation": "sigmoid"})
+    write("search201/config.yaml", {**asdict(SearchSettings201()), "dataset": "digits"})
+    write("retrained/config.yaml", "arch: DARTS_V2\n")
+    write("space/config.yaml", {**digits, "space": "s9"})
+    write("cut/config.yaml", digits)
+    write("cut/checkpoints/epoch_00001.safetensors", b"\x10" * 100)
+    write("broken/config.yaml", "not: [yaml")
+    write("list/config.yaml", "[1, 2]")
+    write("damaged/config.yaml", digits)
+    write("damaged/metrics.csv", "epoch,train_loss\n1,2\n")
+    write("damaged/alphas.npz", "PK\x03\x04")
+    write("twice/config.yaml", yaml.safe_dump(digits) + "epochs: 3\n")
+    write("twice/metrics.csv", "epoch,train_loss\n1,2\n")
+    write("twice/alphas.npz", "")
+    write("measured/config.yaml", digits)
+    write("measured/hessian.csv", "epoch,eigenvalue_1,loss\n")
+    write("selected/config.yaml", digits)
+    write("selected/selections/argmax/genotype.json", CELL)
+
+    def images(
+        name: str, classes: tuple[str, ...] = ("cat", "dog"), splits: tuple[str, ...] = ("train", "test")
+    ) -> None:
+        for split in splits:
+            for label in classes:
+                for number in range(2):
+                    path = folder / name / split / label / f"{number}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+
+    images("images/whole", splits=("train", "test", "val"))
+    images("images/one", ("cat",), ("train", "test", "val"))
+    images("images/untested", splits=("train",))
+    images("images/cut")
+    images("images/junk")
+    images("images/bomb")
+    cut = folder / "images/cut/test/dog/1.png"
+    cut.write_bytes(cut.read_bytes()[:40])
+    write("images/junk/train/cat/0.png", bytes(range(256)))
+    size = struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+    head = struct.pack(">I", len(size)) + b"IHDR" + size + struct.pack(">I", zlib.crc32(b"IHDR" + size))
+    write("images/bomb/train/cat/0.png", b"\x89PNG\r\n\x1a\n" + head)
+
+    archs = [cell.arch for cell in all_cells()][:3]
+    table = write("table.csv", "arch,cifar10_test\n" + "".join(f"{arch},{60 + i}\n" for i, arch in enumerate(archs)))
+    build([table], folder / "table.safetensors")
+    write("cut.safetensors", (folder / "table.safetensors").read_bytes()[:-10])
+    write("table.txt", "arch")
+    write("tables/header.csv", "cell,cifar10_test\n")
+    write("tables/column.csv", f"arch,mnist_test\n{archs[0]},60\n")
+    write("tables/number.csv", f"arch,cifar10_test\n{archs[0]},nan\n")
+    write("tables/twice.csv", f"arch,cifar10_test\n{archs[0]},60\n{archs[0]},60\n")
+    write("tables/cell.csv", "arch,cifar10_test\n|none~0|,60\n")
+
+    write("grids/digits.yaml", TABLE)
+    write("grids/script.yaml", {**TABLE, "scripts": {"search": "rm.py"}})
+    write("grids/untitled.yaml", "{}")
+    write("grids/list.yaml", "- a\n- b\n")
+    write("grids/broken.yaml", "a: [")
+    write("grids/twice.yaml", yaml.safe_dump(TABLE) + "title: Another\n")
+    write("other/table.yaml", "scale: tiny\ntable: {title: Another}\n")
+    write("halves.json", {"train": ["int", ["0", "1"]]})
+
+    write("raw/val/ILSVRC2012_val_00000001.JPEG", b"\1")
+    write("truth/kaggle.csv", "ImageId,PredictionString\nILSVRC2012_val_00000002,n01440764 1 2 3 4\n")
+    write("truth/header.csv", "picture,class\n")
+    write("truth/class.csv", "ImageId,PredictionString\nILSVRC2012_val_00000001,cat 1 2 3 4\n")
+    write("truth/outside.csv", "ImageId,PredictionString\n../../x,n01440764 1 2 3 4\n")
+    write("truth/devkit.txt", "1\n")
+    write("devkit/truth.txt", "1\n")
+    write("devkit/meta.mat", bytes(range(256)))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file and folder, but for caches and what is hidden."""
+    found = {}
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
+        for name in (*folders, *files):
+            about = os.lstat(os.path.join(parent, name))
+            found[os.path.join(parent, name)] = (about.st_size if name in files else 0, about.st_mtime_ns)
+    return found
+
+
+@pytest.mark.parametrize(("command", "answer"), invocations())
+def test_a_wrong_invocation_is_answered_in_one_line_and_leaves_nothing(place, command, answer):
+    before = contents(place), contents(ROOT)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "CUDA_VISIBLE_DEVICES": "",
+        "tmp": str(place),
+    }
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, timeout=120)
+    assert result.stderr.decode() == answer.replace("$tmp", str(place)) + "\n"
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert (contents(place), contents(ROOT)) == before

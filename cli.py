@@ -67,7 +67,7 @@ def blaming(flag: str) -> Iterator[None]:
 
 
 #: most characters of a message; of a longer one the middle is left out
-LONGEST = 1000
+LONGEST = 600
 
 
 def refuse(prog: str, message: object) -> NoReturn:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.conftest import assert_refused, script
+from tests.conftest import script
 
 SMALL = ["--dataset", "digits", "--space", "s2", "--layers", "4", "--init_channels", "2"]
 
@@ -33,10 +33,3 @@ def test_small_differences_are_the_derivative_in_double_precision_and_large_ones
             assert row["norm"] == pytest.approx(row["exact_norm"], rel=1e-3)
         elif row["epsilon"] == 1.0:
             assert row["cosine"] < 0.99
-
-
-def test_wrong_input_is_refused(tmp_path, run):
-    (tmp_path / "kept").write_text("")
-    assert_refused(script("analysis/derivatives.py", "--run", tmp_path / "none"), "--run", "no run folder")
-    assert_refused(script("analysis/derivatives.py", "--run", run, "--out", tmp_path), "--out", "not empty")
-    assert_refused(script("analysis/derivatives.py", "--epsilons", "[0.1, -1]"), "--epsilons", "-1")

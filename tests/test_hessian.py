@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -175,18 +174,12 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
 @pytest.mark.parametrize(
     ("command", "arguments", "mentions"),
     [
-        ("hessian", ("--count", 0), ("--count", "0", ">0")),
         ("hessian", ("--count", 56), ("--count: 56", "56 alphas of s2")),
-        ("hessian", ("--batches", 0), ("--batches", ">0")),
         ("hessian", ("--batches", 4), ("--batches: 4", "3 at most", "719 images")),
         ("hessian", ("--batch_size", 1), ("--batch_size: 1", "2 or more")),
         ("hessian", ("--batch_size", 720), ("--batch_size: 720", "718")),
-        ("hessian", ("--precision", "bf16-mixed"), ("--precision", "bf16-mixed", "64-true")),
         ("hessian", ("--device", "gpu"), ("--device", "gpu", "cuda")),
         ("landscape", ("--epoch", 7), ("--epoch: 7", "1, 2, 3")),
-        ("landscape", ("--points", 1), ("--points", "1", ">=2")),
-        ("landscape", ("--radius", 0), ("--radius", "0", ">0")),
-        ("landscape", ("--radius", "nan"), ("--radius", "nan")),
         ("landscape", ("--batches", 4), ("--batches: 4", "3 at most")),
     ],
 )
@@ -195,23 +188,3 @@ def test_a_wrong_flag_is_refused(runs, command, arguments, mentions):
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
     assert_refused(script(f"analysis/{command}.py", run, *arguments), *mentions)
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
-
-
-@pytest.mark.parametrize("command", ["hessian", "landscape"])
-def test_a_folder_without_checkpoints_is_refused_and_help_is_answered_at_once(runs, tmp_path, command):
-    path, run = f"analysis/{command}.py", tmp_path / "run"
-    start = time.monotonic()
-    assert_refused(script(path, tmp_path), "run:", str(tmp_path), "no run folder")
-    assert time.monotonic() - start < 3
-    start = time.monotonic()
-    assert script(path, "--help").returncode == 0
-    assert time.monotonic() - start < 3
-    run.mkdir()
-    shutil.copy(runs("softmax") / "config.yaml", run)
-    assert_refused(script(path, run), "run:", "no checkpoint")
-    (run / "checkpoints").mkdir()
-    (run / "checkpoints/epoch_00001.safetensors").write_bytes(b"\x10" * 100)
-    assert_refused(script(path, run), "run:", "epoch_00001.safetensors", "damaged")
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "checkpoints"}
-    (run / "config.yaml").write_text("arch: DARTS_V2")
-    assert_refused(script(path, run), "run:", "missing")

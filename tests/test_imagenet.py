@@ -657,8 +657,6 @@ def test_wrong_pictures_are_refused_and_no_run_begun(tree, finished, tmp_path):
     run = tmp_path / "run"
     lacking = copy(tree, tmp_path / "lacking", without=[Path("Data/CLS-LOC/val") / CLASSES[2]])
     assert_refused(script(TRAIN, *settings(lacking, run)), "--data", "val has no class n01484850")
-    assert_refused(script(TRAIN, *settings(tree, run, "--classes", 1000)), "--classes: 1000", "has 3")
-    assert_refused(script(TRAIN, *settings(tmp_path, run)), "--data", f"no folder {tmp_path / 'train'}")
     assert_refused(script(TEST, finished[0], "--data", lacking), "--data", "2 classes, expected the 3")
     (tmp_path / "raw/train/a").mkdir(parents=True)
     (tmp_path / "raw/train/b").mkdir()
@@ -699,23 +697,9 @@ def test_an_allocation_without_srun_is_no_launcher(tree, tmp_path):
     assert "3 epochs on 2 x cpu" in output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "mentions"),
-    [
-        (("--init_channels", 1), ("--init_channels", "1", ">=2")),
-        (("--arch", "DARTS_V3"), ("--arch", "DARTS_V2")),
-        (("--devices", 1000), ("--devices: 1000", "expected at most")),
-        (("--batch_size", 46), ("--batch_size: 46", "45 images")),
-        (("--accumulate", 9), ("--batch_size: 16", "expected 18 or more", "--accumulate 9")),
-        (("--auxiliary",), ("--image_size: 32", "193", "--no_auxiliary")),
-        (("--workers", -2), ("--workers", "-2")),
-        (("--schedule", "step"), ("--schedule", "'linear'")),
-        (("--broken_images", "keep"), ("--broken_images", "'refuse'")),
-        (("--ema_decay", 1), ("--ema_decay", "<1")),
-    ],
-)
-def test_wrong_settings_are_refused_and_no_run_begun(tree, tmp_path, arguments, mentions):
-    assert_refused(script(TRAIN, *settings(tree, tmp_path / "run", *arguments), env=environment()), *mentions)
+def test_more_devices_than_there_are_are_refused_and_no_run_begun(tree, tmp_path):
+    refused = script(TRAIN, *settings(tree, tmp_path / "run", "--devices", 1000), env=environment())
+    assert_refused(refused, "--devices: 1000", "expected at most")
     assert not (tmp_path / "run").exists()
 
 

@@ -14,7 +14,7 @@ from analysis.curves import load_course, plot_search, search_figure
 from analysis.draw import COLORS, cell_graph, color
 from genotypes import CELLS, PRIMITIVES
 from spaces import SPACES
-from tests.conftest import assert_refused, script
+from tests.conftest import script
 
 PICTURES = [f"{kind}.{suffix}" for kind in ("normal", "reduce") for suffix in ("gv", "png", "svg")]
 STATES = {"c_{k-2}": 0, "c_{k-1}": 1, **{str(node - 2): node for node in range(2, 7)}}
@@ -242,16 +242,6 @@ def test_under_a_threshold_the_axis_of_the_skip_connections_holds_more_than_eigh
     skips = search_figure(course).axes[6]
     assert skips.get_title(loc="left") == ("Skip connections" if free else "Skip connections (of 8)")
     assert skips.get_ylim()[1] == pytest.approx(13.3 if free else 8.3)
-
-
-def test_wrong_input_is_one_line_and_status_2(tmp_path):
-    assert_refused(script("analysis/draw.py", "DARTS_V3", "--out", tmp_path / "cells"), "'DARTS_V3'", "DARTS_V2")
-    assert not (tmp_path / "cells").exists()
-    (tmp_path / "file").write_text("{}")
-    assert_refused(script("analysis/draw.py", tmp_path / "file"), str(tmp_path / "file"), "lacks normal")
-    assert_refused(script("analysis/draw.py", "DARTS_V2", "--out", tmp_path / "file"), "--out", str(tmp_path / "file"))
-    assert_refused(script("analysis/draw.py"), "genotype")
-    assert_refused(script("analysis/curves.py", tmp_path / "nowhere"), f"{tmp_path / 'nowhere'} has no config.yaml")
 
 
 @pytest.mark.parametrize(

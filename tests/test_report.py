@@ -17,7 +17,7 @@ import yaml
 from analysis.charts import Line, line_chart
 from analysis.report import build, published
 from analysis.runs import load_entries
-from tests.conftest import ROOT, assert_refused, script
+from tests.conftest import ROOT, script
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 METHODS = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-darts"}
@@ -219,28 +219,6 @@ def test_what_a_run_says_is_shown_and_never_executed(unit, tmp_path):
     place(unit, tmp_path / "runs" / "a", r"<img src=x onerror=alert(1)>\d", r"<script>hacked = 1</script>\d", 0, 90)
     page, _, _ = build([tmp_path / "runs"], "c & d")
     assert "<script>hacked" not in page and "<img src=x" not in page and "c &amp; d" in page
-
-
-@pytest.mark.parametrize(
-    ("arguments", "mentions"),
-    [
-        ([], ["runs"]),
-        (["{table}"], ["out"]),
-        (["{table}", "{tmp}/page.pdf"], ["page.pdf", "OUT.html"]),
-        (["{table}", "{tmp}/none/page.html"], ["none"]),
-        (["{tmp}/none", "{tmp}/page.html"], ["runs", "none"]),
-        (["{tmp}/empty", "{tmp}/page.html"], ["runs", "empty", "no run"]),
-        (["{table}", "{tmp}/mine.html"], ["mine.html", "no report"]),
-        (["{table}", "{tmp}/page.html", "--watch", "--every", "0"], ["--every", "0"]),
-    ],
-)
-def test_wrong_input_is_answered_in_a_line_and_nothing_is_overwritten(table, tmp_path, arguments, mentions):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "mine.html").write_text("<p>my own page")
-    arguments = [argument.format(table=table, tmp=tmp_path) for argument in arguments]
-    assert_refused(script("analysis/report.py", *arguments), *mentions)
-    assert (tmp_path / "mine.html").read_text() == "<p>my own page"
-    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_chart_follows_the_pages_colors_and_names_its_curves():

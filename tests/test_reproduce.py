@@ -155,44 +155,6 @@ def test_a_table_that_makes_no_grid_is_refused_in_a_line(tmp_path, table, mentio
         assert mention in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "mentions"),
-    [
-        ([], ["--table", "robust"]),
-        (["--table", "robst"], ["robst", "nasbench201"]),
-        (["--table", "nothing.yaml"], ["nothing.yaml"]),
-        (["--table", "{table}", "--scale", "huge"], ["--scale", "huge", "tiny"]),
-        (["--table", "{table}", "--methods", "PT"], ["--methods", "PT", "DARTS"]),
-        (["--table", "{table}", "--set", "epochs"], ["--set", "epochs"]),
-        (["--table", "{table}", "--set", "score.epochs=1"], ["--set", "score.epochs"]),
-        (["--table", "{table}", "--set", "save=x"], ["--set", "save"]),
-        (["--table", "{table}", "--set", "retrain.arch=DARTS_V2"], ["--set", "arch"]),
-        (["--table", "{table}", "--set", "data="], ["--set", "path"]),
-        (["--table", "{table}", "--set", "search.lambda_=0.5"], ["--lambda_"]),
-        (["--table", "{table}", "--scale", "tiny", "--out", "{other}"], ["--out", "Another"]),
-        (["--table", "{table}", "--set", "epohcs=3"], ["epohcs"]),
-        (["--table", "{table}", "--set", "epochs=-3"], ["epochs", "-3"]),
-        (["--table", "{table}", "--data", "nowhere"], ["--data", "nowhere"]),
-        (["--table", "{table}", "--nasbench_table", "x"], ["--nasbench_table"]),
-        (["--table", "nasbench201"], ["--nasbench_table", "build"]),
-        (["--table", "{table}", "--seeds", "-1"], ["--seeds", "-1"]),
-        (["--table", "{table}", "--scale", "tiny", "--out", "{foreign}"], ["--out", "of no table"]),
-        (["--table", "{table}", "--scale", "tiny", "--out", "{out}", "--gpus_per_run", "2"], ["--gpus_per_run", "2"]),
-        (["--table", "{table}", "--scale", "tiny", "--out", "{out}", "--address", "localhost:1"], ["--address"]),
-    ],
-)
-def test_a_wrong_command_line_is_refused_in_a_line_and_no_run_is_begun(tmp_path, arguments, mentions):
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "thesis.tex").write_text("mine")
-    places = {name: tmp_path / name for name in ("foreign", "out", "other")} | {"table": write(tmp_path)}
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "table.yaml").write_text("scale: tiny\ntable: {title: Another}\n")
-    result = script("scripts/reproduce.py", *(a.format(**places) for a in arguments))
-    assert_refused(result, *mentions)
-    assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["thesis.tex"]
-    assert not list(tmp_path.rglob("search"))
-
-
 def test_a_dry_run_prints_the_commands_and_writes_nothing(tmp_path):
     table = write(tmp_path)
     before = sorted(tmp_path.iterdir())

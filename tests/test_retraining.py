@@ -310,28 +310,6 @@ def test_two_processes_train_and_score_as_one_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ((), "--arch"),
-        (("--arch", "DARTS_V3"), "DARTS_V2"),
-        (("--arch", "README.md"), "expected a genotype"),
-        (("--arch", "DARTS_V2", "--epochs", "0"), "--epochs"),
-        (("--arch", "DARTS_V2", "--precision", "8"), "bf16-mixed"),
-        (("--arch", "DARTS_V2", "--init_channels", "1"), ">=2"),
-        (("--resume", "nowhere"), "expected one with a config.yaml"),
-        (("--resume", "nowhere", "--epochs", "7", "--layers", "3"), "--epochs, --layers cannot be given"),
-    ],
-)
-def test_wrong_input_is_refused_in_one_line(tmp_path, arguments, says):
-    (tmp_path / "README.md").write_text("# no genotype")
-    refused = subprocess.run(
-        [sys.executable, str(ROOT / "train/train.py"), *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert_refused(refused, says)
-    assert os.listdir(tmp_path) == ["README.md"]
-
-
-@pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"batch_size": 1438}, "--batch_size: 1438, but there are 1437 images"),

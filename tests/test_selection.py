@@ -9,7 +9,6 @@ import search.loop
 from cli import InputError
 from genotypes import load_genotype
 from search.perturbation import Perturbation
-from search.settings import method_settings
 from tests.conftest import ROOT, assert_refused, script
 from tests.test_combinations import few_images, interrupt, settings_of
 from tests.test_search import run_search
@@ -87,36 +86,6 @@ def test_an_interrupted_search_gives_a_cell_by_perturbation_which_resumes(tmp_pa
     lines = (tmp_path / "stopped/scores.csv").read_text().splitlines()
     # two operations on 14 edges, then 3, 4 + 3 and 5 + 4 + 3 removals at the nodes; in two kinds of cell
     assert len(lines) == 1 + 2 * (14 * 2 + 3 + 7 + 12)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "mentions"),
-    [
-        (("--selection", "threshold_edge"), ("--selection", "--relaxation sigmoid")),
-        (("--selection", "argmax", "--threshold", "0.5"), ("--threshold", "--relaxation sigmoid")),
-        (("--finetune_epochs", "3"), ("--finetune_epochs", "--selection perturbation")),
-        (("--selection", "random"), ("--selection", "random")),
-        (("--save", "search"), ("--save", "search", "not empty")),
-    ],
-)
-def test_what_makes_no_sense_is_refused(finished, arguments, mentions):
-    assert_refused(script(SELECT, finished, *arguments), *mentions)
-
-
-def test_a_threshold_without_a_threshold_rule_is_refused(gates):
-    result = script(SELECT, gates, "--selection", "argmax", "--threshold", 0.5)
-    assert_refused(result, "--threshold: argmax has none", "threshold_sparse")
-
-
-def test_what_is_no_run_is_refused(tmp_path):
-    from dataclasses import asdict
-
-    import yaml
-
-    assert_refused(script(SELECT, tmp_path / "none"), "run:", "no run folder")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(method_settings("darts", dataset="digits"))))
-    assert_refused(script(SELECT, tmp_path), "run:", "no checkpoint")
-    assert not (tmp_path / "selections").exists()
 
 
 def select(monkeypatch, *arguments):

@@ -1,7 +1,7 @@
 """Take the network out of a checkpoint of imagenet/train.py: as ONNX and as safetensors.
 
 python imagenet/export.py runs/imagenet              # runs/imagenet/model.onnx and model.safetensors
-python imagenet/export.py last.ckpt --out exported
+python imagenet/export.py runs/imagenet/checkpoints/step_01250.safetensors --out exported
 
 The network takes images (B, 3, H, W) in [0, 1], normalized by the mean and std that both files name, and gives logits
 (B, classes). ONNX's runtime must give the logits that torch gives, or nothing is written.

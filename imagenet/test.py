@@ -1,7 +1,7 @@
 """Score a network of imagenet/train.py on the test pictures, top-1 and top-5, and print that as one JSON object.
 
 python imagenet/test.py runs/imagenet
-python imagenet/test.py last.ckpt --data /elsewhere/ILSVRC --device cuda
+python imagenet/test.py runs/imagenet/checkpoints/step_01250.safetensors --data /elsewhere/ILSVRC --device cuda
 """
 
 import json

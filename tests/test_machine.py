@@ -15,7 +15,7 @@ import files
 from checkpoints import Checkpoints
 from cli import InputError, open_folder
 from files import LOCK, hold, is_passing, write_atomically
-from scripts.torture import KINDS, differences, torture
+from scripts.torture import differences
 from tests.conftest import ROOT, assert_refused, last_checkpoint, script
 from tests.test_retraining import SMALL as RETRAINING
 from tests.test_retraining import retrain
@@ -97,15 +97,6 @@ def test_a_retraining_killed_in_any_moment_of_any_write_ends_like_one_that_was_n
     )
     # config.yaml, genotype.json, two checkpoints, metrics.csv, result.json and model_card.md at least
     assert moments >= 3 * 7
-
-
-@pytest.mark.parametrize("name", ["lambda-darts", "nasbench201", "retraining"])
-def test_runs_killed_at_random_end_like_ones_that_were_not(tmp_path, name):
-    """scripts/torture.sh does so for every kind of run, and longer."""
-    import random
-
-    figures = torture(name, 3, tmp_path, random.Random(list(KINDS).index(name)))
-    assert figures.faults == [] and figures.kills.total() == 3 and figures.files > 10
 
 
 # --- one process a folder

@@ -1,7 +1,7 @@
 """Score a retrained network on the test images of its data set, and print that as one JSON object.
 
 python train/test.py runs/retrain-...     # of train/train.py or nasbench201/train.py
-python train/test.py last.ckpt --data /elsewhere/data --device cuda
+python train/test.py runs/retrain-.../checkpoints/step_09000.safetensors --data /elsewhere/data --device cuda
 """
 
 import json

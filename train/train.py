@@ -7,9 +7,9 @@
     python train/train.py --resume runs/retrain-...                            # go on with an interrupted run
 
 A run folder holds config.yaml, genotype.json, metrics.csv (a row an epoch, accuracies in [0, 1]), tensorboard/,
-checkpoints/last.ckpt and, once it is finished, result.json and model_card.md with its pictures. The test images are
-scored each epoch for the record; nothing is chosen by them: the result is the last epoch's. The training itself is in
-retraining.py.
+checkpoints/ (the last two) and, once it is finished, result.json and model_card.md with its pictures. The test images
+are scored each epoch for the record; nothing is chosen by them: the result is the last epoch's. The training itself is
+in retraining.py.
 """
 
 import sys

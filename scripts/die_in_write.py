@@ -8,7 +8,6 @@ import os
 import runpy
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -37,7 +36,6 @@ def main() -> None:
 
     os.fsync, os.replace = fsync, replace
     sys.argv = sys.argv[2:]
-    sys.path[0] = str(Path(script).parent)
     runpy.run_path(script, run_name="__main__")
 
 

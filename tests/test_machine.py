@@ -286,7 +286,7 @@ def test_a_clock_that_is_set_back_changes_nothing(tmp_path):
         "import itertools, runpy, sys, time\n"
         "now = time.time(); hours = itertools.count()\n"
         "time.time = lambda: now - 3600 * next(hours)\n"
-        "sys.argv, sys.path[0] = sys.argv[1:], 'search'\n"
+        "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     (tmp_path / "three.yaml").write_text(config)

@@ -4,6 +4,7 @@ A run is stopped between two steps, after its checkpoint, and goes on with the n
 """
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -244,6 +245,8 @@ class RunLog(Callback):
             **{f"test_{name}": value for name, value in test.items()},
             "seconds": self._seconds(),
         }
+        if not math.isfinite(test["loss"]):
+            raise FloatingPointError(f"test_loss is {test['loss']} in epoch {epoch + 1}")
         self.rows.append(row)
         self._save(trainer)
         if not trainer.is_global_zero:

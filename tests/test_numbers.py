@@ -121,6 +121,17 @@ def test_a_retraining_stops_at_a_gradient_that_is_not_finite(tmp_path, monkeypat
     assert weights_of(run) == weights_of(undisturbed)
 
 
+def test_a_retraining_stops_where_the_loss_of_the_test_images_is_not_finite(tmp_path, monkeypatch):
+    score = Retraining.validation_step
+
+    def spoil(module, batch, batch_idx):
+        score(module, batch._replace(images=batch.images * torch.nan), batch_idx)
+
+    monkeypatch.setattr(Retraining, "validation_step", spoil)
+    with pytest.raises(FloatingPointError, match="test_loss is nan in epoch 1"):
+        retrain(RETRAINING, tmp_path / "run")
+
+
 def test_an_edge_is_saturated_where_its_mixing_weights_are_near_0_and_1():
     softmax = torch.tensor([[0.995, 0.005], [0.98, 0.02], [0.001, 0.999], [0.5, 0.5]])
     assert saturated(softmax, sigmoid=False) == 0.5

@@ -11,6 +11,7 @@ in the folder has the figures; the exit status is 1 where a run ends otherwise t
 
 import csv
 import json
+import logging
 import os
 import random
 import shlex
@@ -193,6 +194,7 @@ def scalars(run: Path) -> dict[Path, dict[str, list[tuple[int, float]]]]:
     """What TensorBoard shows of the runs in a folder: step and value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every death
     shown = {}
     for folder in run.rglob("tensorboard"):
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()

@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +267,7 @@ def main() -> None:
         for fault in figures.faults:
             print(f"  {fault}", flush=True)
         with blaming("--out"):
-            shown = {name: asdict(value) for name, value in results.items()}
+            shown = {name: vars(value) for name, value in results.items()}
             write_atomically(out / "torture.json", json.dumps(shown, indent=1) + "\n")
     faults = sum(len(figures.faults) for figures in results.values())
     kills = sum(figures.kills.total() for figures in results.values())

@@ -42,7 +42,7 @@ NonNegativeFloat = restricted_number_type("NonNegativeFinite", float, [(">=", 0)
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 # More than these would only fill the memory, or take for ever.
 Channels = restricted_number_type("Channels", int, [(">=", 2), ("<=", 4096)])
-Kept = restricted_number_type("Kept", int, [(">=", 2)])
+AtLeastTwo = restricted_number_type("AtLeastTwo", int, [(">=", 2)])
 Layers = restricted_number_type("Layers", int, [(">=", 1), ("<=", 1000)])
 ImageSize = restricted_number_type("ImageSize", int, [(">=", 1), ("<=", 4096)])
 ImageSizeOrOwn = restricted_number_type("ImageSizeOrOwn", int, [(">=", 0), ("<=", 4096)])

@@ -98,10 +98,8 @@ def load_entries(paths: list[Path]) -> tuple[list[Entry], list[str]]:
     _name(alone)
     entries += alone
     if not entries:
-        given = ", ".join(map(str, paths))
-        raise ValueError(
-            f"{given}: {problems[0] if problems else 'no run in it'}; expected run folders of this project"
-        )
+        problem = problems[0] if problems else f"{', '.join(map(str, paths))}: no run in it"
+        raise ValueError(f"{problem}; expected run folders of this project")
     return entries, problems
 
 

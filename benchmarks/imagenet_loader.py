@@ -20,16 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from jsonargparse.typing import PositiveInt
 
 import cli
-from cli import Channels, ImageSize, Layers, Seed, blaming, option
+from cli import AtLeastTwo, Channels, ImageSize, Layers, Seed, blaming, option
 from files import check_new_file, write_atomically
 from genotypes import Genotype, load_genotype
 from imagenet.layout import find_split
 
 PROG = "imagenet_loader.py"
-BatchSize = restricted_number_type("BatchSize", int, [(">=", 2)])
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Settings:
     init_channels: Channels = option(48, "channels C of the first cells")
     layers: Layers = option(14, "number of cells")
     image_size: ImageSize = option(224, "height and width of the images in pixels")
-    batch_size: BatchSize = option(128, "images of a step, on one device")
+    batch_size: AtLeastTwo = option(128, "images of a step, on one device")
     workers: PositiveInt = option(2, "most workers in the timings of all together")
     rounds: PositiveInt = option(5, "timings of each, of which the median counts")
     precision: Literal["32-true", "bf16-mixed"] = option("32-true", "of the network's passes")

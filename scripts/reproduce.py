@@ -109,7 +109,9 @@ def overrides(settings: Settings, scripts: dict[str, str]) -> dict[str, dict[str
     for text in settings.set or []:
         name, equals, value = text.partition("=")
         step, dot, flag = name.rpartition(".")
-        if not equals or not flag.isidentifier() or (dot and step not in flags) or flag in RESERVED:
+        if flag in RESERVED:
+            raise InputError(f"--set: {text!r}, but --{flag} is what the table itself gives its runs; expected another")
+        if not equals or not flag.isidentifier() or (dot and step not in flags):
             raise InputError(f"--set: {text!r}, expected flag=value, or {'.flag=value, or '.join(flags)}.flag=value")
         with blaming(f"--set: {text}"):
             try:
@@ -144,15 +146,16 @@ def reproduce(settings: Settings) -> int:
                 print(shlex.join(["python", *line]))
         return 0
     with ExitStack() as opened:
+        new = not out.exists()
         with blaming("--out"):
             _check_out(out, table)
+            if not new:
+                _hold(out, opened)
         gpus = _join_cluster(settings, units, opened)
         with blaming("--out"):
-            out.mkdir(parents=True, exist_ok=True)
-            try:
-                opened.enter_context(locked(out / ".lock", wait=False))
-            except BlockingIOError:
-                raise ValueError(f"{out} is in the hands of another {PROG}; wait for it or name another") from None
+            if new:
+                out.mkdir(parents=True, exist_ok=True)
+                _hold(out, opened)
             about = {"made_by": cli.command_line(), "scale": settings.scale, "table": table}
             write_atomically(out / "table.yaml", yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120))
             for unit in units:
@@ -160,6 +163,14 @@ def reproduce(settings: Settings) -> int:
                 note = "; ".join(f"{step}: {' '.join(arguments(flags))}" for step, flags in own.items())
                 open_unit(out, unit, table, note)
         return _run(settings, out, units, gpus)
+
+
+def _hold(out: Path, opened: ExitStack) -> None:
+    """Be the only one at a table's folder until `opened` is closed; ValueError where somebody else is."""
+    try:
+        opened.enter_context(locked(out / ".lock", wait=False))
+    except BlockingIOError:
+        raise ValueError(f"{out} is in the hands of another {PROG}; wait for it or name another") from None
 
 
 def _check_out(out: Path, table: Mapping[str, Any]) -> None:
@@ -184,7 +195,8 @@ def _check_address(address: str) -> None:
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
         except (OSError, ValueError, OverflowError) as error:
-            raise InputError(f"--address: {address}: {error}; expected a Ray cluster that is up, HOST:PORT") from error
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"--address: {address}: {reason}; expected a Ray cluster that is up, HOST:PORT") from error
 
 
 def _join_cluster(settings: Settings, units: list[Unit], opened: ExitStack) -> float:

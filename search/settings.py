@@ -10,10 +10,10 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, OpenUnitInte
 
 import cli
 from cli import (
+    AtLeastTwo,
     Channels,
     ImageSizeOrOwn,
     InputError,
-    Kept,
     Layers,
     NonNegativeFloat,
     PositiveFloat,
@@ -203,7 +203,9 @@ class ExecutionSettings:
         False, "launch a pass as one CUDA graph; second derivatives and smaller last batches stay as they are"
     )
     deterministic: bool = option(False, "only algorithms that give the same bits each time, for GPUs")
-    keep_checkpoints: Kept = option(2, "how many checkpoints to keep; the last but one stands in for a damaged last")
+    keep_checkpoints: AtLeastTwo = option(
+        2, "how many checkpoints to keep; the last but one stands in for a damaged last"
+    )
 
 
 @dataclass

@@ -83,16 +83,18 @@ def refuse(prog: str, message: object) -> NoReturn:
     sys.exit(2)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Plain values alone, and no name twice."""
+def _construct_mapping(loader: Any, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    """A mapping in which no name stands twice."""
+    names = set()
+    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        if key.value in names:
+            raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+        names.add(key.value)
+    return yaml.constructor.SafeConstructor.construct_mapping(loader, node, deep)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = set()
-        for key, _ in node.value:
-            if key.value in names:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
-            names |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
-        return super().construct_mapping(node, deep)
+
+#: reads plain values alone, and faster where libyaml is there
+_Loader = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {"construct_mapping": _construct_mapping})
 
 
 def read_yaml(path: Path) -> Any:
@@ -159,7 +161,7 @@ class Parser(jsonargparse.ArgumentParser):
 class SettingsFile(jsonargparse.ActionConfigFile):
     """--config."""
 
-    def __call__(self, parser: Parser, namespace: jsonargparse.Namespace, path: str, flag: str | None = None) -> None:
+    def __call__(self, parser: Any, namespace: Any, path: Any, flag: str | None = None) -> None:
         with blaming("--config"):
             if not Path(path).is_file():
                 raise ValueError(f"no file {path!r}; expected a YAML file of settings")

@@ -314,3 +314,11 @@ def test_a_file_is_whole_or_as_before(tmp_path, monkeypatch):
         write_atomically(path, "after")
     assert raised.value.filename == str(path)
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_run_of_an_older_version_is_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").write_bytes(b"")
+    with pytest.raises(InputError, match="of an older version of this project, which must finish it"):
+        retrain(RETRAINING, tmp_path, resumed=True)
+    assert os.listdir(tmp_path) == ["checkpoints"]

@@ -179,10 +179,15 @@ class Checkpoints:
         """
         self.folder.mkdir(exist_ok=True)
         write(self.path(number), tensors, state)
-        kept = [other for other in self.numbers if other <= number][-self.keep :]
         for other in self.numbers:
-            if other not in kept:
+            if other > number:
                 self.path(other).unlink()
+        self.prune()
+
+    def prune(self) -> None:
+        """Remove all but the last ones: those that a run which died in `save` has one too many of, too."""
+        for number in self.numbers[: -self.keep]:
+            self.path(number).unlink()
 
     def load(self) -> tuple[dict[str, Tensor], Any] | None:
         """Tensors and state of the last checkpoint that is whole; None where there is none at all.

@@ -134,6 +134,7 @@ def retrain(
                 if not resumed:
                     write_config(run, about["settings"], provenance(cli.command_line(), f"{world} x {accelerator}"))
                 write_atomically(run / "genotype.json", cell.to_json())
+                checkpoints_of(run).prune()
         rows = fit(
             Retraining(network, len(images.classes), recipe, compile_for, top5, ignoring),
             images,

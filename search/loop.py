@@ -63,6 +63,7 @@ def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None =
         checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
         with blaming(flag):
             if resolved.resumed:
+                checkpoints.prune()
                 checkpoint = checkpoints.load()
                 if checkpoint:
                     state.restore(*checkpoint)

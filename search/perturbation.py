@@ -243,6 +243,7 @@ def select_by_perturbation(search: Search, finetune_epochs: int, folder: Path, g
     with blaming(str(folder)):
         folder.mkdir(exist_ok=True)
         checkpoints = Checkpoints(folder / "checkpoints", search.settings.keep_checkpoints)
+        checkpoints.prune()
         checkpoint = checkpoints.load()
         if checkpoint:
             state.restore(*checkpoint)

@@ -49,10 +49,10 @@ class CapturedObjective(Objective):
                 warnings.warn(f"--cuda_graphs: goes on without, for the capture failed: {error}", stacklevel=2)
                 return super().gradients(weights, batch, layers, parameters)
         torch.manual_seed(batch.seed)
-        return graphs.passes[key](weights, batch)
+        return graphs.passes[key](weights, batch)  # pragma: no cover (see _Pass)
 
 
-class _Pass:
+class _Pass:  # pragma: no cover (only a GPU makes one)
     """A captured pass, with the memory that it reads and writes."""
 
     def __init__(

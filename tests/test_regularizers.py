@@ -50,6 +50,16 @@ def test_alignment_of_equal_layers_is_one_and_of_opposite_ones_minus_one(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_alignment_is_that_of_the_directions_whatever_the_lengths(kind, scale):
+    g = torch.randn(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layer_alignment(list(scale * g), kind), layer_alignment(list(g), kind))
+    scaled, plain = (layer_alignment_derivative(list(x), kind) for x in (scale * g, g))
+    for u, expected in zip(scaled, plain, strict=True):
+        torch.testing.assert_close(scale * u, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_vanished_layer_gradient_contributes_nothing(kind):
     a, b, zero = torch.randn(3, 4), torch.randn(3, 4), torch.zeros(3, 4)
     # one pair of three is left

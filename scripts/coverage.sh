@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# How much of each module of the root the tests run, in their own process and in the scripts that they start.
+# Fails where that is less than 95 % of a module's lines. What only a GPU runs is left out, as pyproject.toml says.
+#   bash scripts/coverage.sh [pytest arguments]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+"$python" -m pip install --quiet --disable-pip-version-check "coverage~=7.17.4"
+"$python" -m coverage erase
+"$python" -m coverage run -m pytest "$@"
+"$python" -m coverage combine --quiet
+"$python" -m coverage report
+for module in *.py; do
+    "$python" -m coverage report --include="$module" --fail-under=95 >/dev/null || missing="${missing:-} $module"
+done
+if [ -n "${missing:-}" ]; then
+    echo "less than 95 % of:$missing" >&2
+    exit 1
+fi

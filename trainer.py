@@ -249,8 +249,8 @@ class RunLog(Callback):
             raise FloatingPointError(f"test_loss is {test['loss']} in epoch {epoch + 1}")
         self.rows.append(row)
         self._save(trainer)
-        if not trainer.is_global_zero:
-            return
+        if self.board is None:
+            return  # another process is the first
         with saving(self.run, self.goes_on):
             write_csv(self.run / "metrics.csv", self.rows)
             self.board.add(row)

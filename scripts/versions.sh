@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The tests with the oldest or the newest releases that requirements.txt admits, in an environment of their own
+# (.venv-oldest, .venv-newest; some 6 GB each). PYTHON names another interpreter than python3.
+#   bash scripts/versions.sh oldest|newest [pytest arguments]
+# The oldest are the lower bounds themselves: pip refuses them where they do not go together.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+which=${1:-}
+case $which in
+    oldest) arguments=(--constraint .venv-oldest/bounds.txt) ;;
+    newest) arguments=(--upgrade --upgrade-strategy eager) ;;
+    *)
+        echo "versions.sh: '$which'; expected oldest or newest" >&2
+        exit 2
+        ;;
+esac
+shift
+environment=.venv-$which
+[ -x "$environment/bin/python" ] || "${PYTHON:-python3}" -m venv "$environment"
+sed -nE 's/^([a-z0-9_-]+)>=([0-9.]+),.*/\1==\2/p' requirements.txt >"$environment/bounds.txt"
+"$environment/bin/python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" -r requirements.txt
+"$environment/bin/python" --version
+"$environment/bin/python" -m pip freeze --exclude-editable
+"$environment/bin/python" -m pytest "$@"

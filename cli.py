@@ -5,7 +5,6 @@ Light on purpose: nothing here imports torch, so that every script answers `--he
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 import re
@@ -19,10 +18,10 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, Union, get_args, get_origin
 
 import jsonargparse
-import yaml
 from jsonargparse.typing import restricted_number_type
 
 from files import hold, is_passing
+from parsing import read_json, read_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -70,49 +69,20 @@ def blaming(flag: str) -> Iterator[None]:
 LONGEST = 600
 
 
-def refuse(prog: str, message: object) -> NoReturn:
-    """Say what is wrong in one line on stderr, whatever names and values are in it, and exit with status 2."""
+def one_line(message: object) -> str:
+    """A message as one line, whatever names and values are in it."""
     line = "".join(
         # a terminal obeys what it cannot print
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
         for character in " ".join(str(message).split())
     )
-    if len(line) > LONGEST:
-        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
-    sys.stderr.write(f"{prog}: error: {line}\n")
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
+def refuse(prog: str, message: object) -> NoReturn:
+    """Say what is wrong in one line on stderr, and exit with status 2."""
+    sys.stderr.write(f"{prog}: error: {one_line(message)}\n")
     sys.exit(2)
-
-
-def _construct_mapping(loader: Any, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    """A mapping in which no name stands twice."""
-    names = set()
-    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-        if key.value in names:
-            raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
-        names.add(key.value)
-    return yaml.constructor.SafeConstructor.construct_mapping(loader, node, deep)
-
-
-#: reads plain values alone, and faster where libyaml is there
-_Loader = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {"construct_mapping": _construct_mapping})
-
-
-def read_yaml(path: Path) -> Any:
-    """What a YAML file says: plain values, nothing that makes objects.
-
-    Raises:
-        ValueError: it is none, or has a name twice.
-        OSError: it cannot be read.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-        raise ValueError(f"{path}{f', line {mark.line + 1}' if mark else ''}: no plain YAML: {problem}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: no plain YAML: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: no plain YAML: too deep") from error
 
 
 def option(default: Any, help: str) -> Any:
@@ -168,7 +138,10 @@ class SettingsFile(jsonargparse.ActionConfigFile):
             settings = read_yaml(Path(path))
             if not isinstance(settings, dict):
                 raise ValueError(f"{path}: expected names of settings and their values")
-            unknown = sorted(set(map(str, settings)) - {action.dest for action in parser._actions})
+            # jsonargparse would go on to the file that a `config` in this one names
+            unknown = sorted(
+                set(map(str, settings)) - {action.dest for action in parser._actions} | {"config"} & {*settings}
+            )
             if unknown:
                 raise ValueError(f"{path}: {', '.join(unknown[:5])}: unknown; --help says what is taken")
         parser.reading = f"--config: {path}: "
@@ -339,11 +312,11 @@ def finished(run: Path) -> bool:
     result = run / "result.json"
     if not (result.exists() and (run / "model_card.md").exists()):
         return False
-    with blaming(f"--resume: {result}"):
-        try:
-            accuracy = json.loads(result.read_text(encoding="utf-8"))["accuracy"]
-        except (KeyError, TypeError) as error:
-            raise ValueError("no result of a retraining") from error
+    with blaming("--resume"):
+        content = read_json(result)
+        accuracy = content.get("accuracy") if isinstance(content, dict) else None
+        if not isinstance(accuracy, int | float):
+            raise ValueError(f"{result}: no result of a retraining")
     print(f"run {run} is finished: test accuracy {100 * accuracy:.2f} %")
     return True
 

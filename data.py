@@ -4,7 +4,6 @@ Everything random is a function of (seed, epoch): an interrupted run that starts
 """
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -19,7 +18,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from parsing import read_json
+
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+#: the same as Pillow names them; some of those it knows it hands to other programs, such as PostScript to Ghostscript
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF")
+#: pixels of the largest picture that is decoded, whose memory is 7 bytes a pixel at most, and of its longer side for
+#: each of the shorter: a file of some hundred bytes may claim any
+MOST_PIXELS, LONGEST = 1 << 26, 64
+Image.MAX_IMAGE_PIXELS = None  # at which Pillow would warn
 
 #: channel means and standard deviations the papers normalize with; other data sets use their training images' own
 STATISTICS = {
@@ -214,11 +221,11 @@ def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str,
                 raise ValueError(f"no images in {folder / name}; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
             files[split] += [(path, label) for path in found]
     first = files["train"][0][0]
-    size = image_size or min(_open(first).size)
-    gray = all(_open(path).mode in ("1", "L") for path, _ in files["train"])
+    size = image_size or min(read_picture(first).size)
+    gray = all(read_picture(path).mode in ("1", "L") for path, _ in files["train"])
 
     def decode(path: Path) -> np.ndarray:
-        image = _open(path).convert("L" if gray else "RGB")
+        image = read_picture(path, "L" if gray else "RGB")
         if image.size != (size, size):
             # the shorter side to `size`, then the centre: an image that is not square keeps its proportions
             scale = size / min(image.size)
@@ -231,7 +238,13 @@ def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str,
     sets = []
     with ThreadPoolExecutor() as pool:
         for split in ("train", "test"):
-            images = torch.empty(len(files[split]), 1 if gray else 3, size, size, dtype=torch.uint8)
+            try:
+                images = torch.empty(len(files[split]), 1 if gray else 3, size, size, dtype=torch.uint8)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{root / split} has {len(files[split])} pictures, {first} {size} pixels: more than the memory "
+                    "holds; expected a smaller --image_size"
+                ) from error
             for index, pixels in enumerate(pool.map(decode, [path for path, _ in files[split]])):
                 images[index] = torch.from_numpy(pixels.copy())
             sets.append(ImageSet(images, torch.tensor([label for _, label in files[split]])))
@@ -250,15 +263,28 @@ def pictures(folder: Path) -> list[Path]:
     )
 
 
-def _open(path: Path) -> Image.Image:
+def read_picture(path: Path, mode: str = "") -> Image.Image:
+    """A picture, decoded.
+
+    Args:
+        mode: to convert it to, such as RGB.
+
+    Raises:
+        ValueError: it is damaged, of another kind, or larger than MOST_PIXELS or LONGEST allow.
+    """
     try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            shorter, longer = sorted(image.size)
+            if shorter * longer > MOST_PIXELS or longer > LONGEST * shorter:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels, expected {MOST_PIXELS:,} at most, {LONGEST}:1"
+                )
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"more than 8 bits a channel, mode {image.mode}; expected 8")
+            image.load()
+            return image.convert(mode) if mode else image
+    except Exception as error:  # a damaged file raises almost any
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"{path} has more than 8 bits a channel (mode {image.mode}); expected 8")
-    return image
 
 
 def split(data: ImageSet, portion: float, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -285,10 +311,7 @@ def benchmark_halves(data: ImageSet, path: Path) -> tuple[ImageSet, ImageSet]:
         ValueError: the file is not of that form, or does not divide these images; the message names it.
         OSError: the file cannot be read.
     """
-    try:
-        lists = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error})") from error
+    lists = read_json(path)
     halves = {}
     for name in ("train", "valid"):
         match lists.get(name) if isinstance(lists, dict) else None:

@@ -60,9 +60,9 @@ class Genotype(NamedTuple):
         """The live edges of the "normal" or the "reduce" cell, in either form, as (operation, target, source)."""
         edges = _edges(getattr(self, kind))
         live = {0, 1}
-        for target in sorted({edge.target for edge in edges}):
-            if any(edge.target == target and edge.source in live for edge in edges):
-                live.add(target)
+        for edge in sorted(edges, key=lambda edge: edge.target):  # a source stands before its targets
+            if edge.source in live:
+                live.add(edge.target)
         return [edge for edge in edges if edge.source in live]
 
     def concat(self, kind: str) -> list[int]:

@@ -79,13 +79,13 @@ def _read(path: Path, md5: str) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{path} has the md5 sum {found}; expected {md5}, the official file's")
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ValueError) as error:
+    except Exception as error:  # a damaged pickle raises almost any
         raise ValueError(f"{path} cannot be read as a pickled batch of images: {error}") from error
     if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
         raise ValueError(f"{path} has no 'data' and 'labels'; expected a dictionary of both")
-    pixels, labels = batch["data"], batch["labels"]
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * 16 * 16,):
-        has = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+    pixels, labels = getattr(batch["data"], "content", None), batch["labels"]
+    if pixels is None or pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * 16 * 16,):
+        has = type(batch["data"]).__name__ if pixels is None else f"{pixels.dtype} {pixels.shape}"
         raise ValueError(f"{path}: 'data' is {has}; expected a uint8 array of (images, 768)")
     if not isinstance(labels, list) or not all(type(label) is int and 1 <= label <= 1000 for label in labels):
         raise ValueError(f"{path}: 'labels' is not a list of integers from 1 to 1000")
@@ -103,24 +103,39 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _dtype(code: str, align: int = 0, copy: int = 1) -> np.dtype:
-    """`numpy.dtype` of numbers; old files have its flags as integers, which NumPy wants as booleans."""
-    if not re.fullmatch("[iuf][1248]", code):
-        raise pickle.UnpicklingError(f"it has an array of type {code!r}; expected numbers")
-    return np.dtype(code, align=bool(align), copy=bool(copy))
+class Numbers:
+    """In place of `numpy.dtype`, whose own state a pickle may set to anything: numbers of one type."""
+
+    def __init__(self, code: str, align: int = 0, copy: int = 1) -> None:
+        if not re.fullmatch("[iuf][1248]", code):
+            raise pickle.UnpicklingError(f"it has an array of type {code!r}; expected numbers")
+        self.format = f"<{code}"
+
+    def __setstate__(self, state: tuple) -> None:
+        _, order, *_ = state
+        if order not in ("|", "<"):
+            raise pickle.UnpicklingError(f"it has an array of byte order {order!r}; expected '<'")
 
 
-def _empty_array(subtype: None, shape: tuple[int, ...], code: bytes | str) -> np.ndarray:
+class _Array:
+    """In place of `numpy.ndarray`: its `content`, once the pickle has set type, shape and numbers."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, numbers, by_columns, content = state
+        self.content = np.frombuffer(content, numbers.format).reshape(shape, order="F" if by_columns else "C")
+
+
+def _reconstruct(subtype: None, shape: tuple[int, ...], code: bytes | str) -> _Array:
     """NumPy's `_reconstruct`: an array whose type, shape and content the pickle sets afterwards."""
-    return np.empty(0, np.uint8)
+    return _Array()
 
 
 #: what a pickle of arrays refers to, and what stands for it here: nothing that does more than make an array of numbers
 _GLOBALS: dict[tuple[str, str], Callable[..., Any] | None] = {
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy._core.multiarray", "_reconstruct"): _empty_array,  # as NumPy 2 names it
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,  # as NumPy 2 names it
     ("numpy", "ndarray"): None,  # only ever handed to `_reconstruct`
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "dtype"): Numbers,
     ("_codecs", "encode"): _latin1,
 }
 

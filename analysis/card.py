@@ -3,7 +3,6 @@
 python analysis/card.py runs/imagenet
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from analysis.curves import plot_retraining, require
 from analysis.draw import draw_genotype
 from files import write_atomically
 from nasbench201.cells import load_any
+from parsing import read_json, read_yaml
 
 PROG = "card.py"
 #: settings that say where and on what a run was, not how
@@ -27,8 +27,7 @@ def write_card(run: Path) -> Path:
     """
     require(run, "result.json", "config.yaml", "genotype.json")
     try:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        config = cli.read_yaml(run / "config.yaml")
+        result, config = read_json(run / "result.json"), read_yaml(run / "config.yaml")
         cells = load_any(str(run))
         kinds = cells.kinds
         text = card(result, config, kinds)

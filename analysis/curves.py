@@ -4,7 +4,10 @@ python analysis/curves.py runs/search-...
 python analysis/curves.py runs/imagenet
 """
 
+import math
+import re
 import zipfile
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 import cli
 from analysis.draw import color
-from cli import read_yaml
+from parsing import open_csv, read_yaml
 from search.settings import method_settings
 from spaces import SPACES
 
@@ -32,6 +35,14 @@ SWITCHES = {
     "alpha_reg": "{}",
     "selection": "{}",
 }
+
+
+#: what the array of a .npy file begins with: its numbers' format and its shape
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\0..\{'descr': '(<f[48])', 'fortran_order': False, "
+    rb"'shape': \((\d{1,9}), (\d{1,9}), (\d{1,9})\), \} *\n",
+    re.DOTALL,
+)
 
 
 class Panel(NamedTuple):
@@ -101,6 +112,45 @@ def require(run: Path, *names: str) -> None:
             raise ValueError(f"{run} has no {name}; expected the folder of a run, its first epoch done")
 
 
+def read_columns(path: Path) -> np.ndarray:
+    """A CSV file of numbers as records, one field a column; nan where a cell is empty.
+
+    Raises:
+        ValueError: it is none.
+        OSError: it cannot be read.
+    """
+    values = array("d")
+    with open_csv(path) as reader:
+        head = next(reader, [])
+        for row in reader:
+            if len(row) != len(head):
+                raise ValueError(f"line {reader.line_num}: {len(row)} cells, expected {len(head)}")
+            values.extend(float(cell) if cell else math.nan for cell in row)
+        if not values:
+            raise ValueError("no rows")
+        return np.frombuffer(values).view([(name, float) for name in head])
+
+
+def _read_alphas(path: Path, kind: str) -> np.ndarray:
+    """The alphas of a kind of cells, (epochs + 1, edges, operations): an array of alphas.npz, as a search writes it.
+
+    NumPy's own reader takes what an array claims to be for what it is, and unpacks whatever is packed.
+
+    Raises:
+        ValueError: there is none, or it is written otherwise.
+    """
+    with zipfile.ZipFile(path) as file:
+        member = file.getinfo(f"{kind}.npy")
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{path.name} is packed")
+        content = file.read(member)
+    header = _NPY.match(content)
+    if not header:
+        raise ValueError(f"{path.name} has no array {kind} of three dimensions")
+    kind_of_number, *shape = (part.decode() for part in header.groups())
+    return np.frombuffer(content, kind_of_number, offset=header.end()).reshape(tuple(map(int, shape)))
+
+
 def load_course(run: Path, config: dict[str, Any] | None = None) -> Course:
     """Read metrics.csv, alphas.npz and config.yaml of a run folder.
 
@@ -115,18 +165,17 @@ def load_course(run: Path, config: dict[str, Any] | None = None) -> Course:
     try:
         config = read_yaml(run / "config.yaml") if config is None else config
         title(config)
-        metrics = np.atleast_1d(np.genfromtxt(run / "metrics.csv", delimiter=",", names=True))
+        metrics = read_columns(run / "metrics.csv")
         missing = {"epoch", "train_loss", "gradient_norm_layer_0"} - set(metrics.dtype.names)
         if missing:
             raise ValueError(f"metrics.csv has no {', '.join(sorted(missing))}")
         mixing = {}
-        with np.load(run / "alphas.npz") as alphas:
-            for kind, candidates in SPACES[config["space"]].cells.items():
-                # (epochs + 1, edges, operations)
-                weights = _mixing_weights(alphas[kind], config.get("relaxation", "softmax"))
-                names = np.array(candidates)
-                mixing[kind] = {name: weights[:, names == name].mean(axis=1) for name in dict.fromkeys(names.flat)}
-    except (ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        for kind, candidates in SPACES[config["space"]].cells.items():
+            weights = _mixing_weights(_read_alphas(run / "alphas.npz", kind), config.get("relaxation", "softmax"))
+            names = np.array(candidates)
+            mixing[kind] = {name: weights[:, names == name].mean(axis=1) for name in dict.fromkeys(names.flat)}
+    # a damaged zip file raises a RuntimeError, too, where it claims to be encrypted or packed in an unknown way
+    except (ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{run} is not as a search leaves it: {' '.join(str(error).split())}") from error
     return Course(config, metrics, mixing)
 
@@ -156,7 +205,7 @@ def plot_retraining(run: Path) -> None:
     """
     require(run, "config.yaml", "metrics.csv")
     try:
-        metrics = np.atleast_1d(np.genfromtxt(run / "metrics.csv", delimiter=",", names=True))
+        metrics = read_columns(run / "metrics.csv")
         config = read_yaml(run / "config.yaml")
         missing = {"epoch", "learning_rate", *LOSS_TEST.columns.values()} - set(metrics.dtype.names)
         if missing:

@@ -14,7 +14,6 @@ moves, so that its differences at any larger step (analysis/landscape.py) are ot
 The same command goes on: what RUN/hessian.csv has is kept, also of checkpoints that are gone by now.
 """
 
-import csv
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ import cli
 from cli import InputError, option
 from files import write_atomically, write_csv
 from nasbench201.settings import SCRIPT as SCRIPT_201
+from parsing import open_csv, read_json
 from search.settings import SCRIPT, CommonSettings, load_settings
 from spaces import SPACES
 
@@ -178,16 +178,21 @@ def kept_rows(path: Path, columns: list[str], made: dict[str, Any]) -> dict[int,
     """
     if not path.exists():
         return {}
-    with cli.blaming(f"run: {path}"):
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restval="")
-            if reader.fieldnames != columns:
+    with cli.blaming("run"):
+        with open_csv(path) as reader:
+            head = next(reader, [])
+            if head != columns:
                 raise ValueError(
-                    f"its columns are {', '.join(reader.fieldnames or ['none'])}; "
+                    f"its columns are {', '.join(head) or 'none'}; "
                     f"expected {', '.join(columns)} (--count), or no such file"
                 )
-            rows = [{"epoch": int(row["epoch"])} | {name: float(row[name]) for name in columns[1:]} for row in reader]
-        earlier = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            rows = [
+                {"epoch": int(epoch), **dict(zip(columns[1:], map(float, values), strict=True))}
+                for epoch, *values in reader
+            ]
+        earlier = read_json(path.with_suffix(".json"))
+        if not isinstance(earlier, dict):
+            raise ValueError(f"{path.with_suffix('.json')} does not say how {path.name} was made")
     for name, value in made.items():
         if earlier.get(name) != value:
             raise InputError(f"--{name}: {value}, but {path} was measured with {earlier.get(name)}; expected the same")

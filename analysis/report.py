@@ -29,6 +29,7 @@ from analysis.runs import ACCURACY, DATASETS, Entry, load_entries
 from analysis.samples import Paired, Summary, compare_paired, summarize
 from cli import read_yaml
 from files import write_atomically
+from parsing import read_yaml
 
 PROG = "report.py"
 HERE = Path(__file__).resolve().parent

@@ -3,9 +3,6 @@
 Only folders that this project wrote are read; of others, and of what is damaged, the reader is told.
 """
 
-import csv
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from analysis.compare import grouped
-from analysis.curves import Course, load_course
-from cli import read_yaml
+from analysis.curves import Course, load_course, read_columns
 from nasbench201.cells import load_any
+from parsing import read_json, read_yaml
 
 #: folders within a run that hold no runs
 INNER = {"checkpoints", "tensorboard", "cells", "selections", "perturbation"}
@@ -127,20 +124,20 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _unit(folder: Path) -> Entry:
-    about = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
+    about = read_json(folder / "unit.json")
     place = [str(about[name]) for name in ("table", "column", "method")]
     entry = Entry(folder, *place, int(about["seed"]), dict(about["published_for"]))
     entry.note = str(about.get("note", ""))
     # column, method and seed are its place in the table's folder
     entry.root = folder.resolve().parents[2] if len(folder.resolve().parents) > 2 else None
-    for step in about["steps"]:
-        if (folder / step / "config.yaml").is_file():
+    for step in LEAVES:
+        if step in about["steps"] and (folder / step / "config.yaml").is_file():
             _read_step(entry, step, folder / step)
     last = "retrain" if "retrain" in about["steps"] else "search"
     scored = not about.get("scored", True) or (folder / "score.json").is_file()
     entry.finished = scored and (folder / last / LEAVES[last]).is_file()
     if (folder / "score.json").is_file():
-        score = json.loads((folder / "score.json").read_text(encoding="utf-8"))
+        score = read_json(folder / "score.json")
         entry.commands.append(str(score["command"]))
         entry.scores = _scores(score)
     return entry
@@ -207,7 +204,7 @@ def _read_search(entry: Entry, run: Path, config: dict[str, Any]) -> np.ndarray 
             if not expected <= {*columns.dtype.names}:
                 raise ValueError(f"{name} has no {', '.join(sorted(expected - {*columns.dtype.names}))}")
             setattr(entry, attribute, columns)
-            about = json.loads((run / name).with_suffix(".json").read_text(encoding="utf-8"))
+            about = read_json((run / name).with_suffix(".json"))
             entry.measurements.append(str(about["command"]))
     if not (run / "metrics.csv").is_file() or not (run / "alphas.npz").is_file():
         return None
@@ -225,19 +222,9 @@ def _read_search(entry: Entry, run: Path, config: dict[str, Any]) -> np.ndarray 
 def _read_retraining(entry: Entry, run: Path, config: dict[str, Any]) -> np.ndarray | None:
     """A retraining's result, where it has one; returns metrics.csv, None before the first epoch."""
     if (run / LEAVES["retrain"]).is_file():
-        result = json.loads((run / LEAVES["retrain"]).read_text(encoding="utf-8"))
+        result = read_json(run / LEAVES["retrain"])
         entry.scores, entry.params = _scores(result), int(result["params"])
     return read_columns(run / "metrics.csv") if (run / "metrics.csv").is_file() else None
-
-
-def read_columns(path: Path) -> np.ndarray:
-    """A CSV file of numbers as records, one field a column; nan where a cell is empty."""
-    with open(path, encoding="utf-8", newline="") as file:
-        head, *rows = csv.reader(file)
-    values = [tuple(float(cell) if cell else math.nan for cell in row) for row in rows]
-    if not values:
-        raise ValueError(f"{path.name} has no rows")
-    return np.array(values, dtype=[(name, float) for name in head])
 
 
 def _scores(score: Mapping[str, Any]) -> dict[str, float]:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+import cli
 import data
 from cli import InputError, blaming
 from imagenet.layout import find_split
@@ -94,7 +94,7 @@ class Sample(NamedTuple):
     label: int
     factors: tuple[float, float, float, float]  # of brightness, contrast, saturation, and the shift of the hue
     order: tuple[int, int, int, int]  # in which they are applied
-    broken: str  # why it could not be read; empty where it was
+    broken: str  # that and why it could not be read; empty where it was
     key: Key
 
 
@@ -134,11 +134,10 @@ class Decoder(Dataset):
             if self.seed is not None:
                 torch.default_generator.manual_seed(data.mix(self.seed, key.epoch, key.number))
             try:
-                with Image.open(path) as file:
-                    picture = file.convert("RGB")
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                picture = data.read_picture(path, "RGB")
+            except ValueError as error:
                 nothing = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-                return Sample(nothing, IGNORED, (1, 1, 1, 0), (0, 1, 2, 3), f"{path} ({error})", key)
+                return Sample(nothing, IGNORED, (1, 1, 1, 0), (0, 1, 2, 3), str(error), key)
             image = self.transform(picture)
             if self.seed is None:
                 return Sample(image, int(self.tree.labels[key.number]), (1, 1, 1, 0), (0, 1, 2, 3), "", key)
@@ -342,12 +341,10 @@ class FolderImages(Images):
     def _judge(self, broken: Sequence[str]) -> None:
         for picture in broken:
             if not self.skip_broken:
-                raise InputError(
-                    f"--data: {picture} cannot be read; expected a picture, or --broken_images skip to go on without"
-                )
+                raise InputError(f"--data: {picture}; expected a picture, or --broken_images skip to go on without")
             if picture not in self.named:
                 self.named.add(picture)
-                print(f"skipped: {picture} cannot be read", file=sys.stderr, flush=True)
+                print(f"skipped: {cli.one_line(picture)}", file=sys.stderr, flush=True)
 
 
 def begin_worker(worker: int) -> None:

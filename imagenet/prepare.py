@@ -8,8 +8,8 @@ The ground truth is the development kit's (a number for each picture, in their o
 any point, the same command goes on, and on a sorted folder it only checks.
 """
 
-import csv
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,11 @@ from pathlib import Path
 import cli
 from cli import InputError, blaming, option
 from imagenet.layout import find_split
+from parsing import open_csv, read_text
 
 PROG = "prepare.py"
+#: bytes of the largest ground truth: Kaggle's, with every box of every picture, has 2 MB
+_LARGEST_TRUTH = 1 << 24
 #: of ILSVRC 2012
 CLASSES, TEST_PICTURES, TRAINING_PICTURES = 1000, 50_000, 1_281_167
 
@@ -40,17 +43,14 @@ def read_kaggle(path: Path) -> dict[str, str]:
         ValueError: the file is not of that form.
         OSError: it cannot be read.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        try:
-            rows = list(csv.reader(file))
-        except csv.Error as error:
-            raise ValueError(f"{path} is no table ({error})") from error
+    with open_csv(path, _LARGEST_TRUTH) as reader:
+        rows = list(reader)
     if not rows or rows[0][:2] != ["ImageId", "PredictionString"]:
         raise ValueError(f"{path} begins with {','.join(rows[0]) if rows else 'nothing'!r}; expected ImageId,...")
     classes: dict[str, str] = {}
     for number, row in enumerate(rows[1:], 2):
         words = row[1].split() if len(row) == 2 else []
-        if not words or not is_wordnet_id(words[0]) or Path(row[0]).name != row[0] or row[0] in classes:
+        if not words or not is_wordnet_id(words[0]) or not _is_name(row[0]) or row[0] in classes:
             raise ValueError(f"{path}, line {number}: {','.join(row)[:60]!r}, expected a new picture and its class")
         classes[row[0]] = words[0]
     return classes
@@ -74,17 +74,25 @@ def read_devkit(path: Path, meta: Path) -> dict[str, str]:
         names = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
     except Exception as error:  # a damaged file, or one of another program, raises almost any
         raise ValueError(f"{meta} is not the development kit's meta.mat ({error})") from error
+    strange = next((name for name in names.values() if not is_wordnet_id(name)), None)
+    if strange is not None:
+        raise ValueError(f"{meta} has a class {strange[:60]!r}, expected a WordNet ID such as n01440764")
     classes = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip().isdecimal() or int(line) not in names:
+    for number, line in enumerate(read_text(path, _LARGEST_TRUTH).splitlines(), 1):
+        if not re.fullmatch("[0-9]{1,9}", line.strip()) or int(line) not in names:
             raise ValueError(f"{path}, line {number}: {line[:60]!r}, expected the number of a class of {meta}")
         classes[f"ILSVRC2012_val_{number:08d}"] = names[int(line)]
     return classes
 
 
+def _is_name(text: str) -> bool:
+    """Whether a file may be called so, and nothing that leads elsewhere."""
+    return text.isprintable() and Path(text).name == text != ""
+
+
 def is_wordnet_id(text: str) -> bool:
     """Whether it looks like n01440764."""
-    return len(text) == 9 and text[0] == "n" and text[1:].isdecimal()
+    return re.fullmatch("n[0-9]{8}", text) is not None
 
 
 def sort_pictures(folder: Path, classes: dict[str, str]) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from genotypes import Edge, Genotype, load_genotype
+from parsing import parse_json, read_text
 from spaces import SPACES
 
 EDGES = SPACES["nasbench201"].edges
@@ -104,17 +105,16 @@ def parse_cell(text: str) -> Cell201:
     """
     text = text.strip()
     if text.startswith("{"):
-        try:
-            text = json.loads(text)["arch"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise ValueError('expected a JSON object with "arch"') from error
-    parts = [part for part in str(text).replace("+", "").split("|") if part]
+        text = parse_json(text).get("arch")
+        if not isinstance(text, str):
+            raise ValueError('expected a JSON object with "arch", the string of a cell')
+    parts = [part for part in text.replace("+", "").split("|") if part]
     try:
         cell = make_cell([part.partition("~")[0] for part in parts])
     except ValueError as error:
-        raise ValueError(f"{text!r} is no cell: {error}") from error
+        raise ValueError(f"{text[:200]!r} is no cell: {error}") from error
     if cell.arch != text:
-        raise ValueError(f"{text!r} is no cell, expected a string such as {cell.arch}")
+        raise ValueError(f"{text[:200]!r} is no cell, expected a string such as {cell.arch}")
     return cell
 
 
@@ -134,7 +134,7 @@ def load_cell(spec: str) -> Cell201:
             f"{spec!r}, expected a string such as {next(all_cells()).arch}, a file with one or a finished run"
         )
     try:
-        return parse_cell(path.read_text(encoding="utf-8"))
+        return parse_cell(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -147,8 +147,7 @@ def load_any(spec: str) -> Genotype | Cell201:
         OSError: the file cannot be read.
     """
     path = Path(spec) / "genotype.json" if Path(spec).is_dir() else Path(spec)
-    # what is not UTF-8 is refused where the file is read
-    text = path.read_text(encoding="utf-8", errors="replace").lstrip() if path.is_file() else spec
+    text = read_text(path).lstrip() if path.is_file() else spec
     of_201 = text.startswith("|") or (text.startswith("{") and '"arch"' in text)
     return load_cell(spec) if of_201 else load_genotype(spec)
 

@@ -7,6 +7,8 @@ here, as data alone, and the package is handed what was in it.
 import hashlib
 import json
 import sys
+import warnings
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ import numpy as np
 from files import check_new_file, write_new
 from nasbench201.cells import OPERATIONS, Cell201, make_cell, parse_cell
 from nasbench201.table import DATASETS, EPOCHS, FORMAT, SPLITS, Table, checksum, codes, column_name, operations_of
+from parsing import open_csv
 
 #: the names of the data sets in the official file
 _OFFICIAL = {
@@ -24,6 +27,8 @@ _OFFICIAL = {
     "cifar100": "cifar100",
     "imagenet16_120": "ImageNet16-120",
 }
+#: characters of the largest CSV, unpacked: three times those of all cells with all accuracies
+_LARGEST_CSV = 1 << 24
 #: cells that the package takes at a time: it copies what it is given
 _CHUNK = 100
 
@@ -126,41 +131,32 @@ def _read_csv(path: Path, epochs: int) -> Source:
         ValueError: it is not as `build` expects it; the message gives the line.
         OSError: it cannot be read.
     """
-    import csv
-    import gzip
-    import zlib
-
     known = {f"{dataset}_{split}": column_name(dataset, split, epochs) for dataset in DATASETS for split in SPLITS}
     lines: dict[Cell201, int] = {}
     rows: list[list[float]] = []
-    try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            accuracies = [name for name in header if name != "arch"]
-            if "arch" not in header:
-                raise ValueError(f"no column arch, but {', '.join(header) or 'nothing'}")
-            unknown = [name for name in accuracies if name not in known]
-            if unknown or not accuracies or len(set(header)) < len(header):
-                found = f"column {unknown[0]!r}" if unknown else f"columns {', '.join(header)}"
-                raise ValueError(f"{found}, expected arch and, each once, accuracies from {', '.join(known)}")
-            for row in reader:
-                if not row:
-                    continue
-                with_names = dict(zip(header, row, strict=False))
-                try:
-                    if len(row) != len(header):
-                        raise ValueError(f"{len(row)} fields, expected {len(header)}")
-                    cell = parse_cell(with_names["arch"])
-                    if cell in lines:
-                        raise ValueError(f"{cell.arch} once more, after line {lines[cell]}")
-                    rows.append([_percent(name, with_names[name]) for name in accuracies])
-                except ValueError as error:
-                    raise ValueError(f"line {reader.line_num}: {error}") from error
-                lines[cell] = reader.line_num
-    except (ValueError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: {error}") from error
+    with open_csv(path, _LARGEST_CSV) as reader:
+        header = next(reader, [])
+        accuracies = [name for name in header if name != "arch"]
+        if "arch" not in header:
+            raise ValueError(f"no column arch, but {', '.join(header) or 'nothing'}")
+        unknown = [name for name in accuracies if name not in known]
+        if unknown or not accuracies or len(set(header)) < len(header):
+            found = f"column {unknown[0]!r}" if unknown else f"columns {', '.join(header)}"
+            raise ValueError(f"{found}, expected arch and, each once, accuracies from {', '.join(known)}")
+        for row in reader:
+            if not row:
+                continue
+            with_names = dict(zip(header, row, strict=False))
+            try:
+                if len(row) != len(header):
+                    raise ValueError(f"{len(row)} fields, expected {len(header)}")
+                cell = parse_cell(with_names["arch"])
+                if cell in lines:
+                    raise ValueError(f"{cell.arch} once more, after line {lines[cell]}")
+                rows.append([_percent(name, with_names[name]) for name in accuracies])
+            except ValueError as error:
+                raise ValueError(f"line {reader.line_num}: {error}") from error
+            lines[cell] = reader.line_num
     if not rows:
         raise ValueError(f"{path}: no cells")
     values = np.array(rows, dtype=np.float32).T
@@ -215,8 +211,7 @@ def _read_official(path: Path, trust: bool) -> Source:
                 )
                 for index in part:
                     _average(api, index, columns, costs)
-        # the package checks with assertions and looks up what it expects
-        except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        except Exception as error:  # the package takes for granted what it reads
             detail = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(f"{path}: not as NAS-Bench-201 stores its results ({detail})") from error
 
@@ -266,31 +261,50 @@ def _average(api: Any, index: int, columns: dict[str, np.ndarray], costs: dict[s
             costs[f"{dataset}_params"][index], costs[f"{dataset}_madds"][index] = cost["params"], cost["flops"]
 
 
+def _scalar(numbers: Any, content: bytes) -> int | float:
+    """A number that numpy has pickled."""
+    (number,) = np.frombuffer(content, numbers.format).tolist()
+    return number
+
+
+def _refuse_packed(path: Path) -> None:
+    """torch packs nothing in its files, so that what is packed, small as it is, may be of any size: ValueError."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            packed = [member.filename for member in file.infolist() if member.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise ValueError(f"{packed[0]} is packed")
+
+
 def _load_official(path: Path, trust: bool) -> dict[str, Any]:
     """The official file as the dict it is.
 
-    torch reads no more than plain values and those of numpy: the file comes from the web, and full unpickling runs any
-    code that is in it.
+    torch reads no more than plain values, and numpy's as such: the file comes from the web, and full unpickling runs
+    any code that is in it.
     """
-    import pickle
     import re
-    import struct
 
     import torch
 
-    dtypes = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32")]
-    scalar = np.float64(0).__reduce__()[0]
+    from imagenet16 import Numbers
+
     # numpy renamed the module in version 2
-    harmless = [np.dtype, *dtypes, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
+    plain = [(Numbers, "numpy.dtype"), *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
     if trust:
         print(
             f"warning: --trust: {path} is read by full unpickling, which runs any code that is in the file",
             file=sys.stderr,
         )
     try:
-        with torch.serialization.safe_globals(harmless):
+        _refuse_packed(path)
+        with torch.serialization.safe_globals(plain), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign pickle's protocol
             content = torch.load(path, map_location="cpu", weights_only=not trust)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, struct.error, LookupError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises almost any
+        if trust and isinstance(error, AttributeError | ImportError):
+            raise ValueError(f"{path}: needs a module that is not here: {error}") from error
         refused = re.search(r"(?:GLOBAL|unrecognized function) (\S+)", str(error))
         if refused:
             raise ValueError(
@@ -298,8 +312,6 @@ def _load_official(path: Path, trust: bool) -> dict[str, Any]:
                 "--trust reads it by full unpickling, which runs any code in it"
             ) from error
         raise ValueError(f"{path}: cut short, or no file of torch; expected the official NAS-Bench-201 .pth") from error
-    except (AttributeError, ImportError) as error:
-        raise ValueError(f"{path}: needs a module that is not here: {error}") from error
     if not isinstance(content, dict) or not {"meta_archs", "arch2infos", "evaluated_indexes"} <= set(content):
         raise ValueError(f"{path}: no meta_archs, arch2infos and evaluated_indexes; expected the official file")
     return content

@@ -32,6 +32,7 @@ import numpy as np
 
 from files import check_new_file, write_new
 from nasbench201.cells import EDGES, OPERATIONS, Cell201, load_cell, make_cell
+from parsing import parse_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,15 +179,29 @@ def open_table(path: str | Path) -> Table:
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is damaged, or no table at all ({error}); {again}") from error
     # a safetensors file begins with the length of its header in 8 bytes
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is no table of this format, {FORMAT}; {again}")
     if header.get("sha256") != checksum(arrays, header.get("about", "")):
         raise ValueError(f"{path} is damaged: its checksum does not match; {again}")
-    about = json.loads(header["about"])
+    try:
+        return _table(arrays, parse_json(header["about"]))
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is no table of build's: {error}; {again}") from error
+
+
+def _table(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Table:
+    """What is in a file, looked through: ValueError, LookupError or TypeError where it makes no table."""
     if about["operations"] != list(OPERATIONS):
-        raise ValueError(f"{path} has the operations {', '.join(about['operations'])} in this order; {again}")
+        raise ValueError(f"it has the operations {about['operations']} in this order")
     cells = arrays.pop("cells")
+    if cells.dtype != np.uint8 or cells.shape[1:] != (len(EDGES),) or not len(cells) or cells.max() >= len(OPERATIONS):
+        raise ValueError("its cells are no operations of six edges")
+    if len(np.unique(codes(cells))) < len(cells):
+        raise ValueError("it has a cell twice")
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or array.shape != cells.shape[:1]:
+            raise ValueError(f"{name} is not a number of each cell")
     columns = {name: array for name, array in arrays.items() if name in about["origins"]}
     costs = {name: array for name, array in arrays.items() if name not in columns}
     return Table(cells, columns, costs, about)

@@ -1,4 +1,4 @@
-"""Fuzz a reader of files from elsewhere, guided by coverage. tests/readers.py says what is read and what may come of it.
+"""Fuzz a reader of files from elsewhere, guided by coverage: one of tests/readers.py, which says what may come of it.
 
     pip install atheris
     python scripts/fuzz.py genotype --seconds 3600 --out runs/fuzz
@@ -32,7 +32,7 @@ def main() -> None:
     try:
         import atheris
     except ModuleNotFoundError:
-        sys.exit("fuzz.py: error: atheris is not installed; `pip install atheris` installs it") 
+        sys.exit("fuzz.py: error: atheris is not installed; `pip install atheris` installs it")
 
     with atheris.instrument_imports(include=SEEN):
         import cli

@@ -34,7 +34,9 @@ SCRIPTS = {
 #: flags that say where something lies or what a run uses, not how it is made
 PLACE = ("data", "download", "table", "device", "devices", "num_nodes", "workers")
 #: flags that are the table's own business
-RESERVED = {"save", "resume", "seed", "seeds", "arch", "config"}
+RESERVED = {"save", "resume", "seed", "seeds", "arch", "config", "help", "print_config", "provenance"}
+#: of a table
+MOST_SEEDS = 1000
 #: the keys of a table's file, and of its parts
 KEYS = {"title", "source", "scripts", "search", "retrain", "columns", "methods", "scales"}
 STEPS = ("search", "retrain")
@@ -98,16 +100,25 @@ def load_table(given: str) -> dict[str, Any]:
 
 
 def _mapping(value: Any, where: str, keys: Sequence[str] | set[str] | None = None) -> dict[str, Any]:
-    """A mapping from strings, of known keys: ValueError."""
+    """A mapping from strings, of known keys where they are given: ValueError."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{where} is {value!r}, expected names and what they stand for")
-    reserved = sorted(set(value) & RESERVED) if keys is None else []
-    if reserved:
-        raise ValueError(f"{where} has {reserved[0]}, which the table itself gives its runs")
     unknown = sorted(set(value) - set(value if keys is None else keys))
     if unknown:
         raise ValueError(f"{where} has {', '.join(unknown)}; expected {', '.join(sorted(keys or ()))}")
     return value
+
+
+def _flags(value: Any, where: str) -> None:
+    """Refuse what are no flags of a script, and what would be others on its command line: ValueError."""
+    for name, flag in _mapping(value, where).items():
+        if name in RESERVED:
+            raise ValueError(f"{where} has {name}, which the table itself gives its runs")
+        if not name.isidentifier():
+            raise ValueError(f"{where} has {name!r}, expected the name of a flag, without dashes")
+        parts = flag if isinstance(flag, list) else [flag]
+        if any(isinstance(part, dict | list) or str(part).startswith("--") for part in parts):
+            raise ValueError(f"{where}: {name} is {flag!r}, expected the value of a flag")
 
 
 def _check(table: Any) -> None:
@@ -122,12 +133,12 @@ def _check(table: Any) -> None:
     if "search" not in table["scripts"]:
         raise ValueError("scripts has no search")
     for part in STEPS:
-        _mapping(table.get(part, {}), part)
+        _flags(table.get(part, {}), part)
     for axis in ("columns", "methods"):
         slugs: dict[str, str] = {}
-        for name, flags in _mapping(table[axis], axis, table[axis] if isinstance(table[axis], dict) else ()).items():
+        for name, flags in _mapping(table[axis], axis).items():
             for step, own in _mapping(flags, f"{axis}: {name}", STEPS).items():
-                _mapping(own, f"{axis}: {name}: {step}")
+                _flags(own, f"{axis}: {name}: {step}")
             other = slugs.setdefault(slug(name), name)
             if not slug(name) or other != name:
                 raise ValueError(
@@ -138,12 +149,13 @@ def _check(table: Any) -> None:
     for name, scale in _mapping(table["scales"], "scales").items():
         _mapping(scale, f"scales: {name}", SCALE_KEYS)
         for step in STEPS:
-            _mapping(scale.get(step, {}), f"scales: {name}: {step}")
+            _flags(scale.get(step, {}), f"scales: {name}: {step}")
         for method, flags in _mapping(scale.get("override", {}), f"scales: {name}: override", table["methods"]).items():
-            _mapping(flags, f"scales: {name}: override: {method}", STEPS)
+            for step, own in _mapping(flags, f"scales: {name}: override: {method}", STEPS).items():
+                _flags(own, f"scales: {name}: override: {method}: {step}")
         seeds = scale.get("seeds")
-        if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
-            raise ValueError(f"scales: {name}: seeds: {seeds!r}, expected how many")
+        if not isinstance(seeds, int) or isinstance(seeds, bool) or not 1 <= seeds <= MOST_SEEDS:
+            raise ValueError(f"scales: {name}: seeds: {seeds!r}, expected how many, {MOST_SEEDS} at most")
         for axis in ("columns", "methods"):
             chosen = scale.get(axis, [])
             if not isinstance(chosen, list) or not all(name in table[axis] for name in map(str, chosen)):

@@ -99,9 +99,18 @@ class Escape(BaseException):
 #: the folder that a reader is confined to; None where no reader runs
 _cell: Path | None = None
 #: what the interpreter and the libraries open on their own
-_LIBRARIES = tuple(map(str, (ROOT, sys.prefix, sys.base_prefix, "/usr/lib", "/usr/share", "/proc", "/sys", "/dev/null")))
-_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "ctypes.dlopen")
-_FILES = ("open", "os.listdir", "os.scandir", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink")
+_LIBRARIES = tuple({str(ROOT), sys.prefix, sys.base_prefix, os.devnull, *filter(None, sys.path)})
+_FORBIDDEN = {
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "socket.connect",
+    "ctypes.dlopen",
+}
+_READING = {"open", "os.listdir", "os.scandir"}
+_WRITING = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate"}
 
 
 def _audit(event: str, arguments: tuple) -> None:
@@ -109,13 +118,10 @@ def _audit(event: str, arguments: tuple) -> None:
         return
     if event in _FORBIDDEN:
         raise Escape(f"{event} {arguments}")
-    if event in _FILES and isinstance(arguments[0], str | bytes | os.PathLike):
+    if event in _READING | _WRITING and isinstance(arguments[0], str | bytes | os.PathLike):
         path = os.path.realpath(os.fsdecode(arguments[0]))
-        writes = event not in ("open", "os.listdir", "os.scandir") or (
-            event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-        )
-        libraries = _LIBRARIES if not writes else ()
-        if not path.startswith((str(_cell), *libraries)):
+        writes = event in _WRITING or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if not path.startswith(str(_cell) if writes else (str(_cell), *_LIBRARIES)):
             raise Escape(f"{event} {path}")
 
 
@@ -303,7 +309,7 @@ def official_201() -> dict[str, bytes]:
     from nas_201_api.api_utils import ArchResults
 
     def trained(epochs: int) -> dict[str, Any]:
-        per_epoch = [{epoch: 50.0 for epoch in range(epochs)} for _ in range(4)]
+        per_epoch = [dict.fromkeys(range(epochs), 50.0) for _ in range(4)]
         config = {"channel": 16, "num_cells": 5, "arch_str": CELL_201.arch, "class_num": 100}
         result = ResultsCount("cifar100", None, *per_epoch[:2], np.float64(0.5), 80.25, config, 777, epochs, [0.01])
         result.update_train_info(*per_epoch)
@@ -549,9 +555,7 @@ def of_unit(file: str, form: Literal["json", "yaml", "csv"], *more: bytes, read:
 
 
 TARGETS = {
-    "genotype": Target(
-        "genotype.json", lambda folder: load_genotype(str(folder)), genotypes, "json"
-    ),
+    "genotype": Target("genotype.json", lambda folder: load_genotype(str(folder)), genotypes, "json"),
     "cell201": Target(
         "genotype.json",
         lambda folder: (load_any(str(folder)), load_cell(str(folder))),
@@ -559,9 +563,7 @@ TARGETS = {
         "json",
     ),
     "halves": Target("halves.txt", read_halves, halves, "json"),
-    "result": Target(
-        "result.json", cli.finished, lambda: [to_json(RESULT)], "json", raises=(InputError,)
-    ),
+    "result": Target("result.json", cli.finished, lambda: [to_json(RESULT)], "json", raises=(InputError,)),
     "unit": of_unit("unit.json", "json"),
     "score": of_unit("score.json", "json", to_json(SCORE_201)),
     "retrained": of_unit("retrain/result.json", "json"),
@@ -655,9 +657,7 @@ TARGETS = {
         meta_mat,
         beside=lambda: {"truth.txt": b"1\n2\n1\n"},
     ),
-    "image": Target(
-        "train/a/0.png", read_image_folder, pictures, beside=image_folder, sign=sign_png
-    ),
+    "image": Target("train/a/0.png", read_image_folder, pictures, beside=image_folder, sign=sign_png),
     "picture": Target(
         "train/a/0.png",
         read_picture,
@@ -678,9 +678,7 @@ TARGETS = {
         read_official_201,
         lambda: list(official_201().values()),
     ),
-    "table201": Target(
-        "table.safetensors", read_table_201, table_201, sign=sign_table_201
-    ),
+    "table201": Target("table.safetensors", read_table_201, table_201, sign=sign_table_201),
     "npz": Target(
         "alphas.npz",
         read_course,

@@ -1,4 +1,4 @@
-"""Files from elsewhere, damaged and made up: each reader of tests/readers.py takes them or refuses them as it documents."""
+"""Files from elsewhere, damaged and made up: their readers take them or refuse them as they document."""
 
 import contextlib
 import csv
@@ -27,14 +27,36 @@ BOMB = "[&a [x,x,x,x,x,x,x,x,x], " + ", ".join(
 #: what stands for a value in JSON or YAML, and is none that a reader expects
 STRANGE = [
     *("null", "true", "-1", "0", str(2**63), "1" + "0" * 400, "9" * 5000, "1e999", "NaN", "-Infinity", "0.5", '""'),
-    *('"\\u0000"', '"\\ud800"', '"../../x"', '"/etc/passwd"', f'"{"x" * 70_000}"', '"x\\ny"', '"\\u001b[2J"', "[]", "{}"),
+    *(
+        '"\\u0000"',
+        '"\\ud800"',
+        '"../../x"',
+        '"/etc/passwd"',
+        f'"{"x" * 70_000}"',
+        '"x\\ny"',
+        '"\\u001b[2J"',
+        "[]",
+        "{}",
+    ),
     *("[" * 500 + "]" * 500, "[" * 100_000, '{"a": ' * 50_000, '[["sep_conv_3x3", 0]]', "[null]", '{"a": 1, "a": 2}'),
 ]
 #: the same, of YAML alone
 STRANGE_YAML = [
     *('!!python/object/apply:os.system ["touch escaped"]', "!!python/name:os.system", BOMB + "]", "&x [*x]", "*x"),
     *("!!timestamp x", "2001-99-99", "!!bool x", '!!int ""', '!!float ""', "!!float x", "1:" * 300 + "1.5", "0x", "="),
-    *("!!binary x", "!!set {a, b}", "{[a]: b}", "{<<: 5}", "!!omap [a]", "!!map []", "!!seq {}", "0b2", "- x", "@", "\t"),
+    *(
+        "!!binary x",
+        "!!set {a, b}",
+        "{[a]: b}",
+        "{<<: 5}",
+        "!!omap [a]",
+        "!!map []",
+        "!!seq {}",
+        "0b2",
+        "- x",
+        "@",
+        "\t",
+    ),
 ]
 HOLE = "a place for something else"
 
@@ -116,7 +138,23 @@ def structured(draw: st.DrawFn, seed: bytes, form: str) -> bytes:
 def tabular(draw: st.DrawFn, seed: bytes) -> bytes:
     """A valid CSV file with other cells, rows and columns."""
     rows = list(csv.reader(io.StringIO(seed.decode())))
-    cells = ["", "nan", "inf", "-1", "1e999", "9" * 5000, "x", "\0", '"', "a,b", "../x", "٣", "1_0", "0x1", "x" * 140_000]
+    cells = [
+        "",
+        "nan",
+        "inf",
+        "-1",
+        "1e999",
+        "9" * 5000,
+        "x",
+        "\0",
+        '"',
+        "a,b",
+        "../x",
+        "٣",
+        "1_0",
+        "0x1",
+        "x" * 140_000,
+    ]
     for _ in range(draw(st.integers(1, 3))):
         row = rows[draw(st.integers(0, len(rows) - 1))]
         place = draw(st.integers(0, max(0, len(row) - 1)))

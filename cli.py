@@ -138,9 +138,9 @@ class SettingsFile(jsonargparse.ActionConfigFile):
             settings = read_yaml(Path(path))
             if not isinstance(settings, dict):
                 raise ValueError(f"{path}: expected names of settings and their values")
-            # jsonargparse would go on to the file that a `config` in this one names
+            # a `config` in it would be another file, which jsonargparse would read
             unknown = sorted(
-                set(map(str, settings)) - {action.dest for action in parser._actions} | {"config"} & {*settings}
+                set(map(str, settings)) - {action.dest for action in parser._actions if action is not self}
             )
             if unknown:
                 raise ValueError(f"{path}: {', '.join(unknown[:5])}: unknown; --help says what is taken")

@@ -27,7 +27,6 @@ from analysis.charts import Line, line_chart, surface_chart
 from analysis.draw import COLORS, color
 from analysis.runs import ACCURACY, DATASETS, Entry, load_entries
 from analysis.samples import Paired, Summary, compare_paired, summarize
-from cli import read_yaml
 from files import write_atomically
 from parsing import read_yaml
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import cluster
 from files import write_atomically
+from parsing import parse_json
 
 #: version of the files that are written, and the newest that is read
 FORMAT = 1
@@ -84,7 +85,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Any]:
                 name: tensors.get_tensor(name).contiguous(memory_format=formats.get(name, torch.contiguous_format))
                 for name in tensors.keys()  # noqa: SIM118 (no iterator)
             }
-            return content, json.loads(metadata["state"])
+            return content, parse_json(metadata["state"])
     except (DamagedError, NewerError):
         raise
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError) as error:

@@ -139,9 +139,8 @@ class SettingsFile(jsonargparse.ActionConfigFile):
             if not isinstance(settings, dict):
                 raise ValueError(f"{path}: expected names of settings and their values")
             # a `config` in it would be another file, which jsonargparse would read
-            unknown = sorted(
-                set(map(str, settings)) - {action.dest for action in parser._actions if action is not self}
-            )
+            known = {action.dest for action in parser._actions} - {self.dest}
+            unknown = sorted(set(map(str, settings)) - known)
             if unknown:
                 raise ValueError(f"{path}: {', '.join(unknown[:5])}: unknown; --help says what is taken")
         parser.reading = f"--config: {path}: "

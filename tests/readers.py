@@ -24,6 +24,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
+import safetensors.torch
 import yaml
 
 import cli
@@ -380,6 +381,31 @@ def sign_table_201(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[size:]
 
 
+def checkpoint() -> list[bytes]:
+    """A checkpoint of a retraining, with what Lightning keeps in one beside the network."""
+    import torch
+
+    from checkpoints import FORMAT, flatten
+
+    tree = {
+        "state_dict": {"network.stem": torch.zeros(2, 3)},
+        "settings": {"dataset": "digits", "data": "data", "seed": 1},
+        "genotype": {"arch": CELL_201.arch},
+        "rows": retrain_rows(),
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.zeros(2, 3)}}}],
+    }
+    tensors, state = flatten(tree)
+    about = {"version": str(FORMAT), "state": json.dumps(state), "channels_last": "[]", "sha256": "0" * 64}
+    return [safetensors.torch.save(tensors, about)]
+
+
+def sign_checkpoint(content: bytes) -> bytes:
+    """A checkpoint with the digest of what is in it; what has no place for one as it is."""
+    blank = b'"sha256":"%s"' % (b"0" * 64)
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return content.replace(blank, b'"sha256":"%s"' % digest, 1)
+
+
 def meta_mat() -> list[bytes]:
     """meta.mat of ILSVRC's development kit, not packed and packed."""
     from scipy.io import savemat
@@ -524,6 +550,12 @@ def read_picture(folder: Path) -> None:
     for seed in (None, 0):
         sample = Decoder(tree, 32, seed)[Key(0, 0, 0, 1.0)]
         assert sample.image.shape == (3, 32, 32)
+
+
+def read_checkpoint(folder: Path) -> None:
+    from trainer import load_checkpoint
+
+    load_checkpoint(folder / "step_00001.safetensors")
 
 
 def read_imagenet16(folder: Path) -> None:
@@ -689,6 +721,7 @@ TARGETS = {
         lambda: list(official_201().values()),
     ),
     "table201": Target("table.safetensors", read_table_201, table_201, sign=sign_table_201),
+    "checkpoint": Target("step_00001.safetensors", read_checkpoint, checkpoint, sign=sign_checkpoint),
     "npz": Target(
         "alphas.npz",
         read_course,

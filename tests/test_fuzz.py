@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,7 @@ from tests.readers import (
     UNIT,
     Escape,
     Target,
+    checkpoint,
     confined,
     imagenet16_batches,
     npz,
@@ -294,6 +296,13 @@ def table_of(**changes: np.ndarray) -> bytes:
     return save({**arrays, **changes}, header)
 
 
+def checkpoint_of(**changes: str) -> bytes:
+    """A checkpoint whose header says something else."""
+    content = checkpoint()[0]
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    return safetensors.torch.save(safetensors.torch.load(content), {**header, **changes})
+
+
 def changed(value: dict[str, Any], **changes: Any) -> bytes:
     return to_json({**value, **changes})
 
@@ -363,6 +372,13 @@ REFUSED = {
     "a table of one cell twice": ("table201", table_of(cells=np.zeros((2, 6), np.uint8)), "a cell twice"),
     "a table without cells": ("table201", table_of(cells=np.zeros((0, 6), np.uint8)), "no operations of six"),
     "a table of other numbers": ("table201", table_of(more=np.zeros(1)), "more is not a number of each cell"),
+    "a checkpoint of a deep state": ("checkpoint", checkpoint_of(state="[" * 400 + "]" * 400), "deeper than 50 levels"),
+    "a checkpoint of no state": ("checkpoint", checkpoint_of(state="5"), "no checkpoint of a retraining"),
+    "a checkpoint whose tensor is not there": (
+        "checkpoint",
+        checkpoint_of(state='{"state_dict": {"#tensor": "x"}}'),
+        "do not belong together",
+    ),
     "a packed CSV of empty lines": ("csv_gz", gzip.compress(b"arch,cifar10_test" + b"\n" * MILLIONS, 1), "the file is"),
     "a packed CSV of one line": ("csv_gz", gzip.compress(b"arch," * (MILLIONS // 5), 1), "a line is too long"),
 }

@@ -258,6 +258,8 @@ def load_settings(settings: type[Settings], prog: str, run: Path, flag: str) -> 
     missing = sorted({field.name for field in dataclasses.fields(settings)} - {"save", "resume"} - set(stored))
     if missing:
         raise InputError(f"{flag}: {path}: not the settings of {prog}: {', '.join(missing[:5])} missing")
+    if "config" in stored:  # jsonargparse would read it
+        raise InputError(f"{flag}: {path}: config: unknown, expected the settings of a run and no further file's")
     parser = parser_for(settings, prog, "")
     parser.reading = f"{flag}: {path}: "
     return make(settings, parser.parse_object(stored))

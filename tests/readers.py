@@ -584,9 +584,17 @@ def without(files: Mapping[str, bytes], name: str) -> Callable[[], dict[str, byt
     return lambda: {other: content for other, content in files.items() if other != name}
 
 
-def of_unit(file: str, form: Literal["json", "yaml", "csv"], *more: bytes, read: Any = read_entries) -> Target:
+def of_unit(file: str, form: Literal["json", "yaml", "csv"], *more: bytes) -> Target:
     """A file of a table's entry, as the report reads it."""
-    return Target(file, read, lambda: [unit()[file], *more], form, unit)
+    return Target(file, read_entries, lambda: [unit()[file], *more], form, unit)
+
+
+def of_page(file: str, form: Literal["json", "yaml", "csv"]) -> Target:
+    """A file of a table, of one entry or its own, as the report makes a page of it."""
+    place = "s5/darts/seed-0"
+    files = {"table.yaml": to_yaml({"scale": "small", "table": TABLE})}
+    files |= {f"{place}/{name}": content for name, content in unit().items()}
+    return Target(file, make_page, lambda: [files[file]], form, lambda: files)
 
 
 TARGETS = {
@@ -611,16 +619,10 @@ TARGETS = {
     "retrained": of_unit("retrain/result.json", "json"),
     "measured": of_unit("search/hessian.json", "json"),
     "searched": of_unit("search/config.yaml", "yaml"),
-    "page": of_unit("unit.json", "json", read=make_page),
-    "page_score": of_unit("score.json", "json", read=make_page),
-    "page_config": of_unit("search/config.yaml", "yaml", read=make_page),
-    "page_order": Target(
-        "table.yaml",
-        make_page,
-        lambda: [to_yaml({"scale": "small", "table": TABLE})],
-        "yaml",
-        lambda: {f"s5/darts/seed-0/{name}": content for name, content in unit().items()},
-    ),
+    "page_unit": of_page("s5/darts/seed-0/unit.json", "json"),
+    "page_score": of_page("s5/darts/seed-0/score.json", "json"),
+    "page_config": of_page("s5/darts/seed-0/search/config.yaml", "yaml"),
+    "page_table": of_page("table.yaml", "yaml"),
     "eigenvalues_json": Target(
         "hessian.json",
         read_eigenvalues,

@@ -111,7 +111,7 @@ class Numbers:
             raise pickle.UnpicklingError(f"it has an array of type {code!r}; expected numbers")
         self.format = f"<{code}"
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, order, *_ = state
         if order not in ("|", "<"):
             raise pickle.UnpicklingError(f"it has an array of byte order {order!r}; expected '<'")
@@ -120,7 +120,7 @@ class Numbers:
 class _Array:
     """In place of `numpy.ndarray`: its `content`, once the pickle has set type, shape and numbers."""
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, numbers, by_columns, content = state
         self.content = np.frombuffer(content, numbers.format).reshape(shape, order="F" if by_columns else "C")
 

@@ -32,7 +32,8 @@ def main() -> None:
     try:
         import atheris
     except ModuleNotFoundError:
-        sys.exit("fuzz.py: error: atheris is not installed; `pip install atheris` installs it")
+        sys.stderr.write("fuzz.py: error: atheris is not installed; `pip install atheris` installs it\n")
+        sys.exit(2)
 
     with atheris.instrument_imports(include=SEEN):
         import cli

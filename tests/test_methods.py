@@ -403,6 +403,7 @@ def test_alpha_moves_behind_its_inner_steps_with_the_implicit_gradient_and_befor
     def weight_step(objective, batch, lambda_t, measure, log):
         calls.append("W")
         trained.append(batch)
+        state.watched = {"train_loss": torch.zeros(())}
 
     monkeypatch.setattr(state, "alpha_step", alpha_step)
     monkeypatch.setattr(state, "weight_step", weight_step)

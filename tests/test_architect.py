@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from architect import Architecture, first_order, implicit, unrolled
+from architect import Architecture, first_order, implicit, relax, unrolled
 from data import Batch
 from gradients import Objective, norm
 
@@ -31,6 +31,12 @@ def test_alpha_begins_near_nothing_on_the_softmax_and_at_nothing_on_the_sigmoid(
         assert torch.equal(alpha, 1e-3 * torch.randn(shape))
     assert [alpha.abs().max().item() for alpha in Architecture(shapes, "sigmoid").parameters()] == [0, 0]
     assert all(fixed.shape == shapes[kind] and fixed.isnan().all() for kind, fixed in architecture.fixed.items())
+
+
+def test_the_weights_of_the_operations_are_the_last_dimension_of_alpha():
+    alpha = torch.randn(2, 3, 4, dtype=DOUBLE)
+    torch.testing.assert_close(relax(alpha, "softmax"), alpha.exp() / alpha.exp().sum(dim=2, keepdim=True))
+    torch.testing.assert_close(relax(alpha, "sigmoid"), 1 / (1 + (-alpha).exp()))
 
 
 def test_mixing_weights_are_the_softmax_of_each_edge_and_their_gradient_its_chain_rule():
@@ -152,15 +158,23 @@ def flat(tensors):
 
 
 class Spy(Objective):
-    """An objective that keeps the weights at which it is asked for the loss of a batch, beside the supernet's own."""
+    """An objective that keeps how it is asked for the loss of a batch.
+
+    Attributes:
+        points: the weights at which, beside the supernet's own.
+        twice: at the supernet's own: whether for a loss that is to be differentiated twice.
+    """
 
     def watch(self, batch):
-        self.watched, self.points = batch, []
+        self.watched, self.points, self.twice = batch, [], []
         return self
 
     def __call__(self, weights, batch, parameters=None, create_graph=False):
-        if parameters is not None and batch is self.watched:
-            self.points.append(flat(parameters.values()))
+        if batch is self.watched:
+            if parameters is None:
+                self.twice.append(create_graph)
+            else:
+                self.points.append(flat(parameters.values()))
         return super().__call__(weights, batch, parameters, create_graph)
 
 
@@ -185,8 +199,8 @@ def test_the_first_order_gradient_takes_none_in_the_weights(monkeypatch):
     assert asked == [{"parameters": False}]
 
 
-@pytest.mark.parametrize(("derivatives", "tolerance"), [("exact", 1e-9), ("difference", 1e-4)])
-def test_the_unrolled_gradient_is_the_closed_form(derivatives, tolerance):
+@pytest.mark.parametrize(("derivatives", "radius", "tolerance"), [("exact", 0.01, 1e-9), ("difference", 1e-5, 1e-4)])
+def test_the_unrolled_gradient_is_the_closed_form(derivatives, radius, tolerance):
     """dL_val/dp - xi d2L_train/dp dw . v at w' = w - xi (momentum b + grad_w L_train + weight_decay w)."""
     toy = Toy()
     ahead, p = toy.ahead(), flat(toy.weights)
@@ -195,7 +209,7 @@ def test_the_unrolled_gradient_is_the_closed_form(derivatives, tolerance):
         for i in range(2)
     )
     mixed = toy.mixed.T @ v
-    result = toy.unrolled(derivatives=derivatives, radius=1e-5)
+    result = toy.unrolled(derivatives=derivatives, radius=radius)
     for measured, expected in [
         (result.direct, direct),
         (result.mixed, mixed),
@@ -222,11 +236,23 @@ def test_the_unrolled_gradient_takes_differences_a_hundredth_away_where_nothing_
     torch.testing.assert_close(back, -0.01 * v / v.norm(), rtol=1e-9, atol=1e-15)
 
 
-def test_a_momentum_buffer_that_is_missing_is_an_error():
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_momentum_buffer_too_few_or_too_many_is_an_error(count):
     toy = Toy()
-    toy.buffers.pop()
-    with pytest.raises(ValueError, match="shorter"):
+    toy.buffers = [*toy.buffers, toy.buffers[0]][:count]
+    with pytest.raises(ValueError, match="zip"):
         toy.unrolled()
+
+
+def test_the_loss_that_is_differentiated_twice_is_asked_for_as_such():
+    """A compiled supernet has no second derivative."""
+    toy = Toy()
+    toy.objective = Spy(toy.module).watch(toy.train)
+    toy.unrolled(derivatives="exact")
+    toy.implicit(1, derivatives="exact")
+    assert toy.objective.twice == [True, True]
+    toy.unrolled()
+    assert toy.objective.twice == [True, True, False]
 
 
 @pytest.mark.parametrize("derivatives", ["exact", "difference"])

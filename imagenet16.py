@@ -122,6 +122,7 @@ class _Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, numbers, by_columns, content = state
+        content = content.encode("latin1") if isinstance(content, str) else content  # Python 2 wrote no bytes
         self.content = np.frombuffer(content, numbers.format).reshape(shape, order="F" if by_columns else "C")
 
 

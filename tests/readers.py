@@ -291,11 +291,39 @@ def sign_png(content: bytes) -> bytes:
     return signed + content[place:]
 
 
+def python2_pickle(pixels, labels):
+    """A batch in the words of Python 2 and its NumPy, protocol 2: text and bytes are one type, dtype flags integers."""
+
+    def text(content):
+        return b"T" + struct.pack("<i", len(content)) + content
+
+    def integer(value):
+        return b"J" + struct.pack("<i", value)
+
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R"
+    dtype += b"(K\x03" + text(b"|") + b"NNN" + integer(-1) + integer(-1) + b"K\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
+    shape = integer(pixels.shape[0]) + integer(pixels.shape[1]) + b"\x86"
+    array += b"(K\x01" + shape + dtype + b"\x89" + text(pixels.tobytes()) + b"tb"
+    numbers = b"](" + b"".join(integer(label) for label in labels) + b"e"
+    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + numbers + b"u."
+
+
+def python3_pickle(protocol):
+    return lambda pixels, labels: pickle.dumps({"data": pixels, "labels": labels, "mean": pixels.mean(0)}, protocol)
+
+
+PROTOCOL_4 = python3_pickle(4)
+
+
+def numpy1_pickle(pixels, labels):
+    return python3_pickle(2)(pixels, labels).replace(b"numpy._core", b"numpy.core")
+
+
 def imagenet16_batches() -> list[bytes]:
-    """As the official files are (protocol 2, an array's bytes as text), and as NumPy 2 and Python 3 write them."""
-    batch = {"data": np.zeros((3, 768), np.uint8), "labels": [1, 2, 1000], "mean": np.zeros(768)}
-    written = [pickle.dumps(batch, protocol) for protocol in (2, 4)]
-    return [*written, written[0].replace(b"numpy._core", b"numpy.core")]
+    """Three images, as Python 2 wrote the official files and as others would write them."""
+    pixels, labels = np.zeros((3, 768), np.uint8), [1, 2, 1000]
+    return [make(pixels, labels) for make in (python2_pickle, numpy1_pickle, python3_pickle(2), PROTOCOL_4)]
 
 
 def rows_201() -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pickle
-import struct
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 import data
 import imagenet16
 from data import Augmentation, Batches, DataSet, ImageSet
+from tests.readers import PROTOCOL_4, numpy1_pickle, python2_pickle, python3_pickle
 
 PLAIN = Augmentation(mean=(0.0,), std=(1 / 255,))
 
@@ -158,35 +158,6 @@ def test_svhn_loads_from_its_official_layout(tmp_path, monkeypatch):
     assert svhn.image_size == 16
     assert svhn.train.labels.max() == 9
     assert np.array_equal(data.load("svhn", str(tmp_path)).train.images[3].numpy(), pixels[..., 3].transpose(2, 0, 1))
-
-
-def python2_pickle(pixels, labels):
-    """A batch in the words of Python 2 and its NumPy, protocol 2: text and bytes are one type, dtype flags integers."""
-
-    def text(content):
-        return b"T" + struct.pack("<i", len(content)) + content
-
-    def integer(value):
-        return b"J" + struct.pack("<i", value)
-
-    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R"
-    dtype += b"(K\x03" + text(b"|") + b"NNN" + integer(-1) + integer(-1) + b"K\x00tb"
-    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
-    shape = integer(pixels.shape[0]) + integer(pixels.shape[1]) + b"\x86"
-    array += b"(K\x01" + shape + dtype + b"\x89" + text(pixels.tobytes()) + b"tb"
-    numbers = b"](" + b"".join(integer(label) for label in labels) + b"e"
-    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + numbers + b"u."
-
-
-def python3_pickle(protocol):
-    return lambda pixels, labels: pickle.dumps({"data": pixels, "labels": labels, "mean": pixels.mean(0)}, protocol)
-
-
-PROTOCOL_4 = python3_pickle(4)
-
-
-def numpy1_pickle(pixels, labels):
-    return python3_pickle(2)(pixels, labels).replace(b"numpy._core", b"numpy.core")
 
 
 def trust(monkeypatch, path):
@@ -358,7 +329,7 @@ def test_halves_that_do_not_divide_the_images_are_refused(tmp_path, train, valid
     ("content", "says"),
     [
         (b"0 1 2 3", "cannot be read as JSON"),
-        (b'{"train": "\xff"}', "cannot be read as JSON"),
+        (b'{"train": "\xff"}', "is not UTF-8 text"),
         (b"[0, 1]", 'no "train" of the form'),
         (b'{"train": ["int", ["0", "1"]]}', 'no "valid" of the form'),
         (b'{"train": ["int", [0, 1]], "valid": ["int", [2, 3]]}', 'no "train" of the form'),

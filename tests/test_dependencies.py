@@ -1,0 +1,67 @@
+"""What the project requires: bounded, explained, used, and not loaded before it is needed."""
+
+import re
+import sys
+
+import pytest
+
+from scripts.dependencies import help_cost, imported_modules, modules_of, parse_requirement, requirements, scripts
+from tests.conftest import ROOT, assert_refused, script
+
+#: required and not imported: torch's exporter to ONNX imports the one, scripts/test.sh runs the other
+UNIMPORTED = {"onnxscript", "ruff"}
+
+
+def test_every_requirement_has_both_bounds_and_a_reason():
+    found = requirements()
+    assert {"torch", "numpy", "nas-bench-201"} <= {requirement.name for requirement in found}
+    for _, bounds, _ in found:
+        lower, upper = ([int(part) for part in bound.split(".")] for bound in re.findall(r"[\d.]+", bounds))
+        assert lower < upper, bounds
+
+
+@pytest.mark.parametrize(
+    "line", ["torch>=2.10  # networks", "torch<2.15  # networks", "torch>=2.10,<2.15", "torch>=2.10,<2.15  #", "torch"]
+)
+def test_a_requirement_without_bound_or_reason_is_refused(line):
+    with pytest.raises(ValueError, match=re.escape(repr(line))):
+        parse_requirement(line)
+
+
+def test_what_is_imported_is_required_and_what_is_required_is_used():
+    imported = imported_modules()
+    assert {"torch", "PIL", "nas_201_api", "sklearn"} <= imported.keys()
+    brought = {requirement.name: modules_of(requirement.name) for requirement in requirements()}
+    for module, files in imported.items():
+        assert any(module in modules for modules in brought.values()), (module, files)
+    assert {name for name, modules in brought.items() if not modules & imported.keys()} == UNIMPORTED
+
+
+def test_the_lower_bounds_are_what_the_oldest_environment_installs():
+    program = re.search(r"sed -nE '(.*)' requirements.txt", (ROOT / "scripts/versions.sh").read_text()).group(1)
+    pattern, replacement = re.fullmatch(r"s/(.*)/(.*)/p", program).groups()
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pinned = [re.sub(pattern, replacement, line) for line in lines if re.search(pattern, line)]
+    expected = [f"{name}=={re.match('>=([^,]+)', bounds).group(1)}" for name, bounds, _ in requirements()]
+    assert pinned == expected
+
+
+def test_the_page_of_dependencies_is_that_of_the_requirements():
+    page = (ROOT / "docs/DEPENDENCIES.md").read_text(encoding="utf-8")
+    rows = [re.split(r" \| ", line.strip("| ")) for line in page.splitlines() if ",<" in line]
+    assert [(row[0], row[1], row[-1]) for row in rows] == requirements()
+    assert re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE) == scripts()
+
+
+def test_a_page_into_no_folder_is_refused(tmp_path):
+    assert_refused(script("scripts/dependencies.py", tmp_path / "none/page.md"), "out", "none", "no folder")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("command", scripts())
+def test_help_imports_no_torch_and_costs_little(command):
+    """torch alone takes 3 seconds and 500 MiB. The report needs numpy, scipy and matplotlib: 134 MiB."""
+    cost = help_cost(command)
+    assert not cost.torch
+    assert cost.cpu_seconds < 4
+    assert cost.peak_memory_mib < 200

@@ -12,6 +12,12 @@ from typing import Any
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--help"]:
+        print(f"usage: {__doc__}")
+        return
+    if len(sys.argv) < 3 or not sys.argv[1].isdecimal():
+        sys.stderr.write(f"die_in_write.py: error: {' '.join(sys.argv[1:])!r}, expected MOMENT SCRIPT [arguments]\n")
+        sys.exit(2)
     left, script = int(sys.argv[1]), sys.argv[2]
     synced, renamed = os.fsync, os.replace
 

@@ -13,37 +13,41 @@ import json
 import os
 import re
 import resource
-import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
 
+from jsonargparse.typing import PositiveInt
+
+import cli
+
+PROG = "fuzz.py"
 #: packages whose branches the fuzzer sees: this project's, and what is written in Python of the parsers under them.
 #: (NumPy and torch would be seen too: they take minutes to be prepared.)
 SEEN = (
-    *("genotypes", "spaces", "parsing", "files", "cli", "data", "imagenet16", "checkpoints", "trainer", "analysis"),
+    *("genotypes", "spaces", "parsing", "files", "data", "imagenet16", "checkpoints", "trainer", "analysis"),
     *("search", "imagenet", "nasbench201", "scripts", "yaml", "PIL"),
 )
 SECONDS, MEMORY, BYTES = 10, 1 << 30, 1 << 16
 
 
 def main() -> None:
+    parser = cli.Parser(prog=PROG, description=str(__doc__).splitlines()[0])
+    parser.add_argument("target", type=str, help="the reader: a name in tests/readers.py")
+    parser.add_argument("--seconds", type=PositiveInt, default=3600, help="how long")
+    parser.add_argument("--out", type=str, default="runs/fuzz", help="folder of the corpus and the findings")
+    given = parser.parse_args()
     try:
         import atheris
     except ModuleNotFoundError:
-        sys.stderr.write("fuzz.py: error: atheris is not installed; `pip install atheris` installs it\n")
-        sys.exit(2)
+        raise cli.InputError("atheris: not installed; expected it: pip install atheris") from None
 
     with atheris.instrument_imports(include=SEEN):
-        import cli
         from tests.readers import TARGETS
 
-        parser = cli.Parser(prog="fuzz.py", description=__doc__.splitlines()[0])
-        parser.add_argument("target", choices=list(TARGETS), help="the reader")
-        parser.add_argument("--seconds", type=int, default=3600, help="how long")
-        parser.add_argument("--out", type=str, default="runs/fuzz", help="folder of the corpus and the findings")
-        given = parser.parse_args()
+        if given.target not in TARGETS:
+            raise cli.InputError(f"target: {given.target!r}, expected one of {', '.join(TARGETS)}")
         target, out = TARGETS[given.target], Path(given.out, given.target).resolve()
         for place in ("corpus", "seeds", "findings"):
             (out / place).mkdir(parents=True, exist_ok=True)
@@ -85,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, PROG)

@@ -173,6 +173,8 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
         for name in {*folders, *files} - {LOCK}:
+            if name.startswith(".coverage."):  # of scripts/coverage.sh
+                continue
             about = os.lstat(os.path.join(parent, name))
             found[os.path.join(parent, name)] = (about.st_size if name in files else 0, about.st_mtime_ns)
     return found

@@ -10,8 +10,8 @@ from tests.conftest import ROOT, assert_refused, script
 
 #: required and not imported: torch's exporter to ONNX imports the one, scripts/test.sh runs the others
 UNIMPORTED = {"onnxscript", "ruff", "mypy"}
-#: imported and not required: scripts/fuzz.py says how to install it
-OPTIONAL = {"atheris"}
+#: imported and not required: scripts/fuzz.py says how to install the one, the other is of type checkers
+OPTIONAL = {"atheris", "_typeshed"}
 
 
 def test_every_requirement_has_both_bounds_and_a_reason():

@@ -472,12 +472,6 @@ def read_course(folder: Path) -> None:
     load_course(folder)
 
 
-def read_course_of_retraining(folder: Path) -> None:
-    from analysis.curves import plot_retraining
-
-    plot_retraining(folder)
-
-
 def read_eigenvalues(folder: Path) -> None:
     from analysis.hessian import kept_rows
 

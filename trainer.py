@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -28,7 +29,7 @@ from torch import nn
 
 import cluster
 from checkpoints import Checkpoints, DamagedError, flatten, read, unflatten
-from cli import InputError, blaming, saving
+from cli import Channels, ImageSizeOrOwn, InputError, Layers, Seed, blaming, saving
 from files import write_csv
 from kernels import BatchNorm2d
 from modules import Images, Retraining, batches_done
@@ -95,13 +96,50 @@ def open_checkpoint(given: str) -> dict[str, Any]:
     if path.is_dir() and not checkpoints_of(path).numbers:
         raise InputError(f"checkpoint: {path} has none; expected a checkpoint, or a run folder that has one")
     with blaming("checkpoint"):
-        return load_checkpoint(path / "checkpoints" if path.is_dir() else path)
+        checkpoint = load_checkpoint(path / "checkpoints" if path.is_dir() else path)
+        try:
+            _check_contents(checkpoint)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedError(f"{path} is no checkpoint of a retraining: {error}") from error
+    return checkpoint
+
+
+#: settings that are read from a checkpoint, and what they may be; not every script has all
+_NUMBERS = {
+    "init_channels": Channels,
+    "layers": Layers,
+    "cells_per_stage": Layers,
+    "batch_size": PositiveInt,
+    "image_size": ImageSizeOrOwn,
+    "images": NonNegativeInt,
+    "seed": Seed,
+}
+
+
+def _check_contents(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint from elsewhere in which something is not what it is read as."""
+    settings = checkpoint["settings"]
+    for name, kind in _NUMBERS.items():
+        if name in settings:
+            kind(settings[name])
+    names = [settings["data"], settings["precision"], settings.get("dataset", ""), *checkpoint["classes"]]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("a name is no text")
+    if not isinstance(settings.get("auxiliary", False), bool) or not isinstance(checkpoint["rows"], list):
+        raise TypeError("auxiliary or rows is of another type")
+    if not all(
+        weight.is_floating_point() or weight.dtype == torch.long for weight in checkpoint["state_dict"].values()
+    ):
+        raise TypeError("a weight is no number")
+    if not {"init_channels", "batch_size", "image_size", "seed"} <= set(settings):
+        raise TypeError("its settings are not whole")
 
 
 def load_network(network: nn.Module, checkpoint: Mapping[str, Any], without: str = " ") -> None:
     """Give a network the weights of a checkpoint, in their precision; their running mean where the recipe has one.
 
     Args:
+        network: on the meta device, where it takes no memory before it is known to be that of the checkpoint.
         without: leave out what begins so.
 
     Raises:
@@ -110,7 +148,7 @@ def load_network(network: nn.Module, checkpoint: Mapping[str, Any], without: str
     prefix = "network."
     named = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if prefix in name}
     state = {name: value for name, value in named.items() if not name.startswith(without)}
-    network.to(next(iter(state.values())).dtype).load_state_dict(state)
+    network.load_state_dict(state, assign=True)
 
 
 def scoring_precision(checkpoint: Mapping[str, Any], accelerator: str) -> str:

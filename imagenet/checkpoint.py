@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 import trainer
 from cli import InputError, blaming
 from genotypes import make_genotype
@@ -18,9 +20,8 @@ def load_network(checkpoint: Mapping[str, Any]) -> NetworkImageNet:
     settings = checkpoint["settings"]
     with blaming("checkpoint"):
         genotype = make_genotype(checkpoint["genotype"])
-    network = NetworkImageNet(
-        genotype, settings["init_channels"], settings["layers"], len(checkpoint.get("classes", ()))
-    )
+    with torch.device("meta"):
+        network = NetworkImageNet(genotype, settings["init_channels"], settings["layers"], len(checkpoint["classes"]))
     try:
         trainer.load_network(network, checkpoint, without="auxiliary_head.")
     except RuntimeError as error:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from cli import InputError, blaming
 from files import write_atomically
+from parsing import parse_json
 from scripts.grid import Step, Unit, arguments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +125,7 @@ def open_unit(out: Path, unit: Unit, table: Mapping[str, Any], note: str = "") -
             return
         before = path.read_text(encoding="utf-8")
         try:
-            stored = json.loads(before)["steps"]
+            stored = parse_json(before)["steps"]
             for name, made_by in about["steps"].items():
                 if not (path.parent / name / "config.yaml").exists():
                     continue

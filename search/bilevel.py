@@ -491,14 +491,12 @@ class Search:
         weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         try:
             self.supernet.load_state_dict(weights)
-            with torch.no_grad():
-                for kind, alpha in self.architecture.alphas.items():
-                    alpha.copy_(tensors[f"alpha.{kind}"])
+            self.architecture.alphas.load_state_dict({kind: tensors[f"alpha.{kind}"] for kind in self.alphas})
             self.alphas = {kind: list(tensors[f"alpha_history.{kind}"].numpy()) for kind in self.alphas}
             load_optimizer_tensors(self.weight_optimizer, tensors, "weight_optimizer")
             load_optimizer_tensors(self.alpha_optimizer, tensors, "alpha_optimizer")
             self.rows, self.genotypes = list(state["rows"]), list(state["genotypes"])
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
             raise ValueError("the checkpoint does not fit config.yaml; expected both of one run") from error
 
     def write_logs(self, run: Path) -> None:

@@ -26,6 +26,8 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a run folder of a retraining, finished or not, or a checkpoint file of one")
     given = parser.parse_args()
 
+    import torch
+
     import data
     from genotypes import make_genotype
     from model import NetworkCIFAR
@@ -43,13 +45,15 @@ def main() -> None:
     with blaming(f"--data: {settings['dataset']}"):
         where, images = given.data or settings["data"], settings.get("images", 0)
         dataset = data.load(settings["dataset"], where, settings["image_size"], images=images)
-    if "arch" in checkpoint["genotype"]:
-        cell, depth, auxiliary = parse_cell(checkpoint["genotype"]["arch"]), "cells_per_stage", ()
-    else:
-        cell, depth, auxiliary = make_genotype(checkpoint["genotype"]), "layers", (settings["auxiliary"],)
+    with blaming("checkpoint"):
+        if "cells_per_stage" in settings:
+            cell, depth, auxiliary = parse_cell(str(checkpoint["genotype"].get("arch"))), "cells_per_stage", ()
+        else:
+            cell, depth, auxiliary = make_genotype(checkpoint["genotype"]), "layers", (settings["auxiliary"],)
     kind = Network201 if isinstance(cell, Cell201) else NetworkCIFAR
     shape = (settings["init_channels"], settings[depth], len(dataset.classes), *auxiliary)
-    network = kind(cell, *shape, in_channels=dataset.in_channels)
+    with torch.device("meta"):
+        network = kind(cell, *shape, in_channels=dataset.in_channels)
     try:
         load_network(network, checkpoint)
     except RuntimeError as error:

@@ -326,3 +326,18 @@ def test_the_differences_step_by_r_s_and_the_noise_is_what_a_step_back_by_r_v_0_
     torch.testing.assert_close(back, -r * s, rtol=1e-9, atol=1e-15)
     torch.testing.assert_close(flat(result.noise), r * (toy.v_0 - s), rtol=1e-9, atol=1e-15)
     assert (norm(result.noise) > 1e-4) == (terms > 0)
+
+
+class Deaf(Regression):
+    """The regression, which says the same of every black image."""
+
+    def forward(self, images, *others):
+        return super().forward(images, *others) * (images != 0).any()
+
+
+def test_where_the_weights_do_not_matter_to_the_validation_loss_nothing_is_added():
+    toy = Toy()
+    black = Batch(torch.zeros_like(toy.valid.images), toy.valid.labels, 2)
+    result = implicit(Objective(Deaf()), toy.weights, toy.train, black, 0.1, 2)
+    for part in (result.mixed, result.indirect, result.noise):
+        assert part and not flat(part).any()

@@ -24,6 +24,7 @@ def darts_v2(**changes):
 def test_a_cell_comes_back_from_json_and_from_the_printed_form(name):
     assert parse_genotype(CELLS[name].to_json()) == CELLS[name]
     assert parse_genotype(str(CELLS[name])) == CELLS[name]
+    assert parse_genotype(f"\n {CELLS[name]}\n") == CELLS[name]
 
 
 def test_the_cells_are_the_published_ones():

@@ -8,10 +8,12 @@ The ground truth is the development kit's (a number for each picture, in their o
 any point, the same command goes on, and on a sorted folder it only checks.
 """
 
+import multiprocessing
 import os
 import re
 import zlib
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,12 +72,11 @@ def read_devkit(path: Path, meta: Path) -> dict[str, str]:
         ValueError: a file is not of that form.
         OSError: it cannot be read.
     """
-    from scipy.io import loadmat
-
     try:
         _refuse_large(meta.read_bytes())
-        synsets = loadmat(meta, squeeze_me=True)["synsets"]
-        names = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
+        # SciPy's reader is C, which a damaged file can crash: in a process of its own.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as reading:
+            names = reading.submit(_read_synsets, meta).result()
     except Exception as error:  # a damaged file, or one of another program, raises almost any
         raise ValueError(f"{meta} is not the development kit's meta.mat ({error})") from error
     strange = next((name for name in names.values() if not is_wordnet_id(name)), None)
@@ -87,6 +88,14 @@ def read_devkit(path: Path, meta: Path) -> dict[str, str]:
             raise ValueError(f"{path}, line {number}: {line[:60]!r}, expected the number of a class of {meta}")
         classes[f"ILSVRC2012_val_{number:08d}"] = names[int(line)]
     return classes
+
+
+def _read_synsets(meta: Path) -> dict[int, str]:
+    """The classes of meta.mat: number -> WordNet ID."""
+    from scipy.io import loadmat
+
+    synsets = loadmat(meta, squeeze_me=True)["synsets"]
+    return {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
 
 
 def _refuse_large(content: bytes) -> None:

@@ -1,7 +1,12 @@
 """Sorting the raw validation pictures of ILSVRC 2012."""
 
-import numpy as np
+import os
+import signal
 
+import numpy as np
+import pytest
+
+from imagenet.prepare import read_devkit
 from tests.conftest import assert_refused, script
 
 PREPARE = "imagenet/prepare.py"
@@ -100,3 +105,16 @@ def test_pictures_that_are_not_those_of_the_ground_truth_are_refused_and_none_is
 
 def devkit_text(root):
     return root / "ILSVRC2012_validation_ground_truth.txt"
+
+
+def test_a_meta_that_crashes_its_reader_is_refused(tmp_path, monkeypatch):
+    """SciPy's reader does on some damaged files: a segmentation fault, which nothing in the process could catch."""
+    import scipy.io
+
+    def crash(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(scipy.io, "loadmat", crash)
+    (tmp_path / "meta.mat").write_bytes(b"\0" * 128)
+    with pytest.raises(ValueError, match=r"meta\.mat is not the development kit's meta\.mat"):
+        read_devkit(tmp_path / "truth.txt", tmp_path / "meta.mat")

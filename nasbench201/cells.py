@@ -133,8 +133,9 @@ def load_cell(spec: str) -> Cell201:
         raise ValueError(
             f"{spec!r}, expected a string such as {next(all_cells()).arch}, a file with one or a finished run"
         )
+    text = read_text(path)
     try:
-        return parse_cell(read_text(path))
+        return parse_cell(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

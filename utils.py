@@ -149,9 +149,12 @@ class Watch:
         Raises:
             FloatingPointError: as `add`.
         """
+        if not self._seen:
+            return
         seen, self._seen = self._seen, []
-        for epoch, step, names, values in seen:
-            for name, value in zip(names, values.tolist(), strict=True):
+        values = iter(torch.cat([numbers for *_, numbers in seen]).tolist())  # waits once
+        for epoch, step, names, _ in seen:
+            for name, value in zip(names, values, strict=False):
                 if not math.isfinite(value):
                     raise FloatingPointError(f"{name} is {value} in epoch {epoch + 1}, step {step + 1}")
 

@@ -6,6 +6,7 @@ Everything random is a function of (seed, epoch): an interrupted run that starts
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF")
 #: pixels of the largest picture that is decoded, whose memory is 7 bytes a pixel at most, and of its longer side for
 #: each of the shorter: a file of some hundred bytes may claim any
 MOST_PIXELS, LONGEST = 1 << 26, 64
-Image.MAX_IMAGE_PIXELS = None  # at which Pillow would warn
 
 #: channel means and standard deviations the papers normalize with; other data sets use their training images' own
 STATISTICS = {
@@ -273,7 +273,10 @@ def read_picture(path: Path, mode: str = "") -> Image.Image:
         ValueError: it is damaged, of another kind, or larger than MOST_PIXELS or LONGEST allow.
     """
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of a picture that is refused below
+            image = Image.open(path, formats=IMAGE_FORMATS)
+        with image:
             shorter, longer = sorted(image.size)
             if shorter * longer > MOST_PIXELS or longer > LONGEST * shorter:
                 raise ValueError(

@@ -1,5 +1,6 @@
 """Run folders on machines that fail: killed processes, two of them in one folder, full disks, lost folders."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import files
 from checkpoints import Checkpoints
 from cli import InputError, open_folder
 from files import LOCK, hold, is_passing, write_atomically
+from scripts.die_in_write import cut_short
 from scripts.torture import differences
 from tests.conftest import ROOT, assert_refused, last_checkpoint, script
 from tests.test_retraining import SMALL as RETRAINING
@@ -32,71 +34,37 @@ class Killed(BaseException):
     """Stands for the death of the process: nothing catches it."""
 
 
-def die_in_write(patch: pytest.MonkeyPatch, moment: int) -> None:
-    """Have a write of files.py cut short: with half of the temporary file, with all of it, or under its name."""
-    synced, renamed, left = os.fsync, os.replace, [moment]
-
-    def count() -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-
-    def fsync(descriptor):
-        if left[0] == 0 and not os.path.isdir(f"/proc/self/fd/{descriptor}"):
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-        if not os.path.isdir(f"/proc/self/fd/{descriptor}"):
-            count()
-        synced(descriptor)
-
-    def replace(source, target):
-        count()
-        renamed(source, target)
-        count()
-
-    patch.setattr(files.os, "fsync", fsync)
-    patch.setattr(files.os, "replace", replace)
+def die() -> None:
+    raise Killed
 
 
-def killed_at_every_moment(begin, go_on, undisturbed: Path, folder: Path) -> int:
-    """End a run in every moment of every write, in turn, go on, and compare; how many moments there are."""
-    moment = 0
-    while True:
-        run = folder / str(moment)
+@pytest.mark.parametrize(
+    ("begin", "settings", "writes"),
+    [
+        # config.yaml, the checkpoint, metrics.csv, genotypes.jsonl, alphas.npz and genotype.json at least
+        (run_search, replace(TINY, epochs=1), 6),
+        # config.yaml, genotype.json, two checkpoints, metrics.csv, result.json and model_card.md at least
+        (retrain, replace(RETRAINING, epochs=1), 7),
+    ],
+    ids=["search", "retraining"],
+)
+def test_a_run_killed_in_any_moment_of_any_write_ends_like_one_that_was_not(tmp_path, begin, settings, writes):
+    undisturbed = begin(settings, tmp_path / "undisturbed")
+    for moment in itertools.count():
+        run = tmp_path / str(moment)
         with pytest.MonkeyPatch.context() as patch:
-            die_in_write(patch, moment)
+            patch.setattr(os, "fsync", os.fsync)  # to be put back
+            patch.setattr(os, "replace", os.replace)
+            cut_short(moment, die)
             try:
-                begin(run)
-                return moment
+                begin(settings, run)
+                break
             except Killed:
                 pass
-        go_on(run) if (run / "config.yaml").exists() else begin(run)
+        begin(settings, run, resumed=(run / "config.yaml").exists())
         assert list(differences(undisturbed, run)) == [], moment
         shutil.rmtree(run)
-        moment += 1
-
-
-def test_a_search_killed_in_any_moment_of_any_write_ends_like_one_that_was_not(tmp_path):
-    settings = replace(TINY, epochs=1)
-    moments = killed_at_every_moment(
-        lambda run: run_search(settings, run),
-        lambda run: run_search(settings, run, resumed=True),
-        run_search(settings, tmp_path / "undisturbed"),
-        tmp_path,
-    )
-    # config.yaml, the checkpoint, metrics.csv, genotypes.jsonl, alphas.npz and genotype.json at least
-    assert moments >= 3 * 6
-
-
-def test_a_retraining_killed_in_any_moment_of_any_write_ends_like_one_that_was_not(tmp_path):
-    settings = replace(RETRAINING, epochs=1)
-    moments = killed_at_every_moment(
-        lambda run: retrain(settings, run),
-        lambda run: retrain(settings, run, resumed=True),
-        retrain(settings, tmp_path / "undisturbed"),
-        tmp_path,
-    )
-    # config.yaml, genotype.json, two checkpoints, metrics.csv, result.json and model_card.md at least
-    assert moments >= 3 * 7
+    assert moment >= 3 * writes
 
 
 # --- one process a folder

@@ -265,7 +265,7 @@ class RunLog(Callback):
     def _save(self, trainer: Trainer) -> None:
         self.watch.check()
         with saving(self.run, self.goes_on):
-            trainer.save_checkpoint(self.run / "checkpoints", weights_only=False)  # the optimizer's state too
+            trainer.save_checkpoint(self.run / "checkpoints")
 
     def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
         if self._asked_of_any(trainer):

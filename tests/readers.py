@@ -485,7 +485,7 @@ def read_entries(folder: Path) -> None:
 
 
 def make_page(folder: Path) -> None:
-    from analysis.report import build
+    from analysis.page import build
 
     build([folder], "python analysis/report.py")
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from analysis.charts import Line, line_chart
-from analysis.report import build, published
+from analysis.page import build, published
 from analysis.runs import load_entries
 from tests.conftest import ROOT, script
 

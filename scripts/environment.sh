@@ -3,15 +3,15 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ ! -x .venv/bin/python ]; then
     base=""
-    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.10; do
+    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
         if command -v "$candidate" >/dev/null &&
-            "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
             base=$candidate
             break
         fi
     done
     if [ -z "$base" ]; then
-        echo "no Python 3.10 to 3.13 with venv found; install one (Debian: apt-get install python3-venv), or name it: PYTHON=/path/to/python bash $0" >&2
+        echo "no Python 3.11 to 3.13 with venv found; install one (Debian: apt-get install python3-venv), or name it: PYTHON=/path/to/python bash $0" >&2
         exit 2
     fi
     "$base" -m venv .venv

@@ -9,7 +9,7 @@ from scripts.dependencies import help_cost, imported_modules, modules_of, parse_
 from tests.conftest import ROOT, assert_refused, script
 
 #: required and not imported: torch's exporter to ONNX imports the one, scripts/test.sh runs the others
-UNIMPORTED = {"onnxscript", "ruff", "mypy"}
+UNIMPORTED = {"onnxscript", "pytest-xdist", "ruff", "mypy"}
 #: imported and not required: scripts/fuzz.py says how to install the one, the other is of type checkers
 OPTIONAL = {"atheris", "_typeshed"}
 

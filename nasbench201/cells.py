@@ -105,9 +105,12 @@ def parse_cell(text: str) -> Cell201:
     """
     text = text.strip()
     if text.startswith("{"):
-        text = parse_json(text).get("arch")
+        try:
+            text = parse_json(text)["arch"]
+        except (KeyError, ValueError) as error:
+            raise ValueError(f'expected a JSON object with "arch", the string of a cell: {error}') from error
         if not isinstance(text, str):
-            raise ValueError('expected a JSON object with "arch", the string of a cell')
+            raise ValueError(f'"arch": {text!r:.200}, expected the string of a cell')
     parts = [part for part in text.replace("+", "").split("|") if part]
     try:
         cell = make_cell([part.partition("~")[0] for part in parts])

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 "$python" -m pip install --quiet --disable-pip-version-check "coverage~=7.17.4"
 "$python" -m coverage erase
-"$python" -m coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+"$python" -m coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
 "$python" -m coverage combine --quiet
 "$python" -m coverage report
 for module in *.py; do

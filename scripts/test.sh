@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The project's checks: lint, format, types, tests (on up to four cores, a file at a time). Makes the environment first where it is missing.
+# The project's checks: lint, format, types, tests (on up to four cores). Makes the environment first where it is missing.
 #   bash scripts/test.sh [pytest arguments]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-"$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+"$python" -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"

@@ -14,6 +14,7 @@ be named wherever a script takes --arch.
 import ast
 import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,7 +187,8 @@ def parse_genotype(text: str) -> Genotype:
         ValueError: it is neither, or what it says is wrong.
     """
     try:
-        return make_genotype(_parse_call(text) if text.lstrip().startswith("Genotype(") else json.loads(text))
+        called = text.lstrip().startswith("Genotype(")
+        return make_genotype(_parse_call(text) if called else json.loads(text, object_pairs_hook=_once))
     except (json.JSONDecodeError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"expected a genotype as JSON or as Genotype(...): {error}") from error
 
@@ -195,17 +197,26 @@ def _parse_call(text: str) -> dict[str | None, object]:
     call = ast.parse(text.strip(), mode="eval").body
     if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
         raise ValueError("expected Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)")
-    parts: dict[str | None, object] = {}
+    parts: list[tuple[str | None, object]] = []
     for keyword in call.keywords:
         value = keyword.value
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "range":
             bounds = [_literal(bound) for bound in value.args]
             if len(bounds) != 2 or not all(_is_index(bound) and 0 <= bound <= 100 for bound in bounds):
                 raise ValueError(f"{keyword.arg}: expected range(first, last + 1), got range{tuple(bounds)}")
-            parts[keyword.arg] = range(*bounds)
+            parts.append((keyword.arg, range(*bounds)))
         else:
-            parts[keyword.arg] = _literal(value)
-    return parts
+            parts.append((keyword.arg, _literal(value)))
+    return _once(parts)
+
+
+def _once(parts: Iterable[tuple[str | None, object]]) -> dict[str | None, object]:
+    named: dict[str | None, object] = {}
+    for name, part in parts:
+        if name in named:
+            raise ValueError(f"{name}: given twice, expected once")
+        named[name] = part
+    return named
 
 
 def _literal(node: ast.expr) -> Any:

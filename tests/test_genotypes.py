@@ -199,6 +199,8 @@ NO_CALL = "expected Genotype(normal=..., normal_concat=..., reduce=..., reduce_c
         ("Genotype(normal=range(2, True))", "normal: expected range(first, last + 1), got range(2, True)"),
         ("Genotype(normal=range(2, 101))", "normal: expected range(first, last + 1), got range(2, 101)"),
         ("Genotype(normal=range(-1, 2))", "normal: expected range(first, last + 1), got range(-1, 2)"),
+        ("Genotype(normal=[], reduce=[], normal=range(2, 6))", "normal: given twice, expected once"),
+        ('{"normal": [], "reduce": [], "normal": []}', "normal: given twice, expected once"),
         # these are ranges, of a genotype that lacks the rest
         (
             "Genotype(normal=range(0, 100))",

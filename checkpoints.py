@@ -72,14 +72,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with open(path, "rb") as file, safe_open(path, framework="pt") as tensors:
             metadata = tensors.metadata() or {}
+            if _digest(file, metadata["sha256"].encode()) != metadata["sha256"]:  # in its place in every format
+                raise DamagedError(f"{path} is damaged: its checksum is not that of its content")
             version = int(metadata["version"])
             if version > FORMAT:
                 raise NewerError(
                     f"{path} has format {version}, of a newer version of this project, which must read it; "
                     f"expected {FORMAT} at most"
                 )
-            if _digest(file, metadata["sha256"].encode()) != metadata["sha256"]:
-                raise DamagedError(f"{path} is damaged: its checksum is not that of its content")
             formats = dict.fromkeys(json.loads(metadata["channels_last"]), torch.channels_last)
             content = {
                 name: tensors.get_tensor(name).contiguous(memory_format=formats.get(name, torch.contiguous_format))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, 
 import jsonargparse
 from jsonargparse.typing import restricted_number_type
 
-from files import hold, is_passing
+from files import hold, is_passing, is_utf8
 from parsing import read_json, read_yaml
 
 if TYPE_CHECKING:
@@ -257,7 +257,10 @@ def load_settings(settings: type[Settings], prog: str, run: Path, flag: str) -> 
     path, stored = _stored(run, flag)
     missing = sorted({field.name for field in dataclasses.fields(settings)} - {"save", "resume"} - set(stored))
     if missing:
-        raise InputError(f"{flag}: {path}: not the settings of {prog}: {', '.join(missing[:5])} missing")
+        raise InputError(
+            f"{flag}: {path}: not the settings of {prog}: {', '.join(missing[:5])} missing; "
+            "expected a run of it, by this version of the project"
+        )
     if "config" in stored:  # jsonargparse would read it
         raise InputError(f"{flag}: {path}: config: unknown, expected the settings of a run and no further file's")
     parser = parser_for(settings, prog, "")
@@ -346,6 +349,9 @@ def run(main: Callable[[], None], prog: str) -> NoReturn:
 
     signal.signal(signal.SIGTERM, stop)
     try:
+        for argument in sys.argv[1:]:
+            if not is_utf8(argument):
+                raise InputError(f"{argument}: not UTF-8, expected text")
         main()
     except InputError as error:
         refuse(prog, error)
@@ -405,6 +411,6 @@ def saving(run: Path, goes_on: str) -> Iterator[None]:
         yield
     except OSError as error:
         if not (run / "config.yaml").exists():
-            raise InputError(f"--save: {run} is gone or moved; expected it to stay while the run goes on") from error
+            raise InputError(f"{run} is gone or moved; expected it to stay while the run goes on") from error
         where, what = error.filename or run, error.strerror or error
-        raise InputError(f"--save: {where}: {what}; the run's last checkpoint is whole, {goes_on}") from error
+        raise InputError(f"{where}: {what}; the run's last checkpoint is whole, {goes_on}") from error

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from files import is_utf8
 from parsing import read_json
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -252,8 +253,16 @@ def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str,
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in a folder, sorted."""
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    """The names of the folders in a folder, sorted.
+
+    Raises:
+        ValueError: one is not UTF-8, which a run's files could not record.
+    """
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for name in names:
+        if not is_utf8(name):
+            raise ValueError(f"{folder / name}: its name is not UTF-8; expected a name of text")
+    return tuple(names)
 
 
 def pictures(folder: Path) -> list[Path]:

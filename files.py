@@ -47,6 +47,11 @@ def is_passing(path: Path) -> bool:
     return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name that the system gave is text; a file that records another cannot be read again."""
+    return name == name.encode(errors="replace").decode()
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Be the only process that writes a folder; what an interrupted write left there goes.
@@ -62,11 +67,13 @@ def hold(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise BlockingIOError(f"{folder} is in use by {file.read(200).strip() or 'another process'}") from error
+        except OSError as error:  # a file system without locks
+            raise OSError(error.errno, error.strerror, str(folder / LOCK)) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        for pattern in (".*.tmp", "checkpoints/.*.tmp", "cells/.*.tmp"):
-            for path in folder.glob(pattern):
+        for part in ("", "checkpoints", "perturbation", "perturbation/checkpoints"):
+            for path in (folder / part).glob(".*.tmp"):
                 path.unlink()
         yield
 

@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from parsing import read_text
+
 #: every operation an edge of a genotype may carry
 PRIMITIVES = (
     "max_pool_3x3",
@@ -189,12 +191,15 @@ def parse_genotype(text: str) -> Genotype:
     try:
         called = text.lstrip().startswith("Genotype(")
         return make_genotype(_parse_call(text) if called else json.loads(text, object_pairs_hook=_once))
-    except (json.JSONDecodeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (json.JSONDecodeError, SyntaxError, RecursionError) as error:
         raise ValueError(f"expected a genotype as JSON or as Genotype(...): {error}") from error
 
 
 def _parse_call(text: str) -> dict[str | None, object]:
-    call = ast.parse(text.strip(), mode="eval").body
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+    except MemoryError:  # what the parser calls a text that is nested too deeply
+        raise SyntaxError("nested too deeply") from None
     if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
         raise ValueError("expected Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)")
     parts: list[tuple[str | None, object]] = []
@@ -245,8 +250,9 @@ def load_genotype(spec: str) -> Genotype:
         raise ValueError(
             f"{spec!r}, expected a cell of genotypes.py (such as {similar}), a genotype file or a run folder"
         )
+    text = read_text(path)
     try:
-        return parse_genotype(path.read_text(encoding="utf-8"))
+        return parse_genotype(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

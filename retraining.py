@@ -58,9 +58,10 @@ def retrain(
     cell: Any,
     recipe: Recipe,
     make_network: Callable[[int, int, bool], nn.Module],
+    describe: Callable[[Path], object],
     make_images: Callable[[Any], Images] = tensor_images,
     top5: bool = False,
-) -> bool:
+) -> None:
     """Train the network of a cell from scratch, and leave a run folder.
 
     Args:
@@ -70,11 +71,9 @@ def retrain(
         script: the path of the script, for whoever interrupts it.
         cell: what the network is made of, with `to_json` and `_asdict`.
         make_network: from the numbers of classes and of image channels, and whether with an auxiliary head.
+        describe: writes what a person reads of the run folder, when all else is there.
         make_images: from the settings.
         top5: record also how often the label is among the five largest logits.
-
-    Returns:
-        Whether this process is the first of all, which has written the run folder.
 
     Raises:
         InputError: the settings do not fit the data or the machine; it names the flag.
@@ -97,8 +96,6 @@ def retrain(
     first = cluster.is_first()
     if first and not resumed:
         cli.check_new_folder(run, "--save")
-    if resumed and (run / "checkpoints/last.ckpt").exists():
-        raise InputError(f"--resume: {run} is of an older version of this project, which must finish it")
     images = make_images(settings)
     if resumed and checkpoints_of(run).numbers:
         with blaming("--resume"):
@@ -151,7 +148,7 @@ def retrain(
             accumulate_grad_batches=accumulate,
         )
         if not first:
-            return False
+            return
         # The papers count the parameters without the auxiliary head.
         with torch.device("meta"):
             counted_size = size(make_network(*shape, False), images.in_channels, images.image_size)
@@ -161,9 +158,9 @@ def retrain(
         lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in summary.items())
         with cli.saving(run, f"go on with: {command}"):
             write_atomically(run / "result.json", f"{{\n{lines}\n}}\n")
+            describe(run)
     print(
         f"test accuracy {100 * summary['accuracy']:.2f} %, {counted_size['params'] / 1e6:.3f} M parameters, "
         f"{counted_size['multiply_adds'] / 1e6:.1f} M multiply-adds\nrun folder {run}",
         flush=True,
     )
-    return True

@@ -410,13 +410,9 @@ def fit(
                 raise InputError(
                     f"--workers: one was killed, most often for want of memory; expected fewer; go on with: {resume}"
                 ) from error
-            if any(status == 2 for status in _end_children(trainer)):
-                sys.exit(2)  # another device's process has said what is wrong
-            raise
-        except FloatingPointError:
-            _end_children(trainer)
-            if not trainer.is_global_zero:
-                sys.exit(1)  # the first device's process says it
+            for status in _end_children(trainer):
+                if status in (1, 2):
+                    sys.exit(status)  # another device's process has said what is wrong
             raise
         except BaseException:
             _end_children(trainer)

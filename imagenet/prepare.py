@@ -11,6 +11,8 @@ any point, the same command goes on, and on a sorted folder it only checks.
 import multiprocessing
 import os
 import re
+import resource
+import sys
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +27,8 @@ from parsing import open_csv, read_text
 PROG = "prepare.py"
 #: bytes of the largest ground truth and of the largest meta.mat, unpacked: those of ILSVRC 2012 have a few MB
 _LARGEST = 1 << 24
+#: bytes that SciPy may take to read it
+_MEMORY = 1 << 28
 #: type of a packed element of a MATLAB file
 _PACKED = 15
 #: of ILSVRC 2012
@@ -77,6 +81,8 @@ def read_devkit(path: Path, meta: Path) -> dict[str, str]:
         # SciPy's reader is C, which a damaged file can crash: in a process of its own.
         with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as reading:
             names = reading.submit(_read_synsets, meta).result()
+    except MemoryError:
+        raise ValueError(f"{meta} is not the development kit's meta.mat (it stands for too much)") from None
     except Exception as error:  # a damaged file, or one of another program, raises almost any
         raise ValueError(f"{meta} is not the development kit's meta.mat ({error})") from error
     strange = next((name for name in names.values() if not is_wordnet_id(name)), None)
@@ -91,9 +97,12 @@ def read_devkit(path: Path, meta: Path) -> dict[str, str]:
 
 
 def _read_synsets(meta: Path) -> dict[int, str]:
-    """The classes of meta.mat: number -> WordNet ID."""
+    """The classes of meta.mat: number -> WordNet ID. For a process of its own, which it leaves little memory."""
     from scipy.io import loadmat
 
+    if sys.platform == "linux":
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     synsets = loadmat(meta, squeeze_me=True)["synsets"]
     return {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
 

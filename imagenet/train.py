@@ -121,8 +121,7 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
         return folder_images(settings, cluster.devices_and_nodes(settings.devices, settings.num_nodes)[0])
 
     script = "imagenet/train.py"
-    if retrain(settings, run, resumed, script, genotype, recipe, make_network, make_images, top5=True):
-        write_card(run)
+    retrain(settings, run, resumed, script, genotype, recipe, make_network, write_card, make_images, top5=True)
 
 
 def main() -> None:

@@ -311,7 +311,10 @@ def _load_official(path: Path, trust: bool) -> dict[str, Any]:
                 f"{path}: holds {refused[1]}, which torch does not read safely; if you trust whoever made the file, "
                 "--trust reads it by full unpickling, which runs any code in it"
             ) from error
-        raise ValueError(f"{path}: cut short, or no file of torch; expected the official NAS-Bench-201 .pth") from error
+        raise ValueError(
+            f"{path}: cut short, or no file of torch; expected the official NAS-Bench-201 .pth "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
     if not isinstance(content, dict) or not {"meta_archs", "arch2infos", "evaluated_indexes"} <= set(content):
         raise ValueError(f"{path}: no meta_archs, arch2infos and evaluated_indexes; expected the official file")
     return content

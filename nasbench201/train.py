@@ -97,8 +97,7 @@ def main() -> None:
     def make_network(classes: int, in_channels: int, auxiliary: bool) -> Network:
         return Network(cell, settings.init_channels, settings.cells_per_stage, classes, in_channels)
 
-    if retrain(settings, run, resumed, "nasbench201/train.py", cell, recipe, make_network):
-        write_card(run)
+    retrain(settings, run, resumed, "nasbench201/train.py", cell, recipe, make_network, write_card)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main() -> None:
     if sys.argv[1:] == ["--help"]:
         print(f"usage: {__doc__}")
         return
-    if len(sys.argv) < 3 or not sys.argv[1].isdecimal():
+    if len(sys.argv) < 3 or not sys.argv[1].isdecimal() or not os.path.isfile(sys.argv[2]):
         sys.stderr.write(f"die_in_write.py: error: {' '.join(sys.argv[1:])!r}, expected MOMENT SCRIPT [arguments]\n")
         sys.exit(2)
     cut_short(int(sys.argv[1]), lambda: os.kill(os.getpid(), signal.SIGKILL))

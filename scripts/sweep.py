@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from cli import InputError, blaming
 from files import write_atomically
-from parsing import parse_json
+from parsing import read_json
 from scripts.grid import Step, Unit, arguments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,9 +123,9 @@ def open_unit(out: Path, unit: Unit, table: Mapping[str, Any], note: str = "") -
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, text)
             return
-        before = path.read_text(encoding="utf-8")
         try:
-            stored = parse_json(before)["steps"]
+            before = read_json(path)
+            stored = before["steps"]
             for name, made_by in about["steps"].items():
                 if not (path.parent / name / "config.yaml").exists():
                     continue
@@ -139,7 +139,7 @@ def open_unit(out: Path, unit: Unit, table: Mapping[str, Any], note: str = "") -
                     )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged; expected what this script leaves") from error
-        if text != before:
+        if about != before:
             write_atomically(path, text)
 
 

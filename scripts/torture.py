@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: seconds that a stopped process has to end, and an undisturbed one
 STOPPING, ENDING = 120, 900
 #: what depends on the clock, the machine or the folder's name
-OF_THE_MACHINE = {"seconds", "peak_memory_mib", "save", "resume", "command", "provenance", "source"}
+OF_THE_MACHINE = {"seconds", "peak_memory_mib", "save", "resume", "command", "provenance"}
 #: drawings and logs, which have to be there and may differ
 SHOWN = {".png", ".svg", ".gv", ".pdf", ".md", ".html", ".log", ""}
 
@@ -117,6 +117,20 @@ def start(line: list[str], log: Path) -> subprocess.Popen[bytes]:
         )
 
 
+def await_end(process: subprocess.Popen[bytes], seconds: int) -> int:
+    """The exit status of a script.
+
+    Raises:
+        TimeoutError: it takes longer; it and what it has started are killed.
+    """
+    try:
+        return process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise TimeoutError(f"{shlex.join(map(str, process.args))} goes on after {seconds} s") from None
+
+
 def disturb(begins: str, run: Path, log: Path, whole: float, moments: random.Random) -> str:
     """Go on with a run and end it; "" where it ended by itself before that.
 
@@ -124,22 +138,22 @@ def disturb(begins: str, run: Path, log: Path, whole: float, moments: random.Ran
         whole: seconds that it takes from its beginning to its end.
 
     Raises:
-        TimeoutError: it cannot be stopped.
+        ValueError: it ends otherwise.
+        TimeoutError: it does not end.
     """
     how = moments.choice(("SIGKILL", "SIGTERM", "SIGINT", "write", "write"))
     line = command(begins, run)
     if how == "write":
         line = ["scripts/die_in_write.py", str(moments.randrange(24)), *line]
     process = start(line, log)
-    try:
-        process.wait(timeout=ENDING if how == "write" else moments.uniform(0.1, 0.9) * whole)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.Signals[how])
+    if how == "write":
+        await_end(process, ENDING)
+    else:
         try:
-            process.wait(timeout=STOPPING)
+            process.wait(timeout=moments.uniform(0.1, 0.9) * whole)
         except subprocess.TimeoutExpired:
-            process.kill()
-            raise TimeoutError(f"{shlex.join(line)} goes on after {how}") from None
+            process.send_signal(signal.Signals[how])
+            await_end(process, STOPPING)
     ended = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130}
     if process.returncode not in {0, *ended}:
         raise ValueError(f"{shlex.join(line)} ended with {process.returncode} after {how}; see {log}")
@@ -151,8 +165,9 @@ def finish(begins: str, run: Path, log: Path) -> None:
 
     Raises:
         ValueError: it does not end well.
+        TimeoutError: it does not end.
     """
-    status = start(command(begins, run), log).wait(timeout=ENDING)
+    status = await_end(start(command(begins, run), log), ENDING)
     if status:
         raise ValueError(f"{run} ended with status {status}; see {log}")
 
@@ -235,7 +250,7 @@ def torture(name: str, kills: int, out: Path, moments: random.Random) -> Figures
             figures.runs += 1
             figures.files += len(names(run))
             figures.faults += differences(undisturbed, run)
-    except (ValueError, TimeoutError, subprocess.TimeoutExpired) as error:
+    except (ValueError, TimeoutError) as error:
         figures.faults.append(str(error))
     return figures
 

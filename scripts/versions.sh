@@ -10,7 +10,7 @@ case $which in
     oldest) arguments=(--constraint .venv-oldest/bounds.txt) ;;
     newest) arguments=(--upgrade --upgrade-strategy eager) ;;
     *)
-        echo "versions.sh: '$which'; expected oldest or newest" >&2
+        echo "versions.sh: error: WHICH: '$which', expected oldest or newest" >&2
         exit 2
         ;;
 esac

@@ -78,13 +78,18 @@ class Target:
             None where it is taken, the error where it is refused as documented.
 
         Raises:
-            BaseException: neither, a finding.
+            BaseException: neither, a finding, as is a refusal for want of memory.
         """
         (folder / self.file).write_bytes(self.sign(content))
         with quiet(), confined(folder):
             try:
                 self.read(folder)
             except self.raises as error:
+                cause: BaseException | None = error
+                while cause is not None:
+                    if isinstance(cause, MemoryError):
+                        raise cause from None
+                    cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
                 return error
         return None
 
@@ -103,7 +108,9 @@ class Escape(BaseException):
 #: the folder that a reader is confined to; None where no reader runs
 _cell: Path | None = None
 #: what the interpreter and the libraries open on their own
-_LIBRARIES = tuple({str(ROOT), sys.prefix, sys.base_prefix, os.devnull, *filter(None, sys.path)})
+_LIBRARIES = tuple(
+    {*map(os.path.realpath, ("/proc", ROOT, sys.prefix, sys.base_prefix, os.devnull, *filter(None, sys.path)))}
+)
 #: a fork is no program: it runs on under this hook
 _FORBIDDEN = {
     "os.system",
@@ -115,6 +122,7 @@ _FORBIDDEN = {
 }
 _READING = {"open", "os.listdir", "os.scandir"}
 _WRITING = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate"}
+_OF_TWO = {"os.rename", "os.link", "os.symlink"}  # paths
 
 
 def _audit(event: str, arguments: tuple) -> None:
@@ -122,11 +130,14 @@ def _audit(event: str, arguments: tuple) -> None:
         return
     if event in _FORBIDDEN:
         raise Escape(f"{event} {arguments}")
-    if event in _READING | _WRITING and isinstance(arguments[0], str | bytes | os.PathLike):
-        path = os.path.realpath(os.fsdecode(arguments[0]))
-        writes = event in _WRITING or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-        if not path.startswith(str(_cell) if writes else (str(_cell), *_LIBRARIES)):
-            raise Escape(f"{event} {path}")
+    if event not in _READING | _WRITING:
+        return
+    writes = event in _WRITING or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    for argument in arguments[: 2 if event in _OF_TWO else 1]:
+        if isinstance(argument, str | bytes | os.PathLike):
+            path = Path(os.path.realpath(os.fsdecode(argument)))
+            if not any(map(path.is_relative_to, (_cell,) if writes else (_cell, *_LIBRARIES))):
+                raise Escape(f"{event} {path}")
 
 
 @contextlib.contextmanager

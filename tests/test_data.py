@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 
 import numpy as np
@@ -102,6 +103,7 @@ def remove(path):
         (lambda root: remove(root / "test"), "no folder"),
         (lambda root: [remove(root / split / "dog") for split in ("train", "test")], "expected two or more"),
         (lambda root: remove(root / "test/dog"), "differ in their classes: dog"),
+        (lambda root: (root / "train/dog").rename(root / "train" / os.fsdecode(b"\xe9")), "is not UTF-8"),
         (lambda root: (root / "train/cat/1.png").write_bytes(b"no image"), "cat/1.png cannot be read as an image"),
         (lambda root: (root / "test/cat/0.png").write_bytes((root / "test/cat/0.png").read_bytes()[:60]), "cat/0.png"),
         (lambda root: [path.unlink() for path in (root / "train/dog").iterdir()], "no images in"),

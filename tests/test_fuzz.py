@@ -94,12 +94,16 @@ STRANGE_YAML = [
 HOLE = "a place for something else"
 
 
+class Late(BaseException):
+    """Nothing that a reader catches."""
+
+
 @contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
     """Fail where what is done takes longer, of the processor: a busy machine is no hang."""
 
     def late(signum: int, frame: FrameType | None) -> None:
-        raise TimeoutError  # pytest's output shows where
+        raise Late  # pytest's output shows where
 
     before = signal.signal(signal.SIGPROF, late)
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -235,10 +239,26 @@ def test_a_damaged_file_is_taken_or_refused_as_documented(name, tmp_path):
     )
     @given(files(target))
     def check(content: bytes) -> None:
-        with within(SECONDS):
+        with within(SECONDS), at_most(MEMORY):
             target.run(tmp_path, content)
 
     check()
+
+
+def test_a_reader_that_hangs_or_takes_too_much_is_found_out(tmp_path):
+    def spin(folder: Path) -> None:
+        while True:
+            pass
+
+    def take(folder: Path) -> None:
+        try:
+            bytes(2 * MEMORY)
+        except MemoryError as error:
+            raise ValueError("damaged") from error
+
+    for read, found in ((spin, Late), (take, MemoryError)):
+        with pytest.raises(found), within(1), at_most(MEMORY):
+            Target("file", read, list).run(tmp_path, b"")
 
 
 # What was found, and bombs: small files that stand for more than a machine has
@@ -368,7 +388,7 @@ REFUSED = {
     "a PNG that is a line": ("image", png_of(1, 60_000), "64:1"),
     "a NumPy string of a gigabyte": ("pth", numpy_scalar("S1000000000"), "cut short, or no file of torch"),
     "a pth that calls": ("pth", b"cos\nsystem\n(X\x0d\0\0\0touch escapedtR.", "does not read safely"),
-    "a packed pth": ("pth_file", packed(bytes(MILLIONS), "archive/data.pkl"), "cut short, or no file of torch"),
+    "a packed pth": ("pth_file", packed(bytes(MILLIONS), "archive/data.pkl"), "is packed"),
     "a table of unknown operations": ("table201", table_of(cells=np.full((1, 6), 9, np.uint8)), "no operations of six"),
     "a table of one cell twice": ("table201", table_of(cells=np.zeros((2, 6), np.uint8)), "a cell twice"),
     "a table without cells": ("table201", table_of(cells=np.zeros((0, 6), np.uint8)), "no operations of six"),

@@ -133,10 +133,14 @@ def test_the_same_command_goes_on_with_a_stopped_selection(tmp_path, monkeypatch
         interrupt(patch, Perturbation, "evaluate", 9)
         with pytest.raises(KeyboardInterrupt, match="after 2 of 17 stages of the selection; the same command"):
             select(monkeypatch, run, *flags)
+    selection = run / "selections/perturbation"
+    for left in (".scores.csv.tmp", "checkpoints/.epoch_00003.safetensors.tmp"):  # as SIGKILL within a write would
+        (selection / left).write_bytes(b"half")
     select(monkeypatch, run, *flags)
+    assert not list(selection.rglob(".*.tmp"))
     for name in ("genotype.json", "scores.csv"):
         own = run / ("perturbation/scores.csv" if name == "scores.csv" else name)
-        assert (run / "selections/perturbation" / name).read_text() == own.read_text()
+        assert (selection / name).read_text() == own.read_text()
 
 
 def test_a_stopped_selection_of_another_search_is_not_gone_on_with(tiny, tmp_path, monkeypatch):

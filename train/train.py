@@ -94,8 +94,7 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
             )
         return images
 
-    if retrain(settings, run, resumed, "train/train.py", genotype, recipe, make_network, make_images):
-        write_card(run)
+    retrain(settings, run, resumed, "train/train.py", genotype, recipe, make_network, write_card, make_images)
 
 
 def main() -> None:

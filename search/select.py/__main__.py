@@ -16,13 +16,13 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
 
 import cli
 from cli import InputError, option
-from files import LOCK
+from files import is_passing
 from nasbench201.settings import SCRIPT as SCRIPT_201
 from search.settings import SCRIPT, CommonSettings, Selection, check_combination, load_settings
 
 PROG = "select.py"
 #: what a selection that was stopped leaves in its folder
-UNFINISHED = {"checkpoints", "cells", "scores.csv", LOCK}
+UNFINISHED = {"checkpoints", "cells", "scores.csv"}
 
 
 @dataclass
@@ -66,7 +66,7 @@ def main() -> None:
     folder = Path(settings.save or run / "selections" / _name(search_settings))
     if (folder / "genotype.json").exists():
         raise InputError(f"--save: {folder} holds a cell already; expected another folder")
-    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= UNFINISHED:
+    if not folder.is_dir() or not {path.name for path in folder.iterdir() if not is_passing(path)} <= UNFINISHED:
         cli.check_new_folder(folder, "--save")
 
     # Imported here: --help and a wrong flag are answered before torch is loaded.

@@ -11,6 +11,8 @@ from hypothesis import settings
 # The tests' networks are tiny: one thread is as fast as several, and does not wait for others on a busy machine.
 # Set before torch is imported, and inherited by the scripts that the tests run.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Ray gives way to all else on a machine, which beside another core's tests would keep its workers from going on.
+os.environ["RAY_worker_niceness"] = "0"
 
 # A busy machine takes longer than hypothesis allows an example, and fails nothing by that.
 settings.register_profile("any machine", deadline=None)

@@ -267,13 +267,17 @@ def _scalar(numbers: Any, content: bytes) -> int | float:
     return number
 
 
+class PackedError(ValueError):
+    """A file holds something packed."""
+
+
 def _refuse_packed(path: Path) -> None:
-    """torch packs nothing in its files, so that what is packed, small as it is, may be of any size: ValueError."""
+    """torch packs nothing in its files, so that what is packed, small as it is, may be of any size: PackedError."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
             packed = [member.filename for member in file.infolist() if member.compress_type != zipfile.ZIP_STORED]
         if packed:
-            raise ValueError(f"{packed[0]} is packed")
+            raise PackedError(f"{packed[0]} is packed")
 
 
 def _load_official(path: Path, trust: bool) -> dict[str, Any]:
@@ -311,9 +315,9 @@ def _load_official(path: Path, trust: bool) -> dict[str, Any]:
                 f"{path}: holds {refused[1]}, which torch does not read safely; if you trust whoever made the file, "
                 "--trust reads it by full unpickling, which runs any code in it"
             ) from error
+        packed = f" ({error})" if isinstance(error, PackedError) else ""
         raise ValueError(
-            f"{path}: cut short, or no file of torch; expected the official NAS-Bench-201 .pth "
-            f"({' '.join(str(error).split())[:200]})"
+            f"{path}: cut short, or no file of torch{packed}; expected the official NAS-Bench-201 .pth"
         ) from error
     if not isinstance(content, dict) or not {"meta_archs", "arch2infos", "evaluated_indexes"} <= set(content):
         raise ValueError(f"{path}: no meta_archs, arch2infos and evaluated_indexes; expected the official file")

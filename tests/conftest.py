@@ -12,7 +12,7 @@ from hypothesis import settings
 # Set before torch is imported, and inherited by the scripts that the tests run.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Ray gives way to all else on a machine, which beside another core's tests would keep its workers from going on.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (as Ray reads it)
 
 # A busy machine takes longer than hypothesis allows an example, and fails nothing by that.
 settings.register_profile("any machine", deadline=None)

@@ -172,31 +172,35 @@ def finish(begins: str, run: Path, log: Path) -> None:
         raise ValueError(f"{run} ended with status {status}; see {log}")
 
 
-def plain(value: Any) -> Any:
-    """A value without what depends on the machine."""
+def plain(value: Any, run: Path) -> Any:
+    """A value without what depends on the machine; paths of the run are those from its folder on."""
     if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items() if name not in OF_THE_MACHINE}
-    return [plain(item) for item in value] if isinstance(value, list) else value
+        return {name: plain(item, run) for name, item in value.items() if name not in OF_THE_MACHINE}
+    if isinstance(value, list):
+        return [plain(item, run) for item in value]
+    return value.replace(str(run), "") if isinstance(value, str) else value
 
 
-def content(path: Path) -> Any:
-    """What a file says, to be compared."""
+def content(path: Path, run: Path) -> Any:
+    """What a file of a run says, to be compared."""
     import numpy as np
 
     from checkpoints import read
 
     if path.suffix == ".safetensors":
         tensors, state = read(path)
-        return {name: (str(tensor.dtype), tensor.numpy().tobytes()) for name, tensor in tensors.items()}, plain(state)
+        return {name: (str(tensor.dtype), tensor.numpy().tobytes()) for name, tensor in tensors.items()}, plain(
+            state, run
+        )
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return {name: (array.shape, array.tobytes()) for name, array in arrays.items()}
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".csv":
-        return plain(list(csv.DictReader(text.splitlines())))
+        return plain(list(csv.DictReader(text.splitlines())), run)
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in text.splitlines()]
-    return plain(yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text))
+    return plain(yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text), run)
 
 
 def names(run: Path) -> set[Path]:
@@ -225,7 +229,7 @@ def differences(run: Path, other: Path) -> Iterator[str]:
     for name in sorted(names(run) ^ names(other)):
         yield f"{name} is in one of {run} and {other} only"
     for name in sorted(names(run) & names(other)):
-        if name.suffix not in SHOWN and content(run / name) != content(other / name):
+        if name.suffix not in SHOWN and content(run / name, run) != content(other / name, other):
             yield f"{name} differs in {run} and {other}"
     if scalars(run) != scalars(other):
         yield f"tensorboard differs in {run} and {other}"

@@ -189,9 +189,8 @@ def content(path: Path, run: Path) -> Any:
 
     if path.suffix == ".safetensors":
         tensors, state = read(path)
-        return {name: (str(tensor.dtype), tensor.numpy().tobytes()) for name, tensor in tensors.items()}, plain(
-            state, run
-        )
+        values = {name: (str(tensor.dtype), tensor.numpy().tobytes()) for name, tensor in tensors.items()}
+        return values, plain(state, run)
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return {name: (array.shape, array.tobytes()) for name, array in arrays.items()}

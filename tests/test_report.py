@@ -266,7 +266,7 @@ finally:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux")
-def test_three_hundred_runs_take_seconds_and_less_than_a_gigabyte(unit, tmp_path):
+def test_three_hundred_runs_take_less_than_20_seconds_and_a_gigabyte(unit, tmp_path):
     for number in range(300):
         column, method, seed = number // 50, number // 5 % 10, number % 5
         folder = tmp_path / "runs" / str(column) / str(method) / f"seed-{seed}"
@@ -278,7 +278,7 @@ def test_three_hundred_runs_take_seconds_and_less_than_a_gigabyte(unit, tmp_path
     seconds, memory = map(float, result.stdout.splitlines()[-1].split())  # seconds: a busy machine does not count
     passed, size = time.perf_counter() - begin, out.stat().st_size / 2**20
     print(f"300 run folders: {seconds:.1f} s of computing in {passed:.1f} s, {memory:.2f} GiB, page of {size:.1f} MiB")
-    assert seconds < 30 and memory < 1  # 15 s; a core whose neighbour works is slower by a third
+    assert seconds < 20 and memory < 1
     assert "300 of 300" in text_of(out.read_text(encoding="utf-8"))
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from scripts.torture import KINDS, torture
+from scripts.torture import KINDS, differences, torture
 from search.settings import load_settings
 from tests.conftest import ROOT
 from tests.test_data import write_folder
@@ -20,6 +20,14 @@ def test_runs_that_are_killed_end_like_one_that_was_not(tmp_path, name):
     """Two kills each; scripts/torture.sh does so as long as one likes, and tests/test_reproduce.py to a table."""
     figures = torture(name, 2, tmp_path, random.Random(list(KINDS).index(name)))
     assert figures.faults == [] and figures.kills.total() == 2 and figures.files > 10
+
+
+def test_the_drill_tells_runs_apart_by_all_but_their_places(tmp_path):
+    for name, epochs in (("a", 2), ("b", 2), ("c", 3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"arch: {tmp_path / name}/search\nepochs: {epochs}\nsave: {name}\n")
+    assert list(differences(tmp_path / "a", tmp_path / "b")) == []
+    assert ["config.yaml differs" in line for line in differences(tmp_path / "a", tmp_path / "c")] == [True]
 
 
 def test_a_selection_killed_between_and_in_its_fine_tunings_ends_like_one_that_was_not(tmp_path):

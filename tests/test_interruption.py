@@ -24,8 +24,9 @@ def test_runs_that_are_killed_end_like_one_that_was_not(tmp_path, name):
 
 def test_the_drill_tells_runs_apart_by_all_but_their_places(tmp_path):
     for name, epochs in (("a", 2), ("b", 2), ("c", 3)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text(f"arch: {tmp_path / name}/search\nepochs: {epochs}\nsave: {name}\n")
+        run = tmp_path / name
+        run.mkdir()
+        (run / "config.yaml").write_text(f"arch: {run}/search\nepochs: {epochs}\nsave: {name}\n")
     assert list(differences(tmp_path / "a", tmp_path / "b")) == []
     assert ["config.yaml differs" in line for line in differences(tmp_path / "a", tmp_path / "c")] == [True]
 

@@ -410,9 +410,13 @@ def fit(
                 raise InputError(
                     f"--workers: one was killed, most often for want of memory; expected fewer; go on with: {resume}"
                 ) from error
-            for status in _end_children(trainer):
-                if status in (1, 2):
-                    sys.exit(status)  # another device's process has said what is wrong
+            statuses = _end_children(trainer)
+            if 2 in statuses:
+                sys.exit(2)  # another device's process has said what is wrong
+            if 1 in statuses:  # such as a loss that is not finite there; this may be what comes of it, or the cause
+                reason = " ".join(str(error).split())[:200]
+                sys.stderr.write(f"another device's process failed, and the first one with it: {reason}\n")
+                sys.exit(1)
             raise
         except BaseException:
             _end_children(trainer)

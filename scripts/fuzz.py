@@ -16,19 +16,33 @@ import resource
 import tempfile
 import time
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from jsonargparse.typing import PositiveInt
+try:
+    import atheris
+except ModuleNotFoundError:
+    atheris = None
 
-import cli
-
-PROG = "fuzz.py"
 #: packages whose branches the fuzzer sees: this project's, and what is written in Python of the parsers under them.
 #: (NumPy and torch would be seen too: they take minutes to be prepared.)
 SEEN = (
-    *("genotypes", "spaces", "parsing", "files", "data", "imagenet16", "checkpoints", "trainer", "analysis"),
+    *("cli", "genotypes", "spaces", "parsing", "files", "data", "imagenet16", "checkpoints", "trainer", "analysis"),
     *("search", "imagenet", "nasbench201", "scripts", "yaml", "PIL"),
 )
+
+
+def seen() -> AbstractContextManager:
+    """What is imported for the first time meanwhile is seen."""
+    return atheris.instrument_imports(include=SEEN) if atheris else nullcontext()
+
+
+with seen():  # YAML's parser is imported by both
+    from jsonargparse.typing import PositiveInt
+
+    import cli
+
+PROG = "fuzz.py"
 SECONDS, MEMORY, BYTES = 10, 1 << 30, 1 << 16
 
 
@@ -38,12 +52,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=PositiveInt, default=3600, help="how long")
     parser.add_argument("--out", type=str, default="runs/fuzz", help="folder of the corpus and the findings")
     given = parser.parse_args()
-    try:
-        import atheris
-    except ModuleNotFoundError:
-        raise cli.InputError("atheris: not installed; expected it: pip install atheris") from None
+    if atheris is None:
+        raise cli.InputError("atheris: not installed; expected it: pip install atheris")
 
-    with atheris.instrument_imports(include=SEEN):
+    with seen():
         from tests.readers import TARGETS
 
         if given.target not in TARGETS:

@@ -2,6 +2,10 @@
 # From nothing to a searched, drawn, retrained and tested cell, on handwritten digits that need no download.
 #   bash scripts/quickstart.sh
 set -euo pipefail
+if [ $# -gt 0 ]; then
+    printf "quickstart.sh: error: arguments: %q, expected none\n" "$1" >&2
+    exit 2
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 out=runs/quickstart-$(date +%Y%m%d-%H%M%S)

@@ -430,6 +430,36 @@ def test_a_stop_while_the_test_pictures_are_scored_costs_one_step(tree, tmp_path
         assert_same_weights(run, whole, **EXACT)
 
 
+def test_a_loss_that_is_not_finite_on_one_of_two_devices_ends_both(tree, tmp_path):
+    """Its device's process names it, and the run goes on from the checkpoint before, as if nothing had been."""
+    program, whole = tmp_path / "program.py", tmp_path / "whole"
+    program.write_text(
+        "import os\n"
+        "from imagenet import train\n"
+        "from modules import Retraining\n"
+        "step = Retraining.training_step\n"
+        "def training_step(module, batch, number):\n"
+        "    loss = step(module, batch, number)\n"
+        "    if (os.environ.get('LOCAL_RANK', '0'), module.current_epoch, number) == (os.environ['SPOIL'], 1, 1):\n"
+        "        module.watched['train_loss'] = loss.detach() * float('nan')\n"
+        "    return loss\n"
+        "Retraining.training_step = training_step\n"
+        "import cli\n"
+        "cli.run(train.main, 'train.py')\n"
+    )
+    ended_well(start(TRAIN, *settings(tree, whole, "--devices", 2)))
+    for rank in (0, 1):
+        run = tmp_path / f"spoiled_{rank}"
+        env = environment(SPOIL=rank, PYTHONPATH=ROOT)
+        ((status, _, errors),) = finish(start(program, *settings(tree, run, "--devices", 2), env=env))
+        first, *others = errors.splitlines()
+        assert (status, first) == (1, "train.py: failed: train_loss is nan in epoch 2, step 2"), errors
+        assert len(others) == rank and all("another device's process failed" in line for line in others), errors
+        assert len(load_checkpoint(last_checkpoint(run))["rows"]) == 1
+        ended_well(start(TRAIN, "--resume", run))
+        assert_same_weights(run, whole, **EXACT)
+
+
 def hears(process, signum):
     """Whether a process has a handler for a signal (proc(5))."""
     status = Path(f"/proc/{process.pid}/status").read_text()

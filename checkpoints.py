@@ -6,8 +6,9 @@ it taken, and one of a newer version of this project is refused.
 
 import hashlib
 import json
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import cluster
+from cli import InputError
 from files import write_atomically
 from parsing import parse_json
 
@@ -146,8 +148,47 @@ def unflatten(tensors: Mapping[str, Tensor], state: Any) -> Any:
             return tensors[state[_TENSOR]]
         items = state[_ITEMS] if _ITEMS in state else state.items()
         return {key: unflatten(tensors, item) for key, item in items}
+    except DamagedError:
+        raise  # of a part
     except (LookupError, TypeError, ValueError) as error:
         raise DamagedError(f"a checkpoint whose parts do not belong together ({error})") from error
+
+
+def check_rows(rows: Any, measured: Collection[str]) -> list[dict[str, Any]]:
+    """The rows of metrics.csv that a checkpoint has: one for each epoch, all of the same columns.
+
+    Args:
+        measured: columns that have a number in every row; others may have None.
+
+    Raises:
+        ValueError: they are something else, or have a value that is no finite number.
+    """
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("its metrics are no rows")
+    for epoch, row in enumerate(rows, 1):
+        if row.get("epoch") != epoch or row.keys() != rows[0].keys():
+            raise ValueError(f"its metrics are not those of epoch {epoch}")
+        lacking = [name for name in measured if row.get(name) is None]
+        if lacking:
+            raise ValueError(f"its metrics of epoch {epoch} have no {lacking[0]}")
+        for name, value in row.items():
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                raise ValueError(f"its {name} of epoch {epoch} is {str(value)[:40]!r}, expected a finite number")
+    return rows
+
+
+def add_row(rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
+    """Add an epoch's row to those of the epochs before it.
+
+    Raises:
+        InputError: those have other columns; they came from a checkpoint.
+    """
+    other = sorted(rows[-1].keys() ^ row.keys()) if rows else []
+    if other:
+        raise InputError(
+            f"--resume: the checkpoint's metrics have other columns than the run's: {', '.join(other[:5])}"
+        )
+    rows.append(row)
 
 
 class Checkpoints:

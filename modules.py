@@ -79,11 +79,18 @@ class Scores(nn.Module):
         return result
 
     def resume(self, sums: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Go on from what `sums` gave."""
+        """Go on from what `sums` gave.
+
+        Raises:
+            KeyError, ValueError: it is of other scores.
+        """
+        metrics = self._metrics()
         for name, values in sums.items():
-            metric = getattr(self, name)
             for key, value in values.items():
-                setattr(metric, key, value.to(metric.device))
+                # These metrics keep tensors, others may keep lists.
+                if value.shape != metrics[name].metric_state[key].shape:  # type: ignore[union-attr]
+                    raise ValueError(f"the {name} so far is of another shape")
+                setattr(metrics[name], key, value.to(metrics[name].device))
 
 
 class Evaluation(LightningModule):

@@ -28,12 +28,12 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
 import cluster
-from checkpoints import Checkpoints, DamagedError, flatten, read, unflatten
+from checkpoints import Checkpoints, DamagedError, add_row, check_rows, flatten, read, unflatten
 from cli import Channels, ImageSizeOrOwn, InputError, Layers, Seed, blaming, saving
 from files import write_csv
 from kernels import BatchNorm2d
 from modules import Images, Retraining, batches_done
-from utils import Board, StepProgress, Watch, set_up_libraries
+from utils import Board, StepProgress, Watch, check_optimizer, set_up_libraries
 
 
 class WholeFiles(CheckpointIO):
@@ -81,8 +81,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if content is None:
         raise ValueError(f"{path} has no checkpoint; expected a run of a step or more")
     checkpoint = unflatten(*content)
-    if not isinstance(checkpoint, dict) or not {"state_dict", "settings", "genotype", "rows"} <= set(checkpoint):
+    parts = {"state_dict": dict, "settings": dict, "genotype": dict, "rows": list, "classes": list, "images": int}
+    if not isinstance(checkpoint, dict) or not all(
+        isinstance(checkpoint.get(name), kind) for name, kind in parts.items()
+    ):
         raise DamagedError(f"{path} is no checkpoint of a retraining")
+    if not all(isinstance(name, str) for name in checkpoint["classes"]):
+        raise DamagedError(f"{path} is no checkpoint of a retraining: a class is no name")
     return checkpoint
 
 
@@ -122,11 +127,11 @@ def _check_contents(checkpoint: Mapping[str, Any]) -> None:
     for name, kind in _NUMBERS.items():
         if name in settings:
             kind(settings[name])
-    names = [settings["data"], settings["precision"], settings.get("dataset", ""), *checkpoint["classes"]]
+    names = [settings["data"], settings["precision"], settings.get("dataset", "")]
     if not all(isinstance(name, str) for name in names):
         raise TypeError("a name is no text")
-    if not isinstance(settings.get("auxiliary", False), bool) or not isinstance(checkpoint["rows"], list):
-        raise TypeError("auxiliary or rows is of another type")
+    if not isinstance(settings.get("auxiliary", False), bool):
+        raise TypeError("auxiliary is of another type")
     if not all(
         weight.is_floating_point() or weight.dtype == torch.long for weight in checkpoint["state_dict"].values()
     ):
@@ -157,6 +162,10 @@ def scoring_precision(checkpoint: Mapping[str, Any], accelerator: str) -> str:
     return "32-true" if precision == "16-mixed" and accelerator != "cuda" else precision
 
 
+#: columns of a retraining's metrics.csv that are always there
+MEASURED = ("learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+
+
 class RunLog(Callback):
     """The run folder as training fills it: a row and checkpoints an epoch, TensorBoard's events, and progress.
 
@@ -184,12 +193,21 @@ class RunLog(Callback):
         self.asked: int | None = None  # to stop, by this signal
         self.seconds = 0.0  # of the epoch under way, before this process
         self.batches = 0  # of an epoch, in the checkpoint that was loaded
+        self.started = False  # and no longer taking up a checkpoint
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(self.about, rows=self.rows, seconds=self._seconds(), batches=trainer.num_training_batches)
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.rows, self.seconds, self.batches = checkpoint["rows"], checkpoint["seconds"], checkpoint["batches"]
+        self.rows, self.seconds, self.batches = (
+            check_rows(checkpoint["rows"], MEASURED),
+            checkpoint["seconds"],
+            checkpoint["batches"],
+        )
+        if not (
+            isinstance(self.seconds, int | float) and isinstance(self.batches, int) and _counts(checkpoint["loops"])
+        ):
+            raise TypeError("its seconds, batches or loops are no numbers")
 
     def _seconds(self) -> float:
         return self.seconds + time.perf_counter() - self.start
@@ -218,6 +236,8 @@ class RunLog(Callback):
         self.start = time.perf_counter()
         self.watch = Watch(module.device)
         batches, begun = int(trainer.num_training_batches), batches_done(trainer)
+        _check_restored(trainer, module.recipe.learning_rate(len(self.rows)), len(self.rows))
+        self.started = True
         if begun and batches != self.batches:
             if not trainer.is_global_zero:
                 sys.exit(2)  # the first device's process says it
@@ -285,7 +305,7 @@ class RunLog(Callback):
         }
         if not math.isfinite(test["loss"]):
             raise FloatingPointError(f"test_loss is {test['loss']} in epoch {epoch + 1}")
-        self.rows.append(row)
+        add_row(self.rows, row)
         self._save(trainer)
         if self.board is None:
             return  # another process is the first
@@ -404,7 +424,15 @@ def fit(
                 f"MASTER_PORT: the processes cannot meet at {where}, which is taken or out of reach; expected a free "
                 f"port on the first node ({' '.join(str(error).split())[:120]})"
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            if begun and not log.started and not isinstance(error, torch.OutOfMemoryError):
+                _end_children(trainer)
+                if not trainer.is_global_zero:
+                    sys.exit(2)  # the first device's process says it
+                raise InputError(
+                    f"--resume: {run / 'checkpoints'}: the last checkpoint does not fit the run: {reason}"
+                ) from error
             if "DataLoader worker" in str(error):
                 _end_children(trainer)
                 raise InputError(
@@ -414,7 +442,6 @@ def fit(
             if 2 in statuses:
                 sys.exit(2)  # another device's process has said what is wrong
             if 1 in statuses:  # such as a loss that is not finite there; this may be what comes of it, or the cause
-                reason = " ".join(str(error).split())[:200]
                 sys.stderr.write(f"another device's process failed, and the first one with it: {reason}\n")
                 sys.exit(1)
             raise
@@ -425,6 +452,34 @@ def fit(
         with saving(run, log.goes_on), Board(run, log.rows):
             write_csv(run / "metrics.csv", log.rows)
     return log.rows
+
+
+def _counts(tree: Any) -> bool:
+    """Whether all that is in a tree of dictionaries are numbers of things."""
+    if isinstance(tree, dict):
+        return all(map(_counts, tree.values()))
+    return isinstance(tree, int) and tree >= 0
+
+
+def _check_restored(trainer: Trainer, learning_rate: float, epochs: int) -> None:
+    """Refuse what Lightning has taken from a checkpoint without a look: the optimizer's state, and how far it is.
+
+    Args:
+        learning_rate: of the epoch under way.
+        epochs: behind it, as its rows say.
+
+    Raises:
+        ValueError: it is of another run.
+    """
+    (optimizer,) = trainer.optimizers
+    check_optimizer(optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        if any(group.get(name, value) != value for name, value in optimizer.defaults.items() if name != "lr"):
+            raise ValueError("the optimizer's settings are of another run")
+    # Lightning declares only the base class of what counts the epochs.
+    if trainer.fit_loop.epoch_progress.current.processed != epochs:  # type: ignore[attr-defined]
+        raise ValueError(f"its metrics are of {epochs} epochs, and the training of another number")
 
 
 def _end_children(trainer: Trainer) -> list[int | None]:

@@ -95,13 +95,41 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Put what `optimizer_tensors` gave back into an optimizer of the same parameters."""
+    """Put what `optimizer_tensors` gave back into an optimizer of the same parameters.
+
+    Raises:
+        ValueError: it is not of these parameters.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(f"{prefix}."):
             index, key = name.removeprefix(f"{prefix}.").split(".")
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    check_optimizer(optimizer)
+
+
+#: what an optimizer keeps of a parameter, of its shape or (the number of steps) as a scalar
+KEPT: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+}
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse a state from a file that is not one of an optimizer's own parameters, which torch does not look at.
+
+    Raises:
+        ValueError: it is another's.
+    """
+    parameters = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter, kept in optimizer.state.items():
+        if parameter not in parameters or kept.keys() != KEPT[type(optimizer)]:
+            raise ValueError("the optimizer's state is of other parameters")
+        for name, value in kept.items():
+            shape = torch.Size() if name == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
+                raise ValueError(f"the optimizer's {name} is not of its parameter's shape and type")
 
 
 class Averages:

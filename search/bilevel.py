@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import data
 import selection
 from architect import Architecture, ArchitectureGradient, first_order, implicit, unrolled
+from checkpoints import add_row, check_rows
 from cli import InputError, blaming
 from cuda_graphs import CapturedObjective, Graphs
 from files import write_atomically, write_csv
@@ -466,7 +467,7 @@ class Search:
         row |= {f"skip_connect_{kind}": skips(genotype, kind) for kind in mixing}
         row |= self.measure(genotype)
         row |= {"seconds": time.perf_counter() - start, "peak_memory_mib": peak_memory(self.fabric.device)}
-        self.rows.append(row)
+        add_row(self.rows, row)
         self.genotypes.append(genotype._asdict())
         self._record_alphas()
 
@@ -489,15 +490,25 @@ class Search:
         """
         prefix = "supernet."
         weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        measured = ["train_loss", *(f"saturated_{kind}" for kind in self.alphas)]
+        measured += [f"gradient_norm_layer_{layer}" for layer in range(len(self.supernet.kinds))]
         try:
             self.supernet.load_state_dict(weights)
             self.architecture.alphas.load_state_dict({kind: tensors[f"alpha.{kind}"] for kind in self.alphas})
-            self.alphas = {kind: list(tensors[f"alpha_history.{kind}"].numpy()) for kind in self.alphas}
             load_optimizer_tensors(self.weight_optimizer, tensors, "weight_optimizer")
             load_optimizer_tensors(self.alpha_optimizer, tensors, "alpha_optimizer")
-            self.rows, self.genotypes = list(state["rows"]), list(state["genotypes"])
-        except (RuntimeError, LookupError, TypeError, ValueError) as error:
-            raise ValueError("the checkpoint does not fit config.yaml; expected both of one run") from error
+            self.rows, self.genotypes = check_rows(state["rows"], measured), list(state["genotypes"])
+            cells = [cell for cell in self.genotypes if isinstance(cell, dict)]
+            if not 0 < len(self.rows) == len(self.genotypes) == len(cells):
+                raise ValueError("its cells are not one an epoch")
+            for kind, alpha in self.architecture.alphas.items():
+                history = tensors[f"alpha_history.{kind}"].numpy()
+                if history.shape != (len(self.rows) + 1, *alpha.shape) or history.dtype.kind != "f":
+                    raise ValueError(f"its alphas of the {kind} cell are not one an epoch")
+                self.alphas[kind] = list(history)
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"the checkpoint does not fit config.yaml, expected both of one run: {reason}") from error
 
     def write_logs(self, run: Path) -> None:
         """metrics.csv, genotypes.jsonl and alphas.npz, whole, from the history."""

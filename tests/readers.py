@@ -431,6 +431,8 @@ def checkpoint() -> list[bytes]:
         "settings": {"dataset": "digits", "data": "data", "seed": 1},
         "genotype": {"arch": CELL_201.arch},
         "rows": retrain_rows(),
+        "classes": ["a", "b"],
+        "images": 3,
         "optimizer_states": [{"state": {0: {"momentum_buffer": torch.zeros(2, 3)}}}],
     }
     tensors, state = flatten(tree)

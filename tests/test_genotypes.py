@@ -79,6 +79,12 @@ def test_a_node_behind_dead_nodes_alone_is_dead_in_whatever_order_the_edges_stan
     assert genotype.concat("normal") == [7, 6]
 
 
+def test_what_the_operations_are_called_does_not_make_a_node_dead():
+    cell = [["avg_pool_3x3", 3, 2], ["skip_connect", 2, 0], ["skip_connect", 4, 3]]
+    genotype = make_genotype(darts_v2(normal=cell, normal_concat=[2, 3, 4]))
+    assert genotype.edges("normal") == [Edge(*entry) for entry in cell]
+
+
 def test_fair_darts_drops_a_node_without_edges_and_the_edges_that_leave_it():
     assert CELLS["FairDARTS_a"].concat("normal") == [2, 4, 5]
     # node 3 of FairDARTS_g's normal cell has no edge, so its skip connection into node 4 goes too
@@ -212,6 +218,13 @@ def test_text_that_is_no_genotype_is_refused_and_never_run(text, message):
     with pytest.raises(ValueError, match="expected") as error:
         parse_genotype(text)
     assert str(error.value) == message
+
+
+def test_a_text_that_is_nested_too_deeply_for_the_parser_is_refused():
+    with pytest.raises(ValueError, match="expected") as error:
+        parse_genotype(f"Genotype({'-' * 20_000}1)")
+    reason = str(error.value).removeprefix(NO_TEXT)
+    assert reason == "nested too deeply" or "recursion" in reason  # the latter in newer versions of Python
 
 
 @given(st.text() | st.builds(json.dumps, st.recursive(st.none() | st.integers() | st.text(), st.lists)))

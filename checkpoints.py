@@ -18,7 +18,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 import cluster
-from cli import InputError
 from files import write_atomically
 from parsing import parse_json
 
@@ -155,10 +154,10 @@ def unflatten(tensors: Mapping[str, Tensor], state: Any) -> Any:
 
 
 def check_rows(rows: Any, measured: Collection[str]) -> list[dict[str, Any]]:
-    """The rows of metrics.csv that a checkpoint has: one for each epoch, all of the same columns.
+    """The rows of metrics.csv that a checkpoint has, one for each epoch.
 
     Args:
-        measured: columns that have a number in every row; others may have None.
+        measured: columns that have a number in every row; others may have None, or be of some rows only.
 
     Raises:
         ValueError: they are something else, or have a value that is no finite number.
@@ -166,29 +165,22 @@ def check_rows(rows: Any, measured: Collection[str]) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("its metrics are no rows")
     for epoch, row in enumerate(rows, 1):
-        if row.get("epoch") != epoch or row.keys() != rows[0].keys():
+        if row.get("epoch") != epoch:
             raise ValueError(f"its metrics are not those of epoch {epoch}")
         lacking = [name for name in measured if row.get(name) is None]
         if lacking:
             raise ValueError(f"its metrics of epoch {epoch} have no {lacking[0]}")
         for name, value in row.items():
-            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            number = value is None or (isinstance(value, int | float) and math.isfinite(value))
+            if not isinstance(name, str) or not number:
                 raise ValueError(f"its {name} of epoch {epoch} is {str(value)[:40]!r}, expected a finite number")
     return rows
 
 
-def add_row(rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
-    """Add an epoch's row to those of the epochs before it.
-
-    Raises:
-        InputError: those have other columns; they came from a checkpoint.
-    """
-    other = sorted(rows[-1].keys() ^ row.keys()) if rows else []
-    if other:
-        raise InputError(
-            f"--resume: the checkpoint's metrics have other columns than the run's: {', '.join(other[:5])}"
-        )
-    rows.append(row)
+def reason(error: Exception) -> str:
+    """Why a checkpoint cannot be gone on from, in a line: of an error that came up where it was taken as it is."""
+    text = " ".join(str(error).split())[:200]
+    return f"it has no {text}" if isinstance(error, KeyError) else text
 
 
 class Checkpoints:

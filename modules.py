@@ -88,8 +88,9 @@ class Scores(nn.Module):
         for name, values in sums.items():
             for key, value in values.items():
                 # These metrics keep tensors, others may keep lists.
-                if value.shape != metrics[name].metric_state[key].shape:  # type: ignore[union-attr]
-                    raise ValueError(f"the {name} so far is of another shape")
+                shape = metrics[name].metric_state[key].shape  # type: ignore[union-attr]
+                if value.shape != shape or value.dtype not in (torch.float32, torch.float64, torch.long):
+                    raise ValueError(f"the {name} so far is of another shape or type")
                 setattr(metrics[name], key, value.to(metrics[name].device))
 
 

@@ -25,10 +25,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 import cluster
-from checkpoints import Checkpoints, DamagedError, add_row, check_rows, flatten, read, unflatten
+from checkpoints import Checkpoints, DamagedError, check_rows, flatten, read, reason, unflatten
 from cli import Channels, ImageSizeOrOwn, InputError, Layers, Seed, blaming, saving
 from files import write_csv
 from kernels import BatchNorm2d
@@ -193,7 +194,7 @@ class RunLog(Callback):
         self.asked: int | None = None  # to stop, by this signal
         self.seconds = 0.0  # of the epoch under way, before this process
         self.batches = 0  # of an epoch, in the checkpoint that was loaded
-        self.started = False  # and no longer taking up a checkpoint
+        self.started = False  # until then what goes wrong may come from the checkpoint
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(self.about, rows=self.rows, seconds=self._seconds(), batches=trainer.num_training_batches)
@@ -204,10 +205,14 @@ class RunLog(Callback):
             checkpoint["seconds"],
             checkpoint["batches"],
         )
-        if not (
-            isinstance(self.seconds, int | float) and isinstance(self.batches, int) and _counts(checkpoint["loops"])
-        ):
-            raise TypeError("its seconds, batches or loops are no numbers")
+        loop = checkpoint["loops"]["fit_loop"]
+        counted = isinstance(self.batches, int) and _counts(loop, trainer.fit_loop.state_dict())
+        if not (counted and isinstance(self.seconds, int | float) and math.isfinite(self.seconds)):
+            raise ValueError("its seconds, batches or loops are no numbers")
+        if loop["epoch_progress"]["current"]["processed"] != len(self.rows):
+            raise ValueError(f"its metrics are of {len(self.rows)} epochs, and the training of another number")
+        if not all(isinstance(value, int) for state in checkpoint["callbacks"].values() for value in state.values()):
+            raise ValueError("its callbacks' states are no numbers")
 
     def _seconds(self) -> float:
         return self.seconds + time.perf_counter() - self.start
@@ -236,7 +241,12 @@ class RunLog(Callback):
         self.start = time.perf_counter()
         self.watch = Watch(module.device)
         batches, begun = int(trainer.num_training_batches), batches_done(trainer)
-        _check_restored(trainer, module.recipe.learning_rate(len(self.rows)), len(self.rows))
+        (optimizer,) = trainer.optimizers
+        check_optimizer(optimizer)
+        for group in optimizer.param_groups:  # in the midst of an epoch, too
+            group.update(optimizer.defaults, lr=module.recipe.learning_rate(len(self.rows)))
+        if begun and begun >= self.batches:
+            raise ValueError(f"{begun} of the epoch's {self.batches} batches are done")
         self.started = True
         if begun and batches != self.batches:
             if not trainer.is_global_zero:
@@ -305,7 +315,7 @@ class RunLog(Callback):
         }
         if not math.isfinite(test["loss"]):
             raise FloatingPointError(f"test_loss is {test['loss']} in epoch {epoch + 1}")
-        add_row(self.rows, row)
+        self.rows.append(row)
         self._save(trainer)
         if self.board is None:
             return  # another process is the first
@@ -394,7 +404,7 @@ def fit(
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite.
-        InputError: the processes cannot reach each other, or a file cannot be written.
+        InputError: the processes cannot reach each other, a file cannot be written, or the checkpoint does not fit.
         KeyboardInterrupt: the run was interrupted; the message says how to go on.
     """
     with ExitStack() as opened:
@@ -424,27 +434,24 @@ def fit(
                 f"MASTER_PORT: the processes cannot meet at {where}, which is taken or out of reach; expected a free "
                 f"port on the first node ({' '.join(str(error).split())[:120]})"
             ) from error
-        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            if begun and not log.started and not isinstance(error, torch.OutOfMemoryError):
-                _end_children(trainer)
-                if not trainer.is_global_zero:
-                    sys.exit(2)  # the first device's process says it
-                raise InputError(
-                    f"--resume: {run / 'checkpoints'}: the last checkpoint does not fit the run: {reason}"
-                ) from error
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, MisconfigurationException) as error:
             if "DataLoader worker" in str(error):
                 _end_children(trainer)
                 raise InputError(
                     f"--workers: one was killed, most often for want of memory; expected fewer; go on with: {resume}"
                 ) from error
-            statuses = _end_children(trainer)
+            statuses = _end_children(trainer, 10)  # which have ended, where this comes of it
             if 2 in statuses:
                 sys.exit(2)  # another device's process has said what is wrong
             if 1 in statuses:  # such as a loss that is not finite there; this may be what comes of it, or the cause
-                sys.stderr.write(f"another device's process failed, and the first one with it: {reason}\n")
+                sys.stderr.write(f"another device's process failed, and the first one with it: {reason(error)}\n")
                 sys.exit(1)
-            raise
+            machine = (torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
+            if not begun or log.started or isinstance(error, machine):
+                raise
+            if not trainer.is_global_zero:
+                sys.exit(3)  # the first device's process says it
+            raise InputError(f"--resume: {run}: the last checkpoint does not fit the run: {reason(error)}") from error
         except BaseException:
             _end_children(trainer)
             raise
@@ -454,38 +461,17 @@ def fit(
     return log.rows
 
 
-def _counts(tree: Any) -> bool:
-    """Whether all that is in a tree of dictionaries are numbers of things."""
-    if isinstance(tree, dict):
-        return all(map(_counts, tree.values()))
+def _counts(tree: Any, like: Any) -> bool:
+    """Whether a tree has whole numbers from 0 on where another has numbers."""
+    if isinstance(like, dict):
+        return isinstance(tree, dict) and all(_counts(tree[name], like[name]) for name in tree.keys() & like.keys())
     return isinstance(tree, int) and tree >= 0
 
 
-def _check_restored(trainer: Trainer, learning_rate: float, epochs: int) -> None:
-    """Refuse what Lightning has taken from a checkpoint without a look: the optimizer's state, and how far it is.
-
-    Args:
-        learning_rate: of the epoch under way.
-        epochs: behind it, as its rows say.
-
-    Raises:
-        ValueError: it is of another run.
-    """
-    (optimizer,) = trainer.optimizers
-    check_optimizer(optimizer)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-        if any(group.get(name, value) != value for name, value in optimizer.defaults.items() if name != "lr"):
-            raise ValueError("the optimizer's settings are of another run")
-    # Lightning declares only the base class of what counts the epochs.
-    if trainer.fit_loop.epoch_progress.current.processed != epochs:  # type: ignore[attr-defined]
-        raise ValueError(f"its metrics are of {epochs} epochs, and the training of another number")
-
-
-def _end_children(trainer: Trainer) -> list[int | None]:
-    """End the processes of the other devices that this one has started, after a moment; their exit statuses."""
+def _end_children(trainer: Trainer, seconds: float = 2) -> list[int | None]:
+    """End the processes of the other devices that this one has started, after so long; their exit statuses."""
     children = getattr(trainer.strategy.launcher, "procs", [])
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + seconds
     while any(child.poll() is None for child in children) and time.monotonic() < deadline:
         time.sleep(0.05)
     statuses = [child.returncode for child in children]

@@ -114,6 +114,8 @@ KEPT: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.SGD: {"momentum_buffer"},
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
 }
+#: types of what it keeps
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
@@ -128,8 +130,10 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
             raise ValueError("the optimizer's state is of other parameters")
         for name, value in kept.items():
             shape = torch.Size() if name == "step" else parameter.shape
-            if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
+            if not isinstance(value, Tensor) or value.shape != shape or value.dtype not in FLOATS:
                 raise ValueError(f"the optimizer's {name} is not of its parameter's shape and type")
+        if "step" in kept and not kept["step"] >= 1:
+            raise ValueError("the optimizer's step is less than the first")
 
 
 class Averages:

@@ -9,6 +9,7 @@ the code. What reached new branches is in OUT/TARGET/corpus, from which the next
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,7 +17,8 @@ import resource
 import tempfile
 import time
 import traceback
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 
 try:
@@ -32,9 +34,11 @@ SEEN = (
 )
 
 
-def seen() -> AbstractContextManager:
-    """What is imported for the first time meanwhile is seen."""
-    return atheris.instrument_imports(include=SEEN) if atheris else nullcontext()
+@contextmanager
+def seen() -> Iterator[None]:
+    """What is imported for the first time meanwhile is seen, without a line about each module."""
+    with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=SEEN) if atheris else nullcontext():
+        yield
 
 
 with seen():  # YAML's parser is imported by both

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import data
 import selection
 from architect import Architecture, ArchitectureGradient, first_order, implicit, unrolled
-from checkpoints import add_row, check_rows
+from checkpoints import check_rows, reason
 from cli import InputError, blaming
 from cuda_graphs import CapturedObjective, Graphs
 from files import write_atomically, write_csv
@@ -467,7 +467,7 @@ class Search:
         row |= {f"skip_connect_{kind}": skips(genotype, kind) for kind in mixing}
         row |= self.measure(genotype)
         row |= {"seconds": time.perf_counter() - start, "peak_memory_mib": peak_memory(self.fabric.device)}
-        add_row(self.rows, row)
+        self.rows.append(row)
         self.genotypes.append(genotype._asdict())
         self._record_alphas()
 
@@ -507,8 +507,8 @@ class Search:
                     raise ValueError(f"its alphas of the {kind} cell are not one an epoch")
                 self.alphas[kind] = list(history)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"the checkpoint does not fit config.yaml, expected both of one run: {reason}") from error
+            why = reason(error)
+            raise ValueError(f"the checkpoint does not fit config.yaml, expected both of one run: {why}") from error
 
     def write_logs(self, run: Path) -> None:
         """metrics.csv, genotypes.jsonl and alphas.npz, whole, from the history."""

@@ -239,10 +239,14 @@ class Perturbation:
             raise ValueError(f"begun on another search, of other {', '.join(differing)}; expected another folder")
         self.search.restore(tensors, state)
         scores, done = own.get("scores"), own.get("done")
-        if not isinstance(done, int) or not 0 <= done <= len(self.stages):
+        if not isinstance(done, int) or not 0 < done <= len(self.stages):
             raise ValueError(f"{str(done)[:40]!r} stages are done, expected a number up to {len(self.stages)}")
-        if not isinstance(scores, list) or not all(
-            isinstance(row, dict) and {name: type(value) for name, value in row.items()} == SCORE for row in scores
+        if (
+            not isinstance(scores, list)
+            or not scores
+            or not all(
+                isinstance(row, dict) and {name: type(value) for name, value in row.items()} == SCORE for row in scores
+            )
         ):
             raise ValueError("the scores so far are not those of a selection")
         for kind, fixed in self.search.architecture.fixed.items():

@@ -108,7 +108,7 @@ def fit_numbered(run, devices=1, accumulate=1, compile_for=()):
     torch.manual_seed(0)
     module = Retraining(Recorder(), 3, RECIPE, compile_for)
     images = TensorImages(dataset, 10, data.Augmentation.none(dataset), seed=0)
-    about = {"settings": {}, "genotype": {}}
+    about = {"settings": {}, "genotype": {}, "classes": ["a", "b", "c"], "images": 40}
     options = {"accelerator": "cpu", "devices": devices, "precision": "32-true", "accumulate_grad_batches": accumulate}
     rows = fit(module, images, run, about, resume="", **options)
     return module.network, rows

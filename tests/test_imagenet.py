@@ -758,7 +758,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tree, uninterrup
     there = set(os.listdir(run / "checkpoints"))
 
     def no_room():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # half a checkpoint
 
     ((status, _, errors),) = finish(start(TRAIN, "--resume", run, preexec_fn=no_room))
     assert status == 2, errors

@@ -97,9 +97,11 @@ def retrain(
     if first and not resumed:
         cli.check_new_folder(run, "--save")
     images = make_images(settings)
+    checkpoint = None
     if resumed and checkpoints_of(run).numbers:
         with blaming("--resume"):
-            _check_same_images(load_checkpoint(run / "checkpoints"), images)
+            checkpoint = load_checkpoint(run / "checkpoints")
+            _check_same_images(checkpoint, images)
     if settings.batch_size > images.count:
         raise InputError(
             f"--batch_size: {settings.batch_size}, but there are {images.count} images; expected at most {images.count}"
@@ -138,6 +140,7 @@ def retrain(
             run,
             about,
             resume=command,
+            checkpoint=checkpoint,
             checkpoint_steps=settings.checkpoint_steps,
             accelerator=accelerator,
             devices=devices,

@@ -38,13 +38,22 @@ from utils import Board, StepProgress, Watch, check_optimizer, set_up_libraries
 
 
 class WholeFiles(CheckpointIO):
-    """Lightning's checkpoints as this project's, in a folder of the last two; Lightning's own are pickles."""
+    """Lightning's checkpoints as this project's, in a folder of the last two; Lightning's own are pickles.
+
+    Args:
+        loaded: what Lightning gets where it asks for one, once.
+    """
+
+    def __init__(self, loaded: dict[str, Any] | None) -> None:
+        self._loaded = loaded
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         Checkpoints(Path(path), unit="step").save(checkpoint["global_step"], *flatten(checkpoint))
 
     def load_checkpoint(self, path: str | Path, *_: object, **__: object) -> dict[str, Any]:
-        return load_checkpoint(Path(path))
+        assert self._loaded is not None
+        loaded, self._loaded = self._loaded, None
+        return loaded
 
     def remove_checkpoint(self, path: str | Path) -> None:
         raise NotImplementedError("the oldest goes when one is saved")
@@ -336,12 +345,14 @@ def make_trainer(
     tf32: bool = False,
     deterministic: bool = False,
     num_nodes: int = 1,
+    checkpoint: dict[str, Any] | None = None,
     **options: Any,
 ) -> Trainer:
     """A Trainer that prints and writes nothing of its own.
 
     Args:
         devices: how many on each node, or the index of the one.
+        checkpoint: what the Trainer goes on from.
     """
     set_up_libraries(tf32, deterministic)
     for name in ("pytorch_lightning", "lightning_fabric"):
@@ -350,7 +361,7 @@ def make_trainer(
     # Of depthwise weights in channels last, whose strides are ambiguous: DDP copies them, and they are tiny.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     strategy: str | DDPStrategy = "auto"
-    plugins: list[Any] = [WholeFiles()]
+    plugins: list[Any] = [WholeFiles(checkpoint)]
     if num_nodes > 1 or (isinstance(devices, int) and devices > 1):
         # Synchronized batch norm has equal statistics everywhere, and an odd genotype may leave weights unused: a
         # static graph is the fast way to allow for that, but it fails where passes are accumulated.
@@ -388,6 +399,7 @@ def fit(
     run: Path,
     about: Mapping[str, Any],
     resume: str,
+    checkpoint: dict[str, Any] | None = None,
     checkpoint_steps: int = 0,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -396,6 +408,7 @@ def fit(
     Args:
         about: of `RunLog`.
         resume: the command that goes on with the run, for whoever interrupts it.
+        checkpoint: the run's last, of `load_checkpoint`; None for a run that has none.
         checkpoint_steps: steps between two checkpoints within an epoch; 0 for none.
         options: of `make_trainer`, and `accumulate_grad_batches`.
 
@@ -415,11 +428,11 @@ def fit(
             callbacks=[*([EMAWeightAveraging(decay=decay)] if decay else []), log],
             gradient_clip_val=module.recipe.grad_clip,
             gradient_clip_algorithm="norm",
+            checkpoint=checkpoint,
             **options,
         )
         try:
-            begun = bool(checkpoints_of(run).numbers)
-            trainer.fit(module, datamodule=images, ckpt_path=run / "checkpoints" if begun else None)
+            trainer.fit(module, datamodule=images, ckpt_path=run / "checkpoints" if checkpoint else None)
         except SystemExit:
             # What Lightning makes of a KeyboardInterrupt; the first device's process speaks for all.
             if not trainer.is_global_zero:
@@ -447,7 +460,7 @@ def fit(
                 sys.stderr.write(f"another device's process failed, and the first one with it: {reason(error)}\n")
                 sys.exit(1)
             machine = (torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
-            if not begun or log.started or isinstance(error, machine):
+            if not checkpoint or log.started or isinstance(error, machine):
                 raise
             if not trainer.is_global_zero:
                 sys.exit(3)  # the first device's process says it

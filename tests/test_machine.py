@@ -155,7 +155,7 @@ def test_a_damaged_last_checkpoint_is_named_and_the_run_ends_like_one_whose_was_
     last.write_bytes(last.read_bytes()[:-100])
     go_on(run, True)
     said = capsys.readouterr().err
-    assert f"{last} is damaged" in said and "going on from" in said
+    assert said.count(f"{last} is damaged") == said.count("going on from") == 1
     assert list(differences(whole[0], run)) == []
 
 

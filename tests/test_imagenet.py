@@ -3,6 +3,7 @@
 Run as a script, it is imagenet/train.py with a record of the pictures it decodes: see `recorded`.
 """
 
+import csv
 import json
 import os
 import resource
@@ -666,6 +667,24 @@ def test_a_run_goes_on_without_a_truncated_picture(tree, tmp_path):
     went_on = script(TRAIN, "--resume", resumed, "--broken_images", "skip")
     assert went_on.returncode == 0, went_on.stderr
     assert_same_weights(one, resumed, **EXACT)
+
+
+def test_a_run_goes_on_without_a_picture_that_is_damaged_meanwhile(tree, tmp_path):
+    root, run = copy(tree, tmp_path / "data"), tmp_path / "run"
+    process = start(TRAIN, *long(root, run))
+    until(lambda: (run / "metrics.csv").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    epochs = len((run / "metrics.csv").read_text().splitlines()) - 1
+    assert epochs < 3
+    truncated = with_truncated(tree, root)
+    assert_refused(script(TRAIN, "--resume", run), str(truncated))
+    resumed = script(TRAIN, "--resume", run, "--broken_images", "skip")
+    assert resumed.returncode == 0, resumed.stderr
+    with open(run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["train_images"] for row in rows[:epochs]] == [""] * epochs
+    assert rows[-1]["train_images"] == "44" and rows[-1]["test_images"] == "12"
 
 
 def test_a_test_picture_that_cannot_be_read_is_not_counted(tree, finished, tmp_path):

@@ -3,6 +3,7 @@
 Everything random is a function of (seed, epoch): an interrupted run that starts an epoch again sees the same batches.
 """
 
+import hashlib
 import itertools
 import math
 import re
@@ -66,6 +67,16 @@ class ImageSet:
     def to(self, device: torch.device) -> "ImageSet":
         """The set on `device`."""
         return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+def sha256(*parts: ImageSet) -> str:
+    """The SHA-256 of images and labels, in their order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for tensor in (part.images, part.labels):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

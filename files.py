@@ -1,6 +1,7 @@
 """Files that are whole or not there. Light: nothing here imports torch."""
 
 import csv
+import errno
 import fcntl
 import io
 import os
@@ -18,7 +19,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: under another name, synced, then renamed.
 
     Raises:
-        OSError: it cannot be written, such as on a full disk; what was there under its name stays.
+        OSError: it cannot be written, such as on a full disk. What was there under its name stays, unless all that
+            failed is the last step, to make sure of the new file's name.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -34,10 +36,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
+    """Wait until the names in a folder are on the disk, where its file system can say so of a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

@@ -224,6 +224,10 @@ class Images(LightningDataModule):
         self.classes, self.in_channels, self.image_size = tuple(classes), in_channels, image_size
         self.count, self.test_count, self.batch_size = count, test_count, batch_size
 
+    def sha256(self) -> str:
+        """What identifies the training images, in their order."""
+        raise NotImplementedError
+
     def shares(self, order: Tensor, begin: int = 0) -> list[data.Share]:
         """The passes of this process's device through an epoch's images, in their order."""
         trainer = self.trainer
@@ -300,6 +304,10 @@ class TensorImages(Images):
         counts = (len(dataset.train), len(dataset.test))
         super().__init__(dataset.classes, dataset.in_channels, dataset.image_size, *counts, batch_size)
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
+
+    def sha256(self) -> str:
+        """Of the training images and their labels."""
+        return data.sha256(self.dataset.train)
 
     def setup(self, stage: str) -> None:
         device = self.trainer.strategy.root_device

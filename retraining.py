@@ -48,6 +48,8 @@ def _check_same_images(checkpoint: Mapping[str, Any], images: Images) -> None:
         raise ValueError(f"the run began with other classes than --data has; they differ in {', '.join(other[:5])}")
     if checkpoint["images"] != images.count:
         raise ValueError(f"the run began with {checkpoint['images']} training images, and --data has {images.count}")
+    if checkpoint.get("images_sha256") != images.sha256():
+        raise ValueError("the run began with other training images than --data has, if as many of the same classes")
 
 
 def retrain(
@@ -97,11 +99,6 @@ def retrain(
     if first and not resumed:
         cli.check_new_folder(run, "--save")
     images = make_images(settings)
-    checkpoint = None
-    if resumed and checkpoints_of(run).numbers:
-        with blaming("--resume"):
-            checkpoint = load_checkpoint(run / "checkpoints")
-            _check_same_images(checkpoint, images)
     if settings.batch_size > images.count:
         raise InputError(
             f"--batch_size: {settings.batch_size}, but there are {images.count} images; expected at most {images.count}"
@@ -119,6 +116,7 @@ def retrain(
         "genotype": cell._asdict(),
         "classes": list(images.classes),
         "images": images.count,
+        "images_sha256": images.sha256(),
     }
     largest = math.ceil(settings.batch_size / (world * accumulate))
     compile_for = (largest, images.in_channels, images.image_size, images.image_size) if settings.compile else ()
@@ -134,6 +132,11 @@ def retrain(
                     write_config(run, about["settings"], provenance(cli.command_line(), f"{world} x {accelerator}"))
                 write_atomically(run / "genotype.json", cell.to_json())
                 checkpoints_of(run).prune()
+        checkpoint = None
+        if checkpoints_of(run).numbers:
+            with blaming(flag):
+                checkpoint = load_checkpoint(run / "checkpoints")
+                _check_same_images(checkpoint, images)
         rows = fit(
             Retraining(network, len(images.classes), recipe, compile_for, top5, ignoring),
             images,

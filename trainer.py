@@ -268,7 +268,7 @@ class RunLog(Callback):
             return
         done, epochs = len(self.rows), module.recipe.epochs
         with saving(self.run, self.goes_on):
-            self.board = self.opened.enter_context(Board(self.run, self.rows))
+            self.board = Board(self.run, self.rows)
             if self.rows:
                 write_csv(self.run / "metrics.csv", self.rows)
         self.progress = self.opened.enter_context(StepProgress("run", epochs * batches, done * batches + begun))
@@ -469,7 +469,8 @@ def fit(
             _end_children(trainer)
             raise
     if trainer.is_global_zero and log.board is None:  # it had died behind its last checkpoint
-        with saving(run, log.goes_on), Board(run, log.rows):
+        with saving(run, log.goes_on):
+            Board(run, log.rows)
             write_csv(run / "metrics.csv", log.rows)
     return log.rows
 
@@ -482,12 +483,17 @@ def _counts(tree: Any, like: Any) -> bool:
 
 
 def _end_children(trainer: Trainer, seconds: float = 2) -> list[int | None]:
-    """End the processes of the other devices that this one has started, after so long; their exit statuses."""
+    """End the processes of the other devices that this one has started, after so long, or when one has failed.
+
+    Returns:
+        The exit statuses of those that ended of themselves.
+    """
     children = getattr(trainer.strategy.launcher, "procs", [])
     deadline = time.monotonic() + seconds
-    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+    statuses = [child.poll() for child in children]
+    while None in statuses and not any(statuses) and time.monotonic() < deadline:
         time.sleep(0.05)
-    statuses = [child.returncode for child in children]
+        statuses = [child.poll() for child in children]
     for child in children:
         child.kill()
     return statuses

@@ -4,8 +4,10 @@ import ctypes
 import math
 import os
 import platform
+import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -17,8 +19,10 @@ import torch._dynamo
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from cli import InputError
 from files import write_atomically
@@ -197,30 +201,42 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Board:
-    """TensorBoard's events of a run, a step an epoch. Use it as a context manager.
+    """TensorBoard's events of a run, a step an epoch, in a file for each time that the run was begun or gone on with.
+
+    TensorBoard reads the files in the order of their names, which the clock, that may be set back, does not assure.
 
     Args:
         run: the folder.
         rows: of the epochs so far; the last one's events are written anew, for a death may have come before them.
+
+    Raises:
+        OSError: a file cannot be written.
     """
 
     def __init__(self, run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._writer = SummaryWriter(run / "tensorboard", purge_step=max(1, len(rows)))
+        folder, prefix = run / "tensorboard", "events.out.tfevents."
+        folder.mkdir(exist_ok=True)
+        numbers = (path.name.removeprefix(prefix).split(".")[0] for path in folder.glob(f"{prefix}*"))
+        latest = max((int(number) for number in numbers if number.isdecimal()), default=0)
+        self._path = folder / f"{prefix}{max(int(time.time()), latest + 1):010d}.{socket.gethostname()}"
+        # What earlier files have from this step on does not count.
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(file_version="brain.Event:2"), Event(step=max(1, len(rows)), session_log=start))
         if rows:
             self.add(rows[-1])
 
-    def __enter__(self) -> "Board":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._writer.close()
-
     def add(self, row: Mapping[str, Any]) -> None:
         """Write an epoch's row, but for what it has not measured."""
-        for name, value in row.items():
-            if value is not None and name != "epoch":
-                self._writer.add_scalar(name, value, row["epoch"])
-        self._writer.flush()
+        measured = {name: value for name, value in row.items() if value is not None and name != "epoch"}
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in measured.items()]
+        self._write(Event(step=row["epoch"], summary=Summary(value=values)))
+
+    def _write(self, *events: Event) -> None:
+        """Add to the file, at once: TensorBoard's own writer has a thread, whose errors nobody could catch."""
+        with open(self._path, "ab") as file:
+            for event in events:
+                event.wall_time = time.time()
+                RecordWriter(file).write(event.SerializeToString())
 
 
 class StepProgress:

@@ -86,8 +86,8 @@ def cell_graph(genotype: Cells, kind: str) -> graphviz.Digraph:
 def draw_genotype(genotype: Cells, folder: Path) -> None:
     """Write {normal,reduce}.{gv,svg,png}, of a cell of NAS-Bench-201 cell.{gv,svg,png}, to `folder`.
 
-    The folder is made where it is missing. The pictures are Graphviz's; where its `dot` is missing, stderr says how to
-    get it and matplotlib draws them.
+    The folder is made where it is missing. The pictures are Graphviz's; where its `dot` is missing or fails, stderr
+    says so and matplotlib draws them.
 
     Raises:
         OSError: a file cannot be written.
@@ -97,12 +97,15 @@ def draw_genotype(genotype: Cells, folder: Path) -> None:
         graph.save(folder / f"{kind}.gv")
     try:
         for kind, graph in graphs.items():
-            (folder / f"{kind}.svg").write_bytes(graph.pipe("svg"))
+            (folder / f"{kind}.svg").write_bytes(graph.pipe("svg", quiet=True))
             graph.attr(dpi="200")
-            (folder / f"{kind}.png").write_bytes(graph.pipe("png"))
-    except graphviz.ExecutableNotFound:
+            (folder / f"{kind}.png").write_bytes(graph.pipe("png", quiet=True))
+    except (graphviz.ExecutableNotFound, graphviz.CalledProcessError) as error:
+        why = "no `dot` on PATH"
+        if isinstance(error, graphviz.CalledProcessError):
+            why = f"`dot` fails ({cli.one_line(' '.join(error.stderr.decode(errors='replace').split())[:200])})"
         print(
-            "no `dot` on PATH, so matplotlib draws the cells; "
+            f"{why}, so matplotlib draws the cells; "
             "for Graphviz's drawing: apt-get install graphviz, or brew install graphviz",
             file=sys.stderr,
         )

@@ -5,6 +5,7 @@ whole batch, on the device. Everything random about a picture is a function of (
 depend on the number of workers or of devices.
 """
 
+import hashlib
 import os
 import signal
 import sys
@@ -293,6 +294,11 @@ class FolderImages(Images):
         self.train, self.test, self.seed = train, test, seed
         self.workers, self.skip_broken = workers, skip_broken
         self.named: set[str] = set()
+
+    def sha256(self) -> str:
+        """Of the training pictures' names: their content is too much to be read before a run."""
+        names = [] if self.train is None else self.train.paths.tolist()
+        return hashlib.sha256(b"\n".join(names)).hexdigest()
 
     def _loader(self, decoder: Decoder, keep_workers: bool) -> tuple[Keys, DataLoader]:
         keys = Keys()

@@ -155,6 +155,7 @@ class Search:
                     f"--batch_size: {settings.batch_size} is more than the {len(part)} images of its part of the data "
                     f"({flag} of {len(dataset.train)}); expected at most {len(part)}"
                 )
+        self.images_sha256 = data.sha256(train, valid)
         self.train, self.valid = train.to(fabric.device), valid.to(fabric.device)
         self.make_optimizers()
         self.graphs = Graphs(settings.batch_size)
@@ -480,14 +481,16 @@ class Search:
             **optimizer_tensors(self.weight_optimizer, "weight_optimizer"),
             **optimizer_tensors(self.alpha_optimizer, "alpha_optimizer"),
         }
-        return tensors, {"rows": self.rows, "genotypes": self.genotypes}
+        return tensors, {"images_sha256": self.images_sha256, "rows": self.rows, "genotypes": self.genotypes}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go back to a `snapshot`.
 
         Raises:
-            ValueError: it is one of other settings.
+            ValueError: it is one of other images or settings.
         """
+        if not isinstance(state, dict) or state.get("images_sha256") != self.images_sha256:
+            raise ValueError("the run began with other images than --data has, or with another split of them")
         prefix = "supernet."
         weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         measured = ["train_loss", *(f"saturated_{kind}" for kind in self.alphas)]

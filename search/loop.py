@@ -107,10 +107,8 @@ def run_epochs(state: Search, run: Path, checkpoints: Checkpoints) -> None:
     """The epochs that are left of a search, each with a checkpoint, a row in the logs, and a line."""
     settings, first = state.settings, len(state.rows)
     steps = len(state.batches(0)[0])
-    with (
-        Board(run, state.rows) as board,
-        StepProgress("run", settings.epochs * steps, first * steps) as progress,
-    ):
+    board = Board(run, state.rows)
+    with StepProgress("run", settings.epochs * steps, first * steps) as progress:
         for epoch in range(first, settings.epochs):
             start, now = time.perf_counter(), schedule(settings, epoch)
             log = state.run_epoch(epoch, now, progress, f"epoch {epoch + 1}")

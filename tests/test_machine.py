@@ -11,17 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import files
 from checkpoints import Checkpoints
 from cli import InputError, open_folder
 from files import LOCK, hold, is_passing, write_atomically
 from scripts.die_in_write import cut_short
-from scripts.torture import differences
+from scripts.torture import differences, scalars
 from tests.conftest import ROOT, assert_refused, last_checkpoint, script
+from tests.test_combinations import few_images, settings_of
 from tests.test_retraining import SMALL as RETRAINING
 from tests.test_retraining import retrain
 from tests.test_search import SMALL, run_search
+from utils import Board
 
 TINY = replace(SMALL, init_channels=2, reg="none", epochs=2)
 SEARCH = "search/train_search.py"
@@ -245,8 +248,52 @@ def test_a_folder_that_is_removed_under_a_run_is_named_and_not_made_again(tmp_pa
     assert not run.exists()
 
 
+def test_the_events_of_a_run_that_was_gone_on_with_are_read_whatever_the_clock(tmp_path, monkeypatch):
+    rows = [{"epoch": epoch, "loss": 2.0**-epoch, "rank": None} for epoch in range(1, 6)]
+    for hour, (done, until) in enumerate(((0, 3), (2, 4), (4, 5))):  # an epoch of the first part did not count
+        monkeypatch.setattr(time, "time", lambda hour=hour: 1e9 - 3600 * hour)
+        board = Board(tmp_path, rows[:done])
+        for row in rows[done:until]:
+            board.add(row)
+    assert scalars(tmp_path)[Path("tensorboard")] == {"loss": [(row["epoch"], row["loss"]) for row in rows]}
+
+
+def test_events_for_which_there_is_no_room_are_an_error_and_those_of_later_parts_are_read(disk, capfd):
+    rows = [{"epoch": epoch, "loss": 2.0**-epoch} for epoch in range(1, 1000)]
+    board, ballast = Board(disk, []), disk / "ballast"
+    with pytest.raises(OSError, match="No space"):
+        ballast.write_bytes(b"\0" * 2**22)
+    with pytest.raises(OSError, match="No space"):
+        for row in rows:
+            board.add(row)
+    ballast.unlink()
+    board = Board(disk, rows[: row["epoch"] - 1])
+    board.add(row)
+    assert scalars(disk)[Path("tensorboard")] == {"loss": [(row["epoch"], row["loss"]) for row in rows[: row["epoch"]]]}
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["search", "retraining"])
+def test_a_run_does_not_go_on_with_images_that_are_others_now(tmp_path, kind):
+    images = few_images(tmp_path / "images")
+    if kind == "search":
+        settings, go_on = settings_of("darts", **{**images, "epochs": 2}), run_search
+    else:
+        settings, go_on = replace(RETRAINING, **{**images, "epochs": 2}, cutout=False), retrain
+    run = unfinished(go_on(settings, tmp_path / "whole"), tmp_path / "run")
+    Checkpoints(run / "checkpoints").path(2).unlink(missing_ok=True)
+    picture = next((tmp_path / "images/train").rglob("*.png"))
+    content = picture.read_bytes()
+    Image.new("RGB", (4, 4), "red").save(picture)
+    with pytest.raises(InputError, match=r"--resume: the run began with other (training )?images than --data has"):
+        go_on(settings, run, resumed=True)
+    picture.write_bytes(content)
+    go_on(settings, run, resumed=True)
+    assert list(differences(tmp_path / "whole", run)) == []
+
+
 def test_a_clock_that_is_set_back_changes_nothing(tmp_path):
-    """The clock goes back by an hour at every look, in the process and in TensorBoard's events."""
+    """The clock goes back by an hour at every look."""
     settings = replace(TINY, epochs=1)
     undisturbed, run = run_search(settings, tmp_path / "undisturbed"), tmp_path / "run"
     config = (undisturbed / "config.yaml").read_text().replace("epochs: 1\n", "epochs: 3\n")

@@ -82,12 +82,17 @@ def test_the_command_draws_both_cells_and_names_the_files(tmp_path):
         assert width > 1200 and width > height > 400
 
 
-def test_without_dot_matplotlib_draws_and_one_line_says_how_to_get_it(tmp_path):
-    empty, out = tmp_path / "empty", tmp_path / "cells"
-    empty.mkdir()
-    result = script("analysis/draw.py", "FairDARTS_a", "--out", out, env={**os.environ, "PATH": str(empty)})
+@pytest.mark.parametrize("said", ["", 'Format: "svg" not recognized. Perhaps "dot -c" needs to be run'])
+def test_without_a_dot_that_works_matplotlib_draws_and_one_line_says_how_to_get_it(tmp_path, said):
+    path, out = tmp_path / "path", tmp_path / "cells"
+    path.mkdir()
+    if said:
+        (path / "dot").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+        (path / "dot").chmod(0o755)
+    result = script("analysis/draw.py", "FairDARTS_a", "--out", out, env={**os.environ, "PATH": str(path)})
     assert result.returncode == 0
     assert len(result.stderr.splitlines()) == 1 and "apt-get install graphviz" in result.stderr
+    assert f"`dot` fails ({said})" in result.stderr if said else "no `dot` on PATH" in result.stderr
     assert sorted(path.name for path in out.iterdir()) == PICTURES
     for kind in ("normal", "reduce"):
         assert parse((out / f"{kind}.gv").read_text())[0] == CELLS["FairDARTS_a"].edges(kind)

@@ -48,8 +48,8 @@ second command. `pip-audit --strict` in an environment names the releases in it 
 
 All licences go with use under MIT: the project ships none of these packages, and all but some of NVIDIA's are free
 software. Those that torch's builds for CUDA bring are proprietary, under NVIDIA's terms; a build of torch for the CPU
-does without them. certifi, hypothesis and tqdm are under the MPL, which asks only that changes to their own files stay
-under it.
+does without them. certifi, hypothesis, pathspec and tqdm are under the MPL, which asks only that changes to their own
+files stay under it.
 
 ## Required
 
@@ -70,8 +70,7 @@ where the project's own code imports nothing of it. Size: of the package's own f
 
 ## `--help`
 
-Seconds of the processor, the median of {rounds}, which are those of the clock where nothing else runs; peak memory of
-the process. No script imports torch for it.
+CPU time, the median of {rounds}, which is the time that passes where nothing else runs; peak memory of the process. No script imports torch for it.
 
 | script | s | MiB |
 |---|---|---|

@@ -251,7 +251,7 @@ def torture(name: str, kills: int, out: Path, moments: random.Random) -> Figures
                 figures.kills[how] += 1
             finish(begins, run, log)
             figures.runs += 1
-            figures.files += len(names(run))
+            figures.files += sum(name.suffix not in SHOWN for name in names(run))
             figures.faults += differences(undisturbed, run)
     except (ValueError, TimeoutError) as error:
         figures.faults.append(str(error))

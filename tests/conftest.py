@@ -29,6 +29,11 @@ def local_data() -> Path:
     return folder
 
 
+def slower() -> float:
+    """How many times longer Python may take: scripts/coverage.sh has every line of the root's modules counted."""
+    return 1.0 if sys.gettrace() is None else 4.0
+
+
 def script(*arguments: object, timeout: float = 300, **options) -> subprocess.CompletedProcess:
     """Run a script of the project from its root, as a user does."""
     return subprocess.run(

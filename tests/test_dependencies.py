@@ -55,6 +55,8 @@ def test_the_page_of_dependencies_is_that_of_the_requirements():
     rows = [re.split(r" \| ", line.strip("| ")) for line in page.splitlines() if ",<" in line]
     assert [(row[0], row[1], row[-1]) for row in rows] == requirements()
     assert re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE) == scripts()
+    mozillas = sorted(re.findall(r"^\| (\S+) \|.*(?:MPL|Mozilla)", page, re.MULTILINE))
+    assert f"{', '.join(mozillas[:-1])} and {mozillas[-1]} are under the MPL" in page
 
 
 def test_a_page_into_no_folder_is_refused(tmp_path):

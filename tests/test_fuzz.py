@@ -27,7 +27,7 @@ from scipy.io import savemat
 from analysis.runs import load_entries
 from cli import one_line
 from genotypes import parse_genotype
-from tests.conftest import ROOT
+from tests.conftest import ROOT, slower
 from tests.readers import (
     RESULT,
     SEARCH,
@@ -106,7 +106,7 @@ def within(seconds: int) -> Iterator[None]:
         raise Late  # pytest's output shows where
 
     before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds * slower())
     try:
         yield
     finally:

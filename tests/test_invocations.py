@@ -90,6 +90,7 @@ def place(tmp_path_factory) -> Path:
 
     digits = {**asdict(SearchSettings()), "dataset": "digits", "space": "s2", "layers": 4, "init_channels": 2}
     write("search/config.yaml", digits)
+    write("older/config.yaml", {name: value for name, value in digits.items() if name != "cuda_graphs"})
     write("gates/config.yaml", {**digits, "relaxation": "sigmoid"})
     write("search201/config.yaml", {**asdict(SearchSettings201()), "dataset": "digits"})
     write("retrained/config.yaml", "arch: DARTS_V2\n")

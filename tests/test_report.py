@@ -17,7 +17,7 @@ import yaml
 from analysis.charts import Line, line_chart
 from analysis.page import build, published
 from analysis.runs import load_entries
-from tests.conftest import ROOT, script
+from tests.conftest import ROOT, script, slower
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 METHODS = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-darts"}
@@ -278,7 +278,7 @@ def test_three_hundred_runs_take_less_than_20_seconds_and_a_gigabyte(unit, tmp_p
     seconds, memory = map(float, result.stdout.splitlines()[-1].split())  # seconds: a busy machine does not count
     passed, size = time.perf_counter() - begin, out.stat().st_size / 2**20
     print(f"300 run folders: {seconds:.1f} s of computing in {passed:.1f} s, {memory:.2f} GiB, page of {size:.1f} MiB")
-    assert seconds < 20 and memory < 1
+    assert seconds < 20 * slower() and memory < 1
     assert "300 of 300" in text_of(out.read_text(encoding="utf-8"))
 
 

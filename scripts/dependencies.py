@@ -70,7 +70,8 @@ where the project's own code imports nothing of it. Size: of the package's own f
 
 ## `--help`
 
-CPU time, the median of {rounds}, which is the time that passes where nothing else runs; peak memory of the process. No script imports torch for it.
+CPU time, the median of {rounds}, which is the time that passes where nothing else runs; peak memory of the process. No
+script imports torch for it.
 
 | script | s | MiB |
 |---|---|---|

@@ -41,14 +41,14 @@ def tensor_images(settings: Any) -> TensorImages:
     return TensorImages(dataset, settings.batch_size, augmentation, settings.seed)
 
 
-def _check_same_images(checkpoint: Mapping[str, Any], images: Images) -> None:
+def _check_same_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with other images than a run began with: ValueError."""
-    if tuple(checkpoint["classes"]) != images.classes:
-        other = sorted(set(checkpoint["classes"]) ^ set(images.classes))
+    if before["classes"] != now["classes"]:
+        other = sorted(set(before["classes"]) ^ set(now["classes"]))
         raise ValueError(f"the run began with other classes than --data has; they differ in {', '.join(other[:5])}")
-    if checkpoint["images"] != images.count:
-        raise ValueError(f"the run began with {checkpoint['images']} training images, and --data has {images.count}")
-    if checkpoint.get("images_sha256") != images.sha256():
+    if before["images"] != now["images"]:
+        raise ValueError(f"the run began with {before['images']} training images, and --data has {now['images']}")
+    if before.get("images_sha256") != now["images_sha256"]:
         raise ValueError("the run began with other training images than --data has, if as many of the same classes")
 
 
@@ -136,7 +136,7 @@ def retrain(
         if checkpoints_of(run).numbers:
             with blaming(flag):
                 checkpoint = load_checkpoint(run / "checkpoints")
-                _check_same_images(checkpoint, images)
+                _check_same_images(checkpoint, about)
         rows = fit(
             Retraining(network, len(images.classes), recipe, compile_for, top5, ignoring),
             images,

@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,10 @@ from hypothesis import settings
 os.environ["OMP_NUM_THREADS"] = "1"
 # Ray gives way to all else on a machine, which beside another core's tests would keep its workers from going on.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (as Ray reads it)
+
+# A shell's background jobs ignore Ctrl-C, and so would what the tests start, and send it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine takes longer than hypothesis allows an example, and fails nothing by that.
 settings.register_profile("any machine", deadline=None)

@@ -291,6 +291,9 @@ def weights_after_an_epoch(state):
     return [weight.detach() for weight in state.supernet.parameters()]
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.10."), reason="torch 2.10 cannot compile cells; it says so, and goes on"
+)
 @pytest.mark.parametrize("derivatives", ["difference", "exact"])
 def test_compiled_cells_search_alike(derivatives, monkeypatch):
     """Traced and differentiated ahead of time; the last step, code for the machine, is left out here."""

@@ -6,7 +6,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 "$python" -m pip install --quiet --disable-pip-version-check "coverage~=7.17.4"
 "$python" -m coverage erase
-"$python" -m coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
+status=0
+"$python" -m coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@" || status=$?
 "$python" -m coverage combine --quiet
 "$python" -m coverage report
 for module in *.py; do
@@ -16,3 +17,4 @@ if [ -n "${missing:-}" ]; then
     echo "less than 95 % of:$missing" >&2
     exit 1
 fi
+exit "$status"

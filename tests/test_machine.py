@@ -1,12 +1,15 @@
 """Run folders on machines that fail: killed processes, two of them in one folder, full disks, lost folders."""
 
+import errno
 import itertools
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -315,6 +318,32 @@ def test_a_clock_that_is_set_back_changes_nothing(tmp_path):
     (run / "genotype.json").unlink()
     assert script("-c", code, SEARCH, "--resume", run).returncode == 0
     assert list(differences(straight, run)) == []
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_folder_is_synced_where_its_file_system_can_do_that(tmp_path, monkeypatch, number):
+    """Some refuse it of a folder; an error of the disk is another matter."""
+    sync = os.fsync
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    with nullcontext() if number == errno.EINVAL else pytest.raises(OSError, match="Input/output error"):
+        write_atomically(tmp_path / "file", "content")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    said = rf"^--save: {tmp_path}/{LOCK}: No locks available"
+    with pytest.raises(InputError, match=said), open_folder(tmp_path, "--save", new=True):
+        pass
 
 
 def test_a_file_is_whole_or_as_before(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def _check_same_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
     if before["images"] != now["images"]:
         raise ValueError(f"the run began with {before['images']} training images, and --data has {now['images']}")
     if before.get("images_sha256") != now["images_sha256"]:
-        raise ValueError("the run began with other training images than --data has, if as many of the same classes")
+        raise ValueError("the run began with other training images than --data has, though as many of the same classes")
 
 
 def retrain(

@@ -6,15 +6,17 @@ Captured are the passes of Objective.gradients, for whole batches; others run as
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from data import Batch
 from gradients import Gradients, Objective, Tensors
+from operations import drops
 
 
 class Graphs:
-    """The captured passes of one supernet.
+    """The captured passes of one supernet, which share their memory.
 
     Args:
         batch_size: of the batches that are worth a graph.
@@ -23,7 +25,8 @@ class Graphs:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.failed = False
-        self.passes: dict[tuple[tuple[int, ...], bool, tuple[float, float]], _Pass] = {}
+        self.pool: Any = None  # made with the first graph
+        self.passes: dict[tuple[tuple[int, ...], bool, bool], _Pass] = {}
 
 
 @dataclass
@@ -34,14 +37,13 @@ class CapturedObjective(Objective):
 
     def gradients(self, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool = True) -> Gradients:
         """`Objective.gradients`, by a graph. Where a capture fails, all goes on without, with one warning."""
-        graphs, epoch = self.graphs, (self.drop_path_prob, self.skip_beta)
+        graphs = self.graphs
         if graphs.failed or len(batch.labels) != graphs.batch_size:
             return super().gradients(weights, batch, layers, parameters)
-        key = (tuple(layers), parameters, epoch)
+        key = (tuple(layers), parameters, drops(self.drop_path_prob))
         if key not in graphs.passes:
-            # What was captured under another epoch's numbers is never asked for again.
-            graphs.passes = {known: captured for known, captured in graphs.passes.items() if known[-1] == epoch}
             try:
+                graphs.pool = graphs.pool or torch.cuda.graph_pool_handle()
                 graphs.passes[key] = _Pass(self, weights, batch, layers, parameters)
             except Exception as error:
                 graphs.failed = True
@@ -49,39 +51,57 @@ class CapturedObjective(Objective):
                 warnings.warn(f"--cuda_graphs: goes on without, for the capture failed: {error}", stacklevel=2)
                 return super().gradients(weights, batch, layers, parameters)
         torch.manual_seed(batch.seed)
-        return graphs.passes[key](weights, batch)  # pragma: no cover (see _Pass)
+        return graphs.passes[key](self, weights, batch)
 
 
-class _Pass:  # pragma: no cover (only a GPU makes one)
+class _Pass:
     """A captured pass, with the memory that it reads and writes."""
 
     def __init__(
-        self, objective: Objective, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool
+        self, objective: CapturedObjective, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool
     ) -> None:
         self.weights = [weight.detach().clone() for weight in weights]
         self.batch = Batch(batch.images.clone(), batch.labels.clone(), batch.seed)
+        #: what changes from epoch to epoch: read from tensors, or each epoch would need a graph of its own
+        self.drop_path_prob, self.skip_beta = (
+            torch.tensor(float(value), dtype=torch.float64, device=batch.images.device)
+            for value in (objective.drop_path_prob, objective.skip_beta)
+        )
+        dropping = self.drop_path_prob if drops(objective.drop_path_prob) else 0.0
+        own = Objective(objective.supernet, objective.autocast, dropping, self.skip_beta)
         arguments = (self.weights, self.batch, layers, parameters)
-        # Libraries set themselves up in their first calls, which must not be captured, and leave no trace.
         kept = [buffer.clone() for buffer in objective.supernet.buffers()]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                objective.pass_over(*arguments)
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.no_grad():
-            for buffer, value in zip(objective.supernet.buffers(), kept, strict=True):
-                buffer.copy_(value)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.result = objective.pass_over(*arguments)
+        stream = torch.cuda.current_stream()
+        try:
+            # Libraries set themselves up in their first calls, which must not be captured.
+            side = torch.cuda.Stream()
+            side.wait_stream(stream)
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    own.pass_over(*arguments)
+            stream.wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, pool=objective.graphs.pool):
+                self.result = own.pass_over(*arguments)
+        finally:
+            torch.cuda.set_stream(stream)  # a capture that fails at its end leaves its own
+            with torch.no_grad():
+                for buffer, value in zip(objective.supernet.buffers(), kept, strict=True):
+                    buffer.copy_(value)
 
-    def __call__(self, weights: Tensors, batch: Batch) -> Gradients:
-        """The pass at other weights, on another batch of the same size."""
-        torch._foreach_copy_(self.weights, [weight.detach() for weight in weights])
-        self.batch.images.copy_(batch.images)
+    def __call__(self, objective: Objective, weights: Tensors, batch: Batch) -> Gradients:
+        """The pass at other weights, on another batch of the same size, under another epoch's schedule."""
+        torch._foreach_copy_(
+            [*self.weights, self.batch.images], [*(weight.detach() for weight in weights), batch.images]
+        )
         self.batch.labels.copy_(batch.labels)
+        self.drop_path_prob.fill_(objective.drop_path_prob)
+        self.skip_beta.fill_(objective.skip_beta)
         self.graph.replay()
-        # The next replay writes over what this one leaves.
+        # The next replay, of this graph or of another, writes over what this one leaves.
         loss, logits, parameters, layers = self.result
-        return Gradients(loss.clone(), logits.clone(), [g.clone() for g in parameters], [g.clone() for g in layers])
+        left = [loss, logits, *parameters, *layers]
+        copies = [torch.empty_like(tensor) for tensor in left]
+        torch._foreach_copy_(copies, left)
+        first = 2 + len(parameters)
+        return Gradients(copies[0], copies[1], copies[2:first], copies[first:])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from data import Batch
+from kernels import differentiated_twice
 from regularizers import layer_alignment, layer_alignment_derivative
 
 Tensors = Sequence[Tensor]
@@ -35,8 +36,8 @@ class Objective:
 
     supernet: nn.Module
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    drop_path_prob: float = 0.0
-    skip_beta: float = 0.0
+    drop_path_prob: float | Tensor = 0.0
+    skip_beta: float | Tensor = 0.0
     accelerated: bool = False
 
     def __call__(
@@ -55,7 +56,8 @@ class Objective:
         torch.manual_seed(batch.seed)
         # What torch.compile makes has no second derivative, and takes a call with other parameters for another network.
         eager = self.accelerated and (create_graph or parameters is not None)
-        with torch.compiler.set_stance("force_eager") if eager else nullcontext():
+        stance = torch.compiler.set_stance("force_eager") if eager else nullcontext()
+        with stance, differentiated_twice() if create_graph else nullcontext():
             return self.forward(weights, batch, parameters)
 
     def forward(

@@ -1,22 +1,37 @@
-"""Layers that the library computes slowly, or inexactly, on a CPU in the layout of channels last; elsewhere its own.
+"""Layers that torch computes slowly, inexactly or wrongly on some device; elsewhere they are torch's own.
 
-Depthwise convolution. The library's gradients take up to twenty times the forward pass, with a dilation or a kernel
-over 3x3. But the gradient in the input is a depthwise convolution too, with the flipped kernel; that in the weight
-splits into those of kernels of three columns, which the library is fast at; and a dilation of 2 is none where even and
-odd pixels are sorted apart. The two functions below are each other's derivatives, so all orders are fast.
+Grouped convolutions. On a CPU the gradients of a depthwise convolution take up to twenty times the forward pass,
+channels last, with a dilation or a kernel over 3x3. But the gradient in the input is a depthwise convolution too, with
+the flipped kernel; that in the weight splits into those of kernels of three columns, which torch is fast at; and a
+dilation of 2 is none where even and odd pixels are sorted apart. On any device torch's second derivative of a grouped
+convolution is a loop over its groups; the three functions below are each other's derivatives, so every order is a
+single call.
 
-Batch norm. The library adds up a channel's pixels one by one in single precision, which leaves errors of 1e-6 to 1e-5,
-a hundred times those of the other layout; behind ReLUs these become 1e-2 in a supernet's gradient. Here every column
-of pixels is added up on its own.
+Batch norm. On a CPU torch adds up a channel's pixels one by one in single precision, channels last, which leaves
+errors of 1e-6 to 1e-5, a hundred times those of the other layout; behind ReLUs these become 1e-2 in a supernet's
+gradient. Here every column of pixels is added up on its own.
+
+Average pooling. On CUDA torch's gradient is wrong with padding, channels last (pytorch issue 188344).
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """The memory format of x (B, C, H, W), dense or a slice of what is."""
+    return torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether the pass under way rounds factors to a lower precision."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -34,92 +49,174 @@ class DepthwiseConv2d(nn.Conv2d):
         super().__init__(channels, channels, kernel_size, stride, padding, dilation, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv2d(x, self.weight, self.stride[0], self.dilation[0])
+        return grouped_conv2d(x, self.weight, self.groups, self.stride[0], self.dilation[0])
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
-    """`F.conv2d` of x (B, C, H, W) with weight (C, 1, k, k), k odd, padded by dilation * (k // 2)."""
+_twice = False
+
+
+@contextmanager
+def differentiated_twice() -> Iterator[None]:
+    """Inside, grouped convolutions are made for second derivatives; it costs some time in Python on a GPU."""
+    global _twice
+    before, _twice = _twice, True
+    try:
+        yield
+    finally:
+        _twice = before
+
+
+def grouped_conv2d(x: Tensor, weight: Tensor, groups: int, stride: int = 1, dilation: int = 1) -> Tensor:
+    """`F.conv2d` of x (B, C, H, W) with weight (C, C / groups, k, k), k odd, padded by dilation * (k // 2)."""
     if stride == dilation == 2:
         # Only every second pixel is looked at: a dense convolution on these.
-        x, stride, dilation = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), 1, 1
-    fast = (
-        stride == 1
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.is_autocast_enabled("cpu")
-    )
-    if fast:
-        return _Convolve.apply(x, weight, dilation)
-    padding = dilation * (weight.shape[-1] // 2)
-    return F.conv2d(x, weight, None, stride, padding, dilation, groups=len(weight))
+        x, stride, dilation = x[:, :, ::2, ::2].contiguous(memory_format=layout(x)), 1, 1
+    if autocasts(x.device):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    form = _Form(x.shape, weight.shape, stride, dilation, groups)
+    if (_twice and groups > 1) or form.is_fast_here(x):
+        return _Convolution.apply(x, weight, form)
+    return form.convolve(x, weight)
 
 
-class _Convolve(torch.autograd.Function):
-    """y(p) = sum_d weight(d) x(p + d), channel by channel."""
+class _Form(NamedTuple):
+    """A grouped convolution x * w -> y, apart from its numbers.
+
+    <g, x * w> is linear in x, w and g; its derivatives in g, x and w are the three methods.
+    """
+
+    x_shape: torch.Size
+    weight_shape: torch.Size
+    stride: int
+    dilation: int
+    groups: int
+
+    @property
+    def padding(self) -> int:
+        return self.dilation * (self.weight_shape[-1] // 2)
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.weight_shape[0]
+
+    def is_fast_here(self, x: Tensor) -> bool:
+        """Whether the gradients below are faster than torch's."""
+        return (
+            x.device.type == "cpu"
+            and self.depthwise
+            and self.stride == 1
+            and x.dtype in (torch.float32, torch.float64)
+            and x.is_contiguous(memory_format=torch.channels_last)
+        )
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """y = x * w."""
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def input_gradient(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """The derivative of <gradient, x * w> in x."""
+        if self.is_fast_here(gradient):
+            return self.convolve(gradient, weight.flip(2, 3))
+        return self._library(gradient, _empty(gradient, self.x_shape), weight, [True, False, False])[0]
+
+    def weight_gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The derivative of <gradient, x * w> in w."""
+        height, width = self.x_shape[2:]
+        if self.is_fast_here(x) and self.dilation == 1:
+            return _correlate(x, gradient, self.weight_shape[-1])
+        if self.is_fast_here(x) and self.dilation == 2 and height % 2 == width % 2 == 0:
+            parities = _correlate(_sort_parities(x), _sort_parities(gradient), self.weight_shape[-1])
+            return parities.unflatten(0, (2, -1)).sum(dim=0)
+        return self._library(gradient, x, _empty(x, self.weight_shape), [False, True, False])[1]
+
+    def _library(self, gradient: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
+        numbers = ([self.stride] * 2, [self.padding] * 2, [self.dilation] * 2, False, [0, 0], self.groups)
+        return torch.ops.aten.convolution_backward(gradient, x, weight, None, *numbers, wanted)
+
+
+def _empty(like: Tensor, shape: torch.Size) -> Tensor:
+    """A tensor of which torch reads the shape and memory format alone."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout(like))
+
+
+class _Convolution(torch.autograd.Function):
+    """_Form.convolve."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, form: _Form) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.dilation = dilation
-        return F.conv2d(x, weight, None, 1, dilation * (weight.shape[-1] // 2), dilation, groups=len(weight))
+        ctx.form = form
+        return form.convolve(x, weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (x, weight), dilation = ctx.saved_tensors, ctx.dilation
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=layout(x))
         return (
-            _Convolve.apply(gradient, weight.flip(2, 3), dilation) if ctx.needs_input_grad[0] else None,
-            _Correlate.apply(x, gradient, weight.shape[-1], dilation) if ctx.needs_input_grad[1] else None,
+            _InputGradient.apply(gradient, weight, ctx.form) if ctx.needs_input_grad[0] else None,
+            _WeightGradient.apply(x, gradient, ctx.form) if ctx.needs_input_grad[1] else None,
             None,
         )
 
 
-class _Correlate(torch.autograd.Function):
-    """c(d) = sum_p x(p + d) y(p), channel by channel: the gradient of `_Convolve` in its weight, (C, 1, k, k)."""
+class _InputGradient(torch.autograd.Function):
+    """_Form.input_gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, kernel_size: int, dilation: int) -> Tensor:
-        ctx.save_for_backward(x, y)
-        ctx.dilation = dilation
-        height, width = x.shape[2:]
-        if dilation == 1:
-            return _correlate(x, y, kernel_size)
-        if dilation == 2 and height % 2 == width % 2 == 0:
-            parities = _correlate(_sort_parities(x), _sort_parities(y), kernel_size)
-            return parities.unflatten(0, (2, -1)).sum(dim=0)
-        return _library(x, y, (kernel_size, kernel_size), dilation, dilation * (kernel_size // 2))
+    def forward(ctx: Any, gradient: Tensor, weight: Tensor, form: _Form) -> Tensor:
+        ctx.save_for_backward(gradient, weight)
+        ctx.form = form
+        return form.input_gradient(gradient, weight)
 
     @staticmethod
-    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (x, y), dilation = ctx.saved_tensors, ctx.dilation
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        gradient, weight = ctx.saved_tensors
+        direction = direction.contiguous(memory_format=layout(gradient))
         return (
-            _Convolve.apply(y, direction.flip(2, 3), dilation) if ctx.needs_input_grad[0] else None,
-            _Convolve.apply(x, direction, dilation) if ctx.needs_input_grad[1] else None,
+            _Convolution.apply(direction, weight, ctx.form) if ctx.needs_input_grad[0] else None,
+            _WeightGradient.apply(direction, gradient, ctx.form) if ctx.needs_input_grad[1] else None,
             None,
+        )
+
+
+class _WeightGradient(torch.autograd.Function):
+    """_Form.weight_gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gradient: Tensor, form: _Form) -> Tensor:
+        ctx.save_for_backward(x, gradient)
+        ctx.form = form
+        return form.weight_gradient(x, gradient)
+
+    @staticmethod
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, gradient = ctx.saved_tensors
+        return (
+            _InputGradient.apply(gradient, direction, ctx.form) if ctx.needs_input_grad[0] else None,
+            _Convolution.apply(x, direction, ctx.form) if ctx.needs_input_grad[1] else None,
             None,
         )
 
 
 def _correlate(x: Tensor, y: Tensor, kernel_size: int) -> Tensor:
-    """The correlation without dilation, in strips of at most three columns of offsets."""
+    """c(d) = sum_p x(p + d) y(p), channel by channel (C, 1, k, k), in strips of at most three columns of offsets."""
     if kernel_size <= 3:
-        return _library(x, y, (kernel_size, kernel_size), 1, kernel_size // 2)
+        return _narrow(x, y, (kernel_size, kernel_size), kernel_size // 2)
     width = x.shape[3]
     padded = F.pad(x, (kernel_size // 2,) * 4)
     strips = []
     for left in range(0, kernel_size, 3):
         columns = min(3, kernel_size - left)
         strip = padded[:, :, :, left : left + width + columns - 1].contiguous(memory_format=torch.channels_last)
-        strips.append(_library(strip, y, (kernel_size, columns), 1, 0))
+        strips.append(_narrow(strip, y, (kernel_size, columns), 0))
     return torch.cat(strips, dim=3)
 
 
-def _library(x: Tensor, y: Tensor, kernel_size: tuple[int, int], dilation: int, padding: int) -> Tensor:
-    """The library's gradient of a depthwise convolution of x in its weight, y being that in its output."""
-    channels = x.shape[1]
-    weight = x.new_empty(channels, 1, *kernel_size)
-    numbers = ([1, 1], [padding] * 2, [dilation] * 2, False, [0, 0], channels)
+def _narrow(x: Tensor, y: Tensor, kernel_size: tuple[int, int], padding: int) -> Tensor:
+    """torch's gradient of a depthwise convolution of x in its weight, y being that in its output."""
+    weight = x.new_empty(x.shape[1], 1, *kernel_size)
+    numbers = ([1, 1], [padding] * 2, [1, 1], False, [0, 0], x.shape[1])
     return torch.ops.aten.convolution_backward(y, x, weight, None, *numbers, [False, True, False])[1]
 
 
@@ -253,13 +350,13 @@ class _AllReduce(torch.autograd.Function):
 class _Concatenate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
-        ctx.sizes = [part.shape[1] for part in parts]
+        ctx.sizes, ctx.layout = [part.shape[1] for part in parts], layout(parts[0])
         return torch.cat(parts, dim=1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         parts = gradient.split(ctx.sizes, dim=1)
-        return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
+        return tuple(part.contiguous(memory_format=ctx.layout) for part in parts)
 
 
 def concatenate(parts: Sequence[Tensor]) -> Tensor:
@@ -268,15 +365,12 @@ def concatenate(parts: Sequence[Tensor]) -> Tensor:
 
 
 def average_pool(x: Tensor, stride: int) -> Tensor:
-    """3x3 average pooling of x (B, C, H, W), padding not counted; on a CPU as a depthwise convolution, for speed."""
-    if stride != 1 or x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
+    """3x3 average pooling of x (B, C, H, W), padding not counted; channels last it is a depthwise convolution."""
+    if layout(x) is torch.contiguous_format:
         return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
-    sums = depthwise_conv2d(x, x.new_ones(x.shape[1], 1, 3, 3))
-    # How many of a window's rows, or columns, lie within the image.
-    rows, columns = (
-        x.new_tensor([3 - (place == 0) - (place == size - 1) for place in range(size)]) for size in x.shape[2:]
-    )
-    return sums / (rows[:, None] * columns)
+    sums = grouped_conv2d(x, x.new_ones(x.shape[1], 1, 3, 3), x.shape[1], stride)
+    ones = sums.new_ones(1, 1, *x.shape[2:])
+    return sums / F.avg_pool2d(ones, 3, stride, padding=1, divisor_override=1)  # the pixels of each window
 
 
 class AveragePool(nn.Module):

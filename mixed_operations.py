@@ -15,14 +15,15 @@ tensor (B, C, H, W) for each.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import DepthwiseConv2d, average_pool, batch_norm, depthwise_conv2d
-from operations import OPERATIONS, drop_path
+from kernels import DepthwiseConv2d, autocasts, average_pool, batch_norm, grouped_conv2d, layout
+from operations import OPERATIONS, drop_path, drops
 from spaces import Candidates
 
 Pairs = list[tuple[int, int]]
@@ -36,7 +37,7 @@ class State(NamedTuple):
     x: Tensor  # (B, C, H, W)
     activated: Tensor  # ReLU(x)
     together: bool  # whether pairs are computed side by side
-    drop_path_prob: float
+    drop_path_prob: float | Tensor
 
     def repeated(self, edges: int) -> list[Tensor]:
         """ReLU(x) for so many edges."""
@@ -45,15 +46,24 @@ class State(NamedTuple):
 
     def drop(self, parts: list[Tensor], pairs: int) -> list[Tensor]:
         """Drop path on each of the pairs, where the search has it."""
-        if self.drop_path_prob == 0:
+        if not drops(self.drop_path_prob):
             return parts
         return [drop_path(part, self.drop_path_prob, pairs // len(parts)) for part in parts]
 
 
 def _side_by_side(x: Tensor, times: int) -> Tensor:
-    """x (B, C, H, W) repeated along its channels, which stay last in memory."""
-    x = x.permute(0, 2, 3, 1)[:, :, :, None]
-    return x.expand(-1, -1, -1, times, -1).flatten(3).permute(0, 3, 1, 2)
+    """x (B, C, H, W) repeated along its channels, in the same memory format."""
+    if layout(x) is torch.channels_last:
+        x = x.permute(0, 2, 3, 1)[:, :, :, None]
+        return x.expand(-1, -1, -1, times, -1).flatten(3).permute(0, 3, 1, 2)
+    return x[:, None].expand(-1, times, -1, -1, -1).flatten(1, 2)
+
+
+def _sum_of_parts(x: Tensor, parts: int) -> Tensor:
+    """The sum of the parts of x (B, parts * C, H, W), in the same memory format."""
+    if layout(x) is torch.channels_last:
+        return x.permute(0, 2, 3, 1).unflatten(3, (parts, -1)).sum(dim=3).permute(0, 3, 1, 2)
+    return x.unflatten(1, (parts, -1)).sum(dim=1)
 
 
 def _split(tensor: Tensor, parts: int, dim: int = 0) -> Sequence[Tensor]:
@@ -99,7 +109,8 @@ class Depthwise(DepthwiseConv2d):
     # of parts, where its base takes a tensor
     def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
         kernels = _split(self.weight, len(parts))
-        return [depthwise_conv2d(x, w, self.stride[0], self.dilation[0]) for x, w in zip(parts, kernels, strict=True)]
+        stride, dilation = self.stride[0], self.dilation[0]
+        return [grouped_conv2d(x, w, len(w), stride, dilation) for x, w in zip(parts, kernels, strict=True)]
 
 
 class Pointwise(nn.Conv2d):
@@ -111,7 +122,7 @@ class Pointwise(nn.Conv2d):
     # of parts, where its base takes a tensor
     def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
         n = len(parts)
-        return [F.conv2d(x, w, groups=self.groups // n) for x, w in zip(parts, _split(self.weight, n), strict=True)]
+        return [grouped_conv2d(x, w, self.groups // n) for x, w in zip(parts, _split(self.weight, n), strict=True)]
 
 
 class Separables(nn.Module):
@@ -153,7 +164,7 @@ class Separables(nn.Module):
             parts = [torch.cat(parts, dim=1)]
         parts = state.drop(self.norm(self.pointwise(parts), weights), len(self.pairs))
         if state.together and all(edges == self.edges[0] for edges in self.edges):
-            return [(self.edges[0], parts[0].unflatten(1, (len(self.edges), -1)).sum(dim=1))]
+            return [(self.edges[0], _sum_of_parts(parts[0], len(self.edges)))]
         return _terms(self.pairs, parts)
 
 
@@ -188,12 +199,8 @@ class Shared(nn.Module):
         rest = iter(pools)
         outputs = [next(rest) if "pool" in name else state.x for name in self.own]
         edges = [[edge for edge, _ in pairs] for pairs in self.own.values()]
-        if state.together and state.drop_path_prob == 0 and all(other == edges[0] for other in edges):
-            # (edges, operations) @ (operations, pixels)
-            stacked = torch.stack([y.permute(0, 2, 3, 1) for y in outputs])
-            mixed = weights.view(len(outputs), -1).t() @ stacked.flatten(1)
-            shape = stacked.shape[1:]
-            return [((edge,), y.view(shape).permute(0, 3, 1, 2)) for edge, y in zip(edges[0], mixed, strict=True)]
+        if state.together and not drops(state.drop_path_prob) and all(other == edges[0] for other in edges):
+            return [((edge,), y) for edge, y in zip(edges[0], _mix(outputs, weights), strict=True)]
         terms: list[Term] = []
         scales = iter(weights.unbind())
         for (name, pairs), y in zip(self.own.items(), outputs, strict=True):
@@ -206,6 +213,22 @@ class Shared(nn.Module):
         if name.startswith("avg"):
             return average_pool(x, self.stride)
         return F.max_pool2d(x, 3, self.stride, padding=1)
+
+
+def _mix(outputs: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+    """sum_k p_k y_k for each of several edges, of the same y_k (B, C, H, W).
+
+    Args:
+        weights: (operations * edges,).
+    """
+    last = layout(outputs[0]) is torch.channels_last
+    # In float32 at least: mixing weights must not be rounded to bfloat16.
+    with torch.autocast(weights.device.type, enabled=False) if autocasts(weights.device) else nullcontext():
+        stacked = torch.stack([y.permute(0, 2, 3, 1) if last else y for y in outputs]).to(weights.dtype)
+        # (edges, operations) @ (operations, pixels)
+        mixed = weights.view(len(outputs), -1).t() @ stacked.flatten(1)
+    parts = [y.view(stacked.shape[1:]).to(outputs[0].dtype) for y in mixed]
+    return [y.permute(0, 3, 1, 2) for y in parts] if last else parts
 
 
 class Convs(nn.Module):
@@ -276,7 +299,7 @@ class AuxiliaryConvs(nn.Module):
         self.conv = nn.Conv2d(channels, len(edges) * channels, 1, bias=False)
         nn.init.dirac_(self.conv.weight, groups=len(edges))
 
-    def forward(self, state: State, skip_beta: float) -> list[Term]:
+    def forward(self, state: State, skip_beta: float | Tensor) -> list[Term]:
         kernels = _split(self.conv.weight * skip_beta, 1 if state.together else len(self.edges))
         return _terms([(edge, 0) for edge in self.edges], [F.conv2d(state.x, w) for w in kernels])
 
@@ -289,9 +312,9 @@ class AuxiliarySkips(nn.Module):
         self.edges = edges
         self.reduce = None if stride == 1 else FactorizedReduces([(edge, 0) for edge in edges], channels)
 
-    def forward(self, state: State, skip_beta: float) -> list[Term]:
+    def forward(self, state: State, skip_beta: float | Tensor) -> list[Term]:
         if self.reduce is not None:
-            beta = state.x.new_full((len(self.edges),), skip_beta)
+            beta = skip_beta * state.x.new_ones(len(self.edges))
             return self.reduce(state._replace(drop_path_prob=0.0), beta)
         output = skip_beta * state.x
         return [((edge,), output) for edge in self.edges]
@@ -381,13 +404,18 @@ class MixedEdges(nn.Module):
         self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def forward(
-        self, inputs: Sequence[Tensor], weights: Tensor, drop_path_prob: float, skip_beta: float
+        self,
+        inputs: Sequence[Tensor],
+        weights: Tensor,
+        drop_path_prob: float | Tensor,
+        skip_beta: float | Tensor,
     ) -> list[Tensor]:
         """All states of the cell, (B, C, H, W) each: the inputs, and the nodes behind them.
 
         Args:
             inputs: the cell's inputs.
             weights: (edges, operations).
+            drop_path_prob, skip_beta: numbers, or scalar tensors, which a CUDA graph reads anew each time.
         """
         together = inputs[0].device.type != "cpu" if self.together is None else self.together
         rest = iter(weights.flatten()[self.places].split(self.sizes))

@@ -38,7 +38,9 @@ class Cell(nn.Module):
         strides = [2 if reduction and source < 2 else 1 for source, _ in EDGES]
         self.edges = MixedEdges(EDGES, candidates, channels, strides, auxiliary_skip)
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, drop_path_prob: float, skip_beta: float) -> Tensor:
+    def forward(
+        self, s0: Tensor, s1: Tensor, weights: Tensor, drop_path_prob: float | Tensor, skip_beta: float | Tensor
+    ) -> Tensor:
         inputs = [self.preprocess0(s0), self.preprocess1(s1)]
         states = self.edges(inputs, weights, drop_path_prob, skip_beta)
         return concatenate(states[-NODES:])
@@ -91,7 +93,11 @@ class Supernet(nn.Module):
         self.classifier = nn.Linear(c_prev, classes)
 
     def forward(
-        self, images: Tensor, weights: Sequence[Tensor], drop_path_prob: float = 0.0, skip_beta: float = 0.0
+        self,
+        images: Tensor,
+        weights: Sequence[Tensor],
+        drop_path_prob: float | Tensor = 0.0,
+        skip_beta: float | Tensor = 0.0,
     ) -> Tensor:
         """Logits (B, classes) of images (B, channels, H, W) under one (edges, operations) tensor of weights a layer.
 

@@ -100,17 +100,30 @@ class Evaluation(LightningModule):
     Args:
         network: maps images to logits and the auxiliary head's logits (or None).
         classes: number of classes.
+        memory_format: of images and weights.
         top5, ignoring: of the `Scores`.
     """
 
-    def __init__(self, network: nn.Module, classes: int, top5: bool = False, ignoring: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: int,
+        memory_format: torch.memory_format,
+        top5: bool = False,
+        ignoring: bool = False,
+    ) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)
+        self.memory_format = memory_format
+        self.network = network.to(memory_format=memory_format)
         self.test_scores = Scores(classes, top5, ignoring)
+
+    def forward(self, images: Tensor, drop_path_prob: float = 0.0) -> tuple[Tensor, Tensor | None]:
+        """The logits (B, classes), and the auxiliary head's (or None)."""
+        return self.network(images.to(memory_format=self.memory_format), drop_path_prob)
 
     def validation_step(self, batch: data.Batch, batch_idx: int) -> None:
         torch.manual_seed(batch.seed)
-        logits, _ = self.network(batch.images)
+        logits, _ = self(batch.images)
         self.test_scores.update(cross_entropy(logits, batch.labels), logits, batch.labels)
 
     test_step = validation_step
@@ -127,12 +140,13 @@ class Retraining(Evaluation):
         self,
         network: nn.Module,
         classes: int,
+        memory_format: torch.memory_format,
         recipe: Recipe,
         compile_for: Sequence[int] = (),
         top5: bool = False,
         ignoring: bool = False,
     ) -> None:
-        super().__init__(network, classes, top5, ignoring)
+        super().__init__(network, classes, memory_format, top5, ignoring)
         self.recipe = recipe
         self.compile_for = compile_for
         self.train_scores = Scores(classes, top5, ignoring)
@@ -151,14 +165,14 @@ class Retraining(Evaluation):
     def on_fit_start(self) -> None:
         if not self.compile_for:
             return
-        images = torch.zeros(self.compile_for, device=self.device).to(memory_format=torch.channels_last)
+        images = torch.zeros(self.compile_for, device=self.device)
         labels = torch.zeros(len(images), dtype=torch.long, device=self.device)
 
         def passes() -> None:
             # Drop path is another function than none.
             for drop_path_prob in {0.0, self.recipe.drop_path_prob / 2}:
                 with self.trainer.precision_plugin.forward_context():
-                    logits, auxiliary_logits = self.network(images, drop_path_prob)
+                    logits, auxiliary_logits = self(images, drop_path_prob)
                     loss = self.recipe.loss(logits, auxiliary_logits, labels)
                 # Not backward(), which DDP would take for a step of the training.
                 torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
@@ -172,7 +186,7 @@ class Retraining(Evaluation):
 
     def training_step(self, batch: data.Batch, batch_idx: int) -> Tensor:
         torch.manual_seed(batch.seed)
-        logits, auxiliary_logits = self.network(batch.images, self.recipe.drop_path_prob_of(self.current_epoch))
+        logits, auxiliary_logits = self(batch.images, self.recipe.drop_path_prob_of(self.current_epoch))
         loss = self.recipe.loss(logits, auxiliary_logits, batch.labels)
         self.watched["train_loss"] = loss.detach()
         self.train_scores.update(loss, logits, batch.labels)

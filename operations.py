@@ -127,11 +127,16 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 }
 
 
-def drop_path(x: Tensor, probability: float, edges: int = 1) -> Tensor:
+def drops(probability: float | Tensor) -> bool:
+    """Whether drop path acts; a scalar tensor is taken to be positive, for reading it would wait for the device."""
+    return isinstance(probability, Tensor) or probability > 0
+
+
+def drop_path(x: Tensor, probability: float | Tensor, edges: int = 1) -> Tensor:
     """Zero whole images' contributions with `probability` and scale the rest by 1 / (1 - probability).
 
     FractalNet (Larsson et al., ICLR 2017), per image as in DARTS. x: (B, edges * C, H, W), each edge its own draw.
     """
     keep = 1.0 - probability
-    mask = torch.empty(x.shape[0], edges, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep) / keep
+    mask = (torch.rand(x.shape[0], edges, 1, 1, device=x.device) < keep).to(x.dtype) / keep
     return x * mask.repeat_interleave(x.shape[1] // edges, dim=1)

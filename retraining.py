@@ -25,7 +25,7 @@ from model import size
 from modules import Images, Retraining, TensorImages
 from recipes import Recipe
 from trainer import checkpoints_of, fit, load_checkpoint
-from utils import check_device, provenance, write_config
+from utils import check_device, memory_format, provenance, write_config
 
 
 def tensor_images(settings: Any) -> TensorImages:
@@ -120,6 +120,7 @@ def retrain(
     }
     largest = math.ceil(settings.batch_size / (world * accumulate))
     compile_for = (largest, images.in_channels, images.image_size, images.image_size) if settings.compile else ()
+    layout = memory_format(settings.memory_format, torch.device(accelerator))
     ignoring = getattr(settings, "broken_images", "refuse") == "skip"
     flag, command = "--resume" if resumed else "--save", f"python {script} --resume {shlex.quote(str(run))}"
     if first and num_nodes > 1:
@@ -138,7 +139,7 @@ def retrain(
                 checkpoint = load_checkpoint(run / "checkpoints")
                 _check_same_images(checkpoint, about)
         rows = fit(
-            Retraining(network, len(images.classes), recipe, compile_for, top5, ignoring),
+            Retraining(network, len(images.classes), layout, recipe, compile_for, top5, ignoring),
             images,
             run,
             about,

@@ -92,6 +92,13 @@ def check_device(device: str, count: int = 1) -> tuple[str, int | list[int]]:
     return accelerator, [int(index)] if index else count
 
 
+def memory_format(setting: str, device: torch.device) -> torch.memory_format:
+    """The memory format of images and weights that --memory_format means; "auto" is channels last on a CPU only."""
+    if setting == "auto":
+        setting = "channels_last" if device.type == "cpu" else "contiguous"
+    return torch.channels_last if setting == "channels_last" else torch.contiguous_format
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """The tensors of an optimizer's state, by name."""
     state = optimizer.state_dict()["state"]
@@ -107,8 +114,14 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(f"{prefix}."):
-            index, key = name.removeprefix(f"{prefix}.").split(".")
-            state.setdefault(int(index), {})[key] = value
+            number, key = name.removeprefix(f"{prefix}.").split(".")
+            state.setdefault(int(number), {})[key] = value
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entry in state.items():
+        for key, value in entry.items():
+            if index < len(parameters) and value.shape == parameters[index].shape:
+                # The optimizer is slower where these strides are not the parameter's.
+                entry[key] = torch.empty_like(parameters[index], dtype=value.dtype, device=value.device).copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     check_optimizer(optimizer)
 
@@ -298,10 +311,12 @@ def set_up_libraries(tf32: bool, deterministic: bool = False) -> None:
     """How the libraries under torch compute, for the whole process.
 
     Args:
-        tf32: GPUs may round float32 factors to TensorFloat-32.
+        tf32: GPUs may round the float32 factors of convolutions to TensorFloat-32; those of matrix products never, for
+            mixing weights are among them.
         deterministic: only by algorithms that give the same bits each time; where there is none, torch raises.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:

@@ -7,13 +7,14 @@ python analysis/draw.py "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_
 
 import sys
 from pathlib import Path
-from typing import Any, Protocol
-
-import graphviz
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cli
 from genotypes import Edge
 from nasbench201.cells import load_any
+
+if TYPE_CHECKING:
+    import graphviz
 
 PROG = "draw.py"
 FONT = "Helvetica,Arial,sans-serif"
@@ -56,12 +57,14 @@ class Cells(Protocol):
         """The nodes that the output concatenates."""
 
 
-def cell_graph(genotype: Cells, kind: str) -> graphviz.Digraph:
+def cell_graph(genotype: Cells, kind: str) -> "graphviz.Digraph":
     """One of a genotype's kinds of cells as a graph.
 
     An operation e0, e1, ... is a node that stands in the line from its source to its target: no other line crosses its
     label then.
     """
+    import graphviz
+
     graph = graphviz.Digraph(kind)
     graph.attr(rankdir="LR", nodesep="0.16", ranksep="0.55", bgcolor="white", pad="0.15")
     graph.attr("node", shape="box", style="rounded,filled", fontname=FONT, fontsize="16", height="0.45", width="0.5")
@@ -86,12 +89,30 @@ def cell_graph(genotype: Cells, kind: str) -> graphviz.Digraph:
 def draw_genotype(genotype: Cells, folder: Path) -> None:
     """Write {normal,reduce}.{gv,svg,png}, of a cell of NAS-Bench-201 cell.{gv,svg,png}, to `folder`.
 
-    The folder is made where it is missing. The pictures are Graphviz's; where its `dot` is missing or fails, stderr
-    says so and matplotlib draws them.
+    The folder is made where it is missing. The pictures are Graphviz's; where its `dot` is missing or fails, or the
+    Python package is missing (no .gv then), stderr says so and matplotlib draws them.
 
     Raises:
         OSError: a file cannot be written.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    why = _draw_with_dot(genotype, folder)
+    if why:
+        print(
+            f"{why}, so matplotlib draws the cells; "
+            "for Graphviz's drawing: apt-get install graphviz, or brew install graphviz",
+            file=sys.stderr,
+        )
+        for kind in genotype.kinds:
+            _draw_without_dot(genotype, kind, folder)
+
+
+def _draw_with_dot(genotype: Cells, folder: Path) -> str:
+    """Graphviz's pictures of the cells; returns the reason where there are none."""
+    try:
+        import graphviz
+    except ImportError:
+        return "no Python package `graphviz`"
     graphs = {kind: cell_graph(genotype, kind) for kind in genotype.kinds}
     for kind, graph in graphs.items():
         graph.save(folder / f"{kind}.gv")
@@ -100,17 +121,11 @@ def draw_genotype(genotype: Cells, folder: Path) -> None:
             (folder / f"{kind}.svg").write_bytes(graph.pipe("svg", quiet=True))
             graph.attr(dpi="200")
             (folder / f"{kind}.png").write_bytes(graph.pipe("png", quiet=True))
-    except (graphviz.ExecutableNotFound, graphviz.CalledProcessError) as error:
-        why = "no `dot` on PATH"
-        if isinstance(error, graphviz.CalledProcessError):
-            why = f"`dot` fails ({cli.one_line(' '.join(error.stderr.decode(errors='replace').split())[:200])})"
-        print(
-            f"{why}, so matplotlib draws the cells; "
-            "for Graphviz's drawing: apt-get install graphviz, or brew install graphviz",
-            file=sys.stderr,
-        )
-        for kind in graphs:
-            _draw_without_dot(genotype, kind, folder)
+    except graphviz.ExecutableNotFound:
+        return "no `dot` on PATH"
+    except graphviz.CalledProcessError as error:
+        return f"`dot` fails ({cli.one_line(' '.join(error.stderr.decode(errors='replace').split())[:200])})"
+    return ""
 
 
 def _draw_without_dot(genotype: Cells, kind: str, folder: Path) -> None:

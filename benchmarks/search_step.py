@@ -46,11 +46,16 @@ class Settings:
     batch_size: PositiveInt = option(64, "images of a step")
     rounds: PositiveInt = option(5, "timings of each, of which the median counts")
     plain: bool = option(True, "time the plain way too")
-    count: bool = option(True, "count operator calls")
+    count: Literal["auto", "yes", "no"] = option(
+        "auto", "count operator calls, which takes the CPU up to minutes; auto does so on a CPU only"
+    )
     precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "of our way; plain is 32-true")
     tf32: bool = option(False, "let our way round float32 factors to TensorFloat-32")
     compile: bool = option(False, "compile the cells of our way")
     cuda_graphs: bool = option(False, "launch a pass of our way as one CUDA graph")
+    memory_format: Literal["auto", "channels_last", "contiguous"] = option(
+        "auto", "of our way; auto is channels_last on a CPU and contiguous on a GPU"
+    )
     seed: Seed = option(0, "of weights and images")
     device: str = option("auto", "auto, cpu, cuda, mps")
     out: str = option("", "JSON file to write")
@@ -147,25 +152,26 @@ def make_step(settings: Settings, method: str, way: str) -> tuple[Callable[[int]
 
     from data import cycle
 
-    names = ("precision", "tf32", "compile", "cuda_graphs")
+    names = ("precision", "tf32", "compile", "cuda_graphs", "memory_format")
     changes = {name: getattr(settings, name) for name in names} if way == "ours" else {}
     search = make_search(settings, method, settings.device, **changes)
     if way == "plain":
         make_plain(search)
-    layout = torch.channels_last if way == "ours" else torch.contiguous_format
+        search.memory_format = torch.contiguous_format
     step, inner = step_of(search), search.settings.inner_steps
 
     def turn(number: int) -> None:
         train, valid = search.batches(number)
         batches = [search.cast(batch) for batch in (*cycle(train, inner), *cycle(valid, 1))]
-        batches = [batch._replace(images=batch.images.contiguous(memory_format=layout)) for batch in batches]
         step(batches[:-1], batches[-1])
 
     return turn, search.fabric.device
 
 
-def count_calls(settings: Settings, method: str, way: str) -> int:
+def count_calls(settings: Settings, method: str, way: str) -> dict[str, int]:
     """Operator calls of a step, divided by its steps of the weights: those on tensors without data, views left out.
+
+    Convolutions, forward and backward, are counted on their own, too. Both are those of the way of a GPU.
 
     Nothing is computed; a step that waited for a value on the device would fail here.
     """
@@ -173,19 +179,23 @@ def count_calls(settings: Settings, method: str, way: str) -> int:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     import data
+    from utils import memory_format
 
     class Counter(TorchDispatchMode):
-        calls = 0
+        calls = convolutions = 0
 
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if not (function.is_view or function is torch.ops.aten._unsafe_view.default):
                 self.calls += 1
+                self.convolutions += "convolution" in function.__name__
             return function(*args, **(kwargs or {}))
 
+    layout = memory_format(settings.memory_format, torch.device("cuda"))
     search = make_search(settings, method, "cpu")
     if way == "plain":
         make_plain(search)
-    search.supernet.to("meta")
+        layout = torch.contiguous_format
+    search.supernet.to("meta").to(memory_format=layout)
     search.architecture.to("meta")
     search.architecture.fixed = {kind: values.to("meta") for kind, values in search.architecture.fixed.items()}
     search.make_optimizers()
@@ -193,19 +203,21 @@ def count_calls(settings: Settings, method: str, way: str) -> int:
         for group in optimizer.param_groups:
             group["foreach"] = True  # as it is on a GPU
     shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
-    layout = torch.channels_last if way == "ours" else torch.contiguous_format
     images = torch.empty(shape, device="meta").to(memory_format=layout)
     batch = data.Batch(images, torch.empty(shape[0], dtype=torch.long, device="meta"), 0)
     step, inner = step_of(search), search.settings.inner_steps
     step([batch] * inner, batch)  # the optimizers make their buffers
     with Counter() as counter:
         step([batch] * inner, batch)
-    return counter.calls // inner
+    return {"operator_calls": counter.calls // inner, "convolutions": counter.convolutions // inner}
 
 
 def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
     """A row for each way."""
+    from utils import check_device
+
     ways = ["ours", "plain"] if settings.plain else ["ours"]
+    count = settings.count == "yes" or (settings.count == "auto" and check_device(settings.device)[0] == "cpu")
     timings = take_turns({way: (make_step, (settings, method, way)) for way in ways}, settings.rounds)
     inner = method_settings(method, space=settings.space if settings.space != "nasbench201" else "s5").inner_steps
     rows = []
@@ -217,7 +229,7 @@ def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
                 "way": way,
                 "seconds_per_step": seconds,
                 "images_per_second": settings.batch_size / seconds,
-                "operator_calls": count_calls(settings, method, way) if settings.count else None,
+                **(count_calls(settings, method, way) if count else {}),
                 "peak_memory_mib": timing.peak_memory_mib,
                 "seconds": timing.seconds,
                 "times_as_fast": timings["plain"].median / timing.median if "plain" in timings else None,
@@ -241,16 +253,16 @@ def main() -> None:
     accelerator, _ = check_device(settings.device)
     name = torch.cuda.get_device_name() if accelerator == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{settings.space} on {name}: medians of {settings.rounds} rounds", flush=True)
-    print("| method | way | s/step | images/s | operator calls | peak memory [MiB] | times as fast as plain |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("| method | way | s/step | images/s | calls | convolutions | peak memory [MiB] | times as fast as plain |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     rows = []
     for method in settings.methods:
         for row in measure(settings, method):
             rows.append(row)
-            calls = "" if row["operator_calls"] is None else f"{row['operator_calls']:,}"
+            calls = " | ".join(f"{row[name]:,}" if name in row else "" for name in ("operator_calls", "convolutions"))
             faster = "" if row["times_as_fast"] is None else f"{row['times_as_fast']:.2f}"
             print(
-                f"| {method} | {row['way']} | {row['seconds_per_step']:.3f} | {row['images_per_second']:.1f} | {calls} "
+                f"| {method} | {row['way']} | {row['seconds_per_step']:.4f} | {row['images_per_second']:.1f} | {calls} "
                 f"| {row['peak_memory_mib']:.0f} | {faster} |",
                 flush=True,
             )

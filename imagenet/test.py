@@ -35,12 +35,14 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a run folder of imagenet/train.py, finished or not, or a checkpoint file")
     given = parser.parse_args()
 
+    import torch
+
     from imagenet.checkpoint import load_network
     from imagenet.images import FolderImages, count_workers, read_tree
     from imagenet.layout import find_split
     from modules import Evaluation
     from trainer import make_trainer, open_checkpoint, scoring_precision
-    from utils import check_device
+    from utils import check_device, memory_format
 
     accelerator, devices = check_device(given.device)
     checkpoint = open_checkpoint(given.checkpoint)
@@ -58,7 +60,8 @@ def main() -> None:
     batch_size = given.batch_size or settings["batch_size"]
     workers = count_workers(given.workers, 1)
     images = FolderImages(None, test, batch_size, settings["image_size"], settings["seed"], workers, skip)
-    module = Evaluation(network, len(classes), top5=True, ignoring=skip)
+    layout = memory_format("auto", torch.device(accelerator))
+    module = Evaluation(network, len(classes), layout, top5=True, ignoring=skip)
     make_trainer(accelerator, devices, scoring_precision(checkpoint, accelerator)).test(module, images, verbose=False)
     scores = {"images": len(test), **module.test_scores.take(), "epochs": len(checkpoint["rows"])}
     print(json.dumps(scores))

@@ -84,7 +84,7 @@ class MixedCell(nn.Module):
         strides = [1] * len(SPACE.edges)
         self.edges = MixedEdges(SPACE.edges, SPACE.cells["cell"], channels, strides, auxiliary_skip, pool_norm=False)
 
-    def forward(self, x: Tensor, weights: Tensor, drop_path_prob: float, skip_beta: float) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor, drop_path_prob: float | Tensor, skip_beta: float | Tensor) -> Tensor:
         return self.edges([x], weights, drop_path_prob, skip_beta)[-1]
 
 
@@ -115,7 +115,11 @@ class Supernet(Skeleton):
         self.alpha_shapes = {"cell": (len(SPACE.edges), len(SPACE.cells["cell"][0]))}
 
     def forward(
-        self, images: Tensor, weights: Sequence[Tensor], drop_path_prob: float = 0.0, skip_beta: float = 0.0
+        self,
+        images: Tensor,
+        weights: Sequence[Tensor],
+        drop_path_prob: float | Tensor = 0.0,
+        skip_beta: float | Tensor = 0.0,
     ) -> Tensor:
         """Logits (B, classes) of images (B, channels, H, W) under one (6, 5) tensor of weights a layer.
 

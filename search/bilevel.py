@@ -35,6 +35,7 @@ from utils import (
     check_device,
     compile_parts,
     load_optimizer_tensors,
+    memory_format,
     optimizer_tensors,
     peak_memory,
     set_up_libraries,
@@ -94,7 +95,10 @@ def make_fabric(device: str, precision: str, tf32: bool = False, deterministic: 
     """
     accelerator, devices = check_device(device)
     set_up_libraries(tf32, deterministic)
-    return Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    if fabric.device.type == "cuda":
+        torch.cuda.set_device(fabric.device)  # CUDA graphs are captured on the current device
+    return fabric
 
 
 def check(settings: CommonSettings) -> None:
@@ -109,8 +113,30 @@ def check(settings: CommonSettings) -> None:
     if settings.alpha_reg not in ("none", *ALPHA_REGULARIZERS):
         known = ("none", *ALPHA_REGULARIZERS)
         raise InputError(f"--alpha_reg: {settings.alpha_reg!r}, expected one of {', '.join(known)}")
+    check_precision(settings)
     if settings.batch_size < 2:
         raise InputError(f"--batch_size: {settings.batch_size}, expected 2 or more: batch norm compares images")
+
+
+def check_precision(settings: CommonSettings) -> None:
+    """Refuse second derivatives by differences in low precision, whose rounding is larger than their steps.
+
+    The regularizer's difference is then noise: its cosine with that in double precision is 0.22 in TF32 and 0.02 in
+    bfloat16 in S2, where float32 has 0.995 (tests/test_gpu_ready.py).
+
+    Raises:
+        InputError: it names the flag.
+    """
+    rounded = settings.tf32 or settings.precision == "bf16-mixed"
+    second = settings.reg != "none" or settings.hypergradient != "first"
+    differences = (second and settings.derivatives == "difference") or settings.compare_derivatives
+    if rounded and differences:
+        flag, value = ("--tf32", "True") if settings.tf32 else ("--precision", settings.precision)
+        why = "--compare_derivatives" if settings.compare_derivatives else "--derivatives difference"
+        raise InputError(
+            f"{flag}: {value} with {why}, whose finite differences are smaller than this precision's rounding: the "
+            "second derivative would be noise; expected float32, or --derivatives exact without --compare_derivatives"
+        )
 
 
 def check_layers(settings: CommonSettings) -> None:
@@ -144,9 +170,10 @@ class Search:
             raise InputError(f"--cuda_graphs: the device is {fabric.device.type}; expected it with a cuda device only")
         with blaming("--cutout_length"):
             self.augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
+        self.memory_format = memory_format(settings.memory_format, fabric.device)
         torch.manual_seed(settings.seed)
         with fabric.init_module():
-            self.supernet = self.make_supernet().to(memory_format=torch.channels_last)
+            self.supernet = self.make_supernet().to(memory_format=self.memory_format)
             self.architecture = Architecture(self.supernet.alpha_shapes, settings.relaxation)
         train, valid = self.split()
         for flag, part in (("--train_portion", train), ("1 - --train_portion", valid)):
@@ -187,10 +214,9 @@ class Search:
     def _compile(self) -> bool:
         """Compile the cells, and try them; where that fails all goes on without, with one warning."""
         cells = [module for module in self.supernet.modules() if isinstance(module, MixedEdges)]
-        image = self.train.images[:1].to(self.supernet.classifier.weight.dtype)
-        shape = (self.settings.batch_size, *image.shape[1:])
-        images = image.expand(shape).contiguous(memory_format=torch.channels_last)
-        batch = data.Batch(images, self.train.labels[:1].expand(shape[0]), 0)
+        count = self.settings.batch_size
+        images = self.train.images[:1].expand(count, -1, -1, -1)
+        batch = self.cast(data.Batch(images, self.train.labels[:1].expand(count), 0))
         objective = Objective(self.supernet.train(), self.fabric.autocast, accelerated=True)
 
         def passes() -> None:
@@ -428,8 +454,9 @@ class Search:
         return log
 
     def cast(self, batch: data.Batch) -> data.Batch:
-        """The batch in the precision of the weights."""
-        return batch._replace(images=batch.images.to(self.supernet.classifier.weight.dtype))
+        """The batch in the precision and memory format of the weights."""
+        dtype = self.supernet.classifier.weight.dtype
+        return batch._replace(images=batch.images.to(dtype, memory_format=self.memory_format))
 
     def record(self, now: Schedule, log: Averages, start: float) -> None:
         """Add an epoch's row to the log, begun at `start`, and the cell that alpha stands for.

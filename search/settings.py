@@ -195,12 +195,17 @@ class ExecutionSettings:
     """execution"""
 
     precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "of the supernet's passes")
-    tf32: bool = option(False, "let GPUs round float32 factors to TensorFloat-32: faster, three decimal digits")
+    tf32: bool = option(
+        False, "let GPUs round the float32 factors of convolutions to TensorFloat-32: faster, three decimal digits"
+    )
     compile: bool = option(
         False, "compile the cells (torch.compile), for GPUs: minutes at the start; second derivatives stay as they are"
     )
     cuda_graphs: bool = option(
         False, "launch a pass as one CUDA graph; second derivatives and smaller last batches stay as they are"
+    )
+    memory_format: Literal["auto", "channels_last", "contiguous"] = option(
+        "auto", "order of images and weights in memory; auto is channels_last on a CPU and contiguous on a GPU"
     )
     deterministic: bool = option(False, "only algorithms that give the same bits each time, for GPUs")
     keep_checkpoints: AtLeastTwo = option(
@@ -219,7 +224,12 @@ class DevicesSettings:
     accumulate: PositiveInt = option(1, "passes that make a step, where its images do not fit on the devices at once")
     checkpoint_steps: NonNegativeInt = option(0, "steps between two checkpoints within an epoch; 0 for none")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = option("32-true", "of the network's passes")
-    tf32: bool = option(False, "let GPUs round float32 factors to TensorFloat-32: faster, three decimal digits")
+    tf32: bool = option(
+        False, "let GPUs round the float32 factors of convolutions to TensorFloat-32: faster, three decimal digits"
+    )
+    memory_format: Literal["auto", "channels_last", "contiguous"] = option(
+        "auto", "order of images and weights in memory; auto is channels_last on a CPU and contiguous on a GPU"
+    )
     deterministic: bool = option(False, "only algorithms that give the same bits each time, for GPUs")
     compile: bool = option(False, "compile the network (torch.compile), for GPUs: minutes at the start")
 

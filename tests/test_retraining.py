@@ -106,7 +106,7 @@ def fit_numbered(run, devices=1, accumulate=1, compile_for=()):
     """Train the recorder on 40 numbered images and test it on 11, 10 images a step."""
     dataset = data.DataSet(numbered(40), numbered(11), ("a", "b", "c"), (0.0,), (40 / 255,), flip=False)
     torch.manual_seed(0)
-    module = Retraining(Recorder(), 3, RECIPE, compile_for)
+    module = Retraining(Recorder(), 3, torch.channels_last, RECIPE, compile_for)
     images = TensorImages(dataset, 10, data.Augmentation.none(dataset), seed=0)
     about = {"settings": {}, "genotype": {}, "classes": ["a", "b", "c"], "images": 40}
     options = {"accelerator": "cpu", "devices": devices, "precision": "32-true", "accumulate_grad_batches": accumulate}
@@ -141,7 +141,7 @@ def test_the_auxiliary_head_counts_with_its_weight():
     torch.manual_seed(0)
     network = model.NetworkCIFAR(load_genotype(CELL), 4, 3, auxiliary=True).double()
     batch = data.Batch(torch.randn(4, 3, 29, 29, dtype=torch.float64), torch.tensor([1, 0, 9, 3]))
-    module = Retraining(network, 10, replace(RECIPE, drop_path_prob=0))
+    module = Retraining(network, 10, torch.channels_last, replace(RECIPE, drop_path_prob=0))
 
     def cross_entropy(logits):
         return -torch.stack([row.softmax(0)[label].log() for row, label in zip(logits, batch.labels, strict=True)])

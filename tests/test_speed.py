@@ -14,7 +14,7 @@ from architect import first_order, implicit, unrolled
 from benchmarks.plain import as_plain, plain_supernet
 from data import Batch
 from gradients import Objective, norm, regularized_gradient, weight_gradient
-from kernels import average_pool, batch_norm, depthwise_conv2d
+from kernels import average_pool, batch_norm, grouped_conv2d
 from mixed_operations import MixedEdges
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
@@ -219,7 +219,7 @@ def test_a_depthwise_convolution_and_its_derivatives_are_the_librarys(kernel_siz
     torch.manual_seed(0)
     x = torch.randn(3, 4, size, size + 2, dtype=DOUBLE).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(4, 1, kernel_size, kernel_size, dtype=DOUBLE, requires_grad=True)
-    measured = depthwise_conv2d(x, weight, stride, dilation)
+    measured = grouped_conv2d(x, weight, 4, stride, dilation)
     expected = F.conv2d(x, weight, None, stride, dilation * (kernel_size // 2), dilation, groups=4)
     direction = torch.randn_like(expected)
     first = [torch.autograd.grad(y, (x, weight), direction, create_graph=True) for y in (measured, expected)]

@@ -35,7 +35,7 @@ def main() -> None:
     from nasbench201.cells import Cell201, parse_cell
     from nasbench201.networks import Network as Network201
     from trainer import load_network, make_trainer, open_checkpoint, scoring_precision
-    from utils import check_device
+    from utils import check_device, memory_format
 
     accelerator, devices = check_device(given.device)
     checkpoint = open_checkpoint(given.checkpoint)
@@ -61,7 +61,7 @@ def main() -> None:
             f"--data: {len(dataset.classes)} classes of images with {dataset.in_channels} channels, "
             "expected the data set that the network was trained on"
         ) from error
-    module = Evaluation(network, len(dataset.classes))
+    module = Evaluation(network, len(dataset.classes), memory_format("auto", torch.device(accelerator)))
     images = TensorImages(dataset, settings["batch_size"], data.Augmentation.none(dataset), settings["seed"])
     make_trainer(accelerator, devices, scoring_precision(checkpoint, accelerator)).test(module, images, verbose=False)
     print(json.dumps({**module.test_scores.take(), "images": len(dataset.test), "epochs": len(checkpoint["rows"])}))

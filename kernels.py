@@ -1,11 +1,11 @@
 """Layers that torch computes slowly, inexactly or wrongly on some device; elsewhere they are torch's own.
 
 Grouped convolutions. On a CPU the gradients of a depthwise convolution take up to twenty times the forward pass,
-channels last, with a dilation or a kernel over 3x3. But the gradient in the input is a depthwise convolution too, with
-the flipped kernel; that in the weight splits into those of kernels of three columns, which torch is fast at; and a
-dilation of 2 is none where even and odd pixels are sorted apart. On any device torch's second derivative of a grouped
-convolution is a loop over its groups; the three functions below are each other's derivatives, so every order is a
-single call.
+channels last, with a dilation or a kernel over 3x3; in bfloat16 that in a weight with a dilation is wrong. But the
+gradient in the input is a depthwise convolution too, with the flipped kernel; that in the weight splits into those of
+kernels of three columns, which torch is fast at; and a dilation of 2 is none where even and odd pixels are sorted
+apart. On any device torch's second derivative of a grouped convolution is a loop over its groups; the three functions
+below are each other's derivatives, so every order is a single call.
 
 Batch norm. On a CPU torch adds up a channel's pixels one by one in single precision, channels last, which leaves
 errors of 1e-6 to 1e-5, a hundred times those of the other layout; behind ReLUs these become 1e-2 in a supernet's
@@ -106,7 +106,7 @@ class _Form(NamedTuple):
             x.device.type == "cpu"
             and self.depthwise
             and self.stride == 1
-            and x.dtype in (torch.float32, torch.float64)
+            and x.dtype is not torch.float16
             and x.is_contiguous(memory_format=torch.channels_last)
         )
 
@@ -122,10 +122,9 @@ class _Form(NamedTuple):
 
     def weight_gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The derivative of <gradient, x * w> in w."""
-        height, width = self.x_shape[2:]
         if self.is_fast_here(x) and self.dilation == 1:
             return _correlate(x, gradient, self.weight_shape[-1])
-        if self.is_fast_here(x) and self.dilation == 2 and height % 2 == width % 2 == 0:
+        if self.is_fast_here(x) and self.dilation == 2:
             parities = _correlate(_sort_parities(x), _sort_parities(gradient), self.weight_shape[-1])
             return parities.unflatten(0, (2, -1)).sum(dim=0)
         return self._library(gradient, x, _empty(x, self.weight_shape), [False, True, False])[1]
@@ -221,7 +220,11 @@ def _narrow(x: Tensor, y: Tensor, kernel_size: tuple[int, int], padding: int) ->
 
 
 def _sort_parities(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (2B, 2C, H/2, W/2): even and odd rows become images, even and odd columns channels."""
+    """(B, C, H, W) to (2B, 2C, H/2, W/2): even and odd rows become images, even and odd columns channels.
+
+    Where H or W is odd, zeros are added first.
+    """
+    x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
     batch, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).reshape(batch, height // 2, 2, width // 2, 2 * channels)
     return x.transpose(1, 2).reshape(2 * batch, height // 2, width // 2, 2 * channels).permute(0, 3, 1, 2)

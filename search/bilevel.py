@@ -121,8 +121,8 @@ def check(settings: CommonSettings) -> None:
 def check_precision(settings: CommonSettings) -> None:
     """Refuse second derivatives by differences in low precision, whose rounding is larger than their steps.
 
-    The regularizer's difference is then noise: its cosine with that in double precision is 0.22 in TF32 and 0.02 in
-    bfloat16 in S2, where float32 has 0.995 (tests/test_gpu_ready.py).
+    The regularizer's difference is then noise: its cosine with that in double precision is at most 0.08, where float32
+    has 0.99 (benchmarks/low_precision.py).
 
     Raises:
         InputError: it names the flag.

@@ -1,0 +1,141 @@
+"""How far the regularizer's gradient is from that in double precision, in float32, TF32 and bfloat16.
+
+    python benchmarks/low_precision.py --space s2 --epsilon_0 1e-3
+
+Printed are cosines, by differences and exactly, of a supernet at its beginning on random images. On a CPU, which has no
+TF32, the factors of convolutions are rounded as a GPU would round them.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse.typing import PositiveInt
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+import cli
+from cli import Channels, ImageSize, Layers, PositiveFloat, blaming, option
+from data import Batch
+from files import check_new_file, write_atomically
+from gradients import Objective, cosine, regularized_gradient
+from model_search import Supernet
+from nasbench201.networks import Supernet as Supernet201
+from spaces import SPACES
+from utils import check_device, memory_format, set_up_libraries
+
+PROG = "low_precision.py"
+
+
+@dataclass
+class Settings:
+    """benchmark"""
+
+    space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "search space")
+    init_channels: Channels = option(8, "channels C of the first cells")
+    layers: Layers = option(8, "number of cells in s1 to s5")
+    cells_per_stage: Layers = option(2, "cells N of each stage in nasbench201")
+    batch_size: PositiveInt = option(48, "number of random images")
+    image_size: ImageSize = option(32, "height and width of the random images in pixels")
+    epsilon_0: PositiveFloat = option(1e-4, "radius of the differences")
+    device: str = option("auto", "auto, cpu or cuda")
+    out: str = option("", "JSON file to write")
+
+
+class TensorFloat32(TorchFunctionMode):
+    """Rounds the factors of convolutions, in every pass, to the ten bits of TF32's fraction."""
+
+    class Rounded(torch.autograd.Function):
+        """x, and its gradient too, with ten bits."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return ((x.float().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return TensorFloat32.Rounded.apply(gradient)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not torch.conv2d:
+            return function(*args, **(kwargs or {}))
+        x, weight, *rest = args
+        # A gradient that comes to the output is a factor of the backward pass.
+        y = function(self.Rounded.apply(x), self.Rounded.apply(weight), *rest, **(kwargs or {}))
+        return self.Rounded.apply(y)
+
+
+@contextmanager
+def tf32_of_the_gpu() -> Iterator[None]:
+    """Convolutions in TF32."""
+    set_up_libraries(tf32=True)
+    try:
+        yield
+    finally:
+        set_up_libraries(tf32=False)
+
+
+def make_supernet(settings: Settings) -> torch.nn.Module:
+    """The supernet that is measured."""
+    if settings.space == "nasbench201":
+        return Supernet201(settings.init_channels, settings.cells_per_stage)
+    return Supernet(SPACES[settings.space], settings.init_channels, settings.layers)
+
+
+def measure(settings: Settings, device: torch.device) -> list[dict[str, Any]]:
+    """A row for each way of taking the derivative."""
+    set_up_libraries(tf32=False)
+    torch.manual_seed(0)
+    layout = memory_format("auto", device)
+    supernet = make_supernet(settings).to(device).to(memory_format=layout)
+    images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size).to(memory_format=layout)
+    batch = Batch(images.to(device), (torch.arange(len(images)) % 10).to(device), 0)
+    weights = [torch.randn(supernet.alpha_shapes[kind]).softmax(dim=-1).to(device) for kind in supernet.kinds]
+    autocast = partial(torch.autocast, device.type, torch.bfloat16)
+
+    def gradient(
+        derivatives: Any, dtype: torch.dtype, mode: AbstractContextManager[Any], autocast: Any = nullcontext
+    ) -> list[Tensor]:
+        supernet.to(dtype)
+        inputs = ([weight.to(dtype) for weight in weights], batch._replace(images=batch.images.to(dtype)))
+        objective = Objective(supernet, autocast)
+        with mode:
+            found = regularized_gradient(objective, *inputs, "corr", derivatives, settings.epsilon_0)
+        return [g.double() for g in found.regularizer_gradient]
+
+    rows = []
+    for derivatives in ("difference", "exact"):
+        expected = gradient(derivatives, torch.float64, nullcontext())
+        tf32 = tf32_of_the_gpu() if device.type == "cuda" else TensorFloat32()
+        found = {
+            "float32": gradient(derivatives, torch.float32, nullcontext()),
+            "tf32": gradient(derivatives, torch.float32, tf32),
+            "bfloat16": gradient(derivatives, torch.float32, nullcontext(), autocast),
+        }
+        cosines = {name: cosine(value, expected).item() for name, value in found.items()}
+        rows.append({"space": settings.space, "derivatives": derivatives, **cosines})
+    return rows
+
+
+def main() -> None:
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    if settings.out:
+        with blaming("--out"):
+            check_new_file(Path(settings.out))
+    device = torch.device(check_device(settings.device)[0])
+    rows = measure(settings, device)
+    print(f"{settings.space} on {device}\n| derivatives | float32 | TF32 | bfloat16 |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['derivatives']} | {row['float32']:.4f} | {row['tf32']:.4f} | {row['bfloat16']:.4f} |")
+    if settings.out:
+        content = {**asdict(settings), "command": cli.command_line(), "rows": rows}
+        write_atomically(Path(settings.out), json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

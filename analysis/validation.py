@@ -87,7 +87,7 @@ class ValidationLoss:
         weights = [mixing[kind] for kind in search.supernet.kinds]
         losses, accuracies = [], []
         for batch in self.batches:
-            loss, logits = self._objective(weights, batch)
+            loss, logits = self._objective(weights, batch, create_graph=alpha.requires_grad)
             losses.append(loss * len(batch.labels))
             accuracies.append(accuracy(logits, batch.labels) * len(batch.labels))
         images = sum(len(batch.labels) for batch in self.batches)

@@ -178,11 +178,3 @@ def test_deterministic_gives_the_same_bits_twice_and_those_without_it_on_a_cpu(t
     runs = [retrain(replace(RETRAINING, epochs=1, deterministic=on), tmp_path / f"r{on}") for on in (True, False)]
     assert weights_of(runs[0]) == weights_of(runs[1])
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_deterministic_gives_the_same_bits_twice_on_a_gpu(tmp_path):
-    settings = replace(SMALL, device="cuda", deterministic=True)
-    assert_same_run(*(run_search(settings, tmp_path / name) for name in "ab"))
-    runs = [retrain(replace(RETRAINING, device="cuda", deterministic=True), tmp_path / name) for name in "cd"]
-    assert weights_of(runs[0]) == weights_of(runs[1])

@@ -274,25 +274,3 @@ def test_the_other_switches_run_to_the_end(tmp_path, changes):
     run = run_search(replace(SMALL, epochs=2, compare_derivatives=True, **changes), tmp_path / "run")
     assert abs(float(metrics(run)[0]["derivative_cosine"])) <= 1
     assert float(metrics(run)[1]["train_loss"]) < 3
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_step_on_the_gpu_is_the_step_on_the_cpu():
-    settings = replace(SMALL, precision="64-true")
-    states = [
-        Search(settings, data.load("digits"), make_fabric(device, settings.precision)) for device in ("cpu", "cuda")
-    ]
-    for name in ("supernet", "architecture"):
-        getattr(states[1], name).load_state_dict(getattr(states[0], name).state_dict())
-    batches = [states[0].cast(batch) for batch in batches_of(states[0])]
-    for state in states:
-        train_batch, valid_batch = (
-            data.Batch(batch.images.to(state.fabric.device), batch.labels.to(state.fabric.device), batch.seed)
-            for batch in batches
-        )
-        objective = Objective(state.supernet.train())
-        state.alpha_step(objective, train_batch, valid_batch, False, Averages())
-        state.weight_step(objective, train_batch, 0.5, False, Averages())
-    for name in ("supernet", "architecture"):
-        for a, b in zip(getattr(states[0], name).parameters(), getattr(states[1], name).parameters(), strict=True):
-            torch.testing.assert_close(a, b.cpu(), rtol=1e-6, atol=1e-9)

@@ -1,0 +1,286 @@
+"""The promises, on a GPU. All of these are skipped where there is none.
+
+python -m pytest tests/test_gpu.py --numprocesses 4
+"""
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+
+import data
+from architect import first_order
+from benchmarks.plain import plain_supernet
+from cuda_graphs import CapturedObjective, Graphs
+from gradients import Objective, cosine, weight_gradient
+from kernels import average_pool, differentiated_twice, grouped_conv2d
+from mixed_operations import MixedEdges
+from model_search import Supernet
+from nasbench201.networks import Supernet as Supernet201
+from search.bilevel import Search, make_fabric, schedule
+from search.settings import method_settings
+from spaces import SPACES
+from tests.conftest import last_checkpoint
+from tests.test_gradients import relative_error
+from tests.test_numbers import weights_of
+from tests.test_retraining import SMALL as RETRAINING
+from tests.test_retraining import retrain
+from tests.test_search import SMALL, assert_same_run, batches_of, run_search
+from tests.test_speed import (
+    METHODS,
+    assert_gradients_of,
+    assert_single_precision_gradients_of,
+    batch_and_weights,
+    same_noise,
+    weights_after_an_epoch,
+)
+from utils import Averages, set_up_libraries
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+DOUBLE = torch.float64
+LAYOUTS = [torch.channels_last, torch.contiguous_format]
+
+__all__ = ["same_noise"]  # a fixture
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """torch rounds convolutions to TF32 unless it is told otherwise, as every script does."""
+    set_up_libraries(tf32=False)
+
+
+def twins(space, auxiliary_skip, dtype, layout, channels, together=None):
+    """A supernet on the GPU, and its plain twin."""
+    torch.manual_seed(0)
+    if space == "nasbench201":
+        supernet = Supernet201(channels, 2, auxiliary_skip=auxiliary_skip)
+    else:
+        supernet = Supernet(SPACES[space], channels, 5, auxiliary_skip=auxiliary_skip)
+    supernet = supernet.to("cuda", dtype).to(memory_format=layout)
+    for module in supernet.modules():
+        if isinstance(module, MixedEdges):
+            module.together = together
+    return supernet, plain_supernet(supernet)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("space", "auxiliary_skip"),
+    [("s1", "none"), ("s2", "conv1"), ("s3", "none"), ("s4", "skip"), ("s5", "skip"), ("nasbench201", "conv1")],
+)
+def test_every_gradient_in_double_precision_is_that_of_the_plain_supernet(space, auxiliary_skip, layout, same_noise):
+    supernet, plain = twins(space, auxiliary_skip, DOUBLE, layout, channels=4)
+    batch, weights = batch_and_weights(supernet, device="cuda")
+    assert_gradients_of(supernet, plain, batch._replace(images=batch.images.to(memory_format=layout)), weights)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("space", ["s1", "s5", "nasbench201"])
+def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, layout, together, monkeypatch):
+    supernet, plain = twins(space, "none", torch.float32, layout, channels=8, together=together)
+    batch, weights = batch_and_weights(supernet, torch.float32, "cuda", images=16, pixels=16)
+    ours = batch._replace(images=batch.images.to(memory_format=layout))
+    assert_single_precision_gradients_of(supernet, plain, ours, batch, weights, monkeypatch)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_average_pooling_and_its_gradient_are_those_of_the_cpu(layout, stride):
+    """torch's gradient is wrong channels last with padding (pytorch issue 188344)."""
+    torch.manual_seed(0)
+    x, found = torch.randn(3, 4, 7, 8, dtype=DOUBLE), []
+    for device in ("cpu", "cuda"):
+        own = x.to(device).to(memory_format=layout if device == "cuda" else torch.contiguous_format).requires_grad_()
+        y = average_pool(own, stride)
+        found.append([y.cpu(), torch.autograd.grad(y.square().sum(), own)[0].cpu()])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("groups", "kernel_size", "stride", "dilation"),
+    [(12, 3, 1, 1), (12, 5, 2, 1), (12, 5, 1, 2), (12, 3, 2, 2), (3, 1, 1, 1)],
+)
+def test_grouped_convolutions_and_their_derivatives_are_those_of_the_cpu(groups, kernel_size, stride, dilation, layout):
+    torch.manual_seed(0)
+    numbers = [torch.randn(2, 12, 8, 8, dtype=DOUBLE), torch.randn(12, 12 // groups, kernel_size, kernel_size).double()]
+    found = []
+    for device in ("cpu", "cuda"):
+        x, weight = (value.to(device).to(memory_format=layout).requires_grad_() for value in numbers)
+        with differentiated_twice():
+            y = grouped_conv2d(x, weight, groups, stride, dilation)
+        first = torch.autograd.grad(y.pow(3).sum(), (x, weight), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), (x, weight))
+        found.append([value.cpu() for value in (y, *first, *second)])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("derivatives", ["difference", "exact"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_of_every_method_is_that_of_the_cpu(method, derivatives):
+    """In double precision, alpha's step and the weights'."""
+    changes = {"space": "s5", "layers": 4, "init_channels": 2, "batch_size": 8, "epochs": 2, "derivatives": derivatives}
+    settings = method_settings(method, **changes, precision="64-true")
+    torch.manual_seed(0)
+    images = data.ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
+    dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
+    states = [Search(settings, dataset, make_fabric(device, "64-true")) for device in ("cpu", "cuda")]
+    for name in ("supernet", "architecture"):
+        getattr(states[1], name).load_state_dict(getattr(states[0], name).state_dict())
+    batches = batches_of(states[0])
+    for state in states:
+        device = state.fabric.device
+        train_batch, valid_batch = (
+            state.cast(batch._replace(images=batch.images.to(device), labels=batch.labels.to(device)))
+            for batch in batches
+        )
+        objective = state.objective(schedule(settings, 1))
+        state.alpha_step(objective, train_batch, valid_batch, False, Averages())
+        state.weight_step(
+            objective, train_batch, settings.lambda_ if settings.reg != "none" else 0.0, False, Averages()
+        )
+    for name in ("supernet", "architecture"):
+        for a, b in zip(getattr(states[0], name).parameters(), getattr(states[1], name).parameters(), strict=True):
+            # Kinks: in a difference, a unit that rounding moves over 0 counts for more than rounding.
+            torch.testing.assert_close(a, b.cpu(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("space", ["s5", "nasbench201"])
+def test_captured_passes_are_the_eager_ones_under_every_epochs_schedule(space, layout):
+    supernet, _ = twins(space, "skip", torch.float32, layout, channels=8)
+    batch, weights = batch_and_weights(supernet, torch.float32, "cuda", images=32, pixels=16)
+    batch = batch._replace(images=batch.images.to(memory_format=layout))
+    graphs = Graphs(32)
+    for epoch in range(3):
+        now = {"drop_path_prob": 0.1 * epoch, "skip_beta": 1 - 0.3 * epoch}
+        eager, captured = Objective(supernet, **now), CapturedObjective(supernet, **now, graphs=graphs)
+        fresh = [weight + 0.1 * epoch for weight in weights]
+        # Both kinds of passes before either is looked at: they share their memory.
+        found = [weight_gradient(each, fresh, batch, layers=True) for each in (eager, captured)]
+        steps = [first_order(each, fresh, batch).total for each in (eager, captured)]
+        again = [weight_gradient(each, weights, batch) for each in (eager, captured)]
+        assert relative_error(found[1].gradient, found[0].gradient) < 1e-4
+        assert relative_error(found[1].layer_gradients, found[0].layer_gradients) < 1e-4
+        assert relative_error(steps[1], steps[0]) < 1e-4
+        assert relative_error(again[1].gradient, again[0].gradient) < 1e-4
+    assert len(graphs.passes) == 6 and not graphs.failed
+
+
+def small_search(**changes):
+    """A search on a few images, on the GPU."""
+    settings = method_settings(
+        "lambda-darts",
+        **{"space": "s2", "layers": 4, "init_channels": 4, "batch_size": 8, "epochs": 2, "device": "cuda"} | changes,
+    )
+    torch.manual_seed(0)
+    images = data.ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
+    dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
+    return Search(settings, dataset, make_fabric(settings.device, settings.precision, settings.tf32))
+
+
+def test_after_a_capture_that_fails_the_search_goes_on_as_without(monkeypatch):
+    """A value is read in the midst of a capture, which CUDA does not allow."""
+    plain, captured = small_search(), small_search(cuda_graphs=True)
+    forward, stream = Supernet.forward, torch.cuda.current_stream()
+
+    def waits(supernet, *arguments):
+        logits = forward(supernet, *arguments)
+        if torch.cuda.is_current_stream_capturing():
+            logits.sum().item()
+        return logits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Supernet, "forward", waits)
+        with pytest.warns(UserWarning, match="--cuda_graphs: goes on without, for the capture failed"):
+            measured = weights_after_an_epoch(captured)
+    assert torch.cuda.current_stream() == stream
+    assert captured.graphs.failed
+    assert relative_error(measured, weights_after_an_epoch(plain)) < 1e-3
+
+
+def test_graphs_search_as_eager_passes_do():
+    found = [weights_after_an_epoch(small_search(cuda_graphs=graphs, epsilon_0=1e-2)) for graphs in (False, True)]
+    assert relative_error(found[1], found[0]) < 1e-3
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_the_second_gpu_searches_with_graphs():
+    state = small_search(device="cuda:1", cuda_graphs=True)
+    assert torch.cuda.current_device() == 1
+    weights = weights_after_an_epoch(state)
+    assert not state.graphs.failed
+    assert {weight.device for weight in weights} == {torch.device("cuda", 1)}
+
+
+def test_deterministic_searches_and_retrainings_give_the_same_bits_twice_and_resume_to_them(tmp_path, monkeypatch):
+    settings = replace(SMALL, device="cuda", deterministic=True, epochs=2)
+    whole, again, stopped = (tmp_path / name for name in ("whole", "again", "stopped"))
+    assert_same_run(run_search(settings, whole), run_search(settings, again))
+    run_epoch, calls = Search.run_epoch, []
+
+    def stop(state, epoch, *rest):
+        calls.append(epoch)
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return run_epoch(state, epoch, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "run_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_search(settings, stopped)
+    assert calls == [0, 1]
+    assert_same_run(run_search(settings, stopped, resumed=True), whole)
+
+    settings = replace(RETRAINING, device="cuda", deterministic=True, epochs=2)
+    runs = [retrain(settings, tmp_path / name) for name in "cd"]
+    assert weights_of(runs[0]) == weights_of(runs[1])
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_number_that_is_not_finite_ends_a_search_before_its_checkpoint(tmp_path, monkeypatch):
+    step = Search.weight_step
+
+    def spoil(state, *rest):
+        if state.rows:  # in the second epoch
+            with torch.no_grad():
+                next(state.supernet.parameters()).fill_(torch.nan)
+        step(state, *rest)
+
+    monkeypatch.setattr(Search, "weight_step", spoil)
+    with pytest.raises(FloatingPointError, match="train_loss is nan in epoch 2, step 1"):
+        run_search(replace(SMALL, device="cuda"), tmp_path / "run")
+    assert last_checkpoint(tmp_path / "run").name == "epoch_00001.safetensors"
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_a_bfloat16_retraining_learns_and_resumes(tmp_path, memory_format):
+    settings = replace(RETRAINING, device="cuda", precision="bf16-mixed", memory_format=memory_format, epochs=4)
+    run = retrain(settings, tmp_path / "run")
+    with open(run / "metrics.csv", newline="") as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < losses[0] < 2.6
+    (run / "result.json").unlink()
+    retrain(settings, run, resumed=True)
+    assert (run / "result.json").exists()
+
+
+@pytest.mark.parametrize("low", [{"tf32": True}, {"precision": "bf16-mixed"}])
+def test_a_search_in_low_precision_is_near_the_one_in_float32(low):
+    """One epoch of five steps with exact derivatives; bfloat16 has three decimal digits."""
+    found = [weights_after_an_epoch(small_search(derivatives="exact", **changes)) for changes in ({}, low)]
+    assert all(weight.isfinite().all() for weight in found[1])
+    assert relative_error(found[1], found[0]) < 0.05
+
+
+def test_alphas_gradient_in_bfloat16_is_near_that_in_float32():
+    supernet, _ = twins("s5", "none", torch.float32, torch.channels_last, channels=8)
+    batch, weights = batch_and_weights(supernet, torch.float32, "cuda", images=32, pixels=16)
+    weights = [weight.softmax(dim=-1) for weight in weights]
+    low = Objective(supernet, lambda: torch.autocast("cuda", torch.bfloat16))
+    rounded, plain = (first_order(objective, weights, batch).total for objective in (low, Objective(supernet)))
+    assert all(gradient.dtype is torch.float32 for gradient in rounded)
+    assert cosine(rounded, plain) > 0.97

@@ -2,8 +2,8 @@
 
     python benchmarks/retraining_step.py --arch DARTS_V2
 
-The plain way: channels first, the library's own layers, eager. The two take turns, each in a process of its own, on
-random images; medians are printed.
+The ways `auto`, `channels_last` and `contiguous` are ours in that --memory_format; the way `plain` has channels first,
+torch's own layers, eager. All take turns, each in a process of its own, on random images; medians are printed.
 """
 
 import json
@@ -21,6 +21,7 @@ from files import check_new_file, write_atomically
 from genotypes import Genotype, load_genotype
 
 PROG = "retraining_step.py"
+Way = Literal["auto", "channels_last", "contiguous", "plain"]
 
 
 @dataclass
@@ -33,9 +34,10 @@ class Settings:
     image_size: ImageSize = option(32, "height and width of the random images in pixels")
     batch_size: PositiveInt = option(96, "images of a step")
     rounds: PositiveInt = option(5, "timings of each, of which the median counts")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "of our way; plain is 32-true")
-    tf32: bool = option(False, "let our way round float32 factors to TensorFloat-32")
-    compile: bool = option(False, "compile the network of our way")
+    ways: list[Way] = option(None, "ways to take the step; by default auto and plain")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "of our ways; plain is 32-true")
+    tf32: bool = option(False, "let our ways round the float32 factors of convolutions to TensorFloat-32")
+    compile: bool = option(False, "compile the network of our ways")
     seed: Seed = option(0, "of weights and images")
     device: str = option("auto", "auto, cpu, cuda, mps")
     out: str = option("", "JSON file to write")
@@ -48,21 +50,22 @@ def make_step(settings: Settings, genotype: Genotype, way: str) -> tuple[Callabl
     from benchmarks.plain import library_layers
     from model import NetworkCIFAR
     from search.bilevel import make_fabric
+    from utils import memory_format
 
-    ours = way == "ours"
+    ours = way != "plain"
     fabric = make_fabric(settings.device, settings.precision if ours else "32-true", settings.tf32 and ours)
     torch.manual_seed(settings.seed)
     network = NetworkCIFAR(genotype, settings.init_channels, settings.layers, auxiliary=True).to(fabric.device).train()
-    if ours:
-        network.to(memory_format=torch.channels_last)
-    else:
+    layout = memory_format(way if ours else "contiguous", fabric.device)
+    if not ours:
         library_layers(network)
+    network.to(memory_format=layout)
     if settings.compile and ours:
         network.compile()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
     shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
     images, labels = torch.randn(shape), torch.randint(0, 10, shape[:1])
-    images = images.to(memory_format=torch.channels_last if ours else torch.contiguous_format).to(fabric.device)
+    images = images.to(fabric.device).to(memory_format=layout)
     labels = labels.to(fabric.device)
     entropy = torch.nn.functional.cross_entropy
 
@@ -85,15 +88,18 @@ def main() -> None:
             check_new_file(Path(settings.out))
     with blaming("--arch"):
         genotype = load_genotype(settings.arch)
-    timings = take_turns({way: (make_step, (settings, genotype, way)) for way in ("ours", "plain")}, settings.rounds)
+    ways: list[str] = settings.ways or ["auto", "plain"]
+    timings = take_turns({way: (make_step, (settings, genotype, way)) for way in ways}, settings.rounds)
     print("| way | s/step | images/s | peak memory [MiB] | times as fast as plain |")
     print("|---|---|---|---|---|")
     rows = []
     for way, timing in timings.items():
-        seconds, faster = timing.median, timings["plain"].median / timing.median
+        seconds = timing.median
+        faster = f"{timings['plain'].median / seconds:.2f}" if "plain" in timings else ""
         rate, peak = settings.batch_size / seconds, timing.peak_memory_mib
-        rows.append({"way": way, "seconds_per_step": seconds, "seconds": timing.seconds, "peak_memory_mib": peak})
-        print(f"| {way} | {seconds:.3f} | {rate:.1f} | {peak:.0f} | {faster:.2f} |")
+        rows.append({"way": way, "seconds_per_step": seconds, "images_per_second": rate, "peak_memory_mib": peak})
+        rows[-1] |= {"seconds": timing.seconds, "kernels": [kernel._asdict() for kernel in timing.kernels]}
+        print(f"| {way} | {seconds:.4f} | {rate:.1f} | {peak:.0f} | {faster} |")
     if settings.out:
         content = {**asdict(settings), "command": cli.command_line(), "rows": rows}
         write_atomically(Path(settings.out), json.dumps(content, indent=1) + "\n")

@@ -65,7 +65,7 @@ def main() -> None:
     for name, values in given.items():
         for value in sorted(values):
             place = replace(base, **{name: value})
-            timing = take_turns({"": (make_step, (place, settings.method, "ours"))}, settings.rounds)[""]
+            timing = take_turns({"": (make_step, (place, settings.method, "auto"))}, settings.rounds)[""]
             points[name][value] = {"seconds": timing.median, "peak_memory_mib": timing.peak_memory_mib}
             print(f"{name} {value}: {timing.median:.3f} s, {timing.peak_memory_mib:.0f} MiB", flush=True)
     content = {**asdict(settings), "command": cli.command_line(), "points": points}

@@ -2,9 +2,10 @@
 
     python benchmarks/search_step.py --methods lambda-darts --space s5
 
-A step is a weight step with its share of the alpha steps, the regularizer at full strength, on random images. The plain
-way is benchmarks/plain.py: a module for each operation of each edge, channels first, eager, and every pass takes the
-gradients of weights and mixing weights alike. The two take turns, each in a process of its own; medians are printed.
+A step is a weight step with its share of the alpha steps, the regularizer at full strength, on random images. The ways
+`auto`, `channels_last` and `contiguous` are ours in that --memory_format, with -graphs as CUDA graphs. The way `plain`
+is benchmarks/plain.py: a module for each operation of each edge, channels first, eager, and every pass takes the
+gradients of weights and mixing weights alike. All take turns, each in a process of its own; medians are printed.
 Operator calls are those that reach the device, views left out, in the way of a GPU: the edges side by side.
 """
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from search.bilevel import Search
 
 PROG = "search_step.py"
+Way = Literal[
+    "auto", "channels_last", "contiguous", "auto-graphs", "channels_last-graphs", "contiguous-graphs", "plain"
+]
 #: the names of --method
 Method = get_type_hints(SearchSettings)["method"]
 
@@ -45,17 +49,13 @@ class Settings:
     image_size: ImageSize = option(32, "height and width of the random images in pixels")
     batch_size: PositiveInt = option(64, "images of a step")
     rounds: PositiveInt = option(5, "timings of each, of which the median counts")
-    plain: bool = option(True, "time the plain way too")
+    ways: list[Way] = option(None, "ways to take the step; by default auto and plain")
     count: Literal["auto", "yes", "no"] = option(
         "auto", "count operator calls, which takes the CPU up to minutes; auto does so on a CPU only"
     )
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "of our way; plain is 32-true")
-    tf32: bool = option(False, "let our way round float32 factors to TensorFloat-32")
-    compile: bool = option(False, "compile the cells of our way")
-    cuda_graphs: bool = option(False, "launch a pass of our way as one CUDA graph")
-    memory_format: Literal["auto", "channels_last", "contiguous"] = option(
-        "auto", "of our way; auto is channels_last on a CPU and contiguous on a GPU"
-    )
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "of our ways; plain is 32-true")
+    tf32: bool = option(False, "let our ways round the float32 factors of convolutions to TensorFloat-32")
+    compile: bool = option(False, "compile the cells of our ways")
     seed: Seed = option(0, "of weights and images")
     device: str = option("auto", "auto, cpu, cuda, mps")
     out: str = option("", "JSON file to write")
@@ -152,8 +152,11 @@ def make_step(settings: Settings, method: str, way: str) -> tuple[Callable[[int]
 
     from data import cycle
 
-    names = ("precision", "tf32", "compile", "cuda_graphs", "memory_format")
-    changes = {name: getattr(settings, name) for name in names} if way == "ours" else {}
+    changes: dict[str, Any] = {}
+    if way != "plain":
+        layout, _, graphs = way.partition("-")
+        changes = {name: getattr(settings, name) for name in ("precision", "tf32", "compile")}
+        changes |= {"memory_format": layout, "cuda_graphs": bool(graphs)}
     search = make_search(settings, method, settings.device, **changes)
     if way == "plain":
         make_plain(search)
@@ -190,7 +193,7 @@ def count_calls(settings: Settings, method: str, way: str) -> dict[str, int]:
                 self.convolutions += "convolution" in function.__name__
             return function(*args, **(kwargs or {}))
 
-    layout = memory_format(settings.memory_format, torch.device("cuda"))
+    layout = memory_format(way.partition("-")[0], torch.device("cuda"))
     search = make_search(settings, method, "cpu")
     if way == "plain":
         make_plain(search)
@@ -216,7 +219,7 @@ def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
     """A row for each way."""
     from utils import check_device
 
-    ways = ["ours", "plain"] if settings.plain else ["ours"]
+    ways: list[str] = settings.ways or ["auto", "plain"]
     count = settings.count == "yes" or (settings.count == "auto" and check_device(settings.device)[0] == "cpu")
     timings = take_turns({way: (make_step, (settings, method, way)) for way in ways}, settings.rounds)
     inner = method_settings(method, space=settings.space if settings.space != "nasbench201" else "s5").inner_steps
@@ -232,6 +235,7 @@ def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
                 **(count_calls(settings, method, way) if count else {}),
                 "peak_memory_mib": timing.peak_memory_mib,
                 "seconds": timing.seconds,
+                "kernels": [kernel._asdict() for kernel in timing.kernels],
                 "times_as_fast": timings["plain"].median / timing.median if "plain" in timings else None,
             }
         )
@@ -245,6 +249,7 @@ def main() -> None:
             check_new_file(Path(settings.out))
     check_operations(settings)
     settings.methods = settings.methods or ["lambda-darts"]
+    settings.ways = settings.ways or ["auto", "plain"]
 
     import torch
 
@@ -255,10 +260,11 @@ def main() -> None:
     print(f"{settings.space} on {name}: medians of {settings.rounds} rounds", flush=True)
     print("| method | way | s/step | images/s | calls | convolutions | peak memory [MiB] | times as fast as plain |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    origin = {**asdict(settings), "provenance": provenance(cli.command_line(), name)}
     for method in settings.methods:
-        for row in measure(settings, method):
-            rows.append(row)
+        rows += measure(settings, method)
+        for row in rows[-len(settings.ways) :]:
             calls = " | ".join(f"{row[name]:,}" if name in row else "" for name in ("operator_calls", "convolutions"))
             faster = "" if row["times_as_fast"] is None else f"{row['times_as_fast']:.2f}"
             print(
@@ -266,9 +272,8 @@ def main() -> None:
                 f"| {row['peak_memory_mib']:.0f} | {faster} |",
                 flush=True,
             )
-    if settings.out:
-        origin = {**asdict(settings), "provenance": provenance(cli.command_line(), name)}
-        write_atomically(Path(settings.out), json.dumps({**origin, "rows": rows}, indent=1) + "\n")
+        if settings.out:  # what has been measured so far stays where the next is cut off
+            write_atomically(Path(settings.out), json.dumps({**origin, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,20 @@ from cli import InputError
 Maker = Callable[..., tuple[Callable[[int], None], Any]]
 
 
+class Kernel(NamedTuple):
+    """A GPU's kernel in one step."""
+
+    name: str
+    milliseconds: float  # of all its calls
+    calls: int
+
+
 class Timing(NamedTuple):
     """What a contender took."""
 
     seconds: list[float]  # of each round
     peak_memory_mib: float  # of the process, or of the GPU's tensors
+    kernels: list[Kernel]  # the ten that took most of a step, the largest first; none on a CPU
 
     @property
     def median(self) -> float:
@@ -41,10 +50,11 @@ def take_turns(contenders: Mapping[str, tuple[Maker, tuple]], rounds: int, warm_
         process = context.Process(target=_work, args=(theirs, maker, arguments), daemon=True)
         process.start()
         theirs.close()
-        wrong = ours.recv()
+        workers[name] = (process, ours)
+    for _, connection in workers.values():  # they are made side by side
+        wrong = connection.recv()
         if wrong is not None:
             raise InputError(wrong)
-        workers[name] = (process, ours)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(warm_up + rounds):
         for name, (_, connection) in workers.items():
@@ -52,12 +62,12 @@ def take_turns(contenders: Mapping[str, tuple[Maker, tuple]], rounds: int, warm_
             taken = connection.recv()
             if turn >= warm_up:
                 seconds[name].append(taken)
-    peaks = {}
+    timings = {}
     for name, (process, connection) in workers.items():
         connection.send(None)
-        peaks[name] = connection.recv()
+        timings[name] = Timing(seconds[name], *connection.recv())
         process.join()
-    return {name: Timing(seconds[name], peaks[name]) for name in workers}
+    return timings
 
 
 def _work(connection: Connection, maker: Maker, arguments: tuple) -> None:
@@ -77,4 +87,18 @@ def _work(connection: Connection, maker: Maker, arguments: tuple) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         connection.send(time.perf_counter() - start)
-    connection.send(peak_memory(device))
+    peak = peak_memory(device)
+    connection.send((peak, _kernels(step) if device.type == "cuda" else []))
+
+
+def _kernels(step: Callable[[int], None]) -> list[Kernel]:
+    """The ten kernels that take most of a step."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profile:
+        step(0)
+        torch.cuda.synchronize()
+    events = [event for event in profile.key_averages() if event.self_device_time_total > 0]
+    events.sort(key=lambda event: event.self_device_time_total, reverse=True)
+    return [Kernel(event.key[:120], event.self_device_time_total / 1e3, event.count) for event in events[:10]]

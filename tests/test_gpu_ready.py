@@ -205,7 +205,7 @@ def test_exact_derivatives_take_as_many_convolutions_whatever_the_number_of_chan
         search_step.count_calls(
             search_step.Settings(init_channels=channels, layers=4, image_size=8, batch_size=4),
             "lambda-darts-exact",
-            "ours",
+            "auto",
         )
         for channels in (2, 8)
     ]
@@ -425,9 +425,9 @@ def test_operator_calls_are_not_counted_on_a_gpu_unless_asked_for(accelerator, c
     monkeypatch.setattr(
         search_step, "count_calls", lambda *_: asked.append(1) or {"operator_calls": 1, "convolutions": 1}
     )
-    timing = SimpleNamespace(median=1.0, seconds=[1.0], peak_memory_mib=1.0)
+    timing = SimpleNamespace(median=1.0, seconds=[1.0], peak_memory_mib=1.0, kernels=[])
     monkeypatch.setattr(search_step, "take_turns", lambda contenders, rounds: dict.fromkeys(contenders, timing))
-    (row,) = search_step.measure(search_step.Settings(plain=False, count=count), "darts")
+    (row,) = search_step.measure(search_step.Settings(ways=["auto"], count=count), "darts")
     assert len(asked) == counted == ("operator_calls" in row)
 
 

@@ -271,6 +271,8 @@ def test_every_space_is_searched(tmp_path, space):
     "changes", [{"reg": "noise"}, {"hypergradient": "unrolled", "reg": "none"}, {"precision": "bf16-mixed"}]
 )
 def test_the_other_switches_run_to_the_end(tmp_path, changes):
-    run = run_search(replace(SMALL, epochs=2, compare_derivatives=True, **changes), tmp_path / "run")
-    assert abs(float(metrics(run)[0]["derivative_cosine"])) <= 1
+    comparing = "precision" not in changes  # differences are refused in low precision
+    run = run_search(replace(SMALL, epochs=2, compare_derivatives=comparing, **changes), tmp_path / "run")
+    if comparing:
+        assert abs(float(metrics(run)[0]["derivative_cosine"])) <= 1
     assert float(metrics(run)[1]["train_loss"]) < 3

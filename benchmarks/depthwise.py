@@ -1,0 +1,120 @@
+"""Depthwise convolutions on a GPU by memory format: milliseconds, and the kernels that ran.
+
+    python benchmarks/depthwise.py --out depthwise.json
+
+Timed are the forward pass, the gradient in the input and that in the weight, as torch computes them, beside a copy of
+the input: means over --rounds calls, by the events of the device.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import PositiveInt
+
+import cli
+from cli import blaming, option
+from files import check_new_file, write_atomically
+from utils import check_device, provenance, set_up_libraries
+
+PROG = "depthwise.py"
+#: channels, height and width, kernel size and dilation, as they are in S5
+SHAPES = ((64, 32, 3, 1), (64, 32, 5, 1), (64, 32, 3, 2), (64, 32, 5, 2), (256, 8, 5, 1))
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+@dataclass
+class Settings:
+    """benchmark"""
+
+    batch_size: PositiveInt = option(64, "images of a batch")
+    rounds: PositiveInt = option(20, "calls of each, of which the mean counts")
+    device: str = option("auto", "auto, cpu or cuda")
+    out: str = option("", "JSON file to write")
+
+
+def milliseconds(call: Callable[[], Any], rounds: int, device: torch.device) -> float:
+    """The mean of some calls, after four that do not count."""
+    for _ in range(4):
+        call()
+    if device.type == "cpu":
+        begin = time.perf_counter()
+        for _ in range(rounds):
+            call()
+        return 1e3 * (time.perf_counter() - begin) / rounds
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(rounds):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / rounds
+
+
+def measure(
+    settings: Settings, dtype: torch.dtype, shape: tuple[int, int, int, int], layout: str, device: torch.device
+) -> dict[str, Any]:
+    """A row: one shape in one format."""
+    channels, size, kernel_size, dilation = shape
+    where = {"device": device, "dtype": dtype}
+    x = torch.randn(settings.batch_size, channels, size, size, **where).to(memory_format=FORMATS[layout])
+    weight = torch.randn(channels, 1, kernel_size, kernel_size, **where).to(memory_format=FORMATS[layout])
+    gradient, padding = torch.randn_like(x), dilation * (kernel_size // 2)
+    numbers = (None, [1, 1], [padding] * 2, [dilation] * 2, False, [0, 0], channels)
+    backward = torch.ops.aten.convolution_backward
+    calls: dict[str, Callable[[], Any]] = {
+        "forward": lambda: F.conv2d(x, weight, None, 1, padding, dilation, channels),
+        "input gradient": lambda: backward(gradient, x, weight, *numbers, [True, False, False]),
+        "weight gradient": lambda: backward(gradient, x, weight, *numbers, [False, True, False]),
+        "copy": lambda: gradient.copy_(x),
+    }
+    row: dict[str, Any] = {"type": str(dtype).removeprefix("torch."), "memory_format": layout}
+    row |= {"channels": channels, "size": size, "kernel_size": kernel_size, "dilation": dilation}
+    row |= {name: milliseconds(call, settings.rounds, device) for name, call in calls.items()}
+    if device.type == "cuda":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for call in calls.values():
+                call()
+            torch.cuda.synchronize()
+        events = profile.key_averages()
+        row["kernels"] = [event.key[:100] for event in events if event.self_device_time_total > 0]
+    return row
+
+
+def main() -> None:
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    if settings.out:
+        with blaming("--out"):
+            check_new_file(Path(settings.out))
+    device = torch.device(check_device(settings.device)[0])
+    set_up_libraries(tf32=False)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"on {name}, batch {settings.batch_size}, milliseconds")
+    print("| type | channels, size | kernel, dilation | format | forward | input gradient | weight gradient | copy |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in SHAPES:
+            for layout in FORMATS:
+                row = measure(settings, dtype, shape, layout, device)
+                rows.append(row)
+                times = " | ".join(
+                    f"{row[name]:.3f}" for name in ("forward", "input gradient", "weight gradient", "copy")
+                )
+                channels, size, kernel_size, dilation = shape
+                print(
+                    f"| {row['type']} | {channels}, {size} | {kernel_size}, {dilation} | {layout} | {times} |",
+                    flush=True,
+                )
+    if settings.out:
+        content = {**asdict(settings), "provenance": provenance(cli.command_line(), name), "rows": rows}
+        write_atomically(Path(settings.out), json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

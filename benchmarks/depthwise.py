@@ -11,21 +11,21 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
 from jsonargparse.typing import PositiveInt
 
 import cli
 from cli import blaming, option
 from files import check_new_file, write_atomically
-from utils import check_device, provenance, set_up_libraries
+
+if TYPE_CHECKING:
+    import torch
 
 PROG = "depthwise.py"
 #: channels, height and width, kernel size and dilation, as they are in S5
 SHAPES = ((64, 32, 3, 1), (64, 32, 5, 1), (64, 32, 3, 2), (64, 32, 5, 2), (256, 8, 5, 1))
-FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+FORMATS = ("channels_last", "contiguous")
 
 
 @dataclass
@@ -38,8 +38,10 @@ class Settings:
     out: str = option("", "JSON file to write")
 
 
-def milliseconds(call: Callable[[], Any], rounds: int, device: torch.device) -> float:
+def milliseconds(call: Callable[[], Any], rounds: int, device: "torch.device") -> float:
     """The mean of some calls, after four that do not count."""
+    import torch
+
     for _ in range(4):
         call()
     if device.type == "cpu":
@@ -57,13 +59,19 @@ def milliseconds(call: Callable[[], Any], rounds: int, device: torch.device) -> 
 
 
 def measure(
-    settings: Settings, dtype: torch.dtype, shape: tuple[int, int, int, int], layout: str, device: torch.device
+    settings: Settings, dtype: "torch.dtype", shape: tuple[int, int, int, int], layout: str, device: "torch.device"
 ) -> dict[str, Any]:
     """A row: one shape in one format."""
+    import torch
+    import torch.nn.functional as F
+
+    from utils import memory_format
+
+    order = memory_format(layout, device)
     channels, size, kernel_size, dilation = shape
     where = {"device": device, "dtype": dtype}
-    x = torch.randn(settings.batch_size, channels, size, size, **where).to(memory_format=FORMATS[layout])
-    weight = torch.randn(channels, 1, kernel_size, kernel_size, **where).to(memory_format=FORMATS[layout])
+    x = torch.randn(settings.batch_size, channels, size, size, **where).to(memory_format=order)
+    weight = torch.randn(channels, 1, kernel_size, kernel_size, **where).to(memory_format=order)
     gradient, padding = torch.randn_like(x), dilation * (kernel_size // 2)
     numbers = (None, [1, 1], [padding] * 2, [dilation] * 2, False, [0, 0], channels)
     backward = torch.ops.aten.convolution_backward
@@ -91,6 +99,10 @@ def main() -> None:
     if settings.out:
         with blaming("--out"):
             check_new_file(Path(settings.out))
+    import torch
+
+    from utils import check_device, provenance, set_up_libraries
+
     device = torch.device(check_device(settings.device)[0])
     set_up_libraries(tf32=False)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"

@@ -12,22 +12,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from jsonargparse.typing import PositiveInt
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 import cli
 from cli import Channels, ImageSize, Layers, PositiveFloat, blaming, option
-from data import Batch
 from files import check_new_file, write_atomically
-from gradients import Objective, cosine, regularized_gradient
-from model_search import Supernet
-from nasbench201.networks import Supernet as Supernet201
-from spaces import SPACES
-from utils import check_device, memory_format, set_up_libraries
+
+if TYPE_CHECKING:
+    import torch
 
 PROG = "low_precision.py"
 
@@ -47,32 +41,38 @@ class Settings:
     out: str = option("", "JSON file to write")
 
 
-class TensorFloat32(TorchFunctionMode):
-    """Rounds the factors of convolutions, in every pass, to the ten bits of TF32's fraction."""
+def emulated_tf32() -> AbstractContextManager[Any]:
+    """Inside, the factors of convolutions are rounded, in every pass, to the ten bits of TF32's fraction."""
+    import torch
+    from torch.overrides import TorchFunctionMode
 
     class Rounded(torch.autograd.Function):
         """x, and its gradient too, with ten bits."""
 
         @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
             return ((x.float().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
         @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            return TensorFloat32.Rounded.apply(gradient)
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return Rounded.apply(gradient)
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not torch.conv2d:
-            return function(*args, **(kwargs or {}))
-        x, weight, *rest = args
-        # A gradient that comes to the output is a factor of the backward pass.
-        y = function(self.Rounded.apply(x), self.Rounded.apply(weight), *rest, **(kwargs or {}))
-        return self.Rounded.apply(y)
+    class TensorFloat32(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is not torch.conv2d:
+                return function(*args, **(kwargs or {}))
+            x, weight, *rest = args
+            # A gradient that comes to the output is a factor of the backward pass.
+            return Rounded.apply(function(Rounded.apply(x), Rounded.apply(weight), *rest, **(kwargs or {})))
+
+    return TensorFloat32()
 
 
 @contextmanager
 def tf32_of_the_gpu() -> Iterator[None]:
     """Convolutions in TF32."""
+    from utils import set_up_libraries
+
     set_up_libraries(tf32=True)
     try:
         yield
@@ -80,15 +80,25 @@ def tf32_of_the_gpu() -> Iterator[None]:
         set_up_libraries(tf32=False)
 
 
-def make_supernet(settings: Settings) -> torch.nn.Module:
+def make_supernet(settings: Settings) -> "torch.nn.Module":
     """The supernet that is measured."""
+    from model_search import Supernet
+    from nasbench201.networks import Supernet as Supernet201
+    from spaces import SPACES
+
     if settings.space == "nasbench201":
         return Supernet201(settings.init_channels, settings.cells_per_stage)
     return Supernet(SPACES[settings.space], settings.init_channels, settings.layers)
 
 
-def measure(settings: Settings, device: torch.device) -> list[dict[str, Any]]:
+def measure(settings: Settings, device: "torch.device") -> list[dict[str, Any]]:
     """A row for each way of taking the derivative."""
+    import torch
+
+    from data import Batch
+    from gradients import Objective, cosine, regularized_gradient
+    from utils import memory_format, set_up_libraries
+
     set_up_libraries(tf32=False)
     torch.manual_seed(0)
     layout = memory_format("auto", device)
@@ -100,7 +110,7 @@ def measure(settings: Settings, device: torch.device) -> list[dict[str, Any]]:
 
     def gradient(
         derivatives: Any, dtype: torch.dtype, mode: AbstractContextManager[Any], autocast: Any = nullcontext
-    ) -> list[Tensor]:
+    ) -> list[torch.Tensor]:
         supernet.to(dtype)
         inputs = ([weight.to(dtype) for weight in weights], batch._replace(images=batch.images.to(dtype)))
         objective = Objective(supernet, autocast)
@@ -111,7 +121,7 @@ def measure(settings: Settings, device: torch.device) -> list[dict[str, Any]]:
     rows = []
     for derivatives in ("difference", "exact"):
         expected = gradient(derivatives, torch.float64, nullcontext())
-        tf32 = tf32_of_the_gpu() if device.type == "cuda" else TensorFloat32()
+        tf32 = tf32_of_the_gpu() if device.type == "cuda" else emulated_tf32()
         found = {
             "float32": gradient(derivatives, torch.float32, nullcontext()),
             "tf32": gradient(derivatives, torch.float32, tf32),
@@ -127,6 +137,10 @@ def main() -> None:
     if settings.out:
         with blaming("--out"):
             check_new_file(Path(settings.out))
+    import torch
+
+    from utils import check_device
+
     device = torch.device(check_device(settings.device)[0])
     rows = measure(settings, device)
     print(f"{settings.space} on {device}\n| derivatives | float32 | TF32 | bfloat16 |\n|---|---|---|---|")

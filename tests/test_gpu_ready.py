@@ -1,5 +1,7 @@
 """What a GPU would meet, tested without one: emulated rounding, tensors without data, stubs of CUDA's graphs."""
 
+import json
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -455,3 +457,51 @@ def small_search(method="lambda-darts", channels=3, **changes):
     dataset = data.DataSet(images, images, tuple(map(str, range(10))), *flat, flip=True)
     fabric = search.bilevel.make_fabric("cpu", settings.precision, settings.tf32)
     return search.bilevel.Search(settings, dataset, fabric)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("first_gpu_run.sh", ["imports", "depthwise", "tests", "nasbench201", "s5", "search", "resume", "resumed"]),
+        ("second_gpu_run.sh", ["low_precision_s2", "low_precision_s5", "search", "search_tf32", "search_bf16"]),
+    ],
+)
+def test_the_gpu_scripts_run_at_toy_size_on_a_cpu(name, steps, tmp_path):
+    """With --smoke, in a minute: a busy machine may leave out the last steps."""
+    site, out = tmp_path / "site", tmp_path / "out"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'a').close()\n")
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(site)}
+    command = ["bash", f"benchmarks/{name}", out, "--smoke", "--device", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=150)
+    log = (out / "log.txt").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr + log
+    summary = dict(line.split("\t")[:2] for line in (out / "summary.tsv").read_text().splitlines())
+    assert [step for step in summary if step in steps] == steps
+    assert [summary[step] for step in steps[:4]] == ["ok"] * 4
+    assert (tmp_path / "seen").exists()  # PYTHONPATH is extended, not replaced
+    assert len(list(out.iterdir())) <= 8
+    results = json.loads((out / "results.json").read_text())
+    assert all(row["seconds_per_step"] > 0 for step in results if "search" in step for row in results[step]["rows"])
+    if name.startswith("first"):
+        assert len(results["depthwise"]["rows"]) == 20 and results["nasbench201"]["rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "OUT: missing"),
+        (["OUT", "--device", "tpu"], "--device: 'tpu'"),
+        (["OUT", "--seconds", "ten"], "--seconds: 'ten'"),
+        (["OUT", "--fast"], "--fast: unknown"),
+        (["tests"], "OUT: tests is not empty"),
+    ],
+)
+def test_the_gpu_scripts_refuse_what_they_do_not_know(arguments, says):
+    for name in ("first_gpu_run.sh", "second_gpu_run.sh"):
+        done = subprocess.run(
+            ["bash", f"benchmarks/{name}", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2 and not (ROOT / "OUT").exists()
+        expected = "expected OUT [--smoke] [--device cpu|cuda] [--seconds N]"
+        assert done.stderr == f"{name}: error: {says}; {expected}\n"

@@ -8,15 +8,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/gpu_steps.sh"
 
 sizes=(--rounds 10) cells=() retraining=(--rounds 10) pictures=(--workers "$(nproc)") low=()
 ways=(channels_last contiguous) graphs=(contiguous-graphs)
-if [ -n "$toy" ]; then
+if [ "$device" = cpu ]; then
     cells=(--init_channels 2 --layers 4)
     low=("${cells[@]}" --batch_size 8 --image_size 8)
     sizes=("${low[@]}" --rounds 1)
     retraining=("${cells[@]}" --batch_size 8 --rounds 1)
     pictures=("${cells[@]}" --image_size 64 --batch_size 4 --pictures 8 --workers 1 --rounds 1)
-    ways=(contiguous)
+    ways=(contiguous) graphs=()
 fi
-[ "$device" = cuda ] || graphs=()
 
 run() { # NAME SECONDS SCRIPT, and its flags
     step "$1" "$2" "$python" "benchmarks/$3" --device "$device" --out "$work/$1.json" "${@:4}"
@@ -31,9 +30,8 @@ run retraining 60 retraining_step.py "${retraining[@]}" --ways "${ways[@]}" plai
 run retraining_tf32 60 retraining_step.py "${retraining[@]}" --ways "${ways[@]}" --tf32
 run retraining_bf16 60 retraining_step.py "${retraining[@]}" --ways "${ways[@]}" --precision bf16-mixed
 run imagenet 120 imagenet_loader.py "${pictures[@]}"
-if [ -z "$smoke" ]; then
-    # Compilation takes minutes: last, with what is left.
-    run retraining_compiled 150 retraining_step.py "${retraining[@]}" --ways "${ways[@]}" --precision bf16-mixed --compile
-    [ -n "$toy" ] || run search_compiled 200 search_step.py --count no --methods darts "${sizes[@]}" --ways contiguous --compile
-fi
+# Compilation takes minutes: last, with what is left of the time.
+compiled=("${retraining[@]}" --ways contiguous --precision bf16-mixed --compile)
+run retraining_compiled 150 retraining_step.py "${compiled[@]}"
+run search_compiled 200 search_step.py --count no --methods darts "${sizes[@]}" --ways contiguous --compile
 finish

@@ -17,6 +17,7 @@ from gradients import Objective, cosine, weight_gradient
 from kernels import average_pool, differentiated_twice, grouped_conv2d
 from mixed_operations import MixedEdges
 from model_search import Supernet
+from modules import Retraining
 from nasbench201.networks import Supernet as Supernet201
 from search.bilevel import Search, make_fabric, schedule
 from search.settings import method_settings
@@ -260,15 +261,24 @@ def test_a_number_that_is_not_finite_ends_a_search_before_its_checkpoint(tmp_pat
     assert last_checkpoint(tmp_path / "run").name == "epoch_00001.safetensors"
 
 
-def test_a_bfloat16_retraining_learns_and_resumes(tmp_path):
+def test_a_bfloat16_retraining_learns_and_resumes(tmp_path, monkeypatch):
     settings = replace(RETRAINING, device="cuda", precision="bf16-mixed", epochs=4)
-    run = retrain(settings, tmp_path / "run")
-    with open(run / "metrics.csv", newline="") as file:
-        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
-    assert losses[-1] < losses[0] < 2.6
-    (run / "result.json").unlink()
+    run, step = tmp_path / "run", Retraining.training_step
+
+    def stop(module, batch, batch_idx):
+        if (module.current_epoch, batch_idx) == (2, 1):
+            raise KeyboardInterrupt
+        return step(module, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Retraining, "training_step", stop)
+        with pytest.raises(KeyboardInterrupt, match="after 2 of 4 epochs"):
+            retrain(settings, run)
     retrain(settings, run, resumed=True)
-    assert (run / "result.json").exists()
+    with open(run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"]) < 2.6
 
 
 @pytest.mark.parametrize("low", [{"tf32": True}, {"precision": "bf16-mixed"}])

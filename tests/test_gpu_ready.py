@@ -1,10 +1,7 @@
-"""What a GPU would meet, tested without one: emulated rounding, tensors without data, stubs of CUDA's graphs."""
+"""What a GPU would meet, tested without one: memory formats, second derivatives, low precision, devices."""
 
-import json
-import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -12,16 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import cuda_graphs
 import data
 import kernels
 import mixed_operations
 import search.bilevel
-from benchmarks import low_precision, search_step, smoke
+from benchmarks import low_precision, search_step
 from cli import InputError
-from cuda_graphs import CapturedObjective, Graphs
-from data import Batch
-from gradients import Objective
 from kernels import differentiated_twice, grouped_conv2d, layout
 from mixed_operations import MixedEdges
 from model import NetworkCIFAR
@@ -279,132 +272,6 @@ def test_autocast_does_not_round_mixing_weights(wanted):
         assert layout(y) is wanted
 
 
-# CUDA graphs
-
-
-class Stream:
-    def wait_stream(self, other):
-        pass
-
-
-class FakeCuda:
-    """Stubs of CUDA's graphs: a replay computes the pass again, from the captured tensors into the captured result."""
-
-    def __init__(self, monkeypatch):
-        self.current, self.captures, self.pools, self.fails = Stream(), [], [], False
-        stubs = {"current_stream": lambda: self.current, "set_stream": self.set_stream, "Stream": Stream}
-        stubs |= {"stream": self.stream, "graph": self.graph, "CUDAGraph": SimpleNamespace}
-        stubs["graph_pool_handle"] = lambda: (0, 1)
-        for name, stub in stubs.items():
-            monkeypatch.setattr(torch.cuda, name, stub)
-        pass_over, self.last = Objective.pass_over, None
-
-        def recorded(objective, *arguments):
-            result = pass_over(objective, *arguments)
-            self.last = (lambda: pass_over(objective, *arguments), result)
-            return result
-
-        monkeypatch.setattr(cuda_graphs.Objective, "pass_over", recorded)
-
-    def set_stream(self, stream):
-        self.current = stream
-
-    @contextmanager
-    def stream(self, stream):
-        before, self.current = self.current, stream
-        yield
-        self.current = before
-
-    @contextmanager
-    def graph(self, graph, pool):
-        self.current = Stream()  # a failure leaves it
-        yield
-        if self.fails:
-            raise RuntimeError("operation failed due to a previous error during capture")
-        again, (loss, logits, parameters, layers) = self.last
-
-        def replay():
-            found = again()
-            for old, new in zip(
-                [loss, logits, *parameters, *layers],
-                [found.loss, found.logits, *found.parameters, *found.layers],
-                strict=True,
-            ):
-                old.copy_(new)
-
-        graph.replay = replay
-        self.captures.append(graph)
-        self.pools.append(pool)
-
-
-@pytest.fixture
-def fake_cuda(monkeypatch):
-    return FakeCuda(monkeypatch)
-
-
-def passes(objective, weights, batch):
-    """The four passes of a step, each with what it gave."""
-    for shift in (0.0, 0.01, -0.01):
-        moved = [weight.detach() + shift for weight in weights]
-        yield objective.gradients(moved, batch, [0, 1] if shift == 0 else [])
-    yield objective.gradients(weights, batch, range(len(weights)), parameters=False)
-
-
-def test_graphs_are_captured_once_share_their_memory_and_follow_the_schedule(fake_cuda):
-    supernet = make_supernet("s5", "skip", channels=2, layers=4)
-    weights, graphs = weights_of(supernet), Graphs(8)
-    for epoch in range(4):
-        batch = Batch(torch.randn(8, 3, 8, 8), torch.arange(8), epoch)
-        now = {"drop_path_prob": 0.1 * epoch, "skip_beta": 1 - 0.2 * epoch}
-        captured = list(passes(CapturedObjective(supernet, **now, graphs=graphs), weights, batch))
-        eager = list(passes(Objective(supernet, **now), weights, batch))
-        for a, b in zip(captured, eager, strict=True):  # all four at once: none wrote over another
-            torch.testing.assert_close([a.loss, *a.parameters, *a.layers], [b.loss, *b.parameters, *b.layers])
-    # Three passes, without drop path and with it; not one an epoch.
-    assert len(fake_cuda.captures) == len(graphs.passes) == 6
-    assert set(fake_cuda.pools) == {(0, 1)}
-
-
-def test_what_a_graph_left_is_copied_by_one_call(fake_cuda, monkeypatch):
-    supernet = make_supernet("s2", channels=2, layers=4)
-    weights, graphs = weights_of(supernet), Graphs(8)
-    batch = Batch(torch.randn(8, 3, 8, 8), torch.arange(8), 0)
-    objective = CapturedObjective(supernet, graphs=graphs)
-    objective.gradients(weights, batch, [0])
-    (captured,) = graphs.passes.values()
-    monkeypatch.setattr(captured.graph, "replay", lambda: None)
-
-    class Copies(TorchDispatchMode):
-        names = ()
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if "copy" in function.__name__ or "clone" in function.__name__:
-                self.names += (function.__name__,)
-            return function(*args, **(kwargs or {}))
-
-    with Copies() as copies:
-        left = captured(objective, weights, batch)
-    assert copies.names == ("_foreach_copy_.default", "copy_.default", "_foreach_copy_.default")
-    assert len(left.parameters) == len(list(supernet.parameters())) and len(left.layers) == 1
-
-
-def test_a_capture_that_fails_at_its_end_leaves_nothing_moved(fake_cuda):
-    supernet = make_supernet("s2", channels=2, layers=4)
-    weights, graphs = weights_of(supernet), Graphs(8)
-    batch = Batch(torch.randn(8, 3, 8, 8), torch.arange(8), 0)
-    stream, buffers = fake_cuda.current, [buffer.clone() for buffer in supernet.buffers()]
-    fake_cuda.fails = True
-    objective = CapturedObjective(supernet, graphs=graphs)
-    with pytest.raises(RuntimeError, match="during capture"):
-        cuda_graphs._Pass(objective, weights, batch, [0], True)
-    assert fake_cuda.current is stream
-    assert all(map(torch.equal, buffers, supernet.buffers()))
-    with pytest.warns(UserWarning, match="--cuda_graphs: goes on without, for the capture failed: operation failed"):
-        objective.gradients(weights, batch, [0])
-    assert graphs.failed and not graphs.passes and fake_cuda.current is stream
-    objective.gradients(weights, batch, [0])  # without a second warning, which would be an error here
-
-
 # Devices and libraries
 
 
@@ -457,87 +324,3 @@ def small_search(method="lambda-darts", channels=3, **changes):
     dataset = data.DataSet(images, images, tuple(map(str, range(10))), *flat, flip=True)
     fabric = search.bilevel.make_fabric("cpu", settings.precision, settings.tf32)
     return search.bilevel.Search(settings, dataset, fabric)
-
-
-SCRIPTS = ("first_gpu_run.sh", "second_gpu_run.sh")
-
-
-def run_script(name, out, *flags, site="", timeout):
-    """Run a script for a GPU on the CPU, at toy size; its summary and results."""
-    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(site)}
-    command = ["bash", f"benchmarks/{name}", out, "--device", "cpu", *flags]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout
-    )
-    assert done.returncode == 0, done.stdout + done.stderr + (out / "log.txt").read_text()
-    assert len(list(out.iterdir())) <= 8
-    summary = dict(line.split("\t")[:2] for line in (out / "summary.tsv").read_text().splitlines())
-    return summary, json.loads((out / "results.json").read_text())
-
-
-def test_the_first_run_on_a_gpu_at_toy_size(tmp_path):
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'a').close()\n")
-    summary, results = run_script(SCRIPTS[0], tmp_path / "out", "--seconds", "300", site=site, timeout=400)
-    names = ["tests", "search", "resume", "resumed", "s5", "nasbench201", "depthwise", "s5_channels_last", "methods"]
-    assert summary == dict.fromkeys(names, "ok")
-    assert (tmp_path / "seen").exists()  # PYTHONPATH is extended, not replaced
-    assert (tmp_path / "out/search.tar.gz").exists()
-    assert [row["way"] for row in results["s5"]["rows"]] == ["contiguous", "plain"]
-    assert [row["method"] for row in results["methods"]["rows"]] == ["darts", "lambda-darts-exact"]
-    assert len(results["depthwise"]["rows"]) == 20
-
-
-def test_the_second_run_on_a_gpu_at_toy_size(tmp_path):
-    """But for the compiler, which takes minutes."""
-    summary, results = run_script(SCRIPTS[1], tmp_path / "out", "--seconds", "60", timeout=150)
-    names = ["low_precision_s2", "low_precision_s5", "search", "search_tf32", "search_bf16", "retraining"]
-    assert {name: summary[name] for name in names[:4]} == dict.fromkeys(names[:4], "ok")
-    assert set(summary) > set(names)
-    assert all(row["seconds_per_step"] > 0 for row in results["search_tf32"]["rows"])
-
-
-def test_the_smoke_run_imports_all_and_takes_a_step_of_each_kind(tmp_path):
-    summary, _ = run_script(SCRIPTS[0], tmp_path / "out", "--smoke", timeout=150)
-    assert summary == {"smoke": "ok"}
-    log = (tmp_path / "out/log.txt").read_text()
-    parts = ["imports", "depthwise", "nasbench201", "s5", "retraining, bf16-mixed", "resumed search", "low precision"]
-    for part in [*parts, "ImageNet's loader", "GPU tests"]:
-        assert f"\n{part}: ok, " in log
-
-
-def test_a_part_of_the_smoke_run_that_fails_keeps_its_traceback_and_the_others_go_on(monkeypatch, capsys):
-    def broken(device, *arguments):
-        raise RuntimeError("no such kernel")
-
-    names = [name for name, part in vars(smoke).items() if getattr(part, "__module__", "") == smoke.__name__]
-    for name in set(names) - {"Settings", "main", "depthwise"}:
-        monkeypatch.setattr(smoke, name, lambda device, *arguments: None)
-    monkeypatch.setattr(smoke, "depthwise", broken)
-    monkeypatch.setattr(sys, "argv", ["smoke.py", "--device", "cpu"])
-    with pytest.raises(SystemExit, match="failed: depthwise"):
-        smoke.main()
-    said = capsys.readouterr()
-    assert "RuntimeError: no such kernel" in said.err
-    assert "depthwise: failed" in said.out and "GPU tests: ok" in said.out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ([], "OUT: missing"),
-        (["OUT", "--device", "tpu"], "--device: 'tpu'"),
-        (["OUT", "--seconds", "ten"], "--seconds: 'ten'"),
-        (["OUT", "--fast"], "--fast: unknown"),
-        (["tests"], "OUT: tests is not empty"),
-    ],
-)
-def test_the_gpu_scripts_refuse_what_they_do_not_know(arguments, says):
-    for name in SCRIPTS:
-        done = subprocess.run(
-            ["bash", f"benchmarks/{name}", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 2 and not (ROOT / "OUT").exists()
-        expected = "expected OUT [--smoke] [--device cpu|cuda] [--seconds N]"
-        assert done.stderr == f"{name}: error: {says}; {expected}\n"

@@ -1,0 +1,94 @@
+"""The scripts that run on a GPU, at toy size on a CPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import smoke
+from tests.conftest import ROOT
+
+SCRIPTS = ("first_gpu_run.sh", "second_gpu_run.sh")
+
+
+def run_script(name, out, *flags, site="", timeout):
+    """Run a script for a GPU on the CPU, at toy size; its summary and results."""
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(site)}
+    command = ["bash", f"benchmarks/{name}", out, "--device", "cpu", *flags]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + (out / "log.txt").read_text()
+    assert len(list(out.iterdir())) <= 8
+    summary = dict(line.split("\t")[:2] for line in (out / "summary.tsv").read_text().splitlines())
+    return summary, json.loads((out / "results.json").read_text())
+
+
+def test_the_first_run_on_a_gpu_at_toy_size(tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'a').close()\n")
+    summary, results = run_script(SCRIPTS[0], tmp_path / "out", "--seconds", "300", site=site, timeout=400)
+    names = ["tests", "search", "resume", "resumed", "s5", "nasbench201", "depthwise", "s5_channels_last", "methods"]
+    assert summary == dict.fromkeys(names, "ok")
+    assert (tmp_path / "seen").exists()  # PYTHONPATH is extended, not replaced
+    assert (tmp_path / "out/search.tar.gz").exists()
+    assert [row["way"] for row in results["s5"]["rows"]] == ["contiguous", "plain"]
+    assert [row["method"] for row in results["methods"]["rows"]] == ["darts", "lambda-darts-exact"]
+    assert len(results["depthwise"]["rows"]) == 20
+
+
+def test_the_second_run_on_a_gpu_at_toy_size(tmp_path):
+    """But for the compiler, which takes minutes."""
+    summary, results = run_script(SCRIPTS[1], tmp_path / "out", "--seconds", "60", timeout=150)
+    names = ["low_precision_s2", "low_precision_s5", "search", "search_tf32", "search_bf16", "retraining"]
+    assert {name: summary[name] for name in names[:4]} == dict.fromkeys(names[:4], "ok")
+    assert set(summary) > set(names)
+    assert all(row["seconds_per_step"] > 0 for row in results["search_tf32"]["rows"])
+
+
+def test_the_smoke_run_imports_all_and_takes_a_step_of_each_kind(tmp_path):
+    summary, _ = run_script(SCRIPTS[0], tmp_path / "out", "--smoke", timeout=150)
+    assert summary == {"smoke": "ok"}
+    log = (tmp_path / "out/log.txt").read_text()
+    parts = ["imports", "depthwise", "nasbench201", "s5", "retraining, bf16-mixed", "resumed search", "low precision"]
+    for part in [*parts, "ImageNet's loader", "GPU tests"]:
+        assert f"\n{part}: ok, " in log
+
+
+def test_a_part_of_the_smoke_run_that_fails_keeps_its_traceback_and_the_others_go_on(monkeypatch, capsys):
+    def broken(device, *arguments):
+        raise RuntimeError("no such kernel")
+
+    names = [name for name, part in vars(smoke).items() if getattr(part, "__module__", "") == smoke.__name__]
+    for name in set(names) - {"Settings", "main", "depthwise"}:
+        monkeypatch.setattr(smoke, name, lambda device, *arguments: None)
+    monkeypatch.setattr(smoke, "depthwise", broken)
+    monkeypatch.setattr(sys, "argv", ["smoke.py", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="failed: depthwise"):
+        smoke.main()
+    said = capsys.readouterr()
+    assert "RuntimeError: no such kernel" in said.err
+    assert "depthwise: failed" in said.out and "GPU tests: ok" in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "OUT: missing"),
+        (["OUT", "--device", "tpu"], "--device: 'tpu'"),
+        (["OUT", "--seconds", "ten"], "--seconds: 'ten'"),
+        (["OUT", "--fast"], "--fast: unknown"),
+        (["tests"], "OUT: tests is not empty"),
+    ],
+)
+def test_the_gpu_scripts_refuse_what_they_do_not_know(arguments, says):
+    for name in SCRIPTS:
+        done = subprocess.run(
+            ["bash", f"benchmarks/{name}", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2 and not (ROOT / "OUT").exists()
+        expected = "expected OUT [--smoke] [--device cpu|cuda] [--seconds N]"
+        assert done.stderr == f"{name}: error: {says}; {expected}\n"

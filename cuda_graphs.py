@@ -48,7 +48,9 @@ class CapturedObjective(Objective):
             except Exception as error:
                 graphs.failed = True
                 graphs.passes.clear()
-                warnings.warn(f"--cuda_graphs: goes on without, for the capture failed: {error}", stacklevel=2)
+                warnings.warn(
+                    f"--cuda_graphs: the capture failed, so the passes run without graphs: {error}", stacklevel=2
+                )
                 return super().gradients(weights, batch, layers, parameters)
         torch.manual_seed(batch.seed)
         return graphs.passes[key](self, weights, batch)
@@ -100,8 +102,7 @@ class _Pass:
         self.graph.replay()
         # The next replay, of this graph or of another, writes over what this one leaves.
         loss, logits, parameters, layers = self.result
-        left = [loss, logits, *parameters, *layers]
-        copies = [torch.empty_like(tensor) for tensor in left]
-        torch._foreach_copy_(copies, left)
-        first = 2 + len(parameters)
-        return Gradients(copies[0], copies[1], copies[2:first], copies[first:])
+        gradients = [*parameters, *layers]
+        copies = [torch.empty_like(gradient) for gradient in gradients]
+        torch._foreach_copy_(copies, gradients)  # by one kernel, as they are of one type
+        return Gradients(loss.clone(), logits.clone(), copies[: len(parameters)], copies[len(parameters) :])

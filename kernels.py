@@ -1,11 +1,11 @@
 """Layers that torch computes slowly, inexactly or wrongly on some device; elsewhere they are torch's own.
 
-Grouped convolutions. On a CPU the gradients of a depthwise convolution take up to twenty times the forward pass,
-channels last, with a dilation or a kernel over 3x3; in bfloat16 that in a weight with a dilation is wrong. But the
-gradient in the input is a depthwise convolution too, with the flipped kernel; that in the weight splits into those of
-kernels of three columns, which torch is fast at; and a dilation of 2 is none where even and odd pixels are sorted
-apart. On any device torch's second derivative of a grouped convolution is a loop over its groups; the three functions
-below are each other's derivatives, so every order is a single call.
+Grouped convolutions. On a CPU, channels last, torch's gradients of a depthwise convolution take up to twenty times as
+long as the forward pass if the kernel is larger than 3x3 or dilated, and the bfloat16 weight gradient of a dilated one
+is wrong. The input gradient is a depthwise convolution with the flipped kernel. The weight gradient is computed in
+strips of three columns, which torch does fast. Dilation 2 becomes dilation 1 after even and odd pixels are sorted
+apart. torch's second derivative of a grouped convolution loops over the groups, on any device; the three functions
+below are each other's derivatives, so every order is one call.
 
 Batch norm. On a CPU torch adds up a channel's pixels one by one in single precision, channels last, which leaves
 errors of 1e-6 to 1e-5, a hundred times those of the other layout; behind ReLUs these become 1e-2 in a supernet's
@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """The memory format of x (B, C, H, W), dense or a slice of what is."""
+    """The memory format of x (B, C, H, W); x may be a slice of a dense tensor."""
     return torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
 
 
 def autocasts(device: torch.device) -> bool:
-    """Whether the pass under way rounds factors to a lower precision."""
+    """True if autocast is active for this device."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
@@ -57,7 +57,10 @@ _twice = False
 
 @contextmanager
 def differentiated_twice() -> Iterator[None]:
-    """Inside, grouped convolutions are made for second derivatives; it costs some time in Python on a GPU."""
+    """Inside, grouped convolutions use the autograd functions below, whose second derivatives are fast.
+
+    On a GPU these functions add Python overhead.
+    """
     global _twice
     before, _twice = _twice, True
     try:
@@ -81,9 +84,9 @@ def grouped_conv2d(x: Tensor, weight: Tensor, groups: int, stride: int = 1, dila
 
 
 class _Form(NamedTuple):
-    """A grouped convolution x * w -> y, apart from its numbers.
+    """The shapes, stride, dilation and groups of a convolution y = x * w.
 
-    <g, x * w> is linear in x, w and g; its derivatives in g, x and w are the three methods.
+    <g, x * w> is linear in x, w and g. Its derivatives in g, x and w are the three methods.
     """
 
     x_shape: torch.Size
@@ -101,7 +104,7 @@ class _Form(NamedTuple):
         return self.groups == self.weight_shape[0]
 
     def is_fast_here(self, x: Tensor) -> bool:
-        """Whether the gradients below are faster than torch's."""
+        """True if the gradients below are faster than torch's."""
         return (
             x.device.type == "cpu"
             and self.depthwise
@@ -135,7 +138,7 @@ class _Form(NamedTuple):
 
 
 def _empty(like: Tensor, shape: torch.Size) -> Tensor:
-    """A tensor of which torch reads the shape and memory format alone."""
+    """An uninitialized tensor; torch reads only its shape and memory format."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout(like))
 
 
@@ -367,9 +370,17 @@ def concatenate(parts: Sequence[Tensor]) -> Tensor:
     return _Concatenate.apply(*parts)
 
 
+def pools_well(x: Tensor, stride: int) -> bool:
+    """True if torch's average pooling and its gradient are right and fast for x."""
+    return layout(x) is torch.contiguous_format or (stride != 1 and x.device.type == "cpu")
+
+
 def average_pool(x: Tensor, stride: int) -> Tensor:
-    """3x3 average pooling of x (B, C, H, W), padding not counted; channels last it is a depthwise convolution."""
-    if layout(x) is torch.contiguous_format:
+    """3x3 average pooling of x (B, C, H, W), padding not counted.
+
+    Channels last it is a depthwise convolution: on CUDA because torch's gradient is wrong, on a CPU for speed.
+    """
+    if pools_well(x, stride):
         return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
     sums = grouped_conv2d(x, x.new_ones(x.shape[1], 1, 3, 3), x.shape[1], stride)
     ones = sums.new_ones(1, 1, *x.shape[2:])

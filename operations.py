@@ -128,7 +128,7 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 
 
 def drops(probability: float | Tensor) -> bool:
-    """Whether drop path acts; a scalar tensor is taken to be positive, for reading it would wait for the device."""
+    """True if drop path acts. A scalar tensor counts as positive: reading it would wait for the device."""
     return isinstance(probability, Tensor) or probability > 0
 
 
@@ -138,5 +138,6 @@ def drop_path(x: Tensor, probability: float | Tensor, edges: int = 1) -> Tensor:
     FractalNet (Larsson et al., ICLR 2017), per image as in DARTS. x: (B, edges * C, H, W), each edge its own draw.
     """
     keep = 1.0 - probability
+    # A number and a scalar tensor draw the same mask, which bernoulli_ does not do.
     mask = (torch.rand(x.shape[0], edges, 1, 1, device=x.device) < keep).to(x.dtype) / keep
     return x * mask.repeat_interleave(x.shape[1] // edges, dim=1)

@@ -120,7 +120,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     for index, entry in state.items():
         for key, value in entry.items():
             if index < len(parameters) and value.shape == parameters[index].shape:
-                # The optimizer is slower where these strides are not the parameter's.
+                # foreach optimizers are slow if a buffer's strides differ from its parameter's.
                 entry[key] = torch.empty_like(parameters[index], dtype=value.dtype, device=value.device).copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     check_optimizer(optimizer)
@@ -311,8 +311,8 @@ def set_up_libraries(tf32: bool, deterministic: bool = False) -> None:
     """How the libraries under torch compute, for the whole process.
 
     Args:
-        tf32: GPUs may round the float32 factors of convolutions to TensorFloat-32; those of matrix products never, for
-            mixing weights are among them.
+        tf32: GPUs may round the float32 factors of convolutions to TensorFloat-32; never those of matrix products,
+            because mixing weights are among them.
         deterministic: only by algorithms that give the same bits each time; where there is none, torch raises.
     """
     torch.backends.cudnn.allow_tf32 = tf32

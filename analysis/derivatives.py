@@ -76,7 +76,7 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     if not settings.run:
         objective = Objective(search.supernet.train(), fabric.autocast, now.drop_path_prob, now.skip_beta)
         for batch in data.cycle(search.batches(0)[0], settings.steps):
-            search.weight_step(objective, batch, 0.0, False, Averages())
+            search.weight_step(objective, search.cast(batch), 0.0, False, Averages())
     train_batch, valid_batch = (next(iter(batches)) for batches in search.batches(len(search.rows)))
 
     double = Search(replace(search_settings, precision="64-true"), dataset, make_fabric(settings.device, "64-true"))

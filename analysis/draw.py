@@ -97,12 +97,9 @@ def draw_genotype(genotype: Cells, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     why = _draw_with_dot(genotype, folder)
+    remedy = "apt-get install graphviz, or brew install graphviz" if "`dot`" in why else "pip install graphviz"
     if why:
-        print(
-            f"{why}, so matplotlib draws the cells; "
-            "for Graphviz's drawing: apt-get install graphviz, or brew install graphviz",
-            file=sys.stderr,
-        )
+        print(f"{why}, so matplotlib draws the cells; for Graphviz's drawing: {remedy}", file=sys.stderr)
         for kind in genotype.kinds:
             _draw_without_dot(genotype, kind, folder)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/depthwise.py --out depthwise.json
 
-Timed are the forward pass, the gradient in the input and that in the weight, as torch computes them, beside a copy of
-the input: means over --rounds calls, by the events of the device.
+Times the forward pass, the input gradient and the weight gradient, as torch computes them, and a copy of the input:
+means over --rounds calls, by the events of the device.
 """
 
 import json
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
@@ -34,7 +34,7 @@ class Settings:
 
     batch_size: PositiveInt = option(64, "images of a batch")
     rounds: PositiveInt = option(20, "calls of each, of which the mean counts")
-    device: str = option("auto", "auto, cpu or cuda")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto, cpu or cuda")
     out: str = option("", "JSON file to write")
 
 

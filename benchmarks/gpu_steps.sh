@@ -1,4 +1,4 @@
-# What first_gpu_run.sh and second_gpu_run.sh share: their arguments, and steps with a time limit each.
+# Shared by first_gpu_run.sh and second_gpu_run.sh: their arguments, and steps with a time limit each.
 # Sourced, with `name` (of the script) and `whole` (seconds that it may take by default) set.
 
 usage() {
@@ -29,6 +29,9 @@ case $whole in *[!0-9]* | "") usage "--seconds: '$whole'" ;; esac
 if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then usage "OUT: $out is not empty"; fi
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
+for given in CIFAR10 TABLE SEARCH; do # relative to where the user stands
+    [ -z "${!given:-}" ] || export "$given=$(realpath "${!given}")"
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
@@ -40,13 +43,16 @@ step() { # NAME SECONDS COMMAND...: run it, for so long at most; its JSON file i
     local step=$1 limit=$2 left=$((whole - SECONDS)) begin=$SECONDS status=0
     shift 2
     if [ $left -lt 5 ]; then
-        printf '%s\tleft out: the time is over\n' "$step" | tee -a "$out/summary.tsv"
+        printf '%s\tskipped: no time left\n' "$step" | tee -a "$out/summary.tsv"
         return
     fi
     [ "$limit" -le $left ] || limit=$left
     timeout --kill-after=5 "$limit" "$@" >"$work/$step.log" 2>&1 || status=$?
-    local said="failed with status $status"
-    case $status in 0) said=ok ;; 124 | 137) said="stopped after its $limit s" ;; esac
+    local said="failed with status $status" # 124 and 137 are those of timeout, the second one also of a lack of memory
+    case $status in
+        0) said=ok ;;
+        124 | 137) [ $((SECONDS - begin)) -lt "$limit" ] || said="stopped after its $limit s" ;;
+    esac
     printf '%s\t%s\t%d s\n' "$step" "$said" $((SECONDS - begin)) | tee -a "$out/summary.tsv"
     { printf '\n== %s: %s\n' "$step" "$*" && cat "$work/$step.log"; } >>"$out/log.txt"
     "$python" - "$work" "$out/results.json" <<'PY'
@@ -63,8 +69,8 @@ finish() { # say how it went; status 1 where a step failed
 }
 
 if [ -n "$smoke" ]; then
-    whole=60
-    step smoke 60 "$python" benchmarks/smoke.py --device "$device"
+    step smoke 55 "$python" benchmarks/smoke.py --device "$device"
     finish
+    grep -q $'^smoke\tok' "$out/summary.tsv"
     exit
 fi

@@ -75,6 +75,7 @@ def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]
     from model import NetworkImageNet, smallest_image
     from recipes import Recipe, linear
     from search.bilevel import make_fabric
+    from utils import memory_format
 
     fabric = make_fabric(settings.device, settings.precision, False)
     device, size = fabric.device, settings.batch_size
@@ -83,7 +84,8 @@ def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]
     keys = [Key(0, int(number), 0, 1.0) for number in torch.randint(0, len(tree), (size,))]
     auxiliary = settings.image_size >= smallest_image(settings.layers, imagenet=True)
     network = NetworkImageNet(genotype, settings.init_channels, settings.layers, len(tree.classes), auxiliary)
-    network = network.to(device, memory_format=torch.channels_last).train()
+    layout = memory_format("auto", device)
+    network = network.to(device).to(memory_format=layout).train()
     if settings.compile:
         network.compile()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-5)
@@ -94,7 +96,7 @@ def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]
 
     def train(images: torch.Tensor, labels: torch.Tensor) -> None:
         with fabric.autocast():
-            loss = recipe.loss(*network(images), labels)
+            loss = recipe.loss(*network(images.to(memory_format=layout)), labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)

@@ -2,8 +2,8 @@
 
     python benchmarks/low_precision.py --space s2 --epsilon_0 1e-3
 
-Printed are cosines, by differences and exactly, of a supernet at its beginning on random images. On a CPU, which has no
-TF32, the factors of convolutions are rounded as a GPU would round them.
+Prints cosines, by differences and exactly, of an untrained supernet on random images. On a CPU, which has no TF32, the
+factors of convolutions are rounded as a GPU would round them.
 """
 
 import json
@@ -37,33 +37,26 @@ class Settings:
     batch_size: PositiveInt = option(48, "number of random images")
     image_size: ImageSize = option(32, "height and width of the random images in pixels")
     epsilon_0: PositiveFloat = option(1e-4, "radius of the differences")
-    device: str = option("auto", "auto, cpu or cuda")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto, cpu or cuda")
     out: str = option("", "JSON file to write")
 
 
 def emulated_tf32() -> AbstractContextManager[Any]:
     """Inside, the factors of convolutions are rounded, in every pass, to the ten bits of TF32's fraction."""
     import torch
-    from torch.overrides import TorchFunctionMode
+    from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Rounded(torch.autograd.Function):
-        """x, and its gradient too, with ten bits."""
+    aten = torch.ops.aten
+    #: the number of arguments that are factors: image and kernel; before them a gradient in the backward pass
+    factors = {aten.convolution.default: 2, aten.convolution_backward.default: 3}
 
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return ((x.float().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
-        @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-            return Rounded.apply(gradient)
-
-    class TensorFloat32(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function is not torch.conv2d:
-                return function(*args, **(kwargs or {}))
-            x, weight, *rest = args
-            # A gradient that comes to the output is a factor of the backward pass.
-            return Rounded.apply(function(Rounded.apply(x), Rounded.apply(weight), *rest, **(kwargs or {})))
+    class TensorFloat32(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            count = factors.get(function, 0)
+            return function(*(rounded(x) for x in args[:count]), *args[count:], **(kwargs or {}))
 
     return TensorFloat32()
 

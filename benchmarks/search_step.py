@@ -219,9 +219,8 @@ def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
     """A row for each way."""
     from utils import check_device
 
-    ways: list[str] = settings.ways or ["auto", "plain"]
     count = settings.count == "yes" or (settings.count == "auto" and check_device(settings.device)[0] == "cpu")
-    timings = take_turns({way: (make_step, (settings, method, way)) for way in ways}, settings.rounds)
+    timings = take_turns({way: (make_step, (settings, method, way)) for way in settings.ways}, settings.rounds)
     inner = method_settings(method, space=settings.space if settings.space != "nasbench201" else "s5").inner_steps
     rows = []
     for way, timing in timings.items():
@@ -263,8 +262,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     origin = {**asdict(settings), "provenance": provenance(cli.command_line(), name)}
     for method in settings.methods:
-        rows += measure(settings, method)
-        for row in rows[-len(settings.ways) :]:
+        found = measure(settings, method)
+        rows += found
+        for row in found:
             calls = " | ".join(f"{row[name]:,}" if name in row else "" for name in ("operator_calls", "convolutions"))
             faster = "" if row["times_as_fast"] is None else f"{row['times_as_fast']:.2f}"
             print(

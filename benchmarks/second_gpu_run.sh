@@ -7,14 +7,14 @@ name=second_gpu_run.sh whole=530
 source "$(dirname "${BASH_SOURCE[0]}")/gpu_steps.sh"
 
 sizes=(--rounds 10) cells=() retraining=(--rounds 10) pictures=(--workers "$(nproc)") low=()
-ways=(channels_last contiguous) graphs=(contiguous-graphs)
+ways=(channels_last contiguous) compiling=(150 200) graphs=(contiguous-graphs)
 if [ "$device" = cpu ]; then
     cells=(--init_channels 2 --layers 4)
     low=("${cells[@]}" --batch_size 8 --image_size 8)
     sizes=("${low[@]}" --rounds 1)
     retraining=("${cells[@]}" --batch_size 8 --rounds 1)
     pictures=("${cells[@]}" --image_size 64 --batch_size 4 --pictures 8 --workers 1 --rounds 1)
-    ways=(contiguous) graphs=()
+    ways=(contiguous) graphs=() compiling=(15 15)
 fi
 
 run() { # NAME SECONDS SCRIPT, and its flags
@@ -32,6 +32,6 @@ run retraining_bf16 60 retraining_step.py "${retraining[@]}" --ways "${ways[@]}"
 run imagenet 120 imagenet_loader.py "${pictures[@]}"
 # Compilation takes minutes: last, with what is left of the time.
 compiled=("${retraining[@]}" --ways contiguous --precision bf16-mixed --compile)
-run retraining_compiled 150 retraining_step.py "${compiled[@]}"
-run search_compiled 200 search_step.py --count no --methods darts "${sizes[@]}" --ways contiguous --compile
+run retraining_compiled "${compiling[0]}" retraining_step.py "${compiled[@]}"
+run search_compiled "${compiling[1]}" search_step.py --count no --methods darts "${sizes[@]}" --ways contiguous --compile
 finish

@@ -30,7 +30,7 @@ class Settings:
 
 
 def imports(device: str) -> None:
-    """What searches and retrainings import, and the versions."""
+    """Import every script's modules and print the versions."""
     import pytorch_lightning
     import torch
 

@@ -121,7 +121,7 @@ def check(settings: CommonSettings) -> None:
 def check_precision(settings: CommonSettings) -> None:
     """Refuse second derivatives by differences in low precision, whose rounding is larger than their steps.
 
-    The regularizer's difference is then noise: its cosine with that in double precision is at most 0.08, where float32
+    The regularizer's difference is then noise: its cosine with that in double precision is below 0.15, where float32
     has 0.99 (benchmarks/low_precision.py).
 
     Raises:
@@ -131,11 +131,13 @@ def check_precision(settings: CommonSettings) -> None:
     second = settings.reg != "none" or settings.hypergradient != "first"
     differences = (second and settings.derivatives == "difference") or settings.compare_derivatives
     if rounded and differences:
-        flag, value = ("--tf32", "True") if settings.tf32 else ("--precision", settings.precision)
-        why = "--compare_derivatives" if settings.compare_derivatives else "--derivatives difference"
+        flag = "--tf32" if settings.tf32 else f"--precision {settings.precision}"
+        comparing = settings.compare_derivatives
+        remedy = "leave out --compare_derivatives" if comparing else "use --derivatives exact"
         raise InputError(
-            f"{flag}: {value} with {why}, whose finite differences are smaller than this precision's rounding: the "
-            "second derivative would be noise; expected float32, or --derivatives exact without --compare_derivatives"
+            f"{flag} cannot be combined with {'--compare_derivatives' if comparing else '--derivatives difference'}: "
+            "its rounding is larger than the steps of the finite differences, so the second derivative would be noise; "
+            f"{remedy}, or float32"
         )
 
 

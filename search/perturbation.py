@@ -58,8 +58,7 @@ class Perturbation:
         self.done = 0
         #: the search that is decided on: its settings, but for those of the machine and the rule, and its epochs so far
         elsewhere = {"save", "resume", "device", "data", "download", "keep_checkpoints", "compile", "cuda_graphs"}
-        elsewhere |= {"memory_format"}
-        elsewhere |= {"halves", "table", "table_dataset", "seeds"}
+        elsewhere |= {"memory_format", "halves", "table", "table_dataset", "seeds"}
         rule = {"selection", "threshold", "finetune_epochs"}
         self.origin = {name: value for name, value in asdict(search.settings).items() if name not in elsewhere | rule}
         self.origin["epochs_done"] = len(search.rows)

@@ -116,7 +116,8 @@ def test_what_a_graph_left_is_copied_by_one_call(fake_cuda, monkeypatch):
 
     with Copies() as copies:
         left = captured(objective, weights, batch)
-    assert copies.names == ("_foreach_copy_.default", "copy_.default", "_foreach_copy_.default")
+    # To the graph its inputs and the labels; from it all gradients, the loss and the logits.
+    assert copies.names == ("_foreach_copy_.default", "copy_.default", "_foreach_copy_.default", *["clone.default"] * 2)
     assert len(left.parameters) == len(list(supernet.parameters())) and len(left.layers) == 1
 
 
@@ -131,7 +132,9 @@ def test_a_capture_that_fails_at_its_end_leaves_nothing_moved(fake_cuda):
         cuda_graphs._Pass(objective, weights, batch, [0], True)
     assert fake_cuda.current is stream
     assert all(map(torch.equal, buffers, supernet.buffers()))
-    with pytest.warns(UserWarning, match="--cuda_graphs: goes on without, for the capture failed: operation failed"):
+    with pytest.warns(
+        UserWarning, match="--cuda_graphs: the capture failed, so the passes run without graphs: operation failed"
+    ):
         objective.gradients(weights, batch, [0])
     assert graphs.failed and not graphs.passes and fake_cuda.current is stream
     objective.gradients(weights, batch, [0])  # without a second warning, which would be an error here

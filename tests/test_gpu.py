@@ -50,6 +50,8 @@ __all__ = ["same_noise"]  # a fixture
 def full_precision():
     """torch rounds convolutions to TF32 unless it is told otherwise, as every script does."""
     set_up_libraries(tf32=False)
+    yield
+    set_up_libraries(tf32=False)
 
 
 def twins(space, auxiliary_skip, dtype, layout, channels, together=None):
@@ -200,7 +202,7 @@ def test_after_a_capture_that_fails_the_search_goes_on_as_without(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Supernet, "forward", waits)
-        with pytest.warns(UserWarning, match="--cuda_graphs: goes on without, for the capture failed"):
+        with pytest.warns(UserWarning, match="--cuda_graphs: the capture failed"):
             measured = weights_after_an_epoch(captured)
     assert torch.cuda.current_stream() == stream
     assert captured.graphs.failed
@@ -240,10 +242,26 @@ def test_deterministic_searches_and_retrainings_give_the_same_bits_twice_and_res
     assert calls == [0, 1]
     assert_same_run(run_search(settings, stopped, resumed=True), whole)
 
-    settings = replace(RETRAINING, device="cuda", deterministic=True, epochs=2)
-    runs = [retrain(settings, tmp_path / name) for name in "cd"]
-    assert weights_of(runs[0]) == weights_of(runs[1])
-    torch.use_deterministic_algorithms(False)
+    settings = replace(RETRAINING, device="cuda", deterministic=True)
+    whole, again, stopped = (retrain_until(settings, tmp_path / name, name == "r") for name in "pqr")
+    assert weights_of(whole) == weights_of(again) == weights_of(stopped)
+
+
+def retrain_until(settings, run, stopping):
+    """Retrain; where it is to stop, interrupt the third epoch's second step, and resume."""
+    step = Retraining.training_step
+
+    def stop(module, batch, batch_idx):
+        if (module.current_epoch, batch_idx) == (2, 1):
+            raise KeyboardInterrupt
+        return step(module, batch, batch_idx)
+
+    if stopping:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Retraining, "training_step", stop)
+            with pytest.raises(KeyboardInterrupt, match="after 2 of"):
+                retrain(settings, run)
+    return retrain(settings, run, resumed=stopping)
 
 
 def test_a_number_that_is_not_finite_ends_a_search_before_its_checkpoint(tmp_path, monkeypatch):
@@ -261,20 +279,9 @@ def test_a_number_that_is_not_finite_ends_a_search_before_its_checkpoint(tmp_pat
     assert last_checkpoint(tmp_path / "run").name == "epoch_00001.safetensors"
 
 
-def test_a_bfloat16_retraining_learns_and_resumes(tmp_path, monkeypatch):
+def test_a_bfloat16_retraining_learns_and_resumes(tmp_path):
     settings = replace(RETRAINING, device="cuda", precision="bf16-mixed", epochs=4)
-    run, step = tmp_path / "run", Retraining.training_step
-
-    def stop(module, batch, batch_idx):
-        if (module.current_epoch, batch_idx) == (2, 1):
-            raise KeyboardInterrupt
-        return step(module, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Retraining, "training_step", stop)
-        with pytest.raises(KeyboardInterrupt, match="after 2 of 4 epochs"):
-            retrain(settings, run)
-    retrain(settings, run, resumed=True)
+    run = retrain_until(settings, tmp_path / "run", stopping=True)
     with open(run / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]

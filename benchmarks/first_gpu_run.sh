@@ -16,7 +16,7 @@ if [ "$device" = cpu ]; then
     sizes=(--rounds 1 --init_channels 2 --layers 4 --cells_per_stage 1 --image_size 8 --batch_size 8)
     depthwise=(--batch_size 2 --rounds 1) graphs=() last=(channels_last)
     search=(--method lambda-darts --init_channels 2 --cells_per_stage 1 --dataset digits --batch_size 256 --epochs 1000)
-    seconds=10
+    seconds=20
 elif [ "$(nproc)" -ge 8 ]; then
     tests=(--numprocesses 6)
 fi

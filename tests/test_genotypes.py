@@ -28,11 +28,13 @@ def test_a_cell_comes_back_from_json_and_from_the_printed_form(name):
 
 
 def test_the_cells_are_the_published_ones():
+    """The local copy has more cells than the project."""
     published = json.loads((local_data() / "published/architectures.json").read_text())
+    ours = {name: cell for name, cell in published.items() if name in CELLS}
     assert {
-        name: make_genotype({part: cell[part] for part in Genotype._fields}) for name, cell in published.items()
-    } == {name: CELLS[name] for name in published}
-    assert len(published) == 70
+        name: make_genotype({part: cell[part] for part in Genotype._fields}) for name, cell in ours.items()
+    } == {name: CELLS[name] for name in ours}
+    assert len(ours) == 70
 
 
 def test_the_form_of_darts_logs_is_read_with_its_range():

@@ -16,23 +16,31 @@ if [ "$device" = cpu ]; then
     sizes=(--rounds 1 --init_channels 2 --layers 4 --cells_per_stage 1 --image_size 8 --batch_size 8)
     depthwise=(--batch_size 2 --rounds 1) graphs=() last=(channels_last)
     search=(--method lambda-darts --init_channels 2 --cells_per_stage 1 --dataset digits --batch_size 256 --epochs 1000)
-    seconds=20
+    seconds=100
 elif [ "$(nproc)" -ge 8 ]; then
     tests=(--numprocesses 6)
 fi
 step tests 130 "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py "${tests[@]}"
 
-# The search writes a checkpoint an epoch. Ctrl-C ends it with status 130, which timeout reports as its own 124.
+# The search writes a checkpoint and a row an epoch. It is stopped after its seconds, or on a CPU after two more epochs;
+# SIGTERM ends it with status 130. 124 is that of timeout.
 interrupted() { # NAME, and flags of train_search.py
+    local enough=999999 limit=$((whole - SECONDS - 20)) # of which 20 s are left to end a search that hangs
+    [ $limit -le $seconds ] || limit=$seconds
+    [ "$device" = cuda ] || enough=$(($(rows) + 3))
     # shellcheck disable=SC2016
-    local stop='status=0; limit=$1; shift; timeout --foreground --signal=INT --kill-after=10 "$limit" "$@" || status=$?; [ $status = 124 ]'
-    step "$1" $((seconds + 20)) bash -c "$stop" - "$seconds" "$python" nasbench201/train_search.py --device "$device" "${@:2}"
+    local stop='limit=$1 enough=$2 log=$3; shift 3
+        timeout --kill-after=10 "$limit" "$@" & pid=$!
+        until [ "$(cat "$log" 2>/dev/null | wc -l)" -ge "$enough" ]; do kill -0 $pid 2>/dev/null || break; sleep 0.5; done
+        kill $pid 2>/dev/null; wait $pid; status=$?; [ $status = 124 ] || [ $status = 130 ]'
+    local command=("$python" nasbench201/train_search.py --device "$device" "${@:2}")
+    step "$1" $((limit + 20)) bash -c "$stop" - "$limit" "$enough" "$run/metrics.csv" "${command[@]}"
 }
 rows() { # epochs in the log of the search
     [ ! -e "$run/metrics.csv" ] && echo 0 || wc -l <"$run/metrics.csv"
 }
 if [ "$device" = cpu ] || [ -n "${CIFAR10:-}" ]; then
-    where=()
+    where=() run=$work/search
     if [ "$device" = cuda ]; then
         kind=cifar10
         [ ! -d "$CIFAR10/train" ] || kind=folder
@@ -40,7 +48,6 @@ if [ "$device" = cpu ] || [ -n "${CIFAR10:-}" ]; then
         [ -z "${TABLE:-}" ] || where+=(--table "$TABLE")
         search+=(--dataset "$kind" "${where[@]}")
     fi
-    run=$work/search
     if [ -n "${SEARCH:-}" ]; then
         mkdir "$run" && tar -xzf "$SEARCH" -C "$run"
         interrupted search --resume "$run" "${where[@]}"

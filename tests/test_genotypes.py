@@ -31,9 +31,9 @@ def test_the_cells_are_the_published_ones():
     """The local copy has more cells than the project."""
     published = json.loads((local_data() / "published/architectures.json").read_text())
     ours = {name: cell for name, cell in published.items() if name in CELLS}
-    assert {
-        name: make_genotype({part: cell[part] for part in Genotype._fields}) for name, cell in ours.items()
-    } == {name: CELLS[name] for name in ours}
+    assert {name: make_genotype({part: cell[part] for part in Genotype._fields}) for name, cell in ours.items()} == {
+        name: CELLS[name] for name in ours
+    }
     assert len(ours) == 70
 
 

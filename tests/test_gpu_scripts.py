@@ -76,11 +76,11 @@ def test_a_search_that_hangs_is_killed_with_its_step(tmp_path):
     environment = {**os.environ, "PYTHON": str(stubborn(tmp_path))}
     out, command = tmp_path / "out", ["bash", f"benchmarks/{SCRIPTS[0]}", tmp_path / "out", "--device", "cpu"]
     subprocess.run(
-        [*command, "--seconds", "40"], cwd=ROOT, env=environment, capture_output=True, check=False, timeout=120
+        [*command, "--seconds", "60"], cwd=ROOT, env=environment, capture_output=True, check=False, timeout=150
     )
     assert "search\tfailed with status" in (out / "summary.tsv").read_text()
     pids = (tmp_path / "started").read_text().split()
-    deadline = time.monotonic() + 30  # one that the end of the whole run cuts off has 10 s
+    deadline = time.monotonic() + 15
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert pids and not any(map(is_alive, pids))

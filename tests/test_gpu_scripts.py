@@ -9,7 +9,7 @@ import time
 import pytest
 
 from benchmarks import smoke
-from tests.conftest import ROOT
+from tests.conftest import ROOT, script
 
 SCRIPTS = ("first_gpu_run.sh", "second_gpu_run.sh")
 
@@ -86,13 +86,13 @@ def test_a_search_that_hangs_is_killed_with_its_step(tmp_path):
     assert pids and not any(map(is_alive, pids))
 
 
-def test_the_smoke_run_imports_all_and_takes_a_step_of_each_kind(tmp_path):
-    summary, _ = run_script(SCRIPTS[0], tmp_path / "out", "--smoke", timeout=150)
-    assert summary == {"smoke": "ok"}
-    log = (tmp_path / "out/log.txt").read_text()
+def test_the_smoke_run_imports_all_and_takes_a_step_of_each_kind():
+    """Without the script's limit of a minute, which a busy machine may exceed."""
+    done = script("benchmarks/smoke.py", "--device", "cpu", env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stdout + done.stderr
     parts = ["imports", "depthwise", "nasbench201", "s5", "retraining, bf16-mixed", "resumed search", "low precision"]
     for part in [*parts, "ImageNet's loader", "GPU tests"]:
-        assert f"\n{part}: ok, " in log
+        assert f"\n{part}: ok, " in f"\n{done.stdout}"
 
 
 def test_a_part_of_the_smoke_run_that_fails_keeps_its_traceback_and_the_others_go_on(monkeypatch, capsys):

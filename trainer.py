@@ -488,7 +488,9 @@ def _end_children(trainer: Trainer, seconds: float = 2) -> list[int | None]:
     Returns:
         The exit statuses of those that ended of themselves.
     """
-    children = getattr(trainer.strategy.launcher, "procs", [])
+    started = getattr(trainer.strategy.launcher, "procs", [])
+    children = [*started]
+    started.clear()  # Lightning's observer of this list kills this process as soon as one of them has failed
     deadline = time.monotonic() + seconds
     statuses = [child.poll() for child in children]
     while None in statuses and not any(statuses) and time.monotonic() < deadline:

@@ -1,10 +1,7 @@
-"""What the tests share."""
+"""Settings of every test process, made before torch is imported."""
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -23,44 +20,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
-ROOT = Path(__file__).resolve().parent.parent
 
+@pytest.fixture
+def same_noise(monkeypatch):
+    """The operation `noise` in the same numbers, whatever the order of the edges."""
 
-def local_data() -> Path:
-    """A local copy of the published cells, fixtures and images; tests that need it skip where it is absent."""
-    folder = Path(os.environ.get("LAMBDA_DARTS_DATA", ROOT.parent / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"no local copy of the data at {folder}; LAMBDA_DARTS_DATA names another place")
-    return folder
+    import torch
 
+    def noise(x):
+        return torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).view(x.shape)
 
-def slower() -> float:
-    """How many times longer Python may take: scripts/coverage.sh has every line of the root's modules counted."""
-    return 1.0 if sys.gettrace() is None else 4.0
-
-
-def script(*arguments: object, timeout: float = 300, **options) -> subprocess.CompletedProcess:
-    """Run a script of the project from its root, as a user does."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        **options,
-    )
-
-
-def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:
-    """Wrong input: status 2, nothing but one line on stderr, and in it all of `mentions`."""
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.splitlines()) == 1, result.stderr
-    for mention in mentions:
-        assert mention in result.stderr
-
-
-def last_checkpoint(run: Path) -> Path:
-    """The file of a run's last checkpoint; one that is not there where the run has none."""
-    return max((run / "checkpoints").glob("*.safetensors"), default=run / "checkpoints/none")
+    monkeypatch.setattr(torch, "randn_like", noise)

@@ -32,7 +32,7 @@ from cli import InputError
 from genotypes import CELLS, load_genotype
 from nasbench201.cells import all_cells, load_any, load_cell
 from search.settings import SCRIPT, SearchSettings, load_settings
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 CELL_201 = next(all_cells())
 EPOCHS, LAYERS = 2, 4

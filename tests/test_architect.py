@@ -10,15 +10,9 @@ from torch.func import functional_call
 from architect import Architecture, first_order, implicit, relax, unrolled
 from data import Batch
 from gradients import Objective, norm
+from tests.helpers import scramble
 
 DOUBLE = torch.float64
-
-
-def scramble(architecture):
-    """Random alpha."""
-    with torch.no_grad():
-        for alpha in architecture.parameters():
-            alpha.normal_()
 
 
 def test_alpha_begins_near_nothing_on_the_softmax_and_at_nothing_on_the_sigmoid():

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from scripts.dependencies import scripts
-from tests.conftest import assert_refused, script
+from tests.helpers import SMALL, assert_refused, run_search, script
 
 SEARCH = "search/train_search.py"
 DIGITS = ("--dataset", "digits", "--space", "s2", "--layers", "4", "--init_channels", "2")
@@ -29,7 +29,6 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     from dataclasses import replace
 
     from search.settings import SearchSettings
-    from tests.test_search import SMALL, run_search
 
     run = run_search(replace(SMALL, epochs=1), tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import checkpoints
 from checkpoints import Checkpoints, DamagedError, NewerError, flatten, read, unflatten, write
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 TENSORS = {
     "weight": torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last),

@@ -11,21 +11,16 @@ from genotypes import load_genotype
 from search.bilevel import Search
 from search.perturbation import Perturbation
 from search.settings import method_settings, resolve
-from tests.test_data import write_folder
-from tests.test_search import assert_same_run, metrics, run_search
+from tests.helpers import (
+    SMALL_METHOD,
+    assert_same_run,
+    few_images,
+    interrupt,
+    metrics,
+    run_search,
+    settings_of,
+)
 
-SMALL = {
-    "dataset": "digits",
-    "space": "s2",
-    "layers": 4,
-    "init_channels": 2,
-    "batch_size": 128,
-    "epochs": 2,
-    "device": "cpu",
-    "finetune_epochs": 1,
-    "arch_learning_rate": 0.3,
-    "threshold": 0.5,
-}
 METHODS = {
     "darts": (),
     "darts-2nd": ("direct_gradient_norm", "indirect_gradient_norm"),
@@ -53,16 +48,6 @@ COMBINATIONS = {
         "implicit_noise": True,
     },
 }
-
-
-def settings_of(method="darts", **changes):
-    return method_settings(method, **{**SMALL, **changes})
-
-
-def few_images(folder):
-    """Settings under which a perturbation selection takes seconds: two steps an epoch, of twelve tiny images each."""
-    root = write_folder(folder, per_class=24, size=(4, 4))
-    return {"dataset": "folder", "data": str(root), "batch_size": 12, "epochs": 1}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -93,20 +78,6 @@ def test_every_space_is_searched_on_few_images_too(tmp_path, method, space):
     run = run_search(settings, tmp_path / "run")
     genotype = load_genotype(str(run))
     assert all(edge.operation != "none" for kind in ("normal", "reduce") for edge in genotype.edges(kind))
-
-
-def interrupt(monkeypatch, owner, name, call):
-    """Ctrl-C at the end of the call-th call of a method."""
-    original, calls = getattr(owner, name), []
-
-    def stop(*arguments, **named):
-        result = original(*arguments, **named)
-        calls.append(name)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(owner, name, stop)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
@@ -179,7 +150,7 @@ def test_a_method_before_a_config_of_another_is_refused(tmp_path):
 
 def test_a_run_says_which_setting_came_from_where_and_its_config_makes_the_same_run(tmp_path):
     run = tmp_path / "run"
-    small = {name: value for name, value in SMALL.items() if name not in ("finetune_epochs", "threshold")}
+    small = {name: value for name, value in SMALL_METHOD.items() if name not in ("finetune_epochs", "threshold")}
     flags = [part for name, value in {**small, "epochs": 1}.items() for part in (f"--{name}", str(value))]
     from search.loop import search
 

@@ -11,7 +11,7 @@ import cuda_graphs
 from cuda_graphs import CapturedObjective, Graphs
 from data import Batch
 from gradients import Objective
-from tests.test_gpu_ready import make_supernet, weights_of
+from tests.helpers import make_supernet, mixing_weights_of
 
 
 class Stream:
@@ -84,7 +84,7 @@ def passes(objective, weights, batch):
 
 def test_graphs_are_captured_once_share_their_memory_and_follow_the_schedule(fake_cuda):
     supernet = make_supernet("s5", "skip", channels=2, layers=4)
-    weights, graphs = weights_of(supernet), Graphs(8)
+    weights, graphs = mixing_weights_of(supernet), Graphs(8)
     for epoch in range(4):
         batch = Batch(torch.randn(8, 3, 8, 8), torch.arange(8), epoch)
         now = {"drop_path_prob": 0.1 * epoch, "skip_beta": 1 - 0.2 * epoch}
@@ -99,7 +99,7 @@ def test_graphs_are_captured_once_share_their_memory_and_follow_the_schedule(fak
 
 def test_what_a_graph_left_is_copied_by_one_call(fake_cuda, monkeypatch):
     supernet = make_supernet("s2", channels=2, layers=4)
-    weights, graphs = weights_of(supernet), Graphs(8)
+    weights, graphs = mixing_weights_of(supernet), Graphs(8)
     batch = Batch(torch.randn(8, 3, 8, 8), torch.arange(8), 0)
     objective = CapturedObjective(supernet, graphs=graphs)
     objective.gradients(weights, batch, [0])
@@ -123,7 +123,7 @@ def test_what_a_graph_left_is_copied_by_one_call(fake_cuda, monkeypatch):
 
 def test_a_capture_that_fails_at_its_end_leaves_nothing_moved(fake_cuda):
     supernet = make_supernet("s2", channels=2, layers=4)
-    weights, graphs = weights_of(supernet), Graphs(8)
+    weights, graphs = mixing_weights_of(supernet), Graphs(8)
     batch = Batch(torch.randn(8, 3, 8, 8), torch.arange(8), 0)
     stream, buffers = fake_cuda.current, [buffer.clone() for buffer in supernet.buffers()]
     fake_cuda.fails = True

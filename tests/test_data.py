@@ -15,6 +15,7 @@ from PIL import Image
 import data
 import imagenet16
 from data import Augmentation, Batches, DataSet, ImageSet
+from tests.helpers import write_folder
 from tests.readers import PROTOCOL_4, numpy1_pickle, python2_pickle, python3_pickle
 
 PLAIN = Augmentation(mean=(0.0,), std=(1 / 255,))
@@ -24,17 +25,6 @@ def numbered(count, size=8):
     """Images whose every pixel is their number, labelled with it."""
     images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(count, 1, size, size).contiguous()
     return ImageSet(images, torch.arange(count))
-
-
-def write_folder(root, classes=("cat", "dog"), per_class=3, size=(8, 8)):
-    generator = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for number in range(per_class):
-                pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
-    return root
 
 
 def test_digits_are_split_by_class_and_never_shared_between_training_and_test():

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from scripts.dependencies import help_cost, imported_modules, modules_of, parse_requirement, requirements, scripts
-from tests.conftest import ROOT, assert_refused, script
+from tests.helpers import ROOT, assert_refused, script
 
 #: required and not imported: torch's exporter to ONNX imports the one, scripts/test.sh runs the others
 UNIMPORTED = {"onnxscript", "pytest-xdist", "ruff", "mypy"}

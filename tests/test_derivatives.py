@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.conftest import script
+from tests.helpers import script
 
 SMALL = ["--dataset", "digits", "--space", "s2", "--layers", "4", "--init_channels", "2"]
 

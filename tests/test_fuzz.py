@@ -27,7 +27,7 @@ from scipy.io import savemat
 from analysis.runs import load_entries
 from cli import one_line
 from genotypes import parse_genotype
-from tests.conftest import ROOT, slower
+from tests.helpers import ROOT, slower
 from tests.readers import (
     RESULT,
     SEARCH,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from genotypes import CELLS, PRIMITIVES, Edge, Genotype, load_genotype, make_genotype, parse_genotype
 from selection import select
 from spaces import EDGES, SPACES
-from tests.conftest import local_data
+from tests.helpers import local_data
 
 DARTS_SPACES = ("s1", "s2", "s3", "s4", "s5")
 

@@ -22,19 +22,21 @@ from nasbench201.networks import Supernet as Supernet201
 from search.bilevel import Search, make_fabric, schedule
 from search.settings import method_settings
 from spaces import SPACES
-from tests.conftest import last_checkpoint
-from tests.test_gradients import relative_error
-from tests.test_numbers import weights_of
-from tests.test_retraining import SMALL as RETRAINING
-from tests.test_retraining import retrain
-from tests.test_search import SMALL, assert_same_run, batches_of, run_search
-from tests.test_speed import (
+from tests.helpers import (
     METHODS,
+    RETRAINING,
+    SMALL,
     assert_gradients_of,
+    assert_same_run,
     assert_single_precision_gradients_of,
     batch_and_weights,
-    same_noise,
+    batches_of,
+    last_checkpoint,
+    relative_error,
+    retrain,
+    run_search,
     weights_after_an_epoch,
+    weights_of,
 )
 from utils import Averages, set_up_libraries
 
@@ -42,8 +44,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 DOUBLE = torch.float64
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
-
-__all__ = ["same_noise"]  # a fixture
 
 
 @pytest.fixture(autouse=True)

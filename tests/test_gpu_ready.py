@@ -18,15 +18,11 @@ from benchmarks import low_precision, search_step
 from cli import InputError
 from genotypes import load_genotype
 from kernels import differentiated_twice, grouped_conv2d, layout
-from mixed_operations import MixedEdges
 from model import NetworkCIFAR
-from model_search import Supernet
 from modules import Retraining
-from nasbench201.networks import Supernet as Supernet201
 from search.settings import method_settings
 from spaces import SPACES
-from tests.conftest import ROOT
-from tests.test_retraining import RECIPE, SMALL, retrain
+from tests.helpers import RECIPE, RETRAINING, ROOT, make_supernet, mixing_weights_of, retrain
 from utils import StepProgress, load_optimizer_tensors, memory_format, optimizer_tensors, set_up_libraries
 
 DOUBLE = torch.float64
@@ -43,24 +39,6 @@ def other(wanted):
 def strides_of(network):
     """The strides of a network's depthwise weights of 3 x 3 pixels."""
     return {w.stride() for w in network.parameters() if w.dim() == 4 and w.shape[1:] == (1, 3, 3)}
-
-
-def make_supernet(space, auxiliary_skip="none", channels=4, layers=6):
-    torch.manual_seed(0)
-    if space == "nasbench201":
-        supernet = Supernet201(channels, 2, auxiliary_skip=auxiliary_skip)
-    else:
-        supernet = Supernet(SPACES[space], channels, layers, auxiliary_skip=auxiliary_skip)
-    for module in supernet.modules():
-        if isinstance(module, MixedEdges):
-            module.together = True  # as on a GPU
-    return supernet
-
-
-def weights_of(supernet, dtype=torch.float32):
-    torch.manual_seed(1)
-    shapes = [supernet.alpha_shapes[kind] for kind in supernet.kinds]
-    return [torch.randn(shape, dtype=dtype).softmax(dim=-1).requires_grad_() for shape in shapes]
 
 
 # Memory formats
@@ -95,7 +73,7 @@ def test_every_batch_norm_of_a_supernet_sees_the_layout_asked_for(
     space, auxiliary_skip, wanted, drop_path_prob, torchs_batch_norm
 ):
     supernet = make_supernet(space, auxiliary_skip).to(memory_format=wanted)
-    images, weights = torch.randn(4, 3, 32, 32).to(memory_format=wanted), weights_of(supernet)
+    images, weights = torch.randn(4, 3, 32, 32).to(memory_format=wanted), mixing_weights_of(supernet)
     with Layouts() as layouts:
         loss = F.cross_entropy(supernet(images, weights, drop_path_prob, 0.5), NO_LABELS)
         torch.autograd.grad(loss, [*supernet.parameters(), *weights])
@@ -128,7 +106,7 @@ def test_a_retraining_takes_the_layout_of_its_flag(wanted, tmp_path, monkeypatch
 
     monkeypatch.setattr("retraining.fit", fit)
     with pytest.raises(KeyboardInterrupt):
-        retrain(replace(SMALL, memory_format=wanted, arch="DARTS_V2"), tmp_path / "run")
+        retrain(replace(RETRAINING, memory_format=wanted, arch="DARTS_V2"), tmp_path / "run")
     layout_of_flag = getattr(torch, "channels_last" if wanted == "channels_last" else "contiguous_format")
     assert seen == [(layout_of_flag, STRIDES[layout_of_flag])]
 

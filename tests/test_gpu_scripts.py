@@ -9,7 +9,7 @@ import time
 import pytest
 
 from benchmarks import smoke
-from tests.conftest import ROOT, script
+from tests.helpers import ROOT, script
 
 SCRIPTS = ("first_gpu_run.sh", "second_gpu_run.sh")
 

@@ -4,34 +4,12 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from architect import Architecture, first_order, unrolled
-from data import Batch
-from gradients import Objective, central_difference, cosine, norm, regularized_gradient, weight_gradient
-from model_search import Supernet
+from architect import first_order, unrolled
+from gradients import central_difference, cosine, norm, regularized_gradient, weight_gradient
 from regularizers import REGULARIZERS, layer_alignment
-from spaces import SPACES
+from tests.helpers import problem, relative_error
 
 KINDS = ("corr", "signcorr")
-
-
-def problem(space="s2", layers=4, size=8):
-    """A small supernet in float64 with random mixing weights, and two batches."""
-    torch.manual_seed(0)
-    supernet = Supernet(SPACES[space], init_channels=4, layers=layers).double()
-    architecture = Architecture(supernet.alpha_shapes).double()
-    with torch.no_grad():
-        for alpha in architecture.parameters():
-            alpha.normal_()
-    mixing = architecture.mixing_weights()
-    weights = [mixing[kind].detach() for kind in supernet.kinds]
-    batches = [
-        Batch(torch.randn(6, 3, size, size, dtype=torch.float64), torch.randint(0, 10, (6,)), seed) for seed in (1, 2)
-    ]
-    return Objective(supernet), architecture, weights, *batches
-
-
-def relative_error(measured, expected):
-    return (norm([a - b for a, b in zip(measured, expected, strict=True)]) / norm(expected)).item()
 
 
 @pytest.mark.parametrize("kind", KINDS)

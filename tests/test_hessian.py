@@ -13,10 +13,7 @@ from analysis.hessian import MeasureSettings, dominant_eigenvalues, search_setti
 from analysis.landscape import directions
 from analysis.validation import ValidationLoss
 from benchmarks.plain import plain_supernet
-from tests.conftest import assert_refused, script
-from tests.test_nasbench201 import run_search as run_search_201
-from tests.test_nasbench201 import settings_of
-from tests.test_search import SMALL, run_search
+from tests.helpers import SMALL, assert_refused, run_search, run_search_201, script, settings_of_201
 
 SMALLEST = replace(SMALL, init_channels=2, reg="none", epochs=2)
 AUXILIARY = {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"}
@@ -24,7 +21,7 @@ AUXILIARY = {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"}
 SEARCHES = {
     "softmax": lambda run: run_search(replace(SMALLEST, epochs=3, keep_checkpoints=3), run),
     "sigmoid": lambda run: run_search(replace(SMALLEST, relaxation="sigmoid", **AUXILIARY), run),
-    "nasbench201": lambda run: run_search_201(settings_of(), run),
+    "nasbench201": lambda run: run_search_201(settings_of_201(), run),
 }
 BETA = {"sigmoid": 0.5}
 

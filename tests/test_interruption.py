@@ -10,9 +10,7 @@ import pytest
 
 from scripts.torture import KINDS, differences, torture
 from search.settings import load_settings
-from tests.conftest import ROOT
-from tests.test_data import write_folder
-from tests.test_search import assert_same_run, run_search
+from tests.helpers import ROOT, assert_same_run, run_search, write_folder
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "table"])

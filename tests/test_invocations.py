@@ -25,8 +25,7 @@ from nasbench201.cells import all_cells
 from nasbench201.settings import SearchSettings as SearchSettings201
 from nasbench201.sources import build
 from search.settings import SearchSettings, method_settings
-from tests.conftest import ROOT
-from tests.test_reproduce import TABLE
+from tests.helpers import ROOT, TABLE
 
 CELL = CELLS["DARTS_V2"].to_json()
 

@@ -22,11 +22,20 @@ from cli import InputError, open_folder
 from files import LOCK, hold, is_passing, write_atomically
 from scripts.die_in_write import cut_short
 from scripts.torture import differences, scalars
-from tests.conftest import ROOT, assert_refused, last_checkpoint, script
-from tests.test_combinations import few_images, settings_of
-from tests.test_retraining import SMALL as RETRAINING
-from tests.test_retraining import retrain
-from tests.test_search import SMALL, run_search
+from tests.helpers import (
+    RETRAINING,
+    ROOT,
+    SMALL,
+    assert_refused,
+    few_images,
+    last_checkpoint,
+    retrain,
+    run_search,
+    script,
+    settings_of,
+    start,
+    until,
+)
 from utils import Board
 
 TINY = replace(SMALL, init_channels=2, reg="none", epochs=2)
@@ -215,24 +224,6 @@ def test_a_folder_that_may_only_be_read_is_named_and_nothing_changes(disk):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def start(*arguments: object, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def until(condition, process) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize(
     ("command", "flags"),
     [(SEARCH, FLAGS), ("train/train.py", "--arch DARTS_V2 --dataset digits --layers 3 --init_channels 2 --device cpu")],
@@ -253,10 +244,10 @@ def test_a_folder_that_is_removed_under_a_run_is_named_and_not_made_again(tmp_pa
 
 def test_the_events_of_a_run_that_was_gone_on_with_are_read_whatever_the_clock(tmp_path, monkeypatch):
     rows = [{"epoch": epoch, "loss": 2.0**-epoch, "rank": None} for epoch in range(1, 6)]
-    for hour, (done, until) in enumerate(((0, 3), (2, 4), (4, 5))):  # an epoch of the first part did not count
+    for hour, (done, end) in enumerate(((0, 3), (2, 4), (4, 5))):  # an epoch of the first part did not count
         monkeypatch.setattr(time, "time", lambda hour=hour: 1e9 - 3600 * hour)
         board = Board(tmp_path, rows[:done])
-        for row in rows[done:until]:
+        for row in rows[done:end]:
             board.add(row)
     assert scalars(tmp_path)[Path("tensorboard")] == {"loss": [(row["epoch"], row["loss"]) for row in rows]}
 

@@ -25,8 +25,7 @@ from search.perturbation import Perturbation
 from search.settings import SearchSettings, method_settings, preset
 from selection import missing_cell, select
 from spaces import EDGES, SPACES
-from tests.test_architect import scramble
-from tests.test_gradients import problem, relative_error
+from tests.helpers import problem, relative_error, scramble
 from utils import Averages, StepProgress
 
 DOUBLE = torch.float64

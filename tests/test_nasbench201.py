@@ -24,34 +24,28 @@ from nasbench201.cells import EDGES, OPERATIONS, all_cells, load_cell, make_cell
 from nasbench201.networks import Network, Supernet
 from nasbench201.scores import mean_and_deviation
 from nasbench201.search201 import Search201
-from nasbench201.settings import SearchSettings, preset_201
+from nasbench201.settings import preset_201
 from nasbench201.sources import build
 from nasbench201.table import open_table
 from regularizers import layer_alignment
 from search.bilevel import make_fabric, schedule
-from search.loop import search
 from search.perturbation import Perturbation
-from search.settings import Resolved
-from tests.conftest import ROOT, assert_refused, script
-from tests.test_data import write_folder
-from tests.test_search import assert_same_run, metrics
+from tests.helpers import (
+    ROOT,
+    assert_refused,
+    assert_same_run,
+    metrics,
+    run_search_201,
+    script,
+    settings_of_201,
+    write_folder,
+)
 from utils import StepProgress
 
 SCRIPT = "nasbench201/train_search.py"
 CONVOLUTIONS = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 SKIPS = CONVOLUTIONS.replace("nor_conv_3x3", "skip_connect")
 DOUBLE = torch.float64
-
-
-def settings_of(method="darts", **changes):
-    small = {"dataset": "digits", "init_channels": 2, "cells_per_stage": 1, "batch_size": 256, "epochs": 2}
-    own = {**preset_201({"method": method}), "method": method, "device": "cpu", **small}
-    return SearchSettings(**{**own, "arch_learning_rate": 0.3, "finetune_epochs": 0, **changes})
-
-
-def run_search(settings, run, resumed=False):
-    search(Resolved(settings, run, resumed), Search201)
-    return run
 
 
 def start(settings):
@@ -204,7 +198,7 @@ def test_drop_path_spares_identities():
 
 
 def test_all_cells_take_part_in_the_alignment():
-    state = start(settings_of("lambda-darts-exact", cells_per_stage=2, precision="64-true"))
+    state = start(settings_of_201("lambda-darts-exact", cells_per_stage=2, precision="64-true"))
     objective = Objective(state.supernet.train())
     batch = state.cast(next(iter(state.batches(0)[0])))
     weights = [w.requires_grad_() for w in state.layer_weights()]
@@ -222,7 +216,7 @@ def test_all_cells_take_part_in_the_alignment():
 
 
 def test_argmax_is_over_all_five_operations_and_a_threshold_leaves_none():
-    state = start(settings_of("fair-darts", threshold=0.6))
+    state = start(settings_of_201("fair-darts", threshold=0.6))
     weights = np.array(
         [
             [0.9, 0.1, 0.2, 0.3, 0.4],
@@ -242,7 +236,7 @@ def test_argmax_is_over_all_five_operations_and_a_threshold_leaves_none():
 def test_the_weights_step_first_where_the_released_code_does_so():
     batches = {}
     for weights_first in (False, True):
-        state = start(settings_of("lambda-darts-exact", weights_first=weights_first, batch_size=300))
+        state = start(settings_of_201("lambda-darts-exact", weights_first=weights_first, batch_size=300))
         order = []
         weight_step, alpha_step = state.weight_step, state.alpha_step
         state.weight_step = lambda *a, order=order, step=weight_step: (order.append("w"), step(*a))
@@ -269,14 +263,14 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_searches_and_resumes_bit_for_bit(tmp_path, method):
-    settings = settings_of(method)
-    whole = run_search(settings, tmp_path / "whole")
+    settings = settings_of_201(method)
+    whole = run_search_201(settings, tmp_path / "whole")
     rows = metrics(whole)
     assert all(math.isfinite(float(value)) for row in rows for value in row.values() if value)
     assert all(rows[-1][name] for name in METHODS[method])
     load_cell(str(whole))
     # Interrupted after the first epoch: the second never was.
-    part = run_search(settings, tmp_path / "part")
+    part = run_search_201(settings, tmp_path / "part")
     sorted((part / "checkpoints").iterdir())[-1].unlink()
     for name in ("genotype.json", "metrics.csv"):
         (part / name).unlink()
@@ -284,15 +278,15 @@ def test_every_method_searches_and_resumes_bit_for_bit(tmp_path, method):
         for path in sorted((part / "perturbation/checkpoints").iterdir())[1:]:
             path.unlink()
         sorted((part / "perturbation/checkpoints").iterdir())[0].unlink()
-    run_search(settings, part, resumed=True)
+    run_search_201(settings, part, resumed=True)
     assert_same_run(whole, part)
 
 
 def test_all_ideas_combine(tmp_path):
-    settings = settings_of(
+    settings = settings_of_201(
         "darts-minus", reg="corr", lambda_=0.5, hypergradient="implicit", relaxation="sigmoid", alpha_reg="zero_one_l2"
     )
-    row = metrics(run_search(settings, tmp_path / "run"))[-1]
+    row = metrics(run_search_201(settings, tmp_path / "run"))[-1]
     names = ("skip_beta", "regularizer_gradient_norm", "neumann_residual", "alpha_regularizer", "train_alignment")
     assert all(row[name] for name in names)
 
@@ -312,7 +306,7 @@ def test_perturbation_decides_every_edge_and_may_choose_none(tmp_path):
 
 
 def start_folder(root):
-    settings = settings_of("darts-pt", dataset="folder", data=str(root), batch_size=12)
+    settings = settings_of_201("darts-pt", dataset="folder", data=str(root), batch_size=12)
     return Search201(settings, data.load("folder", str(root)), make_fabric("cpu", settings.precision))
 
 
@@ -322,7 +316,7 @@ def test_the_benchmarks_halves_are_used(tmp_path, monkeypatch):
     halves = {"train": numbers[::3], "valid": sorted(set(numbers) - set(numbers[::3]))}
     path = tmp_path / "cifar-split.txt"
     path.write_text(json.dumps({name: ["int", [str(n) for n in half]] for name, half in halves.items()}))
-    settings = settings_of(dataset="cifar10", halves=str(path))
+    settings = settings_of_201(dataset="cifar10", halves=str(path))
     state = Search201(settings, digits, make_fabric("cpu", settings.precision))
     assert torch.equal(state.train.images, digits.train.images[halves["train"]])
     assert torch.equal(state.valid.labels, digits.train.labels[halves["valid"]])
@@ -378,7 +372,7 @@ def made_table(tmp_path_factory):
 
 
 def test_every_epochs_cell_is_looked_up_in_the_table(tmp_path, made_table):
-    run = run_search(settings_of("darts", table=str(made_table), epochs=3), tmp_path / "run")
+    run = run_search_201(settings_of_201("darts", table=str(made_table), epochs=3), tmp_path / "run")
     table = open_table(made_table)
     best = table.columns["cifar10_test_200"].max()
     cells = [parse_cell(json.loads(line)["arch"]) for line in (run / "genotypes.jsonl").read_text().splitlines()]
@@ -418,7 +412,7 @@ def test_a_table_with_gaps_is_refused_or_leaves_cells_empty(tmp_path, made_table
     part = tmp_path / "part.safetensors"
     refused = script(SCRIPT, "--dataset", "digits", "--table", part, "--save", tmp_path / "run")
     assert_refused(refused, "--table", "has 49 cells", "15,625")
-    state = start(settings_of(table=str(made_table)))
+    state = start(settings_of_201(table=str(made_table)))
     cell = parse_cell(CONVOLUTIONS)
     assert state.measure(cell)["table_rank"] == 1
     state.table.columns["cifar10_test_200"] = np.where(np.arange(5**6) == state.table.index(cell), np.nan, 1.0)
@@ -465,7 +459,7 @@ def test_a_cell_is_trained_scored_and_resumed(tmp_path):
 
 
 def test_select_derives_a_cell_again(tmp_path):
-    run = run_search(settings_of(epochs=1), tmp_path / "run")
+    run = run_search_201(settings_of_201(epochs=1), tmp_path / "run")
     again = script("search/select.py", run, "--selection", "perturbation", "--finetune_epochs", "0")
     assert again.returncode == 0, again.stderr
     load_cell(str(run / "selections/perturbation"))
@@ -474,7 +468,7 @@ def test_select_derives_a_cell_again(tmp_path):
 
 def test_weight_gradient_is_that_of_the_loss():
     """The supernet is a plain function, so its gradient is autograd's of the plain loop."""
-    state = start(settings_of(precision="64-true", cells_per_stage=2))
+    state = start(settings_of_201(precision="64-true", cells_per_stage=2))
     batch = state.cast(next(iter(state.batches(0)[0])))
     objective = Objective(state.supernet.train())
     measured = weight_gradient(objective, state.layer_weights(), batch).gradient

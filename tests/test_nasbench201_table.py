@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from nasbench201.cells import all_cells, make_cell, parse_cell
 from nasbench201.sources import build
 from nasbench201.table import Table, open_table
-from tests.conftest import ROOT, assert_refused, local_data, script
+from tests.helpers import ROOT, assert_refused, local_data, script
 
 TABLE = "nasbench201/table.py"
 ARCHS = [cell.arch for cell in all_cells()][4321:4326]

@@ -10,20 +10,10 @@ from modules import Retraining
 from search.bilevel import Search, make_fabric, saturated
 from search.loop import new_warnings
 from search.perturbation import Perturbation
-from tests.conftest import last_checkpoint
-from tests.test_retraining import SMALL as RETRAINING
-from tests.test_retraining import retrain
-from tests.test_search import SMALL, assert_same_run, run_search
-from trainer import load_checkpoint
+from tests.helpers import RETRAINING, SMALL, assert_same_run, last_checkpoint, retrain, run_search, weights_of
 from utils import StepProgress, Watch
 
 TINY = replace(SMALL, init_channels=2, reg="none", epochs=2)
-
-
-def weights_of(run):
-    """The weights of a retraining's last checkpoint, as bytes."""
-    state = load_checkpoint(last_checkpoint(run))["state_dict"]
-    return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
 
 
 def test_the_watch_names_the_first_number_that_is_not_finite_with_its_epoch_and_step():

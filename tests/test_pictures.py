@@ -14,7 +14,7 @@ from analysis.curves import load_course, plot_search, search_figure
 from analysis.draw import COLORS, cell_graph, color
 from genotypes import CELLS, PRIMITIVES
 from spaces import SPACES
-from tests.conftest import script
+from tests.helpers import script
 
 PICTURES = [f"{kind}.{suffix}" for kind in ("normal", "reduce") for suffix in ("gv", "png", "svg")]
 STATES = {"c_{k-2}": 0, "c_{k-1}": 1, **{str(node - 2): node for node in range(2, 7)}}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagenet.prepare import read_devkit
-from tests.conftest import assert_refused, script
+from tests.helpers import assert_refused, script
 
 PREPARE = "imagenet/prepare.py"
 CLASSES = ("n01440764", "n01443537", "n01484850")

@@ -6,7 +6,7 @@ import shlex
 
 import numpy as np
 
-from tests.conftest import ROOT, script
+from tests.helpers import ROOT, script
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regularizers import ALPHA_REGULARIZERS, layer_alignment, layer_alignment_derivative
-from tests.conftest import local_data
+from tests.helpers import local_data
 
 KINDS = ("corr", "signcorr")
 

@@ -17,7 +17,7 @@ import yaml
 from analysis.charts import Line, line_chart
 from analysis.page import build, published
 from analysis.runs import load_entries
-from tests.conftest import ROOT, script, slower
+from tests.helpers import ROOT, script, slower
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 METHODS = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-darts"}

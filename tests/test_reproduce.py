@@ -25,31 +25,7 @@ from scripts.sweep import (
     published_for,
     run_step,
 )
-from tests.conftest import ROOT, assert_refused, script
-
-TABLE = {
-    "title": "Digits",
-    "scripts": {"search": "search/train_search.py", "retrain": "train/train.py"},
-    "search": {"dataset": "digits", "layers": 4, "init_channels": 2, "batch_size": 64},
-    "retrain": {"dataset": "digits", "layers": 3, "init_channels": 2, "batch_size": 128, "drop_path_prob": 0},
-    "columns": {"S2": {"search": {"space": "s2"}}},
-    "methods": {
-        "DARTS": {"search": {"method": "darts"}},
-        "DARTS-": {"search": {"method": "darts-minus"}},
-    },
-    "scales": {
-        "paper": {"seeds": 4},
-        "tiny": {"seeds": 2, "search": {"epochs": 6}, "retrain": {"epochs": 4}},
-        "broken": {
-            "seeds": 1,
-            "search": {"epochs": 1},
-            "retrain": {"epochs": 1},
-            "override": {
-                "DARTS-": {"search": {"relaxation": "sigmoid", "selection": "threshold_sparse", "threshold": 1}}
-            },
-        },
-    },
-}
+from tests.helpers import ROOT, TABLE, assert_refused, script
 
 
 def write(folder: Path, table: dict = TABLE) -> Path:

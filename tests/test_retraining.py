@@ -30,38 +30,10 @@ import utils
 from cli import InputError
 from genotypes import CELLS, load_genotype
 from modules import Retraining, TensorImages
-from recipes import Recipe, cosine
-from tests.conftest import ROOT, assert_refused, last_checkpoint, script
-from train.train import PROG, TrainSettings, train
+from recipes import cosine
+from tests.helpers import CELL, RECIPE, RETRAINING, ROOT, assert_refused, last_checkpoint, retrain, script
+from train.train import PROG, TrainSettings
 from trainer import fit, load_checkpoint
-
-CELL = "LambdaDARTS_cifar10_s2"
-#: three steps an epoch on the digits
-SMALL = TrainSettings(
-    arch=CELL,
-    dataset="digits",
-    init_channels=4,
-    layers=3,
-    epochs=3,
-    batch_size=480,
-    cutout=True,
-    cutout_length=3,
-    device="cpu",
-)
-RECIPE = Recipe(
-    epochs=4,
-    learning_rate=cosine(0.1, 4),
-    momentum=0.9,
-    weight_decay=3e-4,
-    grad_clip=5.0,
-    auxiliary_weight=0.4,
-    drop_path_prob=0.2,
-)
-
-
-def retrain(settings, run, resumed=False):
-    train(settings, run, resumed)
-    return run
 
 
 def metrics(run):
@@ -75,7 +47,7 @@ def result(run):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return retrain(SMALL, tmp_path_factory.mktemp("retrain") / "run")
+    return retrain(RETRAINING, tmp_path_factory.mktemp("retrain") / "run")
 
 
 class Recorder(nn.Module):
@@ -168,9 +140,9 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished,
         else:
             patch.setattr(trainer, "write_csv", stop)
         with pytest.raises(KeyboardInterrupt, match=f"after 1 of 3 epochs; go on with: .*--resume {run}"):
-            retrain(SMALL, run)
+            retrain(RETRAINING, run)
     assert not (run / "result.json").exists()
-    retrain(SMALL, run, resumed=True)
+    retrain(RETRAINING, run, resumed=True)
     assert f"run {run}: 2 epochs on cpu" in capsys.readouterr().out
 
     assert metrics(run) == metrics(finished)
@@ -210,7 +182,7 @@ def test_sigterm_leaves_a_run_that_goes_on(tmp_path):
 
 
 def test_a_run_folder_says_how_it_was_made_and_what_came_of_it(finished):
-    assert cli.parse(TrainSettings, PROG, "", ["--config", str(finished / "config.yaml")]) == SMALL
+    assert cli.parse(TrainSettings, PROG, "", ["--config", str(finished / "config.yaml")]) == RETRAINING
     genotype = load_genotype(CELL)
     assert load_genotype(str(finished)) == genotype
     with torch.device("meta"):
@@ -245,14 +217,14 @@ def test_the_score_is_the_share_of_test_images_that_the_saved_network_gets_right
 
 
 def test_a_cell_learns_the_digits(tmp_path):
-    settings = replace(SMALL, init_channels=8, epochs=4, batch_size=48, learning_rate=0.1, drop_path_prob=0.0)
+    settings = replace(RETRAINING, init_channels=8, epochs=4, batch_size=48, learning_rate=0.1, drop_path_prob=0.0)
     settings = replace(settings, cutout=False)
     assert result(retrain(settings, tmp_path / "run"))["accuracy"] > 0.9
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="train_loss is nan in epoch 1, step 2"):
-        retrain(replace(SMALL, learning_rate=1e30), tmp_path / "run")
+        retrain(replace(RETRAINING, learning_rate=1e30), tmp_path / "run")
     assert not last_checkpoint(tmp_path / "run").exists()
 
 
@@ -332,14 +304,14 @@ def test_two_processes_train_and_score_as_one_does(tmp_path):
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(tmp_path, changes, says):
     with pytest.raises(InputError, match=says):
-        retrain(replace(SMALL, **changes), tmp_path / "run")
+        retrain(replace(RETRAINING, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_does_not_overwrite_another(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     with pytest.raises(InputError, match="exists and is not empty"):
-        retrain(SMALL, finished)
+        retrain(RETRAINING, finished)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
@@ -371,7 +343,7 @@ def test_a_resumed_run_refuses_a_damaged_checkpoint(finished, tmp_path):
     (run / "checkpoints/step_00001.safetensors").write_bytes(b"no checkpoint")
     (run / "genotype.json").write_text((finished / "genotype.json").read_text())
     with pytest.raises(InputError, match=r"--resume: .*step_00001.safetensors is damaged"):
-        retrain(SMALL, run, resumed=True)
+        retrain(RETRAINING, run, resumed=True)
     assert not (run / "metrics.csv").exists()
 
 
@@ -388,11 +360,11 @@ def test_a_compiled_network_trains_alike_and_goes_on_without_a_compiler(works, t
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(utils, "COMPILER", "aot_eager" if works else broken)
-    plain = retrain(replace(SMALL, epochs=1), tmp_path / "plain")
+    plain = retrain(replace(RETRAINING, epochs=1), tmp_path / "plain")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            compiled = retrain(replace(SMALL, epochs=1, compile=True), tmp_path / "compiled")
+            compiled = retrain(replace(RETRAINING, epochs=1, compile=True), tmp_path / "compiled")
     finally:
         torch.compiler.set_stance("default")
     assert sum("--compile" in str(warning.message) for warning in caught) == (not works)

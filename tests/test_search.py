@@ -1,6 +1,5 @@
 """The search: its steps and schedules, its run folder, interruption and resuming."""
 
-import csv
 import json
 import math
 import signal
@@ -13,60 +12,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 import data
 from genotypes import load_genotype, make_genotype
 from gradients import Objective, norm, regularized_gradient, weight_gradient
 from search.bilevel import Search, entropy, make_fabric, schedule
-from search.loop import search
-from search.settings import Resolved, SearchSettings, method_settings
-from tests.conftest import ROOT, last_checkpoint, script
+from search.settings import method_settings
+from tests.helpers import ROOT, SMALL, assert_same_run, batches_of, metrics, run_search, script
 from utils import Averages
-
-#: the smallest search that has two normal cells: two steps an epoch on the digits
-SMALL = SearchSettings(
-    dataset="digits",
-    space="s2",
-    layers=4,
-    init_channels=4,
-    batch_size=256,
-    epochs=3,
-    reg="corr",
-    lambda_=1.0,
-    derivatives="exact",
-    arch_learning_rate=0.05,
-    device="cpu",
-)
-
-
-def run_search(settings, run, resumed=False):
-    search(Resolved(settings, run, resumed))
-    return run
 
 
 def start(settings=SMALL):
     return Search(settings, data.load(settings.dataset), make_fabric("cpu", settings.precision))
-
-
-def metrics(run):
-    """The rows of a run's metrics but for what the machine decides."""
-    machine = ("seconds", "peak_memory_mib")
-    with open(run / "metrics.csv", newline="") as file:
-        return [{name: value for name, value in row.items() if name not in machine} for row in csv.DictReader(file)]
-
-
-def assert_same_run(a, b):
-    """Weights, optimizers, alphas, metrics and genotypes, bit for bit; the seconds are those of a clock."""
-    first, second = (load_file(last_checkpoint(run)) for run in (a, b))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    with np.load(a / "alphas.npz") as x, np.load(b / "alphas.npz") as y:
-        assert x.files == y.files
-        assert all(np.array_equal(x[kind], y[kind]) for kind in x.files)
-    assert metrics(a) == metrics(b)
-    for name in ("genotypes.jsonl", "genotype.json"):
-        assert (a / name).read_text() == (b / name).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +40,6 @@ def test_learning_rate_and_lambda_follow_their_schedules():
     assert schedule(settings, 7).lambda_t == pytest.approx(0.125 / 7)
     assert schedule(replace(settings, epochs=1), 0).lambda_t == 0.125
     assert schedule(replace(settings, reg="none"), 49).lambda_t == 0
-
-
-def batches_of(state):
-    return [next(iter(batches)) for batches in state.batches(0)]
 
 
 @pytest.mark.parametrize("lambda_t", [0.0, 0.5])

@@ -9,9 +9,7 @@ import search.loop
 from cli import InputError
 from genotypes import load_genotype
 from search.perturbation import Perturbation
-from tests.conftest import ROOT, assert_refused, script
-from tests.test_combinations import few_images, interrupt, settings_of
-from tests.test_search import run_search
+from tests.helpers import ROOT, assert_refused, few_images, interrupt, run_search, script, settings_of
 
 SELECT = "search/select.py"
 

@@ -11,9 +11,8 @@ import data
 import search.bilevel
 import utils
 from architect import first_order, implicit, unrolled
-from benchmarks.plain import as_plain, plain_supernet
-from data import Batch
-from gradients import Objective, norm, regularized_gradient, weight_gradient
+from benchmarks.plain import plain_supernet
+from gradients import Objective, regularized_gradient
 from kernels import average_pool, batch_norm, grouped_conv2d
 from mixed_operations import MixedEdges
 from model_search import Supernet
@@ -22,7 +21,15 @@ from operations import drop_path
 from search.bilevel import Search, make_fabric, schedule
 from search.settings import method_settings
 from spaces import SPACES
-from tests.test_gradients import relative_error
+from tests.helpers import (
+    METHODS,
+    assert_gradients_of,
+    assert_single_precision_gradients_of,
+    batch_and_weights,
+    in_plain_order,
+    relative_error,
+    weights_after_an_epoch,
+)
 from utils import StepProgress
 
 DOUBLE = torch.float64
@@ -45,31 +52,6 @@ def twins(space, auxiliary_skip, together, dtype=DOUBLE, device="cpu", channels=
     return supernet, plain
 
 
-def batch_and_weights(supernet, dtype=DOUBLE, device="cpu", images=6, pixels=12):
-    torch.manual_seed(1)
-    images = torch.randn(images, 3, pixels, pixels, dtype=dtype, device=device)
-    batch = Batch(images, torch.randint(0, 10, (len(images),), device=device), 5)
-    weights = [torch.rand(supernet.alpha_shapes[kind], dtype=dtype, device=device) for kind in supernet.kinds]
-    return batch, weights
-
-
-@pytest.fixture
-def same_noise(monkeypatch):
-    """The operation `noise` in the same numbers, whatever the order of the edges."""
-
-    def noise(x):
-        return torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).view(x.shape)
-
-    monkeypatch.setattr(torch, "randn_like", noise)
-
-
-def in_plain_order(supernet, plain, gradients):
-    """Gradients of a supernet's parameters, as those of its plain twin's."""
-    names = [name for name, _ in supernet.named_parameters()]
-    cut = as_plain(supernet, dict(zip(names, gradients, strict=True)))
-    return [cut[name] for name, _ in plain.named_parameters()]
-
-
 @pytest.mark.parametrize("together", WAYS)
 @pytest.mark.parametrize("auxiliary_skip", ["none", "skip", "conv1"])
 @pytest.mark.parametrize("space", list(SPACES))
@@ -77,23 +59,6 @@ def test_every_gradient_is_that_of_the_plain_supernet(space, auxiliary_skip, tog
     supernet, plain = twins(space, auxiliary_skip, together)
     batch, weights = batch_and_weights(supernet)
     assert_gradients_of(supernet, plain, batch, weights)
-
-
-def assert_gradients_of(supernet, plain, batch, weights):
-    """All gradients and running statistics of a pass, in double precision."""
-    fast, slow = (
-        weight_gradient(Objective(network, skip_beta=0.3), weights, batch, layers=True) for network in (supernet, plain)
-    )
-    assert abs(fast.loss - slow.loss) < 1e-12
-    pairs = [*zip(in_plain_order(supernet, plain, fast.gradient), slow.gradient, strict=True)]
-    pairs += [*zip(fast.layer_gradients, slow.layer_gradients, strict=True)]
-    for measured, expected in pairs:
-        # Some weights do not matter, by batch norm's invariances: their gradient is rounding alone.
-        assert norm([measured - expected]) < 1e-10 * norm([expected]) + 1e-13
-    buffers = as_plain(supernet, dict(supernet.named_buffers()))
-    for name, expected in plain.named_buffers():
-        if "running" in name:
-            torch.testing.assert_close(buffers[name], expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("together", WAYS)
@@ -140,30 +105,6 @@ def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, t
     batch, weights = batch_and_weights(supernet, torch.float32, images=32, pixels=16)
     ours = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
     assert_single_precision_gradients_of(supernet, plain, ours, batch, weights, monkeypatch)
-
-
-def assert_single_precision_gradients_of(supernet, plain, ours, batch, weights, monkeypatch):
-    """The gradients of both, each on the batch in its own memory format."""
-    # Rounding turns a ReLU on or off now and then, which counts for 1e-3 and more in a supernet this small.
-    monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
-    monkeypatch.setattr(F, "relu_", F.softplus)
-    weights = [weight.softmax(dim=-1) for weight in weights]
-    fast = weight_gradient(Objective(supernet), weights, ours, layers=True)
-    slow = weight_gradient(Objective(plain), weights, batch, layers=True)
-    assert relative_error(in_plain_order(supernet, plain, fast.gradient), slow.gradient) < 1e-3
-    assert relative_error(fast.layer_gradients, slow.layer_gradients) < 1e-3
-
-
-METHODS = [
-    "darts",
-    "darts-2nd",
-    "lambda-darts",
-    "lambda-darts-exact",
-    "darts-minus",
-    "fair-darts",
-    "idarts",
-    "darts-pt",
-]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -288,12 +229,6 @@ def small_search(**changes):
     images = data.ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
     dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
     return Search(settings, dataset, make_fabric("cpu", "32-true"))
-
-
-def weights_after_an_epoch(state):
-    with StepProgress("test", 3, 0) as progress:
-        state.run_epoch(1, schedule(state.settings, 1), progress, "epoch")
-    return [weight.detach() for weight in state.supernet.parameters()]
 
 
 @pytest.mark.skipif(

@@ -1,0 +1,371 @@
+"""Functions and settings that several test files share."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+
+from architect import Architecture
+from benchmarks.plain import as_plain
+from data import Batch
+from gradients import Objective, norm, weight_gradient
+from mixed_operations import MixedEdges
+from model_search import Supernet
+from nasbench201.networks import Supernet as Supernet201
+from nasbench201.search201 import Search201
+from nasbench201.settings import SearchSettings as SearchSettings201
+from nasbench201.settings import preset_201
+from recipes import Recipe, cosine
+from search.bilevel import schedule
+from search.loop import search
+from search.settings import Resolved, SearchSettings, method_settings
+from spaces import SPACES
+from train.train import TrainSettings, train
+from trainer import load_checkpoint
+from utils import StepProgress
+
+DOUBLE = torch.float64
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def local_data() -> Path:
+    """A local copy of the published cells, fixtures and images; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("LAMBDA_DARTS_DATA", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no local copy of the data at {folder}; LAMBDA_DARTS_DATA names another place")
+    return folder
+
+
+def slower() -> float:
+    """How many times longer Python may take: scripts/coverage.sh has every line of the root's modules counted."""
+    return 1.0 if sys.gettrace() is None else 4.0
+
+
+def script(*arguments: object, timeout: float = 300, **options) -> subprocess.CompletedProcess:
+    """Run a script of the project from its root, as a user does."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:
+    """Wrong input: status 2, nothing but one line on stderr, and in it all of `mentions`."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    for mention in mentions:
+        assert mention in result.stderr
+
+
+def last_checkpoint(run: Path) -> Path:
+    """The file of a run's last checkpoint; one that is not there where the run has none."""
+    return max((run / "checkpoints").glob("*.safetensors"), default=run / "checkpoints/none")
+
+
+def start(*arguments: object, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def until(condition, process) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def write_folder(root, classes=("cat", "dog"), per_class=3, size=(8, 8)):
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for number in range(per_class):
+                pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+#: the smallest search that has two normal cells: two steps an epoch on the digits
+SMALL = SearchSettings(
+    dataset="digits",
+    space="s2",
+    layers=4,
+    init_channels=4,
+    batch_size=256,
+    epochs=3,
+    reg="corr",
+    lambda_=1.0,
+    derivatives="exact",
+    arch_learning_rate=0.05,
+    device="cpu",
+)
+
+
+def run_search(settings, run, resumed=False):
+    search(Resolved(settings, run, resumed))
+    return run
+
+
+def metrics(run):
+    """The rows of a run's metrics but for what the machine decides."""
+    machine = ("seconds", "peak_memory_mib")
+    with open(run / "metrics.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name not in machine} for row in csv.DictReader(file)]
+
+
+def assert_same_run(a, b):
+    """Weights, optimizers, alphas, metrics and genotypes, bit for bit; the seconds are those of a clock."""
+    first, second = (load_file(last_checkpoint(run)) for run in (a, b))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with np.load(a / "alphas.npz") as x, np.load(b / "alphas.npz") as y:
+        assert x.files == y.files
+        assert all(np.array_equal(x[kind], y[kind]) for kind in x.files)
+    assert metrics(a) == metrics(b)
+    for name in ("genotypes.jsonl", "genotype.json"):
+        assert (a / name).read_text() == (b / name).read_text()
+
+
+def batches_of(state):
+    return [next(iter(batches)) for batches in state.batches(0)]
+
+
+SMALL_METHOD = {
+    "dataset": "digits",
+    "space": "s2",
+    "layers": 4,
+    "init_channels": 2,
+    "batch_size": 128,
+    "epochs": 2,
+    "device": "cpu",
+    "finetune_epochs": 1,
+    "arch_learning_rate": 0.3,
+    "threshold": 0.5,
+}
+
+
+def settings_of(method="darts", **changes):
+    return method_settings(method, **{**SMALL_METHOD, **changes})
+
+
+def few_images(folder):
+    """Settings under which a perturbation selection takes seconds: two steps an epoch, of twelve tiny images each."""
+    root = write_folder(folder, per_class=24, size=(4, 4))
+    return {"dataset": "folder", "data": str(root), "batch_size": 12, "epochs": 1}
+
+
+def interrupt(monkeypatch, owner, name, call):
+    """Ctrl-C at the end of the call-th call of a method."""
+    original, calls = getattr(owner, name), []
+
+    def stop(*arguments, **named):
+        result = original(*arguments, **named)
+        calls.append(name)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, stop)
+
+
+CELL = "LambdaDARTS_cifar10_s2"
+
+
+#: three steps an epoch on the digits
+RETRAINING = TrainSettings(
+    arch=CELL,
+    dataset="digits",
+    init_channels=4,
+    layers=3,
+    epochs=3,
+    batch_size=480,
+    cutout=True,
+    cutout_length=3,
+    device="cpu",
+)
+
+
+RECIPE = Recipe(
+    epochs=4,
+    learning_rate=cosine(0.1, 4),
+    momentum=0.9,
+    weight_decay=3e-4,
+    grad_clip=5.0,
+    auxiliary_weight=0.4,
+    drop_path_prob=0.2,
+)
+
+
+def retrain(settings, run, resumed=False):
+    train(settings, run, resumed)
+    return run
+
+
+def weights_of(run):
+    """The weights of a retraining's last checkpoint, as bytes."""
+    state = load_checkpoint(last_checkpoint(run))["state_dict"]
+    return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
+
+
+def problem(space="s2", layers=4, size=8):
+    """A small supernet in float64 with random mixing weights, and two batches."""
+    torch.manual_seed(0)
+    supernet = Supernet(SPACES[space], init_channels=4, layers=layers).double()
+    architecture = Architecture(supernet.alpha_shapes).double()
+    with torch.no_grad():
+        for alpha in architecture.parameters():
+            alpha.normal_()
+    mixing = architecture.mixing_weights()
+    weights = [mixing[kind].detach() for kind in supernet.kinds]
+    batches = [
+        Batch(torch.randn(6, 3, size, size, dtype=torch.float64), torch.randint(0, 10, (6,)), seed) for seed in (1, 2)
+    ]
+    return Objective(supernet), architecture, weights, *batches
+
+
+def relative_error(measured, expected):
+    return (norm([a - b for a, b in zip(measured, expected, strict=True)]) / norm(expected)).item()
+
+
+def scramble(architecture):
+    """Random alpha."""
+    with torch.no_grad():
+        for alpha in architecture.parameters():
+            alpha.normal_()
+
+
+def make_supernet(space, auxiliary_skip="none", channels=4, layers=6):
+    torch.manual_seed(0)
+    if space == "nasbench201":
+        supernet = Supernet201(channels, 2, auxiliary_skip=auxiliary_skip)
+    else:
+        supernet = Supernet(SPACES[space], channels, layers, auxiliary_skip=auxiliary_skip)
+    for module in supernet.modules():
+        if isinstance(module, MixedEdges):
+            module.together = True  # as on a GPU
+    return supernet
+
+
+def mixing_weights_of(supernet, dtype=torch.float32):
+    torch.manual_seed(1)
+    shapes = [supernet.alpha_shapes[kind] for kind in supernet.kinds]
+    return [torch.randn(shape, dtype=dtype).softmax(dim=-1).requires_grad_() for shape in shapes]
+
+
+def settings_of_201(method="darts", **changes):
+    small = {"dataset": "digits", "init_channels": 2, "cells_per_stage": 1, "batch_size": 256, "epochs": 2}
+    own = {**preset_201({"method": method}), "method": method, "device": "cpu", **small}
+    return SearchSettings201(**{**own, "arch_learning_rate": 0.3, "finetune_epochs": 0, **changes})
+
+
+def run_search_201(settings, run, resumed=False):
+    search(Resolved(settings, run, resumed), Search201)
+    return run
+
+
+def batch_and_weights(supernet, dtype=DOUBLE, device="cpu", images=6, pixels=12):
+    torch.manual_seed(1)
+    images = torch.randn(images, 3, pixels, pixels, dtype=dtype, device=device)
+    batch = Batch(images, torch.randint(0, 10, (len(images),), device=device), 5)
+    weights = [torch.rand(supernet.alpha_shapes[kind], dtype=dtype, device=device) for kind in supernet.kinds]
+    return batch, weights
+
+
+def in_plain_order(supernet, plain, gradients):
+    """Gradients of a supernet's parameters, as those of its plain twin's."""
+    names = [name for name, _ in supernet.named_parameters()]
+    cut = as_plain(supernet, dict(zip(names, gradients, strict=True)))
+    return [cut[name] for name, _ in plain.named_parameters()]
+
+
+def assert_gradients_of(supernet, plain, batch, weights):
+    """All gradients and running statistics of a pass, in double precision."""
+    fast, slow = (
+        weight_gradient(Objective(network, skip_beta=0.3), weights, batch, layers=True) for network in (supernet, plain)
+    )
+    assert abs(fast.loss - slow.loss) < 1e-12
+    pairs = [*zip(in_plain_order(supernet, plain, fast.gradient), slow.gradient, strict=True)]
+    pairs += [*zip(fast.layer_gradients, slow.layer_gradients, strict=True)]
+    for measured, expected in pairs:
+        # Some weights do not matter, by batch norm's invariances: their gradient is rounding alone.
+        assert norm([measured - expected]) < 1e-10 * norm([expected]) + 1e-13
+    buffers = as_plain(supernet, dict(supernet.named_buffers()))
+    for name, expected in plain.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(buffers[name], expected, rtol=1e-10, atol=1e-12)
+
+
+def assert_single_precision_gradients_of(supernet, plain, ours, batch, weights, monkeypatch):
+    """The gradients of both, each on the batch in its own memory format."""
+    # Rounding turns a ReLU on or off now and then, which counts for 1e-3 and more in a supernet this small.
+    monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
+    monkeypatch.setattr(F, "relu_", F.softplus)
+    weights = [weight.softmax(dim=-1) for weight in weights]
+    fast = weight_gradient(Objective(supernet), weights, ours, layers=True)
+    slow = weight_gradient(Objective(plain), weights, batch, layers=True)
+    assert relative_error(in_plain_order(supernet, plain, fast.gradient), slow.gradient) < 1e-3
+    assert relative_error(fast.layer_gradients, slow.layer_gradients) < 1e-3
+
+
+METHODS = [
+    "darts",
+    "darts-2nd",
+    "lambda-darts",
+    "lambda-darts-exact",
+    "darts-minus",
+    "fair-darts",
+    "idarts",
+    "darts-pt",
+]
+
+
+def weights_after_an_epoch(state):
+    with StepProgress("test", 3, 0) as progress:
+        state.run_epoch(1, schedule(state.settings, 1), progress, "epoch")
+    return [weight.detach() for weight in state.supernet.parameters()]
+
+
+TABLE = {
+    "title": "Digits",
+    "scripts": {"search": "search/train_search.py", "retrain": "train/train.py"},
+    "search": {"dataset": "digits", "layers": 4, "init_channels": 2, "batch_size": 64},
+    "retrain": {"dataset": "digits", "layers": 3, "init_channels": 2, "batch_size": 128, "drop_path_prob": 0},
+    "columns": {"S2": {"search": {"space": "s2"}}},
+    "methods": {
+        "DARTS": {"search": {"method": "darts"}},
+        "DARTS-": {"search": {"method": "darts-minus"}},
+    },
+    "scales": {
+        "paper": {"seeds": 4},
+        "tiny": {"seeds": 2, "search": {"epochs": 6}, "retrain": {"epochs": 4}},
+        "broken": {
+            "seeds": 1,
+            "search": {"epochs": 1},
+            "retrain": {"epochs": 1},
+            "override": {
+                "DARTS-": {"search": {"relaxation": "sigmoid", "selection": "threshold_sparse", "threshold": 1}}
+            },
+        },
+    },
+}

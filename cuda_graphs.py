@@ -72,7 +72,6 @@ class _Pass:
         dropping = self.drop_path_prob if drops(objective.drop_path_prob) else 0.0
         own = Objective(objective.supernet, objective.autocast, dropping, self.skip_beta)
         arguments = (self.weights, self.batch, layers, parameters)
-        kept = [buffer.clone() for buffer in objective.supernet.buffers()]
         stream = torch.cuda.current_stream()
         try:
             # Libraries set themselves up in their first calls, which must not be captured.
@@ -87,9 +86,6 @@ class _Pass:
                 self.result = own.pass_over(*arguments)
         finally:
             torch.cuda.set_stream(stream)  # a capture that fails at its end leaves its own
-            with torch.no_grad():
-                for buffer, value in zip(objective.supernet.buffers(), kept, strict=True):
-                    buffer.copy_(value)
 
     def __call__(self, objective: Objective, weights: Tensors, batch: Batch) -> Gradients:
         """The pass at other weights, on another batch of the same size, under another epoch's schedule."""

@@ -69,9 +69,7 @@ class Objective:
             if parameters is None:
                 logits = self.supernet(*inputs)
             else:
-                # A pass at trial w leaves the running statistics alone; one at trial p does not (as released).
-                buffers = {name: buffer.clone() for name, buffer in self.supernet.named_buffers()}
-                logits = functional_call(self.supernet, (parameters, buffers), inputs)
+                logits = functional_call(self.supernet, parameters, inputs)
             return F.cross_entropy(logits, batch.labels), logits
 
     def gradients(self, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool = True) -> "Gradients":

@@ -235,15 +235,15 @@ def _sort_parities(x: Tensor) -> Tensor:
 
 def batch_norm(
     x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm` of x (B, C, H, W); weight, bias and the running statistics are (C,)."""
+    """`F.batch_norm` of x (B, C, H, W); weight, bias and the running statistics are (C,) or None."""
     fast = (
         training
         and x.device.type == "cpu"
@@ -254,10 +254,11 @@ def batch_norm(
     if not fast:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     output, mean, variance = _BatchNorm.apply(x, weight, bias, eps)
-    count = x.numel() // x.shape[1]
-    with torch.no_grad():
-        running_mean.lerp_(mean, momentum)
-        running_var.lerp_(variance * (count / (count - 1)), momentum)
+    if running_mean is not None and running_var is not None:
+        count = x.numel() // x.shape[1]
+        with torch.no_grad():
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * (count / (count - 1)), momentum)
     return output
 
 
@@ -298,16 +299,27 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     synchronized = False
-    # torch's may be without these; this one is not.
-    running_mean: Tensor
-    running_var: Tensor
     momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
-        statistics = (self.running_mean, self.running_var, self.weight, self.bias)
+        weight, bias, momentum, eps = self.weight, self.bias, self.momentum, self.eps
+        if self.running_mean is None or self.running_var is None:
+            return batch_norm(x, None, None, weight, bias, True, momentum, eps)
+        statistics = (self.running_mean, self.running_var, weight, bias)
         if self.synchronized and self.training:
-            return synchronized_batch_norm(x, *statistics, self.momentum, self.eps)
-        return batch_norm(x, *statistics, self.training, self.momentum, self.eps)
+            return synchronized_batch_norm(x, *statistics, momentum, eps)
+        return batch_norm(x, *statistics, self.training, momentum, eps)
+
+
+def without_running_statistics(network: nn.Module) -> None:
+    """Make the batch norms of a network use the batch's statistics in every mode, and keep no running ones.
+
+    A supernet is never used in evaluation mode: averages over changing alpha would describe none of its networks.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
 def synchronized_batch_norm(

@@ -71,33 +71,20 @@ def _split(tensor: Tensor, parts: int, dim: int = 0) -> Sequence[Tensor]:
 
 
 class Norm(nn.Module):
-    """Batch norm with the mixing weights for its scale, and no shift: p * (y - mean) / std.
+    """Batch norm with the mixing weights for its scale, and no shift: p * (y - mean) / std."""
 
-    Args:
-        pairs: how many have C channels each.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, pairs: int, channels: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.register_buffer("running_mean", torch.zeros(pairs * channels))
-        self.register_buffer("running_var", torch.ones(pairs * channels))
 
     def forward(self, parts: Sequence[Tensor], weights: Tensor | None = None) -> list[Tensor]:
         """Of parts, under their mixing weights (pairs,) where given."""
         n = len(parts)
-        means, variances = _split(self.running_mean, n), _split(self.running_var, n)
         scales: Sequence[Tensor | None] = [None] * n
         if weights is not None:
             # Contiguous in memory even for a single pair: the library's kernel takes that for granted.
             scales = _split(weights[:, None].expand(-1, self.channels).flatten().contiguous(), n)
-        return [
-            batch_norm(y, mean, variance, scale, None, self.training)
-            for y, mean, variance, scale in zip(parts, means, variances, scales, strict=True)
-        ]
+        return [batch_norm(y, None, None, scale, None, True) for y, scale in zip(parts, scales, strict=True)]
 
 
 class Depthwise(DepthwiseConv2d):
@@ -149,13 +136,13 @@ class Separables(nn.Module):
                 stage = nn.Sequential(
                     Depthwise(edges, channels, kernel_size, stride),
                     Pointwise(edges, channels),
-                    Norm(edges, channels),
+                    Norm(channels),
                     ReLUs(),
                     Depthwise(edges, channels, kernel_size),
                 )
             self.stages.append(stage)
         self.pointwise = Pointwise(len(self.pairs), channels)
-        self.norm = Norm(len(self.pairs), channels)
+        self.norm = Norm(channels)
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
         inputs = {len(edges): state.repeated(len(edges)) for edges in self.edges}
@@ -188,8 +175,7 @@ class Shared(nn.Module):
         self.stride = stride
         self.own = own
         self.pairs = [pair for pairs in own.values() for pair in pairs]
-        pools = sum("pool" in name for name in own)
-        self.norm = Norm(pools, channels) if pool_norm and pools else None
+        self.norm = Norm(channels) if pool_norm and any("pool" in name for name in own) else None
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
         pools = [self._pool(state.x, name) for name in self.own if "pool" in name]
@@ -238,7 +224,7 @@ class Convs(nn.Module):
         super().__init__()
         self.pairs = pairs
         self.conv = nn.Conv2d(channels, len(pairs) * channels, kernel_size, stride, kernel_size // 2, bias=False)
-        self.norm = Norm(len(pairs), channels)
+        self.norm = Norm(channels)
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
         kernels = _split(self.conv.weight, 1 if state.together else len(self.pairs))
@@ -254,7 +240,7 @@ class FactorizedReduces(nn.Module):
         self.pairs = pairs
         self.conv_1 = nn.Conv2d(channels, len(pairs) * (channels // 2), 1, bias=False)
         self.conv_2 = nn.Conv2d(channels, len(pairs) * (channels - channels // 2), 1, bias=False)
-        self.norm = Norm(len(pairs), channels)
+        self.norm = Norm(channels)
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
         x, edges = state.activated, len(self.pairs)

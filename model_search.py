@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kernels import BatchNorm2d, concatenate
+from kernels import BatchNorm2d, concatenate, without_running_statistics
 from mixed_operations import MixedEdges
 from operations import FactorizedReduce, ReLUConvBN
 from spaces import EDGES, NODES, Candidates, Space
@@ -91,6 +91,7 @@ class Supernet(nn.Module):
             self.cells.append(Cell(space.cells[kind], c_prev_prev, c_prev, channels, *reductions, auxiliary_skip))
             c_prev_prev, c_prev, previous = c_prev, NODES * channels, kind
         self.classifier = nn.Linear(c_prev, classes)
+        without_running_statistics(self)
 
     def forward(
         self,

@@ -10,12 +10,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch._dynamo
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -90,6 +90,39 @@ def check_device(device: str, count: int = 1) -> tuple[str, int | list[int]]:
     if count > most:
         raise InputError(f"--devices: {count}, but with --device {device} there are {most}; expected at most that many")
     return accelerator, [int(index)] if index else count
+
+
+def prepare_device(device: str, tf32: bool = False, deterministic: bool = False) -> torch.device:
+    """The device that --device means, and how torch computes on it.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    accelerator, devices = check_device(device)
+    set_up_libraries(tf32, deterministic)
+    if accelerator != "cuda":
+        return torch.device(accelerator)
+    found = torch.device("cuda", devices[0] if isinstance(devices, list) else 0)
+    torch.cuda.set_device(found)  # CUDA graphs are captured on the current device
+    return found
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of a forward pass: bfloat16 or float16 for the "mixed" precisions."""
+    if not precision.endswith("-mixed"):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision.startswith("bf16") else torch.float16)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Create tensors of this type where none is asked for."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def memory_format(setting: str, device: torch.device) -> torch.memory_format:
@@ -337,11 +370,13 @@ def compile_parts(network: nn.Module, parts: Sequence[nn.Module], passes: Callab
     """Compile parts of a network (torch.compile), and try them; where that fails all goes on without, with one warning.
 
     Args:
-        passes: runs the network forth and back in every way that is to come; its trace in the buffers is removed.
+        passes: runs the network forth and back in every way that is to come; the buffers are restored afterwards.
 
     Returns:
         Whether the parts are compiled.
     """
+    import torch._dynamo  # takes two seconds
+
     # There is one compiled function for each shape and each set of gradients.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(parts))
     for part in parts:

@@ -53,10 +53,10 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     from architect import implicit, unrolled
     from checkpoints import Checkpoints
     from gradients import Objective, cosine, norm, regularized_gradient
-    from search.bilevel import Search, make_fabric, schedule
-    from utils import Averages
+    from search.bilevel import Search, schedule
+    from utils import Averages, prepare_device
 
-    fabric = make_fabric(settings.device, "32-true")
+    device = prepare_device(settings.device)
     with cli.blaming(f"--data: {search_settings.dataset}"):
         dataset = data.load(
             search_settings.dataset,
@@ -65,7 +65,7 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
             search_settings.download,
             search_settings.images,
         )
-    search = Search(search_settings, dataset, fabric)
+    search = Search(search_settings, dataset, device)
     if settings.run:
         with cli.blaming("--run"):
             checkpoint = Checkpoints(Path(settings.run) / "checkpoints").load()
@@ -74,17 +74,17 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
         search.restore(*checkpoint)
     now = schedule(search_settings, len(search.rows))
     if not settings.run:
-        objective = Objective(search.supernet.train(), fabric.autocast, now.drop_path_prob, now.skip_beta)
+        objective = Objective(search.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
         for batch in data.cycle(search.batches(0)[0], settings.steps):
             search.weight_step(objective, search.cast(batch), 0.0, False, Averages())
     train_batch, valid_batch = (next(iter(batches)) for batches in search.batches(len(search.rows)))
 
-    double = Search(replace(search_settings, precision="64-true"), dataset, make_fabric(settings.device, "64-true"))
+    double = Search(replace(search_settings, precision="64-true"), dataset, device)
     double.supernet.load_state_dict(search.supernet.state_dict())
     double.architecture.load_state_dict(search.architecture.state_dict())
 
     def terms(state: Search, derivatives: str, epsilon: float) -> dict[str, list]:
-        objective = Objective(state.supernet.train(), state.fabric.autocast, now.drop_path_prob, now.skip_beta)
+        objective = Objective(state.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
         weights, batch, valid = state.layer_weights(), state.cast(train_batch), state.cast(valid_batch)
         ahead = unrolled(
             objective,

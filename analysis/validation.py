@@ -69,7 +69,7 @@ class ValidationLoss:
         with blaming("run"):
             search.restore(*read(self._checkpoints.path(epoch)))
         now = schedule(search.settings, epoch - 1)
-        self._objective = Objective(search.supernet.train(), search.fabric.autocast, now.drop_path_prob, now.skip_beta)
+        self._objective = Objective(search.supernet, search.autocast, now.drop_path_prob, now.skip_beta)
         return torch.cat([alpha.detach().flatten() for alpha in search.architecture.alphas.values()])
 
     def __call__(self, alpha: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,11 +74,9 @@ def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]
     from imagenet.images import Decoder, Key, begin_worker, collate, on_device, transfer
     from model import NetworkImageNet, smallest_image
     from recipes import Recipe, linear
-    from search.bilevel import make_fabric
-    from utils import memory_format
+    from utils import autocast, memory_format, prepare_device
 
-    fabric = make_fabric(settings.device, settings.precision, False)
-    device, size = fabric.device, settings.batch_size
+    device, size = prepare_device(settings.device), settings.batch_size
     torch.manual_seed(settings.seed)
     decoder = Decoder(tree, settings.image_size, settings.seed)
     keys = [Key(0, int(number), 0, 1.0) for number in torch.randint(0, len(tree), (size,))]
@@ -95,7 +93,7 @@ def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]
         return on_device(transfer(batch, device), torch.float32, jitter=True)
 
     def train(images: torch.Tensor, labels: torch.Tensor) -> None:
-        with fabric.autocast():
+        with autocast(settings.precision, device):
             loss = recipe.loss(*network(images.to(memory_format=layout)), labels)
         optimizer.zero_grad()
         loss.backward()

@@ -69,7 +69,7 @@ def time_steps(settings: Settings, common: dict) -> dict[str, tuple[float, float
             batches, valid_batch = [next(train) for _ in range(inner)], next(valid)
             start = time.perf_counter()
             steps[name](batches, valid_batch)
-            if search.fabric.device.type == "cuda":
+            if search.device.type == "cuda":
                 torch.cuda.synchronize()
             if turn:  # the first round warms up
                 seconds[name].append((time.perf_counter() - start) / inner)

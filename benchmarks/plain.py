@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from kernels import AveragePool, BatchNorm2d, DepthwiseConv2d
-from mixed_operations import AuxiliaryConvs, Convs, FactorizedReduces, MixedEdges, Separables, Shared
+from kernels import AveragePool, BatchNorm2d, DepthwiseConv2d, without_running_statistics
+from mixed_operations import AuxiliaryConvs, Convs, FactorizedReduces, MixedEdges, Separables
 from operations import OPERATIONS, drop_path
 
 
@@ -75,17 +75,17 @@ class PlainEdges(nn.Module):
 
 
 def plain_supernet(supernet: nn.Module) -> nn.Module:
-    """The plain twin of a supernet of either space: channels first, with the same weights and statistics."""
+    """The plain twin of a supernet of either space: channels first, with the same weights."""
     plain = copy.deepcopy(supernet)
     for name, module in supernet.named_modules():
         if isinstance(module, MixedEdges):
             plain.set_submodule(name, PlainEdges(module))
+    without_running_statistics(plain)
     library_layers(plain)
     plain.to(next(supernet.parameters()))
     left = plain.load_state_dict(as_plain(supernet, supernet.state_dict()), strict=False)
-    missing = [name for name in left.missing_keys if not name.endswith("num_batches_tracked")]
-    if missing or left.unexpected_keys:
-        raise AssertionError(f"weights that the twins do not share: {missing}, {left.unexpected_keys}")
+    if left.missing_keys or left.unexpected_keys:
+        raise AssertionError(f"weights that the twins do not share: {left.missing_keys}, {left.unexpected_keys}")
     return plain.to(memory_format=torch.contiguous_format).train(supernet.training)
 
 
@@ -97,7 +97,8 @@ def library_layers(network: nn.Module) -> None:
             channels, kernel_size = module.in_channels, module.kernel_size
             layer = nn.Conv2d(channels, channels, kernel_size, **options, groups=channels, bias=False)
         elif isinstance(module, BatchNorm2d):
-            layer = nn.BatchNorm2d(module.num_features, affine=module.affine)
+            options = {"affine": module.affine, "track_running_stats": module.track_running_stats}
+            layer = nn.BatchNorm2d(module.num_features, **options)
         elif isinstance(module, AveragePool):
             layer = nn.AvgPool2d(3, module.stride, padding=1, count_include_pad=False)
         else:
@@ -107,17 +108,16 @@ def library_layers(network: nn.Module) -> None:
 
 
 def as_plain(supernet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names of a supernet's parameters or buffers, by those of its plain twin: cut into single edges."""
+    """Tensors by the names of a supernet's parameters, by those of its plain twin: cut into single edges."""
     tensors, plain = dict(tensors), {}
     for cell, mixed in supernet.named_modules():
         if not isinstance(mixed, MixedEdges):
             continue
         for name, twins in _twins(mixed):
-            for kind in ("weight", "running_mean", "running_var"):
-                tensor = tensors.pop(f"{cell}.{name}.{kind}", None)
-                if tensor is not None:
-                    for piece, modules in zip(tensor.chunk(len(twins)), twins, strict=True):
-                        plain |= {f"{cell}.{module}.{kind}": piece for module in modules}
+            tensor = tensors.pop(f"{cell}.{name}.weight", None)
+            if tensor is not None:
+                for piece, modules in zip(tensor.chunk(len(twins)), twins, strict=True):
+                    plain |= {f"{cell}.{module}.weight": piece for module in modules}
         tensors.pop(f"{cell}.places", None)
     return {**tensors, **plain}
 
@@ -130,12 +130,8 @@ def _twins(mixed: MixedEdges) -> Iterator[tuple[str, list[list[str]]]]:
             modules = [f"edges.{edge}.operations.{place}" for edge, place in operation.pairs]
             if isinstance(operation, Separables):
                 yield from _separables(prefix, operation, modules)
-            elif isinstance(operation, Shared) and operation.norm is not None:
-                pools = [pairs for name, pairs in operation.own.items() if "pool" in name]
-                yield f"{prefix}.norm", [[f"edges.{e}.operations.{k}.1" for e, k in pairs] for pairs in pools]
             elif isinstance(operation, Convs):
                 yield f"{prefix}.conv", [[f"{module}.1"] for module in modules]
-                yield f"{prefix}.norm", [[f"{module}.2"] for module in modules]
             elif isinstance(operation, FactorizedReduces):
                 yield from _reductions(prefix, modules)
         if source in mixed.auxiliaries:
@@ -156,9 +152,8 @@ def _separables(prefix: str, operation: Separables, modules: list[str]) -> Itera
             yield f"{prefix}.stages.{number}.{layer}", [[f"{module}.{layer + 1}"] for module in own]
         last += [(module, len(stage) + 1) for module in own]
     yield f"{prefix}.pointwise", [[f"{module}.{layer}"] for module, layer in last]
-    yield f"{prefix}.norm", [[f"{module}.{layer + 1}"] for module, layer in last]
 
 
 def _reductions(prefix: str, modules: list[str]) -> Iterator[tuple[str, list[list[str]]]]:
-    for layer, twin in (("conv_1", "conv_1"), ("conv_2", "conv_2"), ("norm", "bn")):
-        yield f"{prefix}.{layer}", [[f"{module}.{twin}"] for module in modules]
+    for layer in ("conv_1", "conv_2"):
+        yield f"{prefix}.{layer}", [[f"{module}.{layer}"] for module in modules]

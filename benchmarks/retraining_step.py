@@ -49,14 +49,13 @@ def make_step(settings: Settings, genotype: Genotype, way: str) -> tuple[Callabl
 
     from benchmarks.plain import library_layers
     from model import NetworkCIFAR
-    from search.bilevel import make_fabric
-    from utils import memory_format
+    from utils import autocast, memory_format, prepare_device
 
     ours = way != "plain"
-    fabric = make_fabric(settings.device, settings.precision if ours else "32-true", settings.tf32 and ours)
+    device = prepare_device(settings.device, settings.tf32 and ours)
     torch.manual_seed(settings.seed)
-    network = NetworkCIFAR(genotype, settings.init_channels, settings.layers, auxiliary=True).to(fabric.device).train()
-    layout = memory_format(way if ours else "contiguous", fabric.device)
+    network = NetworkCIFAR(genotype, settings.init_channels, settings.layers, auxiliary=True).to(device).train()
+    layout = memory_format(way if ours else "contiguous", device)
     if not ours:
         library_layers(network)
     network.to(memory_format=layout)
@@ -65,12 +64,12 @@ def make_step(settings: Settings, genotype: Genotype, way: str) -> tuple[Callabl
     optimizer = torch.optim.SGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
     shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
     images, labels = torch.randn(shape), torch.randint(0, 10, shape[:1])
-    images = images.to(fabric.device).to(memory_format=layout)
-    labels = labels.to(fabric.device)
+    images = images.to(device).to(memory_format=layout)
+    labels = labels.to(device)
     entropy = torch.nn.functional.cross_entropy
 
     def turn(_: int) -> None:
-        with fabric.autocast():
+        with autocast(settings.precision if ours else "32-true", device):
             logits, auxiliary = network(images, 0.1)
             loss = entropy(logits, labels) + 0.4 * entropy(auxiliary, labels)
         optimizer.zero_grad()
@@ -78,7 +77,7 @@ def make_step(settings: Settings, genotype: Genotype, way: str) -> tuple[Callabl
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
 
-    return turn, fabric.device
+    return turn, device
 
 
 def main() -> None:

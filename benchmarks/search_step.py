@@ -61,7 +61,7 @@ class Settings:
     out: str = option("", "JSON file to write")
 
 
-def make_search(settings: Settings, method: str, device: str, **changes: Any) -> "Search":
+def make_search(settings: Settings, method: str, device_name: str, **changes: Any) -> "Search":
     """A search of a method at its beginning, on random images."""
     import torch
 
@@ -69,8 +69,9 @@ def make_search(settings: Settings, method: str, device: str, **changes: Any) ->
     from nasbench201.search201 import Search201
     from nasbench201.settings import SearchSettings as SearchSettings201
     from nasbench201.settings import preset_201
-    from search.bilevel import Search, make_fabric
+    from search.bilevel import Search
     from spaces import Space
+    from utils import prepare_device
 
     generator = torch.Generator().manual_seed(settings.seed)
     shape = (4 * settings.batch_size, 3, settings.image_size, settings.image_size)
@@ -80,10 +81,10 @@ def make_search(settings: Settings, method: str, device: str, **changes: Any) ->
     )
     dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
     own = {name: getattr(settings, name) for name in ("init_channels", "batch_size", "seed")}
-    fabric = make_fabric(device, changes.get("precision", "32-true"), changes.get("tf32", False))
+    device = prepare_device(device_name, changes.get("tf32", False))
     if settings.space == "nasbench201":
         given = {**own, **changes, "method": method, "cells_per_stage": settings.cells_per_stage}
-        return Search201(SearchSettings201(**{**preset_201({"method": method}), **given}), dataset, fabric)
+        return Search201(SearchSettings201(**{**preset_201({"method": method}), **given}), dataset, device)
 
     class Narrowed(Search):
         """A search among the last candidates of every edge."""
@@ -96,7 +97,7 @@ def make_search(settings: Settings, method: str, device: str, **changes: Any) ->
 
     given = {**own, **changes, "space": settings.space, "layers": settings.layers}
     kind = Narrowed if settings.operations else Search
-    return kind(method_settings(method, **given), dataset, fabric)
+    return kind(method_settings(method, **given), dataset, device)
 
 
 def check_operations(settings: Settings) -> None:
@@ -140,9 +141,7 @@ def make_plain(search: "Search") -> None:
 
     search.supernet = plain_supernet(search.supernet)
     search.make_optimizers()
-    search.objective = lambda now: PlainObjective(
-        search.supernet.train(), search.fabric.autocast, now.drop_path_prob, now.skip_beta
-    )
+    search.objective = lambda now: PlainObjective(search.supernet, search.autocast, now.drop_path_prob, now.skip_beta)
     torch.backends.cudnn.benchmark = True
 
 
@@ -168,7 +167,7 @@ def make_step(settings: Settings, method: str, way: str) -> tuple[Callable[[int]
         batches = [search.cast(batch) for batch in (*cycle(train, inner), *cycle(valid, 1))]
         step(batches[:-1], batches[-1])
 
-    return turn, search.fabric.device
+    return turn, search.device
 
 
 def count_calls(settings: Settings, method: str, way: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import BatchNorm2d
+from kernels import BatchNorm2d, without_running_statistics
 from mixed_operations import MixedEdges
 from nasbench201.cells import Cell201
 from operations import OPERATIONS, ReLUConvBN, drop_path
@@ -113,6 +113,7 @@ class Supernet(Skeleton):
         #: the kind of each layer: all cells share one alpha
         self.kinds = ["cell"] * (3 * cells_per_stage)
         self.alpha_shapes = {"cell": (len(SPACE.edges), len(SPACE.cells["cell"][0]))}
+        without_running_statistics(self)
 
     def forward(
         self,

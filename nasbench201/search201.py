@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from lightning_fabric import Fabric
+import torch
 from torch import nn
 
 import data
@@ -19,7 +19,7 @@ from search.bilevel import Search
 class Search201(Search):
     """A search in NAS-Bench-201."""
 
-    def __init__(self, settings: SearchSettings, dataset: data.DataSet, fabric: Fabric) -> None:
+    def __init__(self, settings: SearchSettings, dataset: data.DataSet, device: torch.device) -> None:
         self.table, self.table_dataset = None, table_dataset(settings.table_dataset, settings.dataset)
         if settings.table:
             from nasbench201.table import SPACE, open_table
@@ -29,7 +29,7 @@ class Search201(Search):
                 if len(self.table) < SPACE:
                     raise ValueError(f"{settings.table} has {len(self.table):,} cells; expected all {SPACE:,}")
                 self.table.column(self.table_dataset, "test", 200)
-        super().__init__(settings, dataset, fabric)
+        super().__init__(settings, dataset, device)
 
     def make_supernet(self) -> nn.Module:
         """The supernet of the settings, for the data."""

@@ -31,7 +31,7 @@ def search_seeds(resolved: Resolved) -> None:
             _search_each(resolved, singles)
         return
     # What is wrong is refused before there is a folder.
-    device = open_search(singles[0], Search201).fabric.device
+    device = open_search(singles[0], Search201).device
     with open_folder(resolved.run, "--save", new=True):
         with blaming("--save"):
             origin = provenance(cli.command_line(), str(device))

@@ -5,12 +5,12 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 import data
@@ -32,13 +32,13 @@ from utils import (
     StepProgress,
     Watch,
     accuracy,
-    check_device,
+    autocast,
     compile_parts,
+    default_dtype,
     load_optimizer_tensors,
     memory_format,
     optimizer_tensors,
     peak_memory,
-    set_up_libraries,
 )
 
 #: a plain training batch in so many has its layer gradients taken too, for the log
@@ -85,20 +85,6 @@ def skip_beta(settings: CommonSettings, done: float) -> float:
             "slow_cosine": math.cos(math.pi * done / 2),
         }[settings.decay]
     )
-
-
-def make_fabric(device: str, precision: str, tf32: bool = False, deterministic: bool = False) -> Fabric:
-    """The device and precision of a search.
-
-    Raises:
-        InputError: there is no such device here.
-    """
-    accelerator, devices = check_device(device)
-    set_up_libraries(tf32, deterministic)
-    fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
-    if fabric.device.type == "cuda":
-        torch.cuda.set_device(fabric.device)  # CUDA graphs are captured on the current device
-    return fabric
 
 
 def check(settings: CommonSettings) -> None:
@@ -164,17 +150,18 @@ class Search:
     What depends on the space is in the methods up to `measure`; a search in another space overrides them.
     """
 
-    def __init__(self, settings: CommonSettings, dataset: data.DataSet, fabric: Fabric) -> None:
-        self.settings, self.fabric, self.dataset = settings, fabric, dataset
+    def __init__(self, settings: CommonSettings, dataset: data.DataSet, device: torch.device) -> None:
+        self.settings, self.dataset, self.device = settings, dataset, device
+        self.autocast = partial(autocast, settings.precision, device)
         self.space = SPACES[settings.space]
         check(settings)
-        if settings.cuda_graphs and fabric.device.type != "cuda":
-            raise InputError(f"--cuda_graphs: the device is {fabric.device.type}; expected it with a cuda device only")
+        if settings.cuda_graphs and device.type != "cuda":
+            raise InputError(f"--cuda_graphs: the device is {device.type}; expected it with a cuda device only")
         with blaming("--cutout_length"):
             self.augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
-        self.memory_format = memory_format(settings.memory_format, fabric.device)
+        self.memory_format = memory_format(settings.memory_format, device)
         torch.manual_seed(settings.seed)
-        with fabric.init_module():
+        with default_dtype(torch.float64 if settings.precision == "64-true" else torch.float32), device:
             self.supernet = self.make_supernet().to(memory_format=self.memory_format)
             self.architecture = Architecture(self.supernet.alpha_shapes, settings.relaxation)
         train, valid = self.split()
@@ -185,7 +172,7 @@ class Search:
                     f"({flag} of {len(dataset.train)}); expected at most {len(part)}"
                 )
         self.images_sha256 = data.sha256(train, valid)
-        self.train, self.valid = train.to(fabric.device), valid.to(fabric.device)
+        self.train, self.valid = train.to(device), valid.to(device)
         self.make_optimizers()
         self.graphs = Graphs(settings.batch_size)
         self.compiled = settings.compile and self._compile()
@@ -219,7 +206,7 @@ class Search:
         count = self.settings.batch_size
         images = self.train.images[:1].expand(count, -1, -1, -1)
         batch = self.cast(data.Batch(images, self.train.labels[:1].expand(count), 0))
-        objective = Objective(self.supernet.train(), self.fabric.autocast, accelerated=True)
+        objective = Objective(self.supernet, self.autocast, accelerated=True)
 
         def passes() -> None:
             """Each kind of gradient is compiled on its own."""
@@ -231,7 +218,7 @@ class Search:
 
     def objective(self, now: Schedule) -> Objective:
         """The loss of the supernet, in training, under an epoch's schedule."""
-        parts = (self.supernet.train(), self.fabric.autocast, now.drop_path_prob, now.skip_beta, self.compiled)
+        parts = (self.supernet, self.autocast, now.drop_path_prob, now.skip_beta, self.compiled)
         return CapturedObjective(*parts, self.graphs) if self.settings.cuda_graphs else Objective(*parts)
 
     def make_supernet(self) -> nn.Module:
@@ -439,7 +426,7 @@ class Search:
         valid = data.cycle(valid_batches, len(train_batches))
         # T weight steps for a step of alpha; the implicit gradient is taken behind them (iDARTS, algorithm 1).
         inner, weights_first = settings.inner_steps, settings.weights_first or settings.hypergradient == "implicit"
-        watch, measured = Watch(self.fabric.device), False
+        watch, measured = Watch(self.device), False
         for step, train_batch in enumerate(progress.track(name, train_batches)):
             train_batch = self.cast(train_batch)
             if step == 0 and settings.compare_derivatives:
@@ -496,7 +483,7 @@ class Search:
             row |= {f"gates_over_threshold_{kind}": share for kind, share in over.items()}
         row |= {f"skip_connect_{kind}": skips(genotype, kind) for kind in mixing}
         row |= self.measure(genotype)
-        row |= {"seconds": time.perf_counter() - start, "peak_memory_mib": peak_memory(self.fabric.device)}
+        row |= {"seconds": time.perf_counter() - start, "peak_memory_mib": peak_memory(self.device)}
         self.rows.append(row)
         self.genotypes.append(genotype._asdict())
         self._record_alphas()

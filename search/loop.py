@@ -15,10 +15,10 @@ from checkpoints import Checkpoints
 from cli import InputError, blaming, open_folder, saving
 from files import write_atomically
 from genotypes import Genotype
-from search.bilevel import Search, make_fabric, schedule
+from search.bilevel import Search, schedule
 from search.perturbation import select_by_perturbation
 from search.settings import CommonSettings, Resolved
-from utils import Board, StepProgress, provenance, write_config
+from utils import Board, StepProgress, prepare_device, provenance, write_config
 
 
 def _summary(row: Mapping[str, Any], epochs: int) -> str:
@@ -43,10 +43,10 @@ def open_search(settings: CommonSettings, kind: type[Search] = Search) -> Search
     Raises:
         InputError: the settings do not fit the data, the supernet or the machine.
     """
-    fabric = make_fabric(settings.device, settings.precision, settings.tf32, settings.deterministic)
+    device = prepare_device(settings.device, settings.tf32, settings.deterministic)
     with blaming(f"--data: {settings.dataset}"):
         dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download, settings.images)
-    return kind(settings, dataset, fabric)
+    return kind(settings, dataset, device)
 
 
 def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None = None) -> None:
@@ -69,7 +69,7 @@ def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None =
                     state.restore(*checkpoint)
                     state.write_logs(run)
             else:
-                origin = {**provenance(cli.command_line(), str(state.fabric.device)), "settings_from": resolved.sources}
+                origin = {**provenance(cli.command_line(), str(state.device)), "settings_from": resolved.sources}
                 write_config(run, {**asdict(settings), "save": str(run)}, origin)
         _search(
             state, resolved, checkpoints, f"python {resolved.script.path} --resume {shlex.quote(str(whole or run))}"
@@ -84,7 +84,7 @@ def _search(state: Search, resolved: Resolved, checkpoints: Checkpoints, command
     values = {name: getattr(settings, name) for name in given if name != "method"}
     changes = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
     print(f"settings of {settings.method}{f'; but {changes}' if changes else ''}")
-    print(f"run {run}: {settings.epochs - first} epochs on {state.fabric.device}", flush=True)
+    print(f"run {run}: {settings.epochs - first} epochs on {state.device}", flush=True)
     goes_on = f"go on with: {command}"
     try:
         with saving(run, goes_on):

@@ -187,7 +187,7 @@ class Perturbation:
     def evaluate(self, mixing: Mapping[str, Tensor], progress: StepProgress) -> tuple[float, float]:
         """Accuracy and loss of the supernet on the validation images under mixing weights of each kind of cell."""
         search, log = self.search, Averages()
-        objective = Objective(search.supernet.train(), search.fabric.autocast)
+        objective = Objective(search.supernet, search.autocast)
         weights = search.spread(mixing)
         with torch.no_grad():
             for batch in self.batches:

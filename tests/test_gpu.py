@@ -19,7 +19,7 @@ from mixed_operations import MixedEdges
 from model_search import Supernet
 from modules import Retraining
 from nasbench201.networks import Supernet as Supernet201
-from search.bilevel import Search, make_fabric, schedule
+from search.bilevel import Search, schedule
 from search.settings import method_settings
 from spaces import SPACES
 from tests.helpers import (
@@ -38,7 +38,7 @@ from tests.helpers import (
     weights_after_an_epoch,
     weights_of,
 )
-from utils import Averages, set_up_libraries
+from utils import Averages, prepare_device, set_up_libraries
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -133,12 +133,12 @@ def test_a_step_of_every_method_is_that_of_the_cpu(method, derivatives):
     torch.manual_seed(0)
     images = data.ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
     dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
-    states = [Search(settings, dataset, make_fabric(device, "64-true")) for device in ("cpu", "cuda")]
+    states = [Search(settings, dataset, torch.device(device)) for device in ("cpu", "cuda")]
     for name in ("supernet", "architecture"):
         getattr(states[1], name).load_state_dict(getattr(states[0], name).state_dict())
     batches = batches_of(states[0])
     for state in states:
-        device = state.fabric.device
+        device = state.device
         train_batch, valid_batch = (
             state.cast(batch._replace(images=batch.images.to(device), labels=batch.labels.to(device)))
             for batch in batches
@@ -186,7 +186,7 @@ def small_search(**changes):
     torch.manual_seed(0)
     images = data.ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
     dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
-    return Search(settings, dataset, make_fabric(settings.device, settings.precision, settings.tf32))
+    return Search(settings, dataset, prepare_device(settings.device, settings.tf32))
 
 
 def test_after_a_capture_that_fails_the_search_goes_on_as_without(monkeypatch):

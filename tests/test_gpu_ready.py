@@ -14,6 +14,7 @@ import data
 import kernels
 import mixed_operations
 import search.bilevel
+import utils
 from benchmarks import low_precision, search_step
 from cli import InputError
 from genotypes import load_genotype
@@ -294,11 +295,10 @@ def test_autocast_does_not_round_mixing_weights(wanted):
 
 def test_the_second_gpu_is_the_current_device_of_its_search(monkeypatch):
     """CUDA graphs are captured on the current device."""
-    fabric, chosen = SimpleNamespace(device=torch.device("cuda", 1)), []
-    monkeypatch.setattr(search.bilevel, "check_device", lambda device: ("cuda", [1]))
-    monkeypatch.setattr(search.bilevel, "Fabric", lambda accelerator, devices, precision: fabric)
+    chosen = []
+    monkeypatch.setattr(utils, "check_device", lambda device: ("cuda", [1]))
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert search.bilevel.make_fabric("cuda:1", "32-true") is fabric
+    assert utils.prepare_device("cuda:1") == torch.device("cuda", 1)
     assert chosen == [torch.device("cuda", 1)]
 
 
@@ -340,5 +340,4 @@ def small_search(method="lambda-darts", channels=3, **changes):
     images = data.ImageSet(torch.randint(0, 256, (40, channels, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
     flat = ((0.5,) * channels, (0.25,) * channels)
     dataset = data.DataSet(images, images, tuple(map(str, range(10))), *flat, flip=True)
-    fabric = search.bilevel.make_fabric("cpu", settings.precision, settings.tf32)
-    return search.bilevel.Search(settings, dataset, fabric)
+    return search.bilevel.Search(settings, dataset, torch.device("cpu"))

@@ -20,7 +20,7 @@ from gradients import Objective, neumann, norm, regularized_gradient
 from mixed_operations import MixedEdges
 from model_search import Supernet
 from operations import FactorizedReduce
-from search.bilevel import Schedule, Search, make_fabric, schedule, skip_beta
+from search.bilevel import Schedule, Search, schedule, skip_beta
 from search.perturbation import Perturbation
 from search.settings import SearchSettings, method_settings, preset
 from selection import missing_cell, select
@@ -36,7 +36,7 @@ def start(**changes):
     settings = SearchSettings(
         dataset="digits", layers=4, init_channels=4, device="cpu", **{"space": "s2", "batch_size": 256, **changes}
     )
-    return Search(settings, data.load("digits"), make_fabric("cpu", settings.precision))
+    return Search(settings, data.load("digits"), torch.device("cpu"))
 
 
 # DARTS-
@@ -127,7 +127,7 @@ def test_an_alpha_step_descends_the_validation_loss_and_the_weighted_zero_one_lo
     state = start(relaxation="sigmoid", alpha_reg=kind, alpha_reg_weight=w01, batch_size=64, precision="64-true")
     scramble(state.architecture)
     train_batch, valid_batch = (state.cast(next(iter(batches))) for batches in state.batches(0))
-    objective = Objective(state.supernet.train())
+    objective = Objective(state.supernet)
     alphas = {kind: alpha.detach().clone().requires_grad_() for kind, alpha in state.architecture.alphas.items()}
     loss, _ = objective([alphas[layer].sigmoid() for layer in state.supernet.kinds], valid_batch)
     expected = torch.autograd.grad(loss, list(alphas.values()))
@@ -355,7 +355,7 @@ def test_the_implicit_gradient_of_a_supernet_is_a_direct_differentiation():
 def test_an_alpha_step_leaves_the_weights_alone_but_for_the_noise_where_that_is_wanted(noise):
     state = start(hypergradient="implicit", implicit_noise=noise, neumann_terms=1, batch_size=16, precision="64-true")
     train_batch, valid_batch = (state.cast(next(iter(batches))) for batches in state.batches(0))
-    objective = Objective(state.supernet.train())
+    objective = Objective(state.supernet)
     parameters, weights = objective.parameters, state.layer_weights()
     before = [w.detach().clone() for w in parameters]
     v_0 = torch.autograd.grad(objective(weights, valid_batch)[0], parameters)
@@ -458,7 +458,7 @@ def planted_search(**changes):
     digits = tuple(str(digit) for digit in range(10))
     settings = SearchSettings(space="s3", layers=4, init_channels=4, batch_size=100, device="cpu", **changes)
     dataset = data.DataSet(part, part, digits, mean=(0.0,), std=(1 / 255,), flip=False)
-    search = Search(settings, dataset, make_fabric("cpu", settings.precision))
+    search = Search(settings, dataset, torch.device("cpu"))
     search.supernet = Planted(search.supernet)
     return search
 

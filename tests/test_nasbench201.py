@@ -28,7 +28,7 @@ from nasbench201.settings import preset_201
 from nasbench201.sources import build
 from nasbench201.table import open_table
 from regularizers import layer_alignment
-from search.bilevel import make_fabric, schedule
+from search.bilevel import schedule
 from search.perturbation import Perturbation
 from tests.helpers import (
     ROOT,
@@ -49,7 +49,7 @@ DOUBLE = torch.float64
 
 
 def start(settings):
-    return Search201(settings, data.load(settings.dataset), make_fabric("cpu", settings.precision))
+    return Search201(settings, data.load(settings.dataset), torch.device("cpu"))
 
 
 # ------------------------------------------------------------------------------------------------------------- cells
@@ -168,15 +168,15 @@ def test_the_supernet_is_the_sum_of_its_operations_under_the_weights(auxiliary):
     inside = [m for stage in plain.stages for m in stage.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(inside) == 2 * 6 * 6
     assert not any(m.affine for m in inside)
-    assert all(m.track_running_stats for m in inside)
+    assert not any(m.track_running_stats for m in inside)
 
 
 def test_the_supernet_at_one_hot_weights_is_the_network_of_that_cell():
     torch.manual_seed(0)
     cell = parse_cell("|nor_conv_1x1~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_3x3~1|none~2|")
-    supernet, network = Supernet(4, 1).double().eval(), Network(cell, 4, 1).double().eval()
+    supernet, network = Supernet(4, 1).double(), Network(cell, 4, 1).double()
     for name in ("stem", "reductions", "norm", "classifier"):
-        getattr(network, name).load_state_dict(getattr(supernet, name).state_dict())
+        getattr(network, name).load_state_dict(getattr(supernet, name).state_dict(), strict=False)
     numbers = [OPERATIONS.index(operation) for operation in cell.operations]
     kept = [edge for edge, number in enumerate(numbers) if number]
     for mixed, discrete in zip(plain_supernet(supernet).stages, network.stages, strict=True):
@@ -199,7 +199,7 @@ def test_drop_path_spares_identities():
 
 def test_all_cells_take_part_in_the_alignment():
     state = start(settings_of_201("lambda-darts-exact", cells_per_stage=2, precision="64-true"))
-    objective = Objective(state.supernet.train())
+    objective = Objective(state.supernet)
     batch = state.cast(next(iter(state.batches(0)[0])))
     weights = [w.requires_grad_() for w in state.layer_weights()]
     loss, _ = objective(weights, batch)
@@ -307,7 +307,7 @@ def test_perturbation_decides_every_edge_and_may_choose_none(tmp_path):
 
 def start_folder(root):
     settings = settings_of_201("darts-pt", dataset="folder", data=str(root), batch_size=12)
-    return Search201(settings, data.load("folder", str(root)), make_fabric("cpu", settings.precision))
+    return Search201(settings, data.load("folder", str(root)), torch.device("cpu"))
 
 
 def test_the_benchmarks_halves_are_used(tmp_path, monkeypatch):
@@ -317,7 +317,7 @@ def test_the_benchmarks_halves_are_used(tmp_path, monkeypatch):
     path = tmp_path / "cifar-split.txt"
     path.write_text(json.dumps({name: ["int", [str(n) for n in half]] for name, half in halves.items()}))
     settings = settings_of_201(dataset="cifar10", halves=str(path))
-    state = Search201(settings, digits, make_fabric("cpu", settings.precision))
+    state = Search201(settings, digits, torch.device("cpu"))
     assert torch.equal(state.train.images, digits.train.images[halves["train"]])
     assert torch.equal(state.valid.labels, digits.train.labels[halves["valid"]])
 
@@ -470,7 +470,7 @@ def test_weight_gradient_is_that_of_the_loss():
     """The supernet is a plain function, so its gradient is autograd's of the plain loop."""
     state = start(settings_of_201(precision="64-true", cells_per_stage=2))
     batch = state.cast(next(iter(state.batches(0)[0])))
-    objective = Objective(state.supernet.train())
+    objective = Objective(state.supernet)
     measured = weight_gradient(objective, state.layer_weights(), batch).gradient
     plain = plain_supernet(state.supernet)
     logits = plain_logits(plain, batch.images, state.layer_weights())

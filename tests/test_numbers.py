@@ -7,7 +7,7 @@ import torch
 
 import data
 from modules import Retraining
-from search.bilevel import Search, make_fabric, saturated
+from search.bilevel import Search, saturated
 from search.loop import new_warnings
 from search.perturbation import Perturbation
 from tests.helpers import RETRAINING, SMALL, assert_same_run, last_checkpoint, retrain, run_search, weights_of
@@ -83,7 +83,7 @@ def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, monkeyp
 
 
 def test_a_selection_stops_where_a_loss_is_not_finite(monkeypatch):
-    search = Search(TINY, data.load("digits"), make_fabric("cpu", "32-true"))
+    search = Search(TINY, data.load("digits"), torch.device("cpu"))
     state = Perturbation(search, 0)
     with torch.no_grad():
         next(search.supernet.parameters()).fill_(torch.nan)

@@ -90,7 +90,7 @@ def test_edges_are_numbered_node_by_node():
 def test_supernet_at_one_hot_weights_is_that_operation_alone(space):
     """With all weight on one operation an edge is that operation: other edges and operations play no part."""
     torch.manual_seed(0)
-    supernet = Supernet(SPACES[space], init_channels=4, layers=3).double().eval()
+    supernet = Supernet(SPACES[space], init_channels=4, layers=3).double()
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     weights = [torch.zeros(supernet.alpha_shapes[kind], dtype=torch.float64) for kind in supernet.kinds]
     assert torch.equal(supernet(images, weights), supernet.classifier.bias.expand(2, 10))

@@ -16,14 +16,14 @@ import yaml
 import data
 from genotypes import load_genotype, make_genotype
 from gradients import Objective, norm, regularized_gradient, weight_gradient
-from search.bilevel import Search, entropy, make_fabric, schedule
+from search.bilevel import Search, entropy, schedule
 from search.settings import method_settings
 from tests.helpers import ROOT, SMALL, assert_same_run, batches_of, metrics, run_search, script
 from utils import Averages
 
 
 def start(settings=SMALL):
-    return Search(settings, data.load(settings.dataset), make_fabric("cpu", settings.precision))
+    return Search(settings, data.load(settings.dataset), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_learning_rate_and_lambda_follow_their_schedules():
 def test_a_weight_step_is_clipped_sgd_on_the_loss_minus_lambda_times_the_alignment(lambda_t, grad_clip):
     state = start(replace(SMALL, grad_clip=grad_clip, precision="64-true"))
     batch = state.cast(batches_of(state)[0])
-    objective = Objective(state.supernet.train())
+    objective = Objective(state.supernet)
     before = [parameter.detach().clone() for parameter in state.supernet.parameters()]
     reference = regularized_gradient(objective, state.layer_weights(), batch, "corr", "exact")
     gradient = [g - lambda_t * r for g, r in zip(reference.gradient, reference.regularizer_gradient, strict=True)]
@@ -64,7 +64,7 @@ def test_a_weight_step_is_clipped_sgd_on_the_loss_minus_lambda_times_the_alignme
 def test_an_alpha_step_is_adam_on_the_validation_gradient_and_leaves_the_weights_alone(hypergradient):
     state = start(replace(SMALL, precision="64-true", hypergradient=hypergradient))
     train_batch, valid_batch = map(state.cast, batches_of(state))
-    objective = Objective(state.supernet.train())
+    objective = Objective(state.supernet)
     weights = [parameter.detach().clone() for parameter in state.supernet.parameters()]
     before = [alpha.detach().clone() for alpha in state.architecture.parameters()]
     log = Averages()
@@ -82,7 +82,7 @@ def test_while_lambda_is_zero_no_regularizer_pass_is_run(monkeypatch):
     state = start()
     batch = batches_of(state)[0]
     passes = []
-    objective = Objective(state.supernet.train())
+    objective = Objective(state.supernet)
     monkeypatch.setattr(state.supernet, "forward", lambda *a, f=state.supernet.forward: passes.append(1) or f(*a))
     state.weight_step(objective, batch, 0.0, False, Averages())
     assert len(passes) == 1
@@ -94,7 +94,7 @@ def test_while_lambda_is_zero_no_regularizer_pass_is_run(monkeypatch):
 def test_measuring_layer_gradients_does_not_change_the_step():
     state = start()
     batch = batches_of(state)[0]
-    objective = Objective(state.supernet.train())
+    objective = Objective(state.supernet)
     plain, measured = (weight_gradient(objective, state.layer_weights(), batch, layers) for layers in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(plain.gradient, measured.gradient, strict=True))
     assert not plain.layer_gradients and len(measured.layer_gradients) == 2

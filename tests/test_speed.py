@@ -18,7 +18,7 @@ from mixed_operations import MixedEdges
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
 from operations import drop_path
-from search.bilevel import Search, make_fabric, schedule
+from search.bilevel import Search, schedule
 from search.settings import method_settings
 from spaces import SPACES
 from tests.helpers import (
@@ -63,7 +63,7 @@ def test_every_gradient_is_that_of_the_plain_supernet(space, auxiliary_skip, tog
 
 @pytest.mark.parametrize("together", WAYS)
 @pytest.mark.parametrize("space", list(SPACES))
-def test_second_derivatives_and_evaluation_are_those_of_the_plain_supernet(space, together, same_noise):
+def test_second_derivatives_are_those_of_the_plain_supernet(space, together, same_noise):
     supernet, plain = twins(space, "none", together)
     batch, weights = batch_and_weights(supernet)
     for ways in ({"derivatives": "exact"}, {"derivatives": "difference", "epsilon_0": 1e-3}):
@@ -72,8 +72,6 @@ def test_second_derivatives_and_evaluation_are_those_of_the_plain_supernet(space
         )
         measured = in_plain_order(supernet, plain, fast.regularizer_gradient)
         assert relative_error(measured, slow.regularizer_gradient) < 1e-9
-    supernet.eval(), plain.eval()
-    torch.testing.assert_close(supernet(batch.images, weights), plain(batch.images, weights), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("derivatives", ["difference", "exact"])
@@ -116,7 +114,7 @@ def test_three_steps_of_a_search_are_those_of_the_plain_supernet(method):
     torch.manual_seed(0)
     images = data.ImageSet(torch.randint(0, 256, (48, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (48,)))
     dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
-    searches = [Search(settings, dataset, make_fabric("cpu", "64-true")) for _ in range(2)]
+    searches = [Search(settings, dataset, torch.device("cpu")) for _ in range(2)]
     fast, slow = searches
     slow.supernet = plain_supernet(fast.supernet)
     slow.make_optimizers()
@@ -228,7 +226,7 @@ def small_search(**changes):
     torch.manual_seed(0)
     images = data.ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
     dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
-    return Search(settings, dataset, make_fabric("cpu", "32-true"))
+    return Search(settings, dataset, torch.device("cpu"))
 
 
 @pytest.mark.skipif(
@@ -244,7 +242,6 @@ def test_compiled_cells_search_alike(derivatives, monkeypatch):
         warnings.filterwarnings("error", message="--compile")
         compiled = small_search(**changes, compile=True)
     assert compiled.compiled
-    assert all(map(torch.equal, plain.supernet.buffers(), compiled.supernet.buffers()))
     assert relative_error(weights_after_an_epoch(compiled), weights_after_an_epoch(plain)) < 1e-4
 
 
@@ -274,7 +271,7 @@ def test_a_failing_capture_is_warned_of_once_and_the_search_goes_on():
         pytest.skip("a capture succeeds here")
     plain, captured = small_search(), small_search()
     graphs = search.bilevel.Graphs(8)
-    captured.objective = lambda now: search.bilevel.CapturedObjective(captured.supernet.train(), graphs=graphs)
+    captured.objective = lambda now: search.bilevel.CapturedObjective(captured.supernet, graphs=graphs)
     with pytest.warns(UserWarning, match="--cuda_graphs: the capture failed") as caught:
         measured = weights_after_an_epoch(captured)
     assert len([warning for warning in caught if "--cuda_graphs" in str(warning.message)]) == 1

@@ -261,8 +261,6 @@ def load_settings(settings: type[Settings], prog: str, run: Path, flag: str) -> 
             f"{flag}: {path}: not the settings of {prog}: {', '.join(missing[:5])} missing; "
             "expected a run of it, by this version of the project"
         )
-    if "config" in stored:  # jsonargparse would read it
-        raise InputError(f"{flag}: {path}: config: unknown, expected the settings of a run and no further file's")
     parser = parser_for(settings, prog, "")
     parser.reading = f"{flag}: {path}: "
     return make(settings, parser.parse_object(stored))

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import math
 import re
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +25,6 @@ from parsing import read_json
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 #: the same as Pillow names them; some of those it knows it hands to other programs, such as PostScript to Ghostscript
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF")
-#: pixels of the largest picture that is decoded, whose memory is 7 bytes a pixel at most, and of its longer side for
-#: each of the shorter: a file of some hundred bytes may claim any
-MOST_PIXELS, LONGEST = 1 << 26, 64
 
 #: channel means and standard deviations the papers normalize with; other data sets use their training images' own
 STATISTICS = {
@@ -232,8 +228,7 @@ def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str,
             if not found:
                 raise ValueError(f"no images in {folder / name}; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
             files[split] += [(path, label) for path in found]
-    first = files["train"][0][0]
-    size = image_size or min(read_picture(first).size)
+    size = image_size or min(read_picture(files["train"][0][0]).size)
     gray = all(read_picture(path).mode in ("1", "L") for path, _ in files["train"])
 
     def decode(path: Path) -> np.ndarray:
@@ -250,13 +245,7 @@ def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str,
     sets = []
     with ThreadPoolExecutor() as pool:
         for split in ("train", "test"):
-            try:
-                images = torch.empty(len(files[split]), 1 if gray else 3, size, size, dtype=torch.uint8)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{root / split} has {len(files[split])} pictures, {first} {size} pixels: more than the memory "
-                    "holds; expected a smaller --image_size"
-                ) from error
+            images = torch.empty(len(files[split]), 1 if gray else 3, size, size, dtype=torch.uint8)
             for index, pixels in enumerate(pool.map(decode, [path for path, _ in files[split]])):
                 images[index] = torch.from_numpy(pixels.copy())
             sets.append(ImageSet(images, torch.tensor([label for _, label in files[split]])))
@@ -290,18 +279,10 @@ def read_picture(path: Path, mode: str = "") -> Image.Image:
         mode: to convert it to, such as RGB.
 
     Raises:
-        ValueError: it is damaged, of another kind, or larger than MOST_PIXELS or LONGEST allow.
+        ValueError: it is damaged, of another kind, or larger than Pillow allows.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of a picture that is refused below
-            image = Image.open(path, formats=IMAGE_FORMATS)
-        with image:
-            shorter, longer = sorted(image.size)
-            if shorter * longer > MOST_PIXELS or longer > LONGEST * shorter:
-                raise ValueError(
-                    f"{image.width} x {image.height} pixels, expected {MOST_PIXELS:,} at most, {LONGEST}:1"
-                )
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"more than 8 bits a channel, mode {image.mode}; expected 8")
             image.load()

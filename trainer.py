@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -29,12 +28,12 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 import cluster
-from checkpoints import Checkpoints, DamagedError, check_rows, flatten, read, reason, unflatten
-from cli import Channels, ImageSizeOrOwn, InputError, Layers, Seed, blaming, saving
+from checkpoints import Checkpoints, flatten, read, reason, unflatten
+from cli import InputError, blaming, saving
 from files import write_csv
 from kernels import BatchNorm2d
 from modules import Images, Retraining, batches_done
-from utils import Board, StepProgress, Watch, check_optimizer, set_up_libraries
+from utils import Board, StepProgress, Watch, set_up_libraries
 
 
 class WholeFiles(CheckpointIO):
@@ -91,13 +90,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if content is None:
         raise ValueError(f"{path} has no checkpoint; expected a run of a step or more")
     checkpoint = unflatten(*content)
-    parts = {"state_dict": dict, "settings": dict, "genotype": dict, "rows": list, "classes": list, "images": int}
-    if not isinstance(checkpoint, dict) or not all(
-        isinstance(checkpoint.get(name), kind) for name, kind in parts.items()
-    ):
-        raise DamagedError(f"{path} is no checkpoint of a retraining")
-    if not all(isinstance(name, str) for name in checkpoint["classes"]):
-        raise DamagedError(f"{path} is no checkpoint of a retraining: a class is no name")
+    if "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is the checkpoint of a search; expected one of a retraining")
     return checkpoint
 
 
@@ -111,43 +105,7 @@ def open_checkpoint(given: str) -> dict[str, Any]:
     if path.is_dir() and not checkpoints_of(path).numbers:
         raise InputError(f"checkpoint: {path} has none; expected a checkpoint, or a run folder that has one")
     with blaming("checkpoint"):
-        checkpoint = load_checkpoint(path / "checkpoints" if path.is_dir() else path)
-        try:
-            _check_contents(checkpoint)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise DamagedError(f"{path} is no checkpoint of a retraining: {error}") from error
-    return checkpoint
-
-
-#: settings that are read from a checkpoint, and what they may be; not every script has all
-_NUMBERS = {
-    "init_channels": Channels,
-    "layers": Layers,
-    "cells_per_stage": Layers,
-    "batch_size": PositiveInt,
-    "image_size": ImageSizeOrOwn,
-    "images": NonNegativeInt,
-    "seed": Seed,
-}
-
-
-def _check_contents(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint from elsewhere in which something is not what it is read as."""
-    settings = checkpoint["settings"]
-    for name, kind in _NUMBERS.items():
-        if name in settings:
-            kind(settings[name])
-    names = [settings["data"], settings["precision"], settings.get("dataset", "")]
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError("a name is no text")
-    if not isinstance(settings.get("auxiliary", False), bool):
-        raise TypeError("auxiliary is of another type")
-    if not all(
-        weight.is_floating_point() or weight.dtype == torch.long for weight in checkpoint["state_dict"].values()
-    ):
-        raise TypeError("a weight is no number")
-    if not {"init_channels", "batch_size", "image_size", "seed"} <= set(settings):
-        raise TypeError("its settings are not whole")
+        return load_checkpoint(path / "checkpoints" if path.is_dir() else path)
 
 
 def load_network(network: nn.Module, checkpoint: Mapping[str, Any], without: str = " ") -> None:
@@ -170,10 +128,6 @@ def scoring_precision(checkpoint: Mapping[str, Any], accelerator: str) -> str:
     """The precision in which a network is scored: that of its training, but half precision is for cuda."""
     precision = checkpoint["settings"]["precision"]
     return "32-true" if precision == "16-mixed" and accelerator != "cuda" else precision
-
-
-#: columns of a retraining's metrics.csv that are always there
-MEASURED = ("learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 
 
 class RunLog(Callback):
@@ -209,19 +163,7 @@ class RunLog(Callback):
         checkpoint.update(self.about, rows=self.rows, seconds=self._seconds(), batches=trainer.num_training_batches)
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.rows, self.seconds, self.batches = (
-            check_rows(checkpoint["rows"], MEASURED),
-            checkpoint["seconds"],
-            checkpoint["batches"],
-        )
-        loop = checkpoint["loops"]["fit_loop"]
-        counted = isinstance(self.batches, int) and _counts(loop, trainer.fit_loop.state_dict())
-        if not (counted and isinstance(self.seconds, int | float) and math.isfinite(self.seconds)):
-            raise ValueError("its seconds, batches or loops are no numbers")
-        if loop["epoch_progress"]["current"]["processed"] != len(self.rows):
-            raise ValueError(f"its metrics are of {len(self.rows)} epochs, and the training of another number")
-        if not all(isinstance(value, int) for state in checkpoint["callbacks"].values() for value in state.values()):
-            raise ValueError("its callbacks' states are no numbers")
+        self.rows, self.seconds, self.batches = (checkpoint[name] for name in ("rows", "seconds", "batches"))
 
     def _seconds(self) -> float:
         return self.seconds + time.perf_counter() - self.start
@@ -251,11 +193,8 @@ class RunLog(Callback):
         self.watch = Watch(module.device)
         batches, begun = int(trainer.num_training_batches), batches_done(trainer)
         (optimizer,) = trainer.optimizers
-        check_optimizer(optimizer)
         for group in optimizer.param_groups:  # in the midst of an epoch, too
             group.update(optimizer.defaults, lr=module.recipe.learning_rate(len(self.rows)))
-        if begun and begun >= self.batches:
-            raise ValueError(f"{begun} of the epoch's {self.batches} batches are done")
         self.started = True
         if begun and batches != self.batches:
             if not trainer.is_global_zero:
@@ -473,13 +412,6 @@ def fit(
             Board(run, log.rows)
             write_csv(run / "metrics.csv", log.rows)
     return log.rows
-
-
-def _counts(tree: Any, like: Any) -> bool:
-    """Whether a tree has whole numbers from 0 on where another has numbers."""
-    if isinstance(like, dict):
-        return isinstance(tree, dict) and all(_counts(tree[name], like[name]) for name in tree.keys() & like.keys())
-    return isinstance(tree, int) and tree >= 0
 
 
 def _end_children(trainer: Trainer, seconds: float = 2) -> list[int | None]:

@@ -139,11 +139,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Put what `optimizer_tensors` gave back into an optimizer of the same parameters.
-
-    Raises:
-        ValueError: it is not of these parameters.
-    """
+    """Put what `optimizer_tensors` gave back into an optimizer of the same parameters."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(f"{prefix}."):
@@ -152,38 +148,10 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, entry in state.items():
         for key, value in entry.items():
-            if index < len(parameters) and value.shape == parameters[index].shape:
+            if value.shape == parameters[index].shape:
                 # foreach optimizers are slow if a buffer's strides differ from its parameter's.
                 entry[key] = torch.empty_like(parameters[index], dtype=value.dtype, device=value.device).copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    check_optimizer(optimizer)
-
-
-#: what an optimizer keeps of a parameter, of its shape or (the number of steps) as a scalar
-KEPT: dict[type[torch.optim.Optimizer], set[str]] = {
-    torch.optim.SGD: {"momentum_buffer"},
-    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
-}
-#: types of what it keeps
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse a state from a file that is not one of an optimizer's own parameters, which torch does not look at.
-
-    Raises:
-        ValueError: it is another's.
-    """
-    parameters = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    for parameter, kept in optimizer.state.items():
-        if parameter not in parameters or kept.keys() != KEPT[type(optimizer)]:
-            raise ValueError("the optimizer's state is of other parameters")
-        for name, value in kept.items():
-            shape = torch.Size() if name == "step" else parameter.shape
-            if not isinstance(value, Tensor) or value.shape != shape or value.dtype not in FLOATS:
-                raise ValueError(f"the optimizer's {name} is not of its parameter's shape and type")
-        if "step" in kept and not kept["step"] >= 1:
-            raise ValueError("the optimizer's step is less than the first")
 
 
 class Averages:

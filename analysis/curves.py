@@ -4,10 +4,10 @@ python analysis/curves.py runs/search-...
 python analysis/curves.py runs/imagenet
 """
 
+import io
 import math
-import re
 import zipfile
-from array import array
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,14 +35,6 @@ SWITCHES = {
     "alpha_reg": "{}",
     "selection": "{}",
 }
-
-
-#: what the array of a .npy file begins with: its numbers' format and its shape
-_NPY = re.compile(
-    rb"\x93NUMPY\x01\0..\{'descr': '(<f[48])', 'fortran_order': False, "
-    rb"'shape': \((\d{1,9}), (\d{1,9}), (\d{1,9})\), \} *\n",
-    re.DOTALL,
-)
 
 
 class Panel(NamedTuple):
@@ -119,36 +111,23 @@ def read_columns(path: Path) -> np.ndarray:
         ValueError: it is none.
         OSError: it cannot be read.
     """
-    values = array("d")
+    rows = []
     with open_csv(path) as reader:
         head = next(reader, [])
         for row in reader:
             if len(row) != len(head):
                 raise ValueError(f"line {reader.line_num}: {len(row)} cells, expected {len(head)}")
-            values.extend(float(cell) if cell else math.nan for cell in row)
-        if not values:
+            rows.append(tuple(float(cell) if cell else math.nan for cell in row))
+        if not rows:
             raise ValueError("no rows")
-        return np.frombuffer(values).view([(name, float) for name in head])
+        return np.array(rows, dtype=[(name, float) for name in head])
 
 
 def _read_alphas(path: Path, kind: str) -> np.ndarray:
-    """The alphas of a kind of cells, (epochs + 1, edges, operations): an array of alphas.npz, as a search writes it.
-
-    NumPy's own reader takes what an array claims to be for what it is, and unpacks whatever is packed.
-
-    Raises:
-        ValueError: there is none, or it is written otherwise.
-    """
+    """The alphas of a kind of cell, (epochs + 1, edges, operations): an array of alphas.npz."""
     with zipfile.ZipFile(path) as file:
-        member = file.getinfo(f"{kind}.npy")
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{path.name} is packed")
-        content = file.read(member)
-    header = _NPY.match(content)
-    if not header:
-        raise ValueError(f"{path.name} has no array {kind} of three dimensions")
-    kind_of_number, *shape = (part.decode() for part in header.groups())
-    return np.frombuffer(content, kind_of_number, offset=header.end()).reshape(tuple(map(int, shape)))
+        content = file.read(f"{kind}.npy")  # checks the member's CRC, which NumPy does only after it parses the header
+    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def load_course(run: Path, config: dict[str, Any] | None = None) -> Course:
@@ -174,8 +153,8 @@ def load_course(run: Path, config: dict[str, Any] | None = None) -> Course:
             weights = _mixing_weights(_read_alphas(run / "alphas.npz", kind), config.get("relaxation", "softmax"))
             names = np.array(candidates)
             mixing[kind] = {name: weights[:, names == name].mean(axis=1) for name in dict.fromkeys(names.flat)}
-    # a damaged zip file raises a RuntimeError, too, where it claims to be encrypted or packed in an unknown way
-    except (ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    # A damaged zip file can also look encrypted or packed in an unknown way: RuntimeError.
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{run} is not as a search leaves it: {' '.join(str(error).split())}") from error
     return Course(config, metrics, mixing)
 

@@ -90,7 +90,7 @@ def load_entries(paths: list[Path]) -> tuple[list[Entry], list[str]]:
                 entry = _alone(folder)
                 if entry is not None:
                     alone.append(entry)
-        except (ValueError, LookupError, TypeError, AttributeError, OSError, ArithmeticError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             problems.append(f"{folder}: not read: {' '.join(str(error).split())}")
     _name(alone)
     entries += alone

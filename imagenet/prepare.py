@@ -11,9 +11,6 @@ any point, the same command goes on, and on a sorted folder it only checks.
 import multiprocessing
 import os
 import re
-import resource
-import sys
-import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,12 +22,6 @@ from imagenet.layout import find_split
 from parsing import open_csv, read_text
 
 PROG = "prepare.py"
-#: bytes of the largest ground truth and of the largest meta.mat, unpacked: those of ILSVRC 2012 have a few MB
-_LARGEST = 1 << 24
-#: bytes that SciPy may take to read it
-_MEMORY = 1 << 28
-#: type of a packed element of a MATLAB file
-_PACKED = 15
 #: of ILSVRC 2012
 CLASSES, TEST_PICTURES, TRAINING_PICTURES = 1000, 50_000, 1_281_167
 
@@ -52,7 +43,7 @@ def read_kaggle(path: Path) -> dict[str, str]:
         ValueError: the file is not of that form.
         OSError: it cannot be read.
     """
-    with open_csv(path, _LARGEST) as reader:
+    with open_csv(path) as reader:
         rows = list(reader)
     if not rows or rows[0][:2] != ["ImageId", "PredictionString"]:
         raise ValueError(f"{path} begins with {','.join(rows[0]) if rows else 'nothing'!r}; expected ImageId,...")
@@ -77,19 +68,16 @@ def read_devkit(path: Path, meta: Path) -> dict[str, str]:
         OSError: it cannot be read.
     """
     try:
-        _refuse_large(meta.read_bytes())
         # SciPy's reader is C, which a damaged file can crash: in a process of its own.
         with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as reading:
             names = reading.submit(_read_synsets, meta).result()
-    except MemoryError:
-        raise ValueError(f"{meta} is not the development kit's meta.mat (it stands for too much)") from None
     except Exception as error:  # a damaged file, or one of another program, raises almost any
         raise ValueError(f"{meta} is not the development kit's meta.mat ({error})") from error
     strange = next((name for name in names.values() if not is_wordnet_id(name)), None)
     if strange is not None:
         raise ValueError(f"{meta} has a class {strange[:60]!r}, expected a WordNet ID such as n01440764")
     classes = {}
-    for number, line in enumerate(read_text(path, _LARGEST).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not re.fullmatch("[0-9]{1,9}", line.strip()) or int(line) not in names:
             raise ValueError(f"{path}, line {number}: {line[:60]!r}, expected the number of a class of {meta}")
         classes[f"ILSVRC2012_val_{number:08d}"] = names[int(line)]
@@ -97,27 +85,11 @@ def read_devkit(path: Path, meta: Path) -> dict[str, str]:
 
 
 def _read_synsets(meta: Path) -> dict[int, str]:
-    """The classes of meta.mat: number -> WordNet ID. For a process of its own, which it leaves little memory."""
+    """The classes of meta.mat: number -> WordNet ID."""
     from scipy.io import loadmat
 
-    if sys.platform == "linux":
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     synsets = loadmat(meta, squeeze_me=True)["synsets"]
     return {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-
-
-def _refuse_large(content: bytes) -> None:
-    """Refuse a MATLAB file whose packed elements are large: ValueError, or zlib's error where one is damaged."""
-    order = "big" if content[126:128] == b"MI" else "little"
-    place, size = 128, 0
-    while place + 8 <= len(content):
-        kind, length = (int.from_bytes(content[at : at + 4], order) for at in (place, place + 4))
-        part = content[place + 8 : place + 8 + length]
-        size += len(zlib.decompressobj().decompress(part, _LARGEST + 1) if kind == _PACKED else part)
-        if size > _LARGEST:
-            raise ValueError(f"it unpacks to more than {_LARGEST:,} bytes")
-        place += 8 + length
 
 
 def _is_name(text: str) -> bool:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import sys
 import warnings
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +26,6 @@ _OFFICIAL = {
     "cifar100": "cifar100",
     "imagenet16_120": "ImageNet16-120",
 }
-#: characters of the largest CSV, unpacked: twice those of all cells with all accuracies
-_LARGEST_CSV = 1 << 23
 #: cells that the package takes at a time: it copies what it is given
 _CHUNK = 100
 
@@ -134,7 +131,7 @@ def _read_csv(path: Path, epochs: int) -> Source:
     known = {f"{dataset}_{split}": column_name(dataset, split, epochs) for dataset in DATASETS for split in SPLITS}
     lines: dict[Cell201, int] = {}
     rows: list[list[float]] = []
-    with open_csv(path, _LARGEST_CSV) as reader:
+    with open_csv(path) as reader:
         header = next(reader, [])
         accuracies = [name for name in header if name != "arch"]
         if "arch" not in header:
@@ -267,19 +264,6 @@ def _scalar(numbers: Any, content: bytes) -> int | float:
     return number
 
 
-class PackedError(ValueError):
-    """A file holds something packed."""
-
-
-def _refuse_packed(path: Path) -> None:
-    """torch packs nothing in its files, so that what is packed, small as it is, may be of any size: PackedError."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            packed = [member.filename for member in file.infolist() if member.compress_type != zipfile.ZIP_STORED]
-        if packed:
-            raise PackedError(f"{packed[0]} is packed")
-
-
 def _load_official(path: Path, trust: bool) -> dict[str, Any]:
     """The official file as the dict it is.
 
@@ -300,7 +284,6 @@ def _load_official(path: Path, trust: bool) -> dict[str, Any]:
             file=sys.stderr,
         )
     try:
-        _refuse_packed(path)
         with torch.serialization.safe_globals(plain), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign pickle's protocol
             content = torch.load(path, map_location="cpu", weights_only=not trust)
@@ -315,10 +298,7 @@ def _load_official(path: Path, trust: bool) -> dict[str, Any]:
                 f"{path}: holds {refused[1]}, which torch does not read safely; if you trust whoever made the file, "
                 "--trust reads it by full unpickling, which runs any code in it"
             ) from error
-        packed = f" ({error})" if isinstance(error, PackedError) else ""
-        raise ValueError(
-            f"{path}: cut short, or no file of torch{packed}; expected the official NAS-Bench-201 .pth"
-        ) from error
+        raise ValueError(f"{path}: cut short, or no file of torch; expected the official NAS-Bench-201 .pth") from error
     if not isinstance(content, dict) or not {"meta_archs", "arch2infos", "evaluated_indexes"} <= set(content):
         raise ValueError(f"{path}: no meta_archs, arch2infos and evaluated_indexes; expected the official file")
     return content

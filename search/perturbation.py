@@ -27,18 +27,6 @@ from gradients import Objective
 from search.bilevel import Schedule, Search, cosine_learning_rate
 from utils import Averages, StepProgress, accuracy
 
-#: the columns of scores.csv
-SCORE = {
-    "decision": int,
-    "cell": str,
-    "source": int,
-    "target": int,
-    "removed": str,
-    "valid_accuracy": float,
-    "valid_loss": float,
-    "outcome": str,
-}
-
 
 class Perturbation:
     """A selection under way.
@@ -226,35 +214,21 @@ class Perturbation:
         Raises:
             ValueError: it is one of another selection.
         """
-        own = state.get("perturbation") if isinstance(state, dict) else None
-        if not isinstance(own, dict) or not isinstance(own.get("search"), dict):
+        own = state.get("perturbation")
+        if own is None:
             raise ValueError("its checkpoint is not one of a selection; expected another folder")
-        if own.get("finetune_epochs") != self.finetune_epochs:
+        if own["finetune_epochs"] != self.finetune_epochs:
             raise ValueError(
-                f"begun with --finetune_epochs {own.get('finetune_epochs')}, expected {self.finetune_epochs}; "
+                f"begun with --finetune_epochs {own['finetune_epochs']}, expected {self.finetune_epochs}; "
                 "name another folder for another selection"
             )
         differing = [name for name, value in self.origin.items() if own["search"].get(name) != value]
         if differing:
             raise ValueError(f"begun on another search, of other {', '.join(differing)}; expected another folder")
         self.search.restore(tensors, state)
-        scores, done = own.get("scores"), own.get("done")
-        if not isinstance(done, int) or not 0 < done <= len(self.stages):
-            raise ValueError(f"{str(done)[:40]!r} stages are done, expected a number up to {len(self.stages)}")
-        if (
-            not isinstance(scores, list)
-            or not scores
-            or not all(
-                isinstance(row, dict) and {name: type(value) for name, value in row.items()} == SCORE for row in scores
-            )
-        ):
-            raise ValueError("the scores so far are not those of a selection")
         for kind, fixed in self.search.architecture.fixed.items():
-            decided = tensors.get(f"fixed.{kind}")
-            if decided is None or decided.shape != fixed.shape:
-                raise ValueError(f"what is decided of the {kind} cell is not of its edges")
-            fixed.copy_(decided)
-        self.scores, self.done = scores, done
+            fixed.copy_(tensors[f"fixed.{kind}"])
+        self.scores, self.done = own["scores"], own["done"]
 
 
 def select_by_perturbation(search: Search, finetune_epochs: int, folder: Path, goes_on: str) -> Genotype:

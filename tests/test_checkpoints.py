@@ -1,7 +1,8 @@
-"""Checkpoint files: what is written comes back, and nothing else is taken for it."""
+"""Checkpoint files: what is written comes back; damaged files and those of other settings are refused."""
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from safetensors.torch import save_file
 
 import checkpoints
 from checkpoints import Checkpoints, DamagedError, NewerError, flatten, read, unflatten, write
-from tests.helpers import ROOT
+from cli import InputError
+from search.loop import open_search
+from tests.helpers import RETRAINING, ROOT, SMALL, last_checkpoint, retrain
+from trainer import load_checkpoint
 
 TENSORS = {
     "weight": torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last),
@@ -115,7 +119,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=30, derandomize=True, deadline=None)
 @given(TREES)
 def test_a_tree_of_plain_values_comes_back(tree):
     tensors, state = flatten(tree)
@@ -135,10 +139,27 @@ def test_what_json_does_not_have_is_not_written():
         flatten({"a": [Path("x")]})
 
 
-@pytest.mark.parametrize("state", [{"#tensor": "missing"}, {"#tensor": []}, {"#items": 3}, {"#items": [[[], 1]]}])
-def test_a_state_that_does_not_fit_its_tensors_is_damaged(state):
-    with pytest.raises(DamagedError, match="do not belong together"):
-        unflatten({}, {"a": [state]})
+@pytest.mark.parametrize("edited", [{"layers": 5}, {"space": "s3"}, {"init_channels": 6}, {"auxiliary_skip": "conv1"}])
+def test_a_search_refuses_a_checkpoint_of_other_settings(edited):
+    """As when a user edits config.yaml before --resume."""
+    checkpoint = open_search(SMALL).snapshot()
+    with pytest.raises(ValueError, match=r"the checkpoint does not fit config\.yaml.*Error\(s\) in loading state_dict"):
+        open_search(replace(SMALL, **edited)).restore(*checkpoint)
+
+
+def test_a_retraining_refuses_a_checkpoint_of_other_settings(tmp_path):
+    one = replace(RETRAINING, init_channels=2, epochs=1)
+    run = retrain(one, tmp_path / "run")
+    (run / "result.json").unlink()
+    with pytest.raises(InputError, match=r"the last checkpoint does not fit the run.*Error\(s\) in loading state_dict"):
+        retrain(replace(one, layers=4), run, resumed=True)
+    assert load_checkpoint(last_checkpoint(run))["settings"]["layers"] == 3
+
+
+def test_a_search_s_checkpoint_is_not_taken_for_a_retraining_s(tmp_path):
+    write(tmp_path / "epoch_00001.safetensors", *open_search(SMALL).snapshot())
+    with pytest.raises(ValueError, match=r"epoch_00001\.safetensors is the checkpoint of a search"):
+        load_checkpoint(tmp_path / "epoch_00001.safetensors")
 
 
 def test_nothing_of_the_project_writes_a_pickle_or_reads_one_unrestricted():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ import data
 import imagenet16
 from data import Augmentation, Batches, DataSet, ImageSet
 from tests.helpers import write_folder
-from tests.readers import PROTOCOL_4, numpy1_pickle, python2_pickle, python3_pickle
 
 PLAIN = Augmentation(mean=(0.0,), std=(1 / 255,))
 
@@ -152,6 +152,35 @@ def test_svhn_loads_from_its_official_layout(tmp_path, monkeypatch):
     assert np.array_equal(data.load("svhn", str(tmp_path)).train.images[3].numpy(), pixels[..., 3].transpose(2, 0, 1))
 
 
+def python2_pickle(pixels, labels):
+    """A batch in the words of Python 2 and its NumPy, protocol 2: text and bytes are one type, dtype flags integers."""
+
+    def text(content):
+        return b"T" + struct.pack("<i", len(content)) + content
+
+    def integer(value):
+        return b"J" + struct.pack("<i", value)
+
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R"
+    dtype += b"(K\x03" + text(b"|") + b"NNN" + integer(-1) + integer(-1) + b"K\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
+    shape = integer(pixels.shape[0]) + integer(pixels.shape[1]) + b"\x86"
+    array += b"(K\x01" + shape + dtype + b"\x89" + text(pixels.tobytes()) + b"tb"
+    numbers = b"](" + b"".join(integer(label) for label in labels) + b"e"
+    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + numbers + b"u."
+
+
+def python3_pickle(protocol):
+    return lambda pixels, labels: pickle.dumps({"data": pixels, "labels": labels, "mean": pixels.mean(0)}, protocol)
+
+
+PROTOCOL_4 = python3_pickle(4)
+
+
+def numpy1_pickle(pixels, labels):
+    return python3_pickle(2)(pixels, labels).replace(b"numpy._core", b"numpy.core")
+
+
 def trust(monkeypatch, path):
     """Take the file's md5 sum for the official one's."""
     table = imagenet16.TEST_FILES if path.name == "val_data" else imagenet16.TRAIN_FILES
@@ -224,13 +253,10 @@ def test_an_imagenet16_file_with_another_md5_sum_is_not_read(tmp_path, write_ima
     [
         (b"cos\nsystem\n(S'touch {}'\ntR.", r"os\.system"),
         (b"\x80\x04\x8c\x05numpy\x8c\x16core.multiarray.array2\x93.", "refers to numpy.core"),
-        (b"cnumpy\nndarray\n((I3\nttR.", "cannot be read as a pickled batch"),
         (b"c_codecs\nencode\n(Vabc\nVrot13\ntR.", "rot13"),
         (b"cnumpy\ndtype\n(S'O'\nI0\nI1\ntR.", "array of type 'O'"),
-        (b"no pickle", "cannot be read as a pickled batch"),
-        (b"", "cannot be read as a pickled batch"),
     ],
-    ids=["os.system", "dotted name", "ndarray", "codec", "objects", "no pickle", "empty"],
+    ids=["os.system", "dotted name", "codec", "objects"],
 )
 def test_a_pickle_that_names_more_than_arrays_is_refused_and_not_run(
     tmp_path, monkeypatch, write_imagenet16, pickled, says
@@ -239,36 +265,9 @@ def test_a_pickle_that_names_more_than_arrays_is_refused_and_not_run(
     path, sign = tmp_path / "train_data_batch_2", tmp_path / "run"
     path.write_bytes(pickled.replace(b"{}", str(sign).encode()))
     trust(monkeypatch, path)
-    with pytest.raises(ValueError, match=f"train_data_batch_2 .*{says}"):
+    with pytest.raises(pickle.UnpicklingError, match=says):
         data.load("imagenet16-120", str(tmp_path))
     assert not sign.exists()
-
-
-PIXELS = np.zeros((2, 768), np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("batch", "says"),
-    [
-        ([1, 2], "no 'data' and 'labels'"),
-        ({"data": PIXELS}, "no 'data' and 'labels'"),
-        ({"data": [0], "labels": [1]}, "'data' is list; expected a uint8 array"),
-        ({"data": PIXELS[:, :767], "labels": [1, 2]}, r"'data' is uint8 \(2, 767\); expected"),
-        ({"data": PIXELS.reshape(2, 3, 16, 16), "labels": [1, 2]}, r"\(2, 3, 16, 16\); expected"),
-        ({"data": PIXELS.astype(np.float32), "labels": [1, 2]}, "'data' is float32"),
-        ({"data": PIXELS, "labels": [1, 2, 3]}, "3 labels for 2 images"),
-        ({"data": PIXELS, "labels": [0, 1]}, "integers from 1 to 1000"),
-        ({"data": PIXELS, "labels": [1, 1001]}, "integers from 1 to 1000"),
-        ({"data": PIXELS, "labels": [1.0, True]}, "integers from 1 to 1000"),
-        ({"data": PIXELS, "labels": np.ones(2, np.int64)}, "integers from 1 to 1000"),
-    ],
-)
-def test_a_batch_that_is_not_of_images_and_labels_is_refused(tmp_path, monkeypatch, write_imagenet16, batch, says):
-    write_imagenet16(tmp_path)
-    (tmp_path / "val_data").write_bytes(pickle.dumps(batch, 4))
-    trust(monkeypatch, tmp_path / "val_data")
-    with pytest.raises(ValueError, match=f"val_data.*{says}"):
-        data.load("imagenet16-120", str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])

@@ -10,8 +10,8 @@ from tests.helpers import ROOT, assert_refused, script
 
 #: required and not imported: torch's exporter to ONNX imports the one, scripts/test.sh runs the others
 UNIMPORTED = {"onnxscript", "pytest-xdist", "ruff", "mypy"}
-#: imported and not required: scripts/fuzz.py says how to install the one, the other is of type checkers
-OPTIONAL = {"atheris", "_typeshed"}
+#: imported and not required: only type checkers import it
+OPTIONAL = {"_typeshed"}
 
 
 def test_every_requirement_has_both_bounds_and_a_reason():

@@ -16,8 +16,9 @@ nothing here imports torch.
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,6 @@ from cli import InputError, blaming
 
 TABLES = Path(__file__).resolve().parent / "tables"
 
-#: the scripts that a table may run
-SCRIPTS = {
-    "search": ("search/train_search.py", "nasbench201/train_search.py"),
-    "retrain": ("train/train.py", "nasbench201/train.py", "imagenet/train.py"),
-}
 #: flags that say where something lies or what a run uses, not how it is made
 PLACE = ("data", "download", "table", "device", "devices", "num_nodes", "workers")
 #: flags that are the table's own business
@@ -49,6 +45,7 @@ class Step:
     script: str
     flags: Mapping[str, Any]
     epochs: int
+    scored_by: str = ""  # the script that scores a retraining
 
     def made_by(self) -> dict[str, Any]:
         """What must stay the same while a run goes on."""
@@ -78,6 +75,56 @@ def slug(name: str) -> str:
     """A name as part of a path: letters, digits, dots and dashes."""
     name = re.sub("-$", "-minus", name.lower()).replace("λ", "lambda").replace("ε", "epsilon")
     return re.sub(r"[^a-z0-9.]+", "-", name).strip("-.")
+
+
+def arguments(flags: Mapping[str, Any]) -> list[str]:
+    """Flags as a command line has them."""
+    line: list[str] = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            line.append(f"--{name}" if value else f"--no_{name}")
+        elif isinstance(value, list):
+            line += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            line += [f"--{name}", str(value)]
+    return line
+
+
+def _search_epochs(script: str, flags: Mapping[str, Any]) -> int:
+    from search.settings import SCRIPT, check_combination
+
+    if script.startswith("nasbench201"):
+        from nasbench201.settings import SCRIPT
+    settings, given = cli.parse_with_preset(SCRIPT.settings, script, "", arguments(flags), SCRIPT.preset)
+    check_combination(settings, given.flags)
+    return settings.epochs
+
+
+def _retrain_epochs(script: str, flags: Mapping[str, Any]) -> int:
+    module = import_module(script.removesuffix(".py").replace("/", "."))
+    return cli.parse(module.TrainSettings, script, "", arguments(flags)).epochs
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script that a table may run."""
+
+    epochs: Callable[[str, Mapping[str, Any]], int]  # checks its flags with its own parser, and says how many it runs
+    scored_by: str = ""  # the script that scores a retraining
+
+
+#: the scripts that a table may run, for each step
+SCRIPTS = {
+    "search": {
+        "search/train_search.py": Script(_search_epochs),
+        "nasbench201/train_search.py": Script(_search_epochs),
+    },
+    "retrain": {
+        "train/train.py": Script(_retrain_epochs, scored_by="train/test.py"),
+        "nasbench201/train.py": Script(_retrain_epochs, scored_by="train/test.py"),
+        "imagenet/train.py": Script(_retrain_epochs, scored_by="imagenet/test.py"),
+    },
+}
 
 
 def load_table(given: str) -> dict[str, Any]:
@@ -204,39 +251,10 @@ def expand(
             made_by = (script, *arguments(flags))
             if made_by not in epochs:
                 try:
-                    epochs[made_by] = _epochs(script, flags)
+                    epochs[made_by] = SCRIPTS[name][script].epochs(script, flags)
                 except InputError as error:
                     raise InputError(f"--table, --set: {column}, {method}, {script}: {error}") from error
-            steps.append(Step(name, script, {**flags, "seed": seed}, epochs[made_by]))
+            scored_by = SCRIPTS[name][script].scored_by
+            steps.append(Step(name, script, {**flags, "seed": seed}, epochs[made_by], scored_by))
         units.append(Unit(column, method, seed, tuple(steps)))
     return units
-
-
-def arguments(flags: Mapping[str, Any]) -> list[str]:
-    """Flags as a command line has them."""
-    line: list[str] = []
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            line.append(f"--{name}" if value else f"--no_{name}")
-        elif isinstance(value, list):
-            line += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            line += [f"--{name}", str(value)]
-    return line
-
-
-def _epochs(script: str, flags: Mapping[str, Any]) -> int:
-    """How many epochs a script runs with these flags, which its own parser has checked."""
-    if script == "search/train_search.py":
-        from search.settings import SCRIPT, check_combination
-    elif script == "nasbench201/train_search.py":
-        from nasbench201.settings import SCRIPT
-        from search.settings import check_combination
-    else:
-        from importlib import import_module
-
-        module = import_module(script.removesuffix(".py").replace("/", "."))
-        return cli.parse(module.TrainSettings, script, "", arguments(flags)).epochs
-    settings, given = cli.parse_with_preset(SCRIPT.settings, script, "", arguments(flags), SCRIPT.preset)
-    check_combination(settings, given.flags)
-    return settings.epochs

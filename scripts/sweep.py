@@ -32,12 +32,6 @@ from scripts.grid import Step, Unit, arguments
 ROOT = Path(__file__).resolve().parents[1]
 #: what a step leaves in its folder last of all
 LEAVES = {"search": "genotype.json", "retrain": "model_card.md"}
-#: who scores what a script leaves
-SCORES = {
-    "train/train.py": "train/test.py",
-    "nasbench201/train.py": "train/test.py",
-    "imagenet/train.py": "imagenet/test.py",
-}
 #: seconds that a script has to stop: a retraining saves after the step under way
 STOPPING = 120
 #: seconds between two looks at what a process or a lock does
@@ -167,7 +161,7 @@ def score_command(unit: Unit, folder: Path) -> list[str]:
     last = unit.steps[-1]
     if last.name == "retrain":
         data = ["--data", str(last.flags["data"])] if "data" in last.flags else []
-        return [SCORES[last.script], from_root(folder / "retrain"), *data]
+        return [last.scored_by, from_root(folder / "retrain"), *data]
     if "table" in last.flags:
         return ["nasbench201/table.py", "query", str(last.flags["table"]), from_root(folder / "search"), "--json"]
     return []

@@ -1,4 +1,4 @@
-"""Tables as grids of runs, and the runs on machines that die."""
+"""The runs of a table on machines that die. All but one table are of tests/stub_run.py, which trains nothing."""
 
 import json
 import os
@@ -9,12 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import yaml
 
 from cli import InputError
-from scripts.grid import TABLES, expand, load_table, slug
+from scripts.grid import SCRIPTS, expand, load_table
 from scripts.sweep import (
     Sweep,
     _environment,
@@ -25,128 +23,42 @@ from scripts.sweep import (
     published_for,
     run_step,
 )
-from tests.helpers import ROOT, TABLE, assert_refused, script
+from tests.helpers import ROOT, TABLE, assert_refused, called, metrics, script, write_table
+from tests.stub_run import SCRIPT
+from tests.stub_table import allow
+
+STUBS = {
+    "title": "Stubs",
+    "scripts": {"search": SCRIPT, "retrain": SCRIPT},
+    "columns": {"A": {}},
+    "methods": {
+        "Dying": {"search": {"die_at": 1, "times": 9}},
+        "Whole": {},
+        "Failing": {"retrain": {"fail_at": 1}},
+        "Killed": {"search": {"die_at": 2}},
+        "Waiting": {"search": {"wait_at": 2, "times": 2}},
+    },
+    "scales": {
+        "short": {"seeds": 1, "methods": ["Dying", "Whole", "Failing", "Killed"]},
+        "stopped": {"seeds": 1, "methods": ["Waiting"]},
+        "long": {"seeds": 4, "methods": ["Whole"], "search": {"epochs": 6, "pause": 1}, "retrain": {"epochs": 4}},
+    },
+}
+#: flags of all runs for one that nothing disturbs
+UNDISTURBED = ("--set", "search.die_at=0", "search.wait_at=0", "pause=0")
 
 
-def write(folder: Path, table: dict = TABLE) -> Path:
-    path = folder / "digits.yaml"
-    path.write_text(yaml.safe_dump(table, allow_unicode=True), encoding="utf-8")
-    return path
+@pytest.fixture(scope="module", autouse=True)
+def stubs():
+    """Tables of tests/stub_run.py are taken in this process."""
+    allow()
+    yield
+    for scripts in SCRIPTS.values():
+        del scripts[SCRIPT]
 
 
-# --- grids
-
-
-def test_flags_of_the_scale_win_over_the_methods_over_the_columns_over_those_of_all():
-    table = {
-        **TABLE,
-        "search": {"layers": 4, "init_channels": 2, "momentum": 0.5, "epochs": 9},
-        "columns": {"S2": {"search": {"space": "s2", "init_channels": 3, "momentum": 0.6, "epochs": 8}}},
-        "methods": {"DARTS": {"search": {"method": "darts", "momentum": 0.7, "epochs": 7}}},
-        "scales": {"x": {"seeds": 1, "search": {"epochs": 5}, "override": {"DARTS": {"search": {"grad_clip": 2}}}}},
-    }
-    (unit,) = expand(table, "x", overrides={"search": {"batch_size": 8}})
-    flags = {"layers": 4, "init_channels": 3, "momentum": 0.7, "epochs": 5, "space": "s2", "method": "darts"}
-    assert unit.steps[0].flags == {**flags, "grad_clip": 2, "batch_size": 8, "seed": 0}
-    assert unit.steps[0].epochs == 5
-
-
-def test_a_table_expands_into_every_method_in_every_column_with_every_seed():
-    units = expand(TABLE, "tiny")
-    assert [(u.method, u.seed) for u in units] == [("DARTS", 0), ("DARTS-", 0), ("DARTS", 1), ("DARTS-", 1)]
-    assert len(expand(TABLE, "paper")) == 8 and len(expand(TABLE, "paper", seeds=1, methods=["DARTS"])) == 1
-    assert len({unit.folder for unit in units}) == 4
-    # without a number of epochs in the table, the script's own
-    assert [step.epochs for step in expand(TABLE, "paper")[0].steps] == [50, 600]
-
-
-def test_names_that_differ_in_signs_have_folders_of_their_own():
-    assert slug("DARTS-") != slug("DARTS") and slug("Λ-DARTS, exact") == "lambda-darts-exact"
-    assert slug("λ 0.25") == "lambda-0.25" and slug("../../x") == "x"
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in TABLES.glob("*.yaml")))
-def test_the_tables_that_come_along_are_taken_by_their_scripts(name):
-    table = load_table(name)
-    assert {"paper", "small"} <= set(table["scales"])
-    for scale in table["scales"]:
-        units = expand(table, scale)
-        assert units and all(step.epochs >= 1 for unit in units for step in unit.steps)
-        folders = [unit.folder for unit in units]
-        assert len(set(folders)) == len(folders)
-
-
-def test_the_paper_scale_of_s1_to_s4_is_that_of_the_papers():
-    units = {(u.column, u.method): u for u in expand(load_table("robust"), "paper", seeds=1)}
-    for column, channels, layers in (("S1 CIFAR-10", 36, 20), ("S2 CIFAR-10", 16, 20), ("S4 SVHN", 16, 8)):
-        flags = units[column, "DARTS"].steps[1].flags
-        assert (flags["init_channels"], flags["layers"], flags["auxiliary"]) == (channels, layers, True)
-        assert units[column, "DARTS"].steps[1].epochs == 600
-    assert units["S2 CIFAR-10", "FairDARTS"].steps[0].epochs == 50
-
-
-def test_every_table_has_a_script_which_takes_the_users_own_folder_for_its_paths(tmp_path):
-    scripts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "scripts").glob("*.sh")}
-    for table in TABLES.glob("*.yaml"):
-        assert any(f'/table.sh" {table.stem} ' in text for text in scripts.values()), table
-    if not (ROOT / ".venv" / "bin" / "python").exists():
-        pytest.skip("no .venv here: the scripts would make one")
-    (tmp_path / "images").mkdir()
-    command = ["bash", ROOT / "scripts" / "s1_s4.sh", "--scale", "small", "--data", "images", "--out", "o", "--dry_run"]
-    said = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert f"--data {tmp_path / 'images'}" in said and f"--save {tmp_path / 'o'}/" in said
-
-
-def changed(**parts) -> dict:
-    return {**TABLE, **parts}
-
-
-@pytest.mark.parametrize(
-    ("table", "mentions"),
-    [
-        ({}, ["has no", "title"]),
-        (changed(colums={}), ["colums"]),
-        (changed(scripts={"search": "rm.py"}), ["rm.py", "search/train_search.py"]),
-        (changed(scripts={"retrain": "train/train.py"}), ["no search"]),
-        (changed(columns={}), ["columns", "empty"]),
-        (changed(methods={"DARTS": 3}), ["methods: DARTS"]),
-        (changed(methods={"DARTS": {"train": {}}}), ["train"]),
-        (changed(methods={"a b": {}, "A-B": {}}), ["one folder"]),
-        (changed(scales={"x": {"seeds": 0}}), ["seeds: 0"]),
-        (changed(scales={"x": {"seeds": True}}), ["seeds"]),
-        (changed(scales={"x": {"seeds": 1, "columns": [10]}}), ["10", "S2"]),
-        (changed(search={"arch": "DARTS_V2"}), ["search", "arch"]),
-        (changed(scales={"x": {"seeds": 1, "columns": ["S9"]}}), ["S9", "S2"]),
-        (changed(scales={"x": {"seeds": 1, "override": {"PT": {}}}}), ["PT"]),
-        ("- a\n- b\n", ["names"]),
-        ("a: [", ["YAML"]),
-    ],
-)
-def test_a_table_that_makes_no_grid_is_refused_in_a_line(tmp_path, table, mentions):
-    path = tmp_path / "table.yaml"
-    path.write_text(table if isinstance(table, str) else yaml.safe_dump(table), encoding="utf-8")
-    with pytest.raises(InputError) as error:
-        load_table(str(path))
-    for mention in [str(path), "--table", *mentions]:
-        assert mention in str(error.value)
-
-
-def test_a_dry_run_prints_the_commands_and_writes_nothing(tmp_path):
-    table = write(tmp_path)
-    before = sorted(tmp_path.iterdir())
-    lines = script(
-        "scripts/reproduce.py", "--table", table, "--scale", "tiny", "--dry_run", "--out", tmp_path / "o"
-    ).stdout
-    commands = [shlex.split(line)[:2] for line in lines.splitlines()]
-    assert commands == [["python", name] for name in ("search/train_search.py", "train/train.py", "train/test.py")] * 4
-    assert sorted(tmp_path.iterdir()) == before
-
-
-# --- runs
-
-
-def start(*arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "scripts/reproduce.py", *map(str, arguments)]
+def start(*arguments: object, program: str = "tests/stub_table.py") -> subprocess.Popen:
+    command = [sys.executable, program, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -156,7 +68,7 @@ def processes(out: Path) -> dict[int, int]:
     for entry in Path("/proc").iterdir():
         try:
             line = (entry / "cmdline").read_bytes().split(b"\0")
-            if any(part.endswith(b"reproduce.py") for part in line[:3]) or not any(
+            if any(part.endswith((b"reproduce.py", b"stub_table.py")) for part in line[:3]) or not any(
                 str(out).encode() in p for p in line
             ):
                 continue
@@ -177,36 +89,30 @@ def wait_for(condition, timeout: float = 240):
     return value
 
 
-def same_results(one: Path, other: Path) -> None:
-    """All that two runs of a table leave, but for time and place."""
-    for unit in sorted(path.parent.relative_to(one) for path in one.rglob("unit.json")):
-        for step in ("search", "retrain"):
-            a, b = (
-                np.genfromtxt(place / unit / step / "metrics.csv", delimiter=",", names=True) for place in (one, other)
-            )
-            for name in set(a.dtype.names) - {"seconds", "peak_memory_mib"}:
-                assert np.array_equal(a[name], b[name], equal_nan=True), (unit, step, name)
-            texts = [(place / unit / step / "genotype.json").read_text() for place in (one, other)]
-            assert texts[0] == texts[1]
-        scores = [json.loads((place / unit / "score.json").read_text()) for place in (one, other)]
-        assert next({**score, "command": ""} for score in scores) == {**scores[1], "command": ""}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> Path:
-    """The table by its plain commands, one after another: no Ray, nothing dies."""
-    folder = tmp_path_factory.mktemp("reference")
-    out = folder / "out"
-    arguments = ("--table", write(folder), "--scale", "tiny", "--out", out)
-    for line in script("scripts/reproduce.py", *arguments, "--dry_run").stdout.splitlines():
+def run_commands(out: Path, *arguments: object) -> Path:
+    """A table by its plain commands, one after another: no Ray, nothing dies."""
+    printed = called("scripts/reproduce.py", *arguments, "--out", out, "--dry_run").stdout
+    for line in printed.splitlines():
         _, name, *rest = shlex.split(line)
         result = script(name, *rest)
         assert result.returncode == 0, result.stderr
-        if name == "train/test.py":
+        if not rest[0].startswith("--"):
             unit = (ROOT / rest[0]).resolve().parent
             (unit / "score.json").write_text(json.dumps({"command": line, **json.loads(result.stdout)}))
-            (unit / "unit.json").write_text("{}")
     return out
+
+
+def assert_same_results(out: Path, reference: Path) -> None:
+    """All that the runs of `reference` leave, but for time and place."""
+    units = [path.parent.relative_to(reference) for path in reference.rglob("score.json")]
+    assert units
+    for unit in units:
+        for step in ("search", "retrain"):
+            one, other = (place / unit / step for place in (out, reference))
+            assert metrics(one) == metrics(other)
+            assert (one / "genotype.json").read_text() == (other / "genotype.json").read_text()
+        scores = [json.loads((place / unit / "score.json").read_text()) for place in (out, reference)]
+        assert {**scores[0], "command": ""} == {**scores[1], "command": ""}
 
 
 def attempts(out: Path) -> dict[Path, int]:
@@ -215,15 +121,48 @@ def attempts(out: Path) -> dict[Path, int]:
     return {log.relative_to(out): log.read_text().count("$ python") for log in logs}
 
 
+def test_a_table_goes_on_when_runs_die_and_fail(tmp_path):
+    table, out = write_table(tmp_path, STUBS), tmp_path / "out"
+    result = called("scripts/reproduce.py", "--table", table, "--scale", "short", "--out", out)
+    assert result.returncode == 1, result.stderr
+    failing, dying = sorted(result.stderr.splitlines(), key=lambda line: "Dying" in line)
+    assert "Failing" in failing and "exit status 1" in failing and "--fail_at" in failing and str(out) in failing
+    assert "Dying" in dying and "lost 5 times (killed by SIGKILL) without an epoch in between" in dying
+    assert "Killed · seed 0: search lost its process (killed by SIGKILL) after 1 epochs; again" in result.stdout
+    assert "2 of 4 entries finished" in result.stdout
+    assert {path.parent.name for path in out.rglob("seed-0") if not (path / "score.json").exists()} == {
+        "dying",
+        "failing",
+    }
+    arguments = ("--table", table, "--scale", "short", "--methods", "Whole", "Killed", *UNDISTURBED)
+    assert_same_results(out, run_commands(tmp_path / "reference", *arguments))
+    assert attempts(out) == {
+        **{Path(f"a/{name}/seed-0/{step}.log"): 1 for name in ("whole", "killed") for step in ("retrain", "score")},
+        **{Path(f"a/{name}/seed-0/search.log"): 1 for name in ("whole", "failing")},
+        Path("a/failing/seed-0/retrain.log"): 1,
+        Path("a/killed/seed-0/search.log"): 2,
+        Path("a/dying/seed-0/search.log"): 5,
+    }
+
+
+def test_the_folder_of_a_table_belongs_to_one_process(tmp_path):
+    table, out = write_table(tmp_path, STUBS), tmp_path / "out"
+    out.mkdir()
+    with locked(out / ".lock", wait=False):
+        result = called("scripts/reproduce.py", "--table", table, "--scale", "short", "--out", out)
+    assert_refused(result, "--out", "another reproduce.py")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_a_table_on_two_nodes_survives_killed_workers_and_the_loss_of_a_node(tmp_path, reference):
+def test_a_table_on_two_nodes_survives_killed_workers_and_the_loss_of_a_node(tmp_path):
     from ray.cluster_utils import Cluster
 
-    out, table = tmp_path / "out", write(tmp_path)
+    out, arguments = tmp_path / "out", ("--table", write_table(tmp_path, STUBS), "--scale", "long")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         second = cluster.add_node(num_cpus=1)
-        run = start("--table", table, "--scale", "tiny", "--out", out, "--address", cluster.address)
+        run = start(*arguments, "--out", out, "--address", cluster.address)
         killed = 0
         struck: set[int] = set()
         while killed < 3:
@@ -243,7 +182,7 @@ def test_a_table_on_two_nodes_survives_killed_workers_and_the_loss_of_a_node(tmp
     finally:
         cluster.shutdown()
     assert run.returncode == 0, said
-    same_results(out, reference)
+    assert_same_results(out, run_commands(tmp_path / "reference", *arguments, *UNDISTURBED))
     lost = said.count("lost its process")
     assert lost >= 3, said
     # Every step was begun once, and once more for each time that it was lost.
@@ -251,69 +190,47 @@ def test_a_table_on_two_nodes_survives_killed_workers_and_the_loss_of_a_node(tmp
     assert len(begun) == 12
     assert sum(begun.values()) <= 12 + lost
     assert "4 of 4 entries finished" in said
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".csv", ".log", ".ckpt")}
-    again = script("scripts/reproduce.py", "--table", table, "--scale", "tiny", "--out", out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".csv", ".log")}
+    again = called("scripts/reproduce.py", *arguments, "--out", out)
     assert again.returncode == 0 and "4 of 4" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_stopping_a_table_stops_its_runs_and_the_same_command_goes_on(tmp_path, reference):
-    out, table = tmp_path / "out", write(tmp_path)
-    arguments = ("--table", table, "--scale", "tiny", "--seeds", 1, "--out", out)
-    run = start(*arguments)
-    wait_for(lambda: any(progress_of(path.parent)[0] for path in out.rglob("metrics.csv")))
-    other = script("scripts/reproduce.py", *arguments)
-    assert_refused(other, "--out", "another reproduce.py")
-    run.send_signal(signal.SIGINT)
-    said, _ = run.communicate(timeout=200)
-    assert run.returncode == 130, said
-    assert "Traceback" not in said and "goes on" in said
-    assert not processes(out)
-    # the table's own settings are kept
-    changed = script("scripts/reproduce.py", *arguments, "--set", "search.epochs=7")
-    assert_refused(changed, "--out", "epochs 6", "7")
-    run = start(*arguments)
-    wait_for(lambda: processes(out))
-    run.terminate()
-    said, _ = run.communicate(timeout=200)
-    assert run.returncode == 130 and "goes on" in said, said
-    assert not processes(out)
-    run = start(*arguments)
-    said, _ = run.communicate(timeout=500)
+def test_stopping_a_table_stops_its_runs_and_the_same_command_goes_on(tmp_path):
+    out, arguments = tmp_path / "out", ("--table", write_table(tmp_path, STUBS), "--scale", "stopped")
+    for number, signum in enumerate((signal.SIGINT, signal.SIGTERM), start=1):
+        run = start(*arguments, "--out", out)
+        wait_for(lambda number=number: len(list(out.rglob("time-*"))) == number)  # its search waits for ten minutes
+        if signum == signal.SIGINT:
+            assert_refused(called("scripts/reproduce.py", *arguments, "--out", out), "--out", "another reproduce.py")
+        run.send_signal(signum)
+        said, _ = run.communicate(timeout=100)
+        assert run.returncode == 130, said
+        assert "Traceback" not in said and "goes on" in said
+        assert not processes(out)
+    # The settings of what is begun are kept.
+    changed = called("scripts/reproduce.py", *arguments, "--out", out, "--set", "search.epochs=7")
+    assert_refused(changed, "--out", "epochs not given", "7")
+    run = start(*arguments, "--out", out)
+    said, _ = run.communicate(timeout=300)
     assert run.returncode == 0, said
-    same_results(out, reference)
+    assert_same_results(out, run_commands(tmp_path / "reference", *arguments, *UNDISTURBED))
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_real_runs_of_a_table_end_like_their_plain_commands_though_one_is_killed(tmp_path):
     out = tmp_path / "out"
-    result = script("scripts/reproduce.py", "--table", write(tmp_path), "--scale", "broken", "--out", out)
-    assert result.returncode == 1
-    (line,) = result.stderr.splitlines()
-    assert "DARTS-" in line and "--threshold" in line and str(out) in line
-    assert (out / "s2/darts/seed-0/score.json").exists() and not (out / "s2/darts-minus/seed-0/score.json").exists()
-
-
-def test_a_script_that_is_killed_is_started_again(tmp_path, reference):
-    out = tmp_path / "out"
-    run = start("--table", write(tmp_path), "--scale", "tiny", "--seeds", 1, "--out", out)
+    small = ("search.epochs=3", "retrain.epochs=2", "search.batch_size=256", "retrain.batch_size=256")
+    arguments = ("--table", write_table(tmp_path), "--scale", "tiny", "--seeds", 1, "--methods", "DARTS-")
+    run = start(*arguments, "--out", out, "--set", *small, program="scripts/reproduce.py")
     wait_for(lambda: any(progress_of(path.parent)[0] for path in out.rglob("metrics.csv")))
     os.kill(next(iter(processes(out))), signal.SIGKILL)
     said, _ = run.communicate(timeout=500)
     assert run.returncode == 0 and "killed by SIGKILL" in said, said
-    same_results(out, reference)
-
-
-def test_a_long_run_is_stopped_at_once(tmp_path):
-    out = tmp_path / "out"
-    arguments = ("--table", write(tmp_path), "--scale", "tiny", "--seeds", 1, "--set", "search.epochs=500")
-    run = start(*arguments, "--out", out)
-    wait_for(lambda: any(progress_of(path.parent)[0] for path in out.rglob("metrics.csv")))
-    run.send_signal(signal.SIGINT)
-    begin = time.monotonic()
-    said, _ = run.communicate(timeout=200)
-    assert time.monotonic() - begin < 40, said
-    assert run.returncode == 130 and not processes(out)
+    assert_same_results(out, run_commands(tmp_path / "reference", *arguments, "--set", *small))
 
 
 def test_a_script_that_says_nothing_fails_all_the_same(tmp_path, monkeypatch):
@@ -356,7 +273,7 @@ def test_a_published_figure_belongs_to_its_space_data_and_method():
 
 
 def test_a_table_is_corrected_while_nothing_is_begun(tmp_path):
-    table = write(tmp_path)
+    table = write_table(tmp_path)
     unit, changed_unit = (expand(TABLE, scale, seeds=1, methods=["DARTS"])[0] for scale in ("tiny", "broken"))
     open_unit(tmp_path, unit, TABLE)
     open_unit(tmp_path, changed_unit, TABLE)  # with another number of epochs
@@ -370,12 +287,12 @@ def test_a_table_is_corrected_while_nothing_is_begun(tmp_path):
 
 
 def test_a_step_whose_folder_was_never_made_whole_is_begun_again(tmp_path):
-    unit = expand({**TABLE, "scripts": {"search": "search/train_search.py"}}, "broken", methods=["DARTS"])[0]
+    unit = expand({**STUBS, "scripts": {"search": SCRIPT}}, "short", methods=["Whole"])[0]
     folder = tmp_path / unit.folder
     (folder / "search").mkdir(parents=True)
     (folder / "search" / ".config.yaml.tmp").write_text("half")
     assert run_step(unit, 0, str(tmp_path), 1) == ""
-    assert progress_of(folder / "search")[0] == 1
+    assert progress_of(folder / "search")[0] == 2
     # and one that is finished is left alone
     before = (folder / "search.log").read_text()
     assert run_step(unit, 0, str(tmp_path), 1) == ""

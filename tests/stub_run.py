@@ -1,0 +1,99 @@
+"""A run that trains nothing, for tests of tables: it leaves the files of a run, and can fail, die or wait.
+
+    python tests/stub_run.py --save RUN --epochs 3 --seed 0 [--arch SEARCH]    # with --arch, a retraining
+    python tests/stub_run.py --resume RUN
+    python tests/stub_run.py RUN                                               # the score of a retraining
+
+A process of it takes 0.1 seconds, because it does not import torch.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SCRIPT = "tests/stub_run.py"
+
+
+def parse(line: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="stub_run.py")
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--arch", default="")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds of an epoch")
+    parser.add_argument("--fail_at", type=int, default=0, help="the epoch in which the run fails")
+    parser.add_argument("--die_at", type=int, default=0, help="the epoch in which the run kills its process")
+    parser.add_argument("--wait_at", type=int, default=0, help="the epoch in which the run waits for ten minutes")
+    parser.add_argument("--times", type=int, default=1, help="how often it dies or waits")
+    return parser.parse_args(line)
+
+
+def epochs(script: str, flags: Mapping[str, Any]) -> int:
+    """The number of epochs of a run with these flags, for scripts/grid.py."""
+    from scripts.grid import arguments
+
+    return parse(arguments(flags)).epochs
+
+
+def write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def run(given: dict[str, Any], folder: Path) -> None:
+    checkpoint = folder / "checkpoint.json"
+    rows = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
+    value = Path(given["arch"], "genotype.json").read_text() if given["arch"] else "search"
+    for epoch in range(len(rows) + 1, given["epochs"] + 1):
+        begin = time.monotonic()
+        time.sleep(given["pause"])
+        if epoch == given["fail_at"]:
+            sys.exit("stub_run.py: error: --fail_at: the run fails, as it was told to")
+        if epoch in (given["die_at"], given["wait_at"]) and len(list(folder.glob("time-*"))) < given["times"]:
+            (folder / f"time-{time.time_ns()}").touch()
+            if epoch == given["die_at"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(600)
+        # Each epoch's value follows from all before it: a run that lost or repeated one ends in another genotype.
+        before = rows[-1]["value"] if rows else f"{value} {given['seed']}"
+        value_now = hashlib.sha256(f"{before} {epoch}".encode()).hexdigest()[:8]
+        rows.append({"epoch": epoch, "value": value_now, "seconds": time.monotonic() - begin})
+        write(checkpoint, json.dumps(rows))
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+        write(folder / "metrics.csv", "\n".join(lines) + "\n")
+    write(folder / "genotype.json", json.dumps({"genotype": rows[-1]["value"]}))
+    if given["arch"]:
+        write(folder / "model_card.md", "A stub.\n")
+
+
+def stop(signum: int, frame: object) -> None:
+    sys.exit(130)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    if not sys.argv[1].startswith("--"):
+        print(json.dumps({"accuracy": int(json.loads(Path(sys.argv[1], "genotype.json").read_text())["genotype"], 16)}))
+        return
+    given = vars(parse(sys.argv[1:]))
+    save, resume = given.pop("save"), given.pop("resume")
+    if resume:
+        given = json.loads((resume / "config.yaml").read_text())
+    else:
+        save.mkdir(parents=True)
+        write(save / "config.yaml", json.dumps(given))
+    run(given, resume or save)
+
+
+if __name__ == "__main__":
+    main()

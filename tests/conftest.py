@@ -31,3 +31,13 @@ def same_noise(monkeypatch):
         return torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).view(x.shape)
 
     monkeypatch.setattr(torch, "randn_like", noise)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """A search that draws neither its curves nor its cells, which take almost half the time of the smallest one."""
+
+    import search.loop
+
+    for name in ("plot_search", "draw_genotype"):
+        monkeypatch.setattr(search.loop, name, lambda *_: None)

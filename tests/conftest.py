@@ -33,11 +33,16 @@ def same_noise(monkeypatch):
     monkeypatch.setattr(torch, "randn_like", noise)
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    """A search that draws neither its curves nor its cells, which take almost half the time of the smallest one."""
+@pytest.fixture(scope="module")
+def no_figures():
+    """Searches that draw neither their curves nor their cells, which takes almost half the time of the smallest one.
+
+    For a whole file, so that its module fixtures draw nothing either: `pytestmark = pytest.mark.usefixtures(...)`.
+    """
 
     import search.loop
 
-    for name in ("plot_search", "draw_genotype"):
-        monkeypatch.setattr(search.loop, name, lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("plot_search", "draw_genotype"):
+            patch.setattr(search.loop, name, lambda *_: None)
+        yield

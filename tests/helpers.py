@@ -1,14 +1,17 @@
 """Functions and settings that several test files share."""
 
 import csv
-import importlib
 import io
+import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,6 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-import cli
 from architect import Architecture
 from benchmarks.plain import as_plain
 from data import Batch
@@ -69,21 +71,38 @@ def script(*arguments: object, timeout: float = 300, **options) -> subprocess.Co
     )
 
 
-def called(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Call a script's main function in this process: the result of `script` in a tenth of its processor time."""
-    module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-    out, err = io.StringIO(), io.StringIO()
-    argv, on_sigterm, status = sys.argv, signal.getsignal(signal.SIGTERM), None
-    sys.argv = [name, *map(str, arguments)]
+@contextmanager
+def settings_put_back() -> Iterator[pytest.MonkeyPatch]:
+    """Put back what a script sets in its process: environment, paths, signals, warnings and levels of loggers."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    loggers = {logger: logger.level for logger in logging.root.manager.loggerDict.values() if hasattr(logger, "level")}
+    environment = dict(os.environ)
     try:
-        with redirect_stdout(out), redirect_stderr(err):
-            cli.run(module.main, Path(name).name)
-    except SystemExit as ended:
-        status = ended.code
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            patch.setattr(sys, "path", list(sys.path))
+            yield patch
     finally:
-        sys.argv = argv
-        signal.signal(signal.SIGTERM, on_sigterm)
-    return subprocess.CompletedProcess([name, *map(str, arguments)], status, out.getvalue(), err.getvalue())
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+
+
+def script_in_process(command: object, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a script as `script` does, but in this process: torch is imported once for all calls."""
+    out, err = io.StringIO(), io.StringIO()
+    line = [str(command), *map(str, arguments)]
+    with settings_put_back() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", line)
+        patch.chdir(ROOT)
+        try:
+            runpy.run_path(line[0], run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    return subprocess.CompletedProcess(line, code, out.getvalue(), err.getvalue())
 
 
 def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:

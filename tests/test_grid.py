@@ -8,7 +8,7 @@ import yaml
 
 from cli import InputError
 from scripts.grid import TABLES, expand, load_table, slug
-from tests.helpers import ROOT, TABLE, called, write_table
+from tests.helpers import ROOT, TABLE, script_in_process, write_table
 
 
 def test_flags_of_the_scale_win_over_the_methods_over_the_columns_over_those_of_all():
@@ -108,7 +108,7 @@ def test_a_table_that_makes_no_grid_is_refused_in_a_line(tmp_path, table, mentio
 def test_a_dry_run_prints_the_commands_and_writes_nothing(tmp_path):
     table = write_table(tmp_path)
     before = sorted(tmp_path.iterdir())
-    lines = called(
+    lines = script_in_process(
         "scripts/reproduce.py", "--table", table, "--scale", "tiny", "--dry_run", "--out", tmp_path / "o"
     ).stdout
     commands = [shlex.split(line)[:2] for line in lines.splitlines()]

@@ -23,7 +23,7 @@ from scripts.sweep import (
     published_for,
     run_step,
 )
-from tests.helpers import ROOT, TABLE, assert_refused, called, metrics, script, write_table
+from tests.helpers import ROOT, TABLE, assert_refused, metrics, script, script_in_process, write_table
 from tests.stub_run import SCRIPT
 from tests.stub_table import allow
 
@@ -91,7 +91,7 @@ def wait_for(condition, timeout: float = 240):
 
 def run_commands(out: Path, *arguments: object) -> Path:
     """A table by its plain commands, one after another: no Ray, nothing dies."""
-    printed = called("scripts/reproduce.py", *arguments, "--out", out, "--dry_run").stdout
+    printed = script_in_process("scripts/reproduce.py", *arguments, "--out", out, "--dry_run").stdout
     for line in printed.splitlines():
         _, name, *rest = shlex.split(line)
         result = script(name, *rest)
@@ -123,7 +123,7 @@ def attempts(out: Path) -> dict[Path, int]:
 
 def test_a_table_goes_on_when_runs_die_and_fail(tmp_path):
     table, out = write_table(tmp_path, STUBS), tmp_path / "out"
-    result = called("scripts/reproduce.py", "--table", table, "--scale", "short", "--out", out)
+    result = script_in_process("scripts/reproduce.py", "--table", table, "--scale", "short", "--out", out)
     assert result.returncode == 1, result.stderr
     failing, dying = sorted(result.stderr.splitlines(), key=lambda line: "Dying" in line)
     assert "Failing" in failing and "exit status 1" in failing and "--fail_at" in failing and str(out) in failing
@@ -149,7 +149,7 @@ def test_the_folder_of_a_table_belongs_to_one_process(tmp_path):
     table, out = write_table(tmp_path, STUBS), tmp_path / "out"
     out.mkdir()
     with locked(out / ".lock", wait=False):
-        result = called("scripts/reproduce.py", "--table", table, "--scale", "short", "--out", out)
+        result = script_in_process("scripts/reproduce.py", "--table", table, "--scale", "short", "--out", out)
     assert_refused(result, "--out", "another reproduce.py")
 
 
@@ -191,7 +191,7 @@ def test_a_table_on_two_nodes_survives_killed_workers_and_the_loss_of_a_node(tmp
     assert sum(begun.values()) <= 12 + lost
     assert "4 of 4 entries finished" in said
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".csv", ".log")}
-    again = called("scripts/reproduce.py", *arguments, "--out", out)
+    again = script_in_process("scripts/reproduce.py", *arguments, "--out", out)
     assert again.returncode == 0 and "4 of 4" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -204,14 +204,16 @@ def test_stopping_a_table_stops_its_runs_and_the_same_command_goes_on(tmp_path):
         run = start(*arguments, "--out", out)
         wait_for(lambda number=number: len(list(out.rglob("time-*"))) == number)  # its search waits for ten minutes
         if signum == signal.SIGINT:
-            assert_refused(called("scripts/reproduce.py", *arguments, "--out", out), "--out", "another reproduce.py")
+            assert_refused(
+                script_in_process("scripts/reproduce.py", *arguments, "--out", out), "--out", "another reproduce.py"
+            )
         run.send_signal(signum)
         said, _ = run.communicate(timeout=100)
         assert run.returncode == 130, said
         assert "Traceback" not in said and "goes on" in said
         assert not processes(out)
     # The settings of what is begun are kept.
-    changed = called("scripts/reproduce.py", *arguments, "--out", out, "--set", "search.epochs=7")
+    changed = script_in_process("scripts/reproduce.py", *arguments, "--out", out, "--set", "search.epochs=7")
     assert_refused(changed, "--out", "epochs not given", "7")
     run = start(*arguments, "--out", out)
     said, _ = run.communicate(timeout=300)

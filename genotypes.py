@@ -16,7 +16,7 @@ import difflib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from parsing import read_text
 
@@ -44,6 +44,28 @@ class Edge(NamedTuple):
     operation: str
     target: int
     source: int
+
+
+class AnyCell(Protocol):
+    """A cell of any space, as searches, drawings and reports use it: a Genotype, or a cell of NAS-Bench-201."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Its kinds of cells."""
+
+    def states(self, kind: str) -> dict[int | str, tuple[str, str]]:
+        """The name and role of each state: "input", "node" or "output"."""
+
+    def edges(self, kind: str) -> list[Edge]:
+        """The operations, as (operation, target, source)."""
+
+    def concat(self, kind: str) -> list[int]:
+        """The nodes that the output concatenates."""
+
+    def to_json(self) -> str:
+        """The cell as a JSON object."""
+
+    def _asdict(self) -> dict[str, Any]: ...  # as of any NamedTuple
 
 
 class Genotype(NamedTuple):

@@ -52,7 +52,21 @@ def cell_kinds(layers: int) -> list[str]:
     return ["reduce" if layer in reductions else "normal" for layer in range(layers)]
 
 
-class Supernet(nn.Module):
+class AnySupernet(nn.Module):
+    """What a search needs of a supernet in any space.
+
+    Attributes:
+        kinds: the kind of cell of each layer, in the order of the mixing weights.
+        alpha_shapes: (edges, operations) of each kind of cell.
+        classifier: the last layer, whose type is that of all weights.
+    """
+
+    kinds: list[str]
+    alpha_shapes: dict[str, tuple[int, int]]
+    classifier: nn.Linear
+
+
+class Supernet(AnySupernet):
     """The supernet of a space.
 
     Args:
@@ -74,9 +88,7 @@ class Supernet(nn.Module):
         auxiliary_skip: str = "none",
     ) -> None:
         super().__init__()
-        #: "normal" or "reduce" for each layer, in the order of the mixing weights
         self.kinds = cell_kinds(layers)
-        #: rows and columns of alpha for each kind of cell
         self.alpha_shapes = {kind: (len(EDGES), len(cells[0])) for kind, cells in space.cells.items()}
         channels, width = init_channels, 3 * init_channels
         self.stem = nn.Sequential(

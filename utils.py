@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import yaml
@@ -28,6 +28,7 @@ from cli import InputError
 from files import write_atomically
 
 Item = TypeVar("Item")
+Produced = TypeVar("Produced", covariant=True)
 
 PACKAGES = ("torch", "torchvision", "pytorch_lightning", "numpy")
 
@@ -154,6 +155,14 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+class SizedIterable(Protocol[Produced]):
+    """Something to iterate over whose length is known, such as the batches of an epoch."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Produced]: ...
+
+
 class Averages:
     """Weighted running means of scalars and vectors, kept on the device: adding waits for nothing."""
 
@@ -167,7 +176,7 @@ class Averages:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._weights[name] = self._weights.get(name, 0) + weight
 
-    def compute(self) -> dict[str, float | list[float]]:
+    def compute(self) -> dict[str, Any]:
         """The means so far, as numbers and lists."""
         return {name: (total / self._weights[name]).tolist() for name, total in self._sums.items()}
 
@@ -296,7 +305,7 @@ class StepProgress:
         self._bar.advance(self._part)
         self._bar.advance(self._whole)
 
-    def track(self, name: str, items: Collection[Item]) -> Iterator[Item]:
+    def track(self, name: str, items: SizedIterable[Item]) -> Iterator[Item]:
         """Iterate over the steps of a part, moving the bars."""
         self.start(name, len(items))
         for item in items:

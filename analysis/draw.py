@@ -7,10 +7,10 @@ python analysis/draw.py "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cli
-from genotypes import Edge
+from genotypes import AnyCell
 from nasbench201.cells import load_any
 
 if TYPE_CHECKING:
@@ -42,22 +42,7 @@ def color(operation: str) -> str:
     return next(shade for kind, shade in COLORS.items() if operation.startswith(kind))
 
 
-class Cells(Protocol):
-    """What can be drawn: a Genotype, or a cell of NAS-Bench-201."""
-
-    kinds: tuple[str, ...]
-
-    def states(self, kind: str) -> dict[int | str, tuple[str, str]]:
-        """Each state's name and role: "input", "node" or "output"."""
-
-    def edges(self, kind: str) -> list[Edge]:
-        """The operations, as (operation, target, source)."""
-
-    def concat(self, kind: str) -> list[int]:
-        """The nodes that the output concatenates."""
-
-
-def cell_graph(genotype: Cells, kind: str) -> "graphviz.Digraph":
+def cell_graph(genotype: AnyCell, kind: str) -> "graphviz.Digraph":
     """One of a genotype's kinds of cells as a graph.
 
     An operation e0, e1, ... is a node that stands in the line from its source to its target: no other line crosses its
@@ -86,7 +71,7 @@ def cell_graph(genotype: Cells, kind: str) -> "graphviz.Digraph":
     return graph
 
 
-def draw_genotype(genotype: Cells, folder: Path) -> None:
+def draw_genotype(genotype: AnyCell, folder: Path) -> None:
     """Write {normal,reduce}.{gv,svg,png}, of a cell of NAS-Bench-201 cell.{gv,svg,png}, to `folder`.
 
     The folder is made where it is missing. The pictures are Graphviz's; where its `dot` is missing or fails, or the
@@ -104,7 +89,7 @@ def draw_genotype(genotype: Cells, folder: Path) -> None:
             _draw_without_dot(genotype, kind, folder)
 
 
-def _draw_with_dot(genotype: Cells, folder: Path) -> str:
+def _draw_with_dot(genotype: AnyCell, folder: Path) -> str:
     """Graphviz's pictures of the cells; returns the reason where there are none."""
     try:
         import graphviz
@@ -125,7 +110,7 @@ def _draw_with_dot(genotype: Cells, folder: Path) -> str:
     return ""
 
 
-def _draw_without_dot(genotype: Cells, kind: str, folder: Path) -> None:
+def _draw_without_dot(genotype: AnyCell, kind: str, folder: Path) -> None:
     """Draw a cell like a map of a railway: each operation on a lane of its own, which ends in its target.
 
     A lane leaves its source in the gap right of it, and a node stands in the midst of the lanes that end there, so that

@@ -110,7 +110,7 @@ class Pictures(NamedTuple):
     key: Key  # of the first
 
 
-class Decoder(Dataset):
+class Decoder(Dataset[Any]):
     """Read, crop and resize pictures: at random for training (DARTS's code), centred for the test.
 
     Args:
@@ -232,8 +232,8 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
 
 def transfer(batch: Pictures, device: torch.device) -> Pictures:
     """A batch on a device, but for the orders, which the host reads."""
-    moved = (part.to(device, non_blocking=True) for part in batch[:3])
-    return batch._replace(**dict(zip(("images", "labels", "factors"), moved, strict=True)))
+    images, labels, factors = (part.to(device, non_blocking=True) for part in batch[:3])
+    return batch._replace(images=images, labels=labels, factors=factors)
 
 
 def on_device(batch: Pictures, dtype: torch.dtype, jitter: bool) -> Tensor:
@@ -300,7 +300,7 @@ class FolderImages(Images):
         names = [] if self.train is None else self.train.paths.tolist()
         return hashlib.sha256(b"\n".join(names)).hexdigest()
 
-    def _loader(self, decoder: Decoder, keep_workers: bool) -> tuple[Keys, DataLoader]:
+    def _loader(self, decoder: Decoder, keep_workers: bool) -> tuple[Keys, DataLoader[Any]]:
         keys = Keys()
         return keys, DataLoader(
             decoder,
@@ -313,16 +313,17 @@ class FolderImages(Images):
         )
 
     def train_dataloader(self) -> Epochs:
+        assert self.train is not None
         keys, loader = self._loader(Decoder(self.train, self.image_size, self.seed), keep_workers=True)
 
-        def make(epoch: int, done: int) -> DataLoader:
+        def make(epoch: int, done: int) -> DataLoader[Any]:
             keys.epoch, keys.done = epoch, done
             keys.shares = self.shares(data.shuffled(self.count, self.seed, epoch), done)
             return loader
 
         return Epochs(self.trainer, len(self.shares(torch.arange(self.count))), make)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         keys, loader = self._loader(Decoder(self.test, self.image_size), keep_workers=False)
         keys.shares = self.test_shares()
         return loader
@@ -340,7 +341,9 @@ class FolderImages(Images):
             InputError: one of them cannot be read, and is not to be skipped; it names the file.
         """
         self._judge(batch.broken)
-        images = on_device(batch, self.trainer.lightning_module.dtype, jitter=self.trainer.training)
+        dtype = self.trainer.lightning_module.dtype
+        assert isinstance(dtype, torch.dtype)
+        images = on_device(batch, dtype, jitter=self.trainer.training)
         seed = data.mix(self.seed, batch.key.epoch, 2, self.trainer.global_rank, batch.key.pass_)
         return data.Batch(images, batch.labels, seed, batch.key.weight)
 

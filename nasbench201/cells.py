@@ -25,8 +25,10 @@ class Cell201(NamedTuple):
 
     arch: str
 
-    #: its kinds of cells: one, unlike the cells of DARTS
-    kinds = ("cell",)
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Its kinds of cells: one, unlike the cells of DARTS."""
+        return ("cell",)
 
     def __str__(self) -> str:
         return self.arch

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kernels import BatchNorm2d, without_running_statistics
 from mixed_operations import MixedEdges
+from model_search import AnySupernet
 from nasbench201.cells import Cell201
 from operations import OPERATIONS, ReLUConvBN, drop_path
 from spaces import SPACES
@@ -71,7 +72,7 @@ class Skeleton(nn.Module):
         for number, stage in enumerate(self.stages):
             if number:
                 x = self.reductions[number - 1](x)
-            for layer in stage:
+            for layer in stage.children():
                 x = cell(layer, x)
         return self.classifier(F.relu(self.norm(x)).mean(dim=(2, 3)))
 
@@ -88,7 +89,7 @@ class MixedCell(nn.Module):
         return self.edges([x], weights, drop_path_prob, skip_beta)[-1]
 
 
-class Supernet(Skeleton):
+class Supernet(Skeleton, AnySupernet):
     """The weight-sharing supernet, a plain function of its mixing weights like that of DARTS cells.
 
     Args:

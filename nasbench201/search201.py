@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 import data
 from cli import InputError, blaming
+from genotypes import AnyCell
+from model_search import AnySupernet
 from nasbench201.cells import EDGES, Cell201, make_cell
 from nasbench201.networks import Supernet
 from nasbench201.settings import SearchSettings
@@ -18,6 +19,8 @@ from search.bilevel import Search
 
 class Search201(Search):
     """A search in NAS-Bench-201."""
+
+    settings: SearchSettings
 
     def __init__(self, settings: SearchSettings, dataset: data.DataSet, device: torch.device) -> None:
         self.table, self.table_dataset = None, table_dataset(settings.table_dataset, settings.dataset)
@@ -31,7 +34,7 @@ class Search201(Search):
                 self.table.column(self.table_dataset, "test", 200)
         super().__init__(settings, dataset, device)
 
-    def make_supernet(self) -> nn.Module:
+    def make_supernet(self) -> AnySupernet:
         """The supernet of the settings, for the data."""
         settings, dataset = self.settings, self.dataset
         if settings.selection == "threshold_edge":
@@ -70,11 +73,11 @@ class Search201(Search):
         """The cell of the operations of its edges."""
         return make_cell([kept["cell"][edge] for edge in range(len(EDGES))])
 
-    def missing_cell(self, genotype: Cell201) -> str | None:
+    def missing_cell(self, genotype: AnyCell) -> str | None:
         """None: the table has every cell, those without a path from input to output too."""
         return None
 
-    def measure(self, genotype: Cell201) -> dict[str, float | None]:
+    def measure(self, genotype: AnyCell) -> dict[str, float | None]:
         """What the table says of the cell: accuracies in percent, rank by that on the test images, regret in points.
 
         Accuracies are those after 200 epochs; a name that ends in _12 is that after 12, where the table has no other.
@@ -82,6 +85,7 @@ class Search201(Search):
         """
         if self.table is None:
             return {}
+        assert isinstance(genotype, Cell201)
         table, dataset = self.table, self.table_dataset
         index = table.index(genotype)
         row = {}

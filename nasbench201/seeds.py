@@ -25,7 +25,8 @@ def search_seeds(resolved: Resolved) -> None:
         InputError: a folder or the settings cannot be used.
     """
     settings = resolved.settings
-    singles = [replace(settings, seed=seed, seeds=None) for seed in settings.seeds]
+    assert isinstance(settings, SearchSettings)
+    singles = [replace(settings, seed=seed, seeds=None) for seed in settings.seeds]  # type: ignore[arg-type]  # its default
     if resolved.resumed:
         with open_folder(resolved.run, "--resume", new=False):
             _search_each(resolved, singles)

@@ -71,10 +71,14 @@ def build(
     if len(budgets) != len(tables):
         raise ValueError(f"--epochs: {len(budgets)} given for {len(tables)} CSV files, expected one for each")
     if not set(budgets) <= set(EPOCHS):
-        given = " ".join(map(str, budgets))
-        raise ValueError(f"--epochs: {given}, expected 12 or 200 for each CSV file")
+        listed = " ".join(map(str, budgets))
+        raise ValueError(f"--epochs: {listed}, expected 12 or 200 for each CSV file")
 
-    kept, columns, costs, origins, cells = [], {}, {}, {}, None
+    kept: list[dict[str, str]] = []
+    columns: dict[str, np.ndarray] = {}
+    costs: dict[str, np.ndarray] = {}
+    origins: dict[str, str] = {}
+    cells: np.ndarray | None = None
     for path in paths:
         kept.append({"file": path.name, "sha256": _sha256(path)})
         source = _read_official(path, trust) if path.suffix == ".pth" else _read_csv(path, budgets[tables.index(path)])
@@ -87,6 +91,7 @@ def build(
                 gathered[name] = values[order]
         origins |= {name: f"{path.name}: {origin}" for name, origin in source.origins.items()}
 
+    assert cells is not None  # there is a source
     about = {"operations": OPERATIONS, "sources": kept, "origins": origins, "command": command}
     _write_table(out, {"cells": cells, **columns, **costs}, json.dumps(about))
     return Table(cells, columns, costs, about)
@@ -132,7 +137,7 @@ def _read_csv(path: Path, epochs: int) -> Source:
     lines: dict[Cell201, int] = {}
     rows: list[list[float]] = []
     with open_csv(path) as reader:
-        header = next(reader, [])
+        header: list[str] = next(reader, [])
         accuracies = [name for name in header if name != "arch"]
         if "arch" not in header:
             raise ValueError(f"no column arch, but {', '.join(header) or 'nothing'}")
@@ -277,7 +282,10 @@ def _load_official(path: Path, trust: bool) -> dict[str, Any]:
     from imagenet16 import Numbers
 
     # numpy renamed the module in version 2
-    plain = [(Numbers, "numpy.dtype"), *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
+    plain: list[Any] = [
+        (Numbers, "numpy.dtype"),
+        *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    ]
     if trust:
         print(
             f"warning: --trust: {path} is read by full unpickling, which runs any code that is in the file",

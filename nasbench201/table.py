@@ -215,7 +215,7 @@ class Row(NamedTuple):
 
     rank: int | None
     of: int  # cells of known accuracy
-    index: int
+    index: int  # type: ignore[assignment]  # the column is called so, as a tuple's method is
     accuracy: float | None
     regret: float | None
     arch: str
@@ -332,13 +332,13 @@ def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ())
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     accuracies = table.column(*asked)
     known = np.flatnonzero(~np.isnan(accuracies))
     skips = (table.cells == SKIP).sum(axis=1)
     dataset, split, epochs = asked
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    figure = Figure(figsize=(11, 5.6), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
     figure.suptitle(f"NAS-Bench-201 on {dataset}, {split}, after {epochs} epochs: {len(known):,} cells", fontsize=14)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.1))
     for axes, title in ((left, "Accuracy [%] by rank"), (right, "Accuracy [%] by number of skip connections")):
@@ -378,10 +378,17 @@ def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ())
         marks.append(("given", index, *style, 75))
     for label, index, marker, shade, size in marks:
         rank, accuracy = table.rank(index, *asked), accuracies[index]
-        style = {"marker": marker, "color": shade, "s": size, "edgecolors": "white", "linewidths": 0.8, "zorder": 3}
+        look: dict[str, Any] = {
+            "marker": marker,
+            "color": shade,
+            "s": size,
+            "edgecolors": "white",
+            "linewidths": 0.8,
+            "zorder": 3,
+        }
         text = f"{label}: cell {index}, {accuracy:.2f} %, rank {rank:,}"
-        left.scatter(rank, accuracy, label=text, clip_on=False, **style)
-        right.scatter(skips[index] + shift[index], accuracy, clip_on=False, **style)
+        left.scatter(rank, accuracy, label=text, clip_on=False, **look)
+        right.scatter(skips[index] + shift[index], accuracy, clip_on=False, **look)
     handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(handles) > 3 else 3, frameon=False)
     return figure

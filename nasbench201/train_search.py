@@ -12,17 +12,18 @@ import sys
 
 import cli
 from cli import InputError
-from nasbench201.settings import SCRIPT
+from nasbench201.settings import SCRIPT, SearchSettings
 from search.settings import resolve
 
 
 def main() -> None:
     resolved = resolve(sys.argv[1:], SCRIPT)
     settings, flags = resolved.settings, set(resolved.sources.get("command line", []))
+    assert isinstance(settings, SearchSettings)
     if {"seed", "seeds"} <= flags:
         raise InputError(f"--seed: {settings.seed}, but --seeds has them; expected one of the two")
     if "seed" in flags:  # a series' config.yaml, for one seed
-        settings.seeds = None
+        settings.seeds = None  # type: ignore[assignment]  # its default
     if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
         raise InputError(f"--seeds: {settings.seeds}, expected different whole numbers, such as --seeds 0 1 2 3")
     if "table_dataset" in flags and not settings.table:

@@ -20,12 +20,12 @@ from checkpoints import reason
 from cli import InputError, blaming
 from cuda_graphs import CapturedObjective, Graphs
 from files import write_atomically, write_csv
-from genotypes import Genotype
+from genotypes import AnyCell, Genotype
 from gradients import Objective, cosine, norm, regularized_gradient, weight_gradient
 from mixed_operations import MixedEdges
-from model_search import Supernet, cell_kinds
+from model_search import AnySupernet, Supernet, cell_kinds
 from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, layer_alignment
-from search.settings import CommonSettings
+from search.settings import CommonSettings, SearchSettings
 from spaces import SPACES
 from utils import (
     Averages,
@@ -127,7 +127,7 @@ def check_precision(settings: CommonSettings) -> None:
         )
 
 
-def check_layers(settings: CommonSettings) -> None:
+def check_layers(settings: SearchSettings) -> None:
     """Refuse a number of cells without a normal one, or without a pair of them to align.
 
     Raises:
@@ -150,10 +150,14 @@ class Search:
     What depends on the space is in the methods up to `measure`; a search in another space overrides them.
     """
 
+    supernet: AnySupernet
+    settings: CommonSettings
+
     def __init__(self, settings: CommonSettings, dataset: data.DataSet, device: torch.device) -> None:
         self.settings, self.dataset, self.device = settings, dataset, device
         self.autocast = partial(autocast, settings.precision, device)
-        self.space = SPACES[settings.space]
+        own: Any = settings  # each script has a --space of its own
+        self.space = SPACES[own.space]
         check(settings)
         if settings.cuda_graphs and device.type != "cuda":
             raise InputError(f"--cuda_graphs: the device is {device.type}; expected it with a cuda device only")
@@ -221,13 +225,14 @@ class Search:
         parts = (self.supernet, self.autocast, now.drop_path_prob, now.skip_beta, self.compiled)
         return CapturedObjective(*parts, self.graphs) if self.settings.cuda_graphs else Objective(*parts)
 
-    def make_supernet(self) -> nn.Module:
+    def make_supernet(self) -> AnySupernet:
         """The supernet of the settings, for the data.
 
         Raises:
             InputError: the settings allow none.
         """
         settings, dataset = self.settings, self.dataset
+        assert isinstance(settings, SearchSettings)
         check_layers(settings)
         return Supernet(
             self.space,
@@ -242,23 +247,24 @@ class Search:
         """The training images for the weights, and those for alpha."""
         return data.split(self.dataset.train, self.settings.train_portion, self.settings.seed)
 
-    def derive(self, weights: Mapping[str, np.ndarray], rule: str) -> Genotype:
+    def derive(self, weights: Mapping[str, np.ndarray], rule: str) -> AnyCell:
         """The cell that a rule reads off the mixing weights of each kind of cell."""
         return selection.select(self.space, weights, rule, self.settings.threshold)
 
-    def assemble(self, kept: Mapping[str, Mapping[int, str]]) -> Genotype:
+    def assemble(self, kept: Mapping[str, Mapping[int, str]]) -> AnyCell:
         """The cell of the edges that each kind of cell keeps, by their numbers, and the operation on each."""
-        parts = {}
+        parts: dict[str, Any] = {}
         for kind, edges in kept.items():
             parts[kind] = tuple((operation, self.space.edges[edge][0]) for edge, operation in sorted(edges.items()))
             parts[f"{kind}_concat"] = tuple(self.space.edges_of)
         return Genotype(**parts)
 
-    def missing_cell(self, genotype: Genotype) -> str | None:
+    def missing_cell(self, genotype: AnyCell) -> str | None:
         """The kind of a cell that no network can be built of; None where there is none."""
+        assert isinstance(genotype, Genotype)
         return selection.missing_cell(genotype)
 
-    def measure(self, genotype: Genotype) -> dict[str, float | None]:
+    def measure(self, genotype: AnyCell) -> dict[str, float | None]:
         """What else is known of a cell: columns of metrics.csv; None is not known."""
         return {}
 
@@ -274,7 +280,7 @@ class Search:
         """The mixing weights of the kinds of cells as those of each layer, as plain numbers."""
         return [mixing[kind].detach() for kind in self.supernet.kinds]
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> AnyCell:
         """The cell that alpha stands for now; by argmax where the rule is one that asks the supernet."""
         rule = "argmax" if self.settings.selection == "perturbation" else self.settings.selection
         mixing = self.architecture.mixing_weights()
@@ -284,10 +290,11 @@ class Search:
     def batches(self, epoch: int) -> tuple[data.Batches, data.Batches]:
         """The training and the validation batches of an epoch."""
         settings = self.settings
-        return tuple(
+        train, valid = (
             data.Batches(part, settings.batch_size, self.augmentation, (settings.seed, epoch, role))
             for role, part in enumerate((self.train, self.valid))
         )
+        return train, valid
 
     def momentum_buffers(self) -> list[Tensor]:
         """The momentum of the weights' optimizer, zeros before its first step, in the order of the parameters."""
@@ -355,7 +362,7 @@ class Search:
         }
         if settings.implicit_noise:
             with torch.no_grad():
-                torch._foreach_add_(objective.parameters, result.noise)
+                torch._foreach_add_(objective.parameters, list(result.noise))
 
         count = len(valid_batch.labels)
         log.add("valid_loss", result.loss, count)
@@ -383,7 +390,8 @@ class Search:
                 objective, weights, batch, settings.reg, settings.derivatives, settings.epsilon_0
             )
             log.add("regularizer_gradient_norm", norm(result.regularizer_gradient))
-            gradient = torch._foreach_sub(result.gradient, torch._foreach_mul(result.regularizer_gradient, lambda_t))
+            pull = torch._foreach_mul(result.regularizer_gradient, lambda_t)
+            gradient = list(torch._foreach_sub(result.gradient, pull))
         else:
             result = weight_gradient(objective, weights, batch, layers=measure)
             gradient = result.gradient
@@ -471,7 +479,7 @@ class Search:
             measured += ["neumann_residual"]
         if settings.alpha_reg != "none":
             measured += ["alpha_regularizer", "alpha_regularizer_gradient_norm"]
-        row = {"epoch": epoch, "learning_rate": now.learning_rate, "lambda": now.lambda_t}
+        row: dict[str, Any] = {"epoch": epoch, "learning_rate": now.learning_rate, "lambda": now.lambda_t}
         if settings.auxiliary_skip != "none":
             row["skip_beta"] = now.skip_beta
         row |= {name: means.get(name) for name in measured}
@@ -531,7 +539,8 @@ class Search:
             ),
         )
         alphas = io.BytesIO()
-        np.savez(alphas, **{kind: np.stack(rows) for kind, rows in self.alphas.items()})
+        arrays: dict[str, Any] = {kind: np.stack(rows) for kind, rows in self.alphas.items()}
+        np.savez(alphas, **arrays)
         write_atomically(run / "alphas.npz", alphas.getvalue())
 
 
@@ -553,6 +562,6 @@ def saturated(weights: Tensor, sigmoid: bool) -> float:
     return (distance < 0.01).all(dim=-1).double().mean().item()
 
 
-def skips(genotype: Genotype, kind: str) -> int:
+def skips(genotype: AnyCell, kind: str) -> int:
     """Number of skip connections in a cell."""
     return sum(edge.operation == "skip_connect" for edge in genotype.edges(kind))

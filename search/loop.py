@@ -14,7 +14,7 @@ from analysis.draw import draw_genotype
 from checkpoints import Checkpoints
 from cli import InputError, blaming, open_folder, saving
 from files import write_atomically
-from genotypes import Genotype
+from genotypes import AnyCell
 from search.bilevel import Search, schedule
 from search.perturbation import select_by_perturbation
 from search.settings import CommonSettings, Resolved
@@ -189,7 +189,7 @@ def select_again(settings: CommonSettings, run: Path, folder: Path, goes_on: str
     print(f"found {genotype}{_known(state.measure(genotype))}\nfolder {folder}", flush=True)
 
 
-def refuse_missing_cell(genotype: Genotype, state: Search, run: Path) -> None:
+def refuse_missing_cell(genotype: AnyCell, state: Search, run: Path) -> None:
     """Say so where a threshold leaves a cell without any operation that its inputs reach.
 
     Raises:

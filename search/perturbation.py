@@ -22,7 +22,7 @@ import data
 from checkpoints import Checkpoints
 from cli import blaming
 from files import write_csv
-from genotypes import Genotype
+from genotypes import AnyCell
 from gradients import Objective
 from search.bilevel import Schedule, Search, cosine_learning_rate
 from utils import Averages, StepProgress, accuracy
@@ -89,8 +89,9 @@ class Perturbation:
     def _measurements(self, kind: str, number: int) -> int:
         if number < self.edges:
             return len(self._candidates(kind, self.order[kind][number]))
-        edges = len(self.search.space.edges_of[self.order[kind][number]])
-        return sum(range(self.search.space.keep + 1, edges + 1))
+        keep, edges = self.search.space.keep, len(self.search.space.edges_of[self.order[kind][number]])
+        assert keep is not None  # or there are no decisions about nodes
+        return sum(range(keep + 1, edges + 1))
 
     def _candidates(self, kind: str, edge: int) -> list[int]:
         """The operations of an edge that a cell may have: all but `none`, where a cell keeps all its edges that too."""
@@ -133,6 +134,7 @@ class Perturbation:
     def _decide_node(self, number: int, kind: str, node: int, progress: StepProgress) -> None:
         space, fixed = self.search.space, self.search.architecture.fixed[kind]
         left = space.edges_of[node]
+        assert space.keep is not None
         while len(left) > space.keep:
             figures = []
             for edge in left:
@@ -192,7 +194,7 @@ class Perturbation:
         """The operation that an edge was fixed to."""
         return self.search.space.cells[kind][edge][int(self.search.architecture.fixed[kind][edge].argmax())]
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> AnyCell:
         """The cell, when all is decided."""
         kept = {
             kind: {edge: self._operation(kind, edge) for edge in range(self.edges) if bool(fixed[edge].any())}
@@ -231,7 +233,7 @@ class Perturbation:
         self.scores, self.done = own["scores"], own["done"]
 
 
-def select_by_perturbation(search: Search, finetune_epochs: int, folder: Path, goes_on: str) -> Genotype:
+def select_by_perturbation(search: Search, finetune_epochs: int, folder: Path, goes_on: str) -> AnyCell:
     """DARTS-PT's cell of a search, with its scores.csv in `folder`; goes on with what is there.
 
     Args:

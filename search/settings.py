@@ -265,15 +265,15 @@ def preset(given: Mapping[str, Any]) -> dict[str, Any]:
     method, space = given.get("method", SearchSettings.method), given.get("space", SearchSettings.space)
     if space == "nasbench201":
         aligning = {"reg": "corr", "arch_learning_rate": 1e-4, "epochs": 100, "weights_first": True}
-        lambda_darts = {**aligning, "lambda_": 0.25, "epsilon_0": 1e-4}
-        exact = {**aligning, "lambda_": 0.25, "derivatives": "exact"}  # measured: docs/nasbench201.md
+        lambda_darts: dict[str, Any] = {**aligning, "lambda_": 0.25, "epsilon_0": 1e-4}
+        exact: dict[str, Any] = {**aligning, "lambda_": 0.25, "derivatives": "exact"}  # measured: docs/nasbench201.md
     elif space == "s5":
         lambda_darts = {"reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4}
         exact = {"reg": "corr", "lambda_": 1.0, "derivatives": "exact"}
     else:
         lambda_darts = {"reg": "corr", "lambda_": 0.25, "epsilon_0": 1e-3, "batch_size": 96}
         exact = {"reg": "corr", "lambda_": 1.0, "derivatives": "exact", "batch_size": 96}
-    return {
+    methods: dict[str, dict[str, Any]] = {
         "darts": {},
         "darts-2nd": {"hypergradient": "unrolled"},
         "lambda-darts": lambda_darts,
@@ -297,7 +297,8 @@ def preset(given: Mapping[str, Any]) -> dict[str, Any]:
             "finetune_epochs": 5,
             **({"epochs": 100} if space == "nasbench201" else {}),  # of its released code
         },
-    }[method]
+    }
+    return methods[method]
 
 
 class Script(NamedTuple):
@@ -400,6 +401,7 @@ def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
     arguments = [
         part for given in arguments for part in (("--hypergradient=unrolled",) if given == "--unrolled" else (given,))
     ]
+    settings: Any  # of the script
     settings, given = cli.parse_with_preset(script.settings, script.prog, script.description, arguments, script.preset)
     if settings.resume:
         stored = cli.resume(settings, script.path, arguments, script.movable)
@@ -422,5 +424,5 @@ def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
         f"method {settings.method}": implied,
         "default": every - flags - config - implied,
     }
-    sources = {source: sorted(names) for source, names in sources.items() if names}
-    return Resolved(settings, run, False, script, sources)
+    named = {source: sorted(names) for source, names in sources.items() if names}
+    return Resolved(settings, run, False, script, named)

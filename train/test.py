@@ -29,7 +29,7 @@ def main() -> None:
     import torch
 
     import data
-    from genotypes import make_genotype
+    from genotypes import Genotype, make_genotype
     from model import NetworkCIFAR
     from modules import Evaluation, TensorImages
     from nasbench201.cells import Cell201, parse_cell
@@ -46,11 +46,13 @@ def main() -> None:
         where, images = given.data or settings["data"], settings.get("images", 0)
         dataset = data.load(settings["dataset"], where, settings["image_size"], images=images)
     with blaming("checkpoint"):
+        cell: Genotype | Cell201
+        auxiliary: tuple[bool, ...]
         if "cells_per_stage" in settings:
             cell, depth, auxiliary = parse_cell(str(checkpoint["genotype"].get("arch"))), "cells_per_stage", ()
         else:
             cell, depth, auxiliary = make_genotype(checkpoint["genotype"]), "layers", (settings["auxiliary"],)
-    kind = Network201 if isinstance(cell, Cell201) else NetworkCIFAR
+    kind: Any = Network201 if isinstance(cell, Cell201) else NetworkCIFAR
     shape = (settings["init_channels"], settings[depth], len(dataset.classes), *auxiliary)
     with torch.device("meta"):
         network = kind(cell, *shape, in_channels=dataset.in_channels)

@@ -18,6 +18,7 @@ import cli
 from cli import InputError, option
 from files import is_passing
 from nasbench201.settings import SCRIPT as SCRIPT_201
+from nasbench201.settings import SearchSettings as SearchSettings201
 from search.settings import SCRIPT, CommonSettings, Selection, check_combination, load_settings
 
 PROG = "select.py"
@@ -54,7 +55,7 @@ def main() -> None:
     }
     of_201 = cli.setting(run, "run", "space") == "nasbench201"
     stored = load_settings(run, "run", SCRIPT_201 if of_201 else SCRIPT)
-    if of_201 and not Path(stored.table).exists():
+    if isinstance(stored, SearchSettings201) and not Path(stored.table).exists():
         stored = replace(stored, table="")  # moved since; the selection does without
     search_settings = replace(stored, device=settings.device, **changes)
     check_combination(search_settings, set(changes))
@@ -73,9 +74,11 @@ def main() -> None:
     from search.bilevel import Search
     from search.loop import select_again
 
-    kind = Search
+    kind: type[Search] = Search
     if of_201:
-        from nasbench201.search201 import Search201 as kind
+        from nasbench201.search201 import Search201
+
+        kind = Search201
     goes_on = f"the same command goes on: python search/select.py {shlex.join(sys.argv[1:])}"
     select_again(search_settings, run, folder, goes_on, kind)
 

@@ -1,17 +1,45 @@
 """What the project requires: bounded, explained, used, and not loaded before it is needed."""
 
+import json
 import re
 import sys
 
 import pytest
 
 from scripts.dependencies import help_cost, imported_modules, modules_of, parse_requirement, requirements, scripts
-from tests.helpers import ROOT, assert_refused, script
+from tests.helpers import ROOT, assert_refused, script, script_in_process
 
 #: required and not imported: torch's exporter to ONNX imports the one, scripts/test.sh runs the others
 UNIMPORTED = {"onnxscript", "pytest-xdist", "ruff", "mypy"}
 #: imported and not required: only type checkers import it
 OPTIONAL = {"_typeshed"}
+#: runs --help of the scripts it is given one after another
+HELPS = """
+import contextlib, io, json, re, runpy, sys, time
+
+def peak():
+    # not of resource.getrusage, where that of the process that starts this one counts too
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+
+found = {}
+for script in sys.argv[1:]:
+    out, err, begun, status = io.StringIO(), io.StringIO(), time.process_time(), 0
+    sys.argv = [script, "--help"]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+    found[script] = {
+        "status": status,
+        "stdout": out.getvalue(),
+        "stderr": err.getvalue(),
+        "torch": "torch" in sys.modules,
+        "cpu_seconds": time.process_time() - begun,
+        "peak_memory_mib": peak() if sys.platform == "linux" else 0,
+    }
+print(json.dumps(found))
+"""
 
 
 def test_every_requirement_has_both_bounds_and_a_reason():
@@ -60,14 +88,34 @@ def test_the_page_of_dependencies_is_that_of_the_requirements():
 
 
 def test_a_page_into_no_folder_is_refused(tmp_path):
-    assert_refused(script("scripts/dependencies.py", tmp_path / "none/page.md"), "out", "none", "no folder")
+    assert_refused(script_in_process("scripts/dependencies.py", tmp_path / "none/page.md"), "out", "none", "no folder")
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, dict]:
+    """What each script says to --help and what that costs, all in one process without torch."""
+    result = script("-c", HELPS, *scripts())
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_help_is_all_that_is_said(helps):
+    assert len(helps) >= 30
+    for command, said in helps.items():
+        assert said["status"] == 0 and "usage:" in said["stdout"] and not said["stderr"], command
+
+
+def test_help_imports_no_torch_and_costs_little(helps):
+    """torch alone takes 3 seconds and 500 MiB. What draws needs numpy and matplotlib: 71 MiB."""
+    for command, cost in helps.items():
+        assert not cost["torch"], command
+        assert cost["cpu_seconds"] < 4, command
+        assert cost["peak_memory_mib"] < 150, command
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize("command", scripts())
-def test_help_imports_no_torch_and_costs_little(command):
-    """torch alone takes 3 seconds and 500 MiB. What draws needs numpy and matplotlib: 71 MiB."""
-    cost = help_cost(command)
+def test_the_cost_of_help_is_that_of_a_process_of_its_own():
+    cost = help_cost("analysis/card.py")
     assert not cost.torch
-    assert cost.cpu_seconds < 4
-    assert cost.peak_memory_mib < 150
+    assert 0 < cost.cpu_seconds < 4
+    assert 10 < cost.peak_memory_mib < 150

@@ -6,19 +6,21 @@ import shlex
 
 import numpy as np
 
-from tests.helpers import ROOT, script
+from regularizers import REGULARIZERS
+from tests.helpers import ROOT, script_in_process
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_regularizer_of_the_readme_is_searched_with(tmp_path):
+def test_the_regularizer_of_the_readme_is_searched_with(tmp_path, monkeypatch):
+    monkeypatch.setitem(REGULARIZERS, "balance", None)  # so that it goes again
     example = re.search(r"## Add a regularizer.*?```python\n(.*?)```", README, re.DOTALL).group(1)
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     program = tmp_path / "balance.py"
     program.write_text(f"{example}\nfrom search.train_search import main\n\nmain()\n")
     run = tmp_path / "run"
     arguments = "--dataset digits --space s2 --layers 4 --init_channels 2 --batch_size 256 --epochs 2 --reg balance"
-    result = script(program, *arguments.split(), "--derivatives", "exact", "--save", run)
+    result = script_in_process(program, *arguments.split(), "--derivatives", "exact", "--save", run)
     assert result.returncode == 0, result.stderr
     rows = np.genfromtxt(run / "metrics.csv", delimiter=",", names=True)
     assert rows["regularizer_gradient_norm"][1] > 0
@@ -26,14 +28,14 @@ def test_the_regularizer_of_the_readme_is_searched_with(tmp_path):
 
 def test_the_sizes_of_the_readme_are_printed():
     command, printed = re.search(r"python (analysis/size\.py [^#]*?)\s*# (\{.*\})", README).groups()
-    assert json.loads(script(*shlex.split(command)).stdout) == json.loads(printed)
+    assert json.loads(script_in_process(*shlex.split(command)).stdout) == json.loads(printed)
 
 
 def test_every_flag_picture_and_file_of_the_readme_exists():
     scripts = ("search/train_search.py", "search/select.py", "train/train.py", "train/test.py")
     scripts += ("nasbench201/train_search.py", "nasbench201/train.py")
     scripts += tuple(f"imagenet/{name}.py" for name in ("prepare", "train", "test", "export"))
-    helps = {name: script(name, "--help").stdout for name in scripts}
+    helps = {name: script_in_process(name, "--help").stdout for name in scripts}
     commands = re.findall(r"^python ((?:search|train|nasbench201|imagenet)/(?!table)\S+) (.*)$", README, re.MULTILINE)
     assert len(commands) >= 5
     for name, arguments in commands:
@@ -41,7 +43,7 @@ def test_every_flag_picture_and_file_of_the_readme_exists():
             assert flag in helps[name], (name, flag)
     for picture in re.findall(r"\((docs/[^\s)]+)\)", README):
         assert (ROOT / picture).is_file(), picture
-    flags = script("scripts/reproduce.py", "--help").stdout
+    flags = script_in_process("scripts/reproduce.py", "--help").stdout
     shells = re.findall(r"^bash (scripts/\S+\.sh)([^#\n]*)", README, re.MULTILINE)
     assert len(shells) >= 6
     for name, arguments in shells:

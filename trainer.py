@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -158,6 +159,7 @@ class RunLog(Callback):
         self.seconds = 0.0  # of the epoch under way, before this process
         self.batches = 0  # of an epoch, in the checkpoint that was loaded
         self.started = False  # until then what goes wrong may come from the checkpoint
+        self.children: list[subprocess.Popen[bytes]] = []  # of an error: the other devices' processes, still to end
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(self.about, rows=self.rows, seconds=self._seconds(), batches=trainer.num_training_batches)
@@ -248,6 +250,16 @@ class RunLog(Callback):
     def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
         if self._asked_of_any(trainer):
             self._stop(trainer)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Take the other devices' processes from Lightning, before it waits for this one's workers.
+
+        Lightning's observer kills this process within five seconds of a failure of one of them.
+        """
+        if not isinstance(exception, KeyboardInterrupt):  # at which Lightning ends them
+            started = getattr(trainer.strategy.launcher, "procs", [])
+            self.children += started
+            started.clear()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Record the epoch: the test images have been scored by now."""
@@ -380,7 +392,7 @@ def fit(
                 f"after {len(log.rows)} of {module.recipe.epochs} epochs; go on with: {resume}"
             ) from None
         except torch.distributed.DistNetworkError as error:
-            _end_children(trainer)
+            _end_children(log.children)
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise InputError(
                 f"MASTER_PORT: the processes cannot meet at {where}, which is taken or out of reach; expected a free "
@@ -388,11 +400,11 @@ def fit(
             ) from error
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, MisconfigurationException) as error:
             if "DataLoader worker" in str(error):
-                _end_children(trainer)
+                _end_children(log.children)
                 raise InputError(
                     f"--workers: one was killed, most often for want of memory; expected fewer; go on with: {resume}"
                 ) from error
-            statuses = _end_children(trainer, 10)  # which have ended, where this comes of it
+            statuses = _end_children(log.children, 10)  # which have ended, where this comes of it
             if 2 in statuses:
                 sys.exit(2)  # another device's process has said what is wrong
             if 1 in statuses:  # such as a loss that is not finite there; this may be what comes of it, or the cause
@@ -405,7 +417,7 @@ def fit(
                 sys.exit(3)  # the first device's process says it
             raise InputError(f"--resume: {run}: the last checkpoint does not fit the run: {reason(error)}") from error
         except BaseException:
-            _end_children(trainer)
+            _end_children(log.children)
             raise
     if trainer.is_global_zero and log.board is None:  # it had died behind its last checkpoint
         with saving(run, log.goes_on):
@@ -414,15 +426,12 @@ def fit(
     return log.rows
 
 
-def _end_children(trainer: Trainer, seconds: float = 2) -> list[int | None]:
-    """End the processes of the other devices that this one has started, after so long, or when one has failed.
+def _end_children(children: list[subprocess.Popen[bytes]], seconds: float = 2) -> list[int | None]:
+    """End the processes of the other devices after so long, or when one has failed.
 
     Returns:
         The exit statuses of those that ended of themselves.
     """
-    started = getattr(trainer.strategy.launcher, "procs", [])
-    children = [*started]
-    started.clear()  # Lightning's observer of this list kills this process as soon as one of them has failed
     deadline = time.monotonic() + seconds
     statuses = [child.poll() for child in children]
     while None in statuses and not any(statuses) and time.monotonic() < deadline:

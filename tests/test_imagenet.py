@@ -1,21 +1,13 @@
-"""Retraining on ImageNet: its recipe, its pictures, several processes and nodes, interruption, and wrong input.
+"""Retraining on ImageNet in one process: its recipe, its pictures, its runs, interruption, and wrong input."""
 
-Run as a script, it is imagenet/train.py with a record of the pictures it decodes: see `recorded`.
-"""
-
-import csv
 import json
 import os
 import resource
 import shutil
 import signal
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,128 +20,49 @@ import model
 from genotypes import load_genotype
 from imagenet.images import Decoder, Key, begin_worker, collate, colour_jitter, read_tree, shift_hue
 from recipes import IGNORED, Recipe, cosine, cross_entropy, linear, warm_up
-from tests.helpers import ROOT, assert_refused, last_checkpoint, script
+from tests.helpers import assert_refused, last_checkpoint, script_in_process
+from tests.imagenet_process import record
+from tests.imagenet_runs import (
+    CELL,
+    CLASSES,
+    EXACT,
+    EXPORT,
+    JOB,
+    TEST,
+    TRAIN,
+    assert_same_weights,
+    copy,
+    environment,
+    finish,
+    make_tree,
+    scores,
+    settings,
+    start,
+    stopped,
+    train,
+    trained,
+    weights,
+    with_truncated,
+)
 from trainer import load_checkpoint
 
-CELL = "LambdaDARTS_corr_0"
-TRAIN, TEST, EXPORT = (f"imagenet/{name}.py" for name in ("train", "test", "export"))
-#: three steps an epoch, of 16, 16 and 13 pictures
-SMALL = (
-    "--arch", CELL, "--init_channels", 4, "--layers", 3, "--image_size", 32, "--no_auxiliary", "--batch_size", 16,
-    "--epochs", 3, "--workers", 0, "--device", "cpu", "--precision", "64-true",
-)  # fmt: skip
-CLASSES = ("n01440764", "n01443537", "n01484850")
+CARD = "analysis/card.py"
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Fifteen and four pictures of three classes, of a colour each, in several sizes."""
-    root = tmp_path_factory.mktemp("pictures") / "ILSVRC"
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 15), ("val", 4)):
-        for label, name in enumerate(CLASSES):
-            folder = root / "Data" / "CLS-LOC" / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                width, height = generator.integers(33, 60, 2)
-                pixels = generator.integers(0, 120, (height, width, 3), dtype=np.uint8)
-                pixels[..., label] += 100
-                Image.fromarray(pixels).save(folder / f"{name}_{number}.JPEG")
-    return root
-
-
-def settings(tree, run, *more):
-    return (*SMALL, "--data", tree, "--save", run, *more)
-
-
-def environment(**more):
-    """That of a process which nobody has launched."""
-    launchers = ("SLURM", "TORCHELASTIC", "MASTER", "RANK", "LOCAL", "WORLD", "GROUP", "ROLE", "NODE_RANK")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
-    return {**clean, **{name: str(value) for name, value in more.items()}}
-
-
-def start(*command, **options):
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env=options.pop("env", environment()),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def finish(*processes):
-    """What came of processes: their exit statuses, what they printed, and their errors."""
-    said = [process.communicate(timeout=240) for process in processes]
-    return [(process.returncode, *output) for process, output in zip(processes, said, strict=True)]
-
-
-def ended_well(*processes):
-    for status, _, errors in finish(*processes):
-        assert status == 0, errors
-
-
-def weights(run):
-    return load_checkpoint(last_checkpoint(run))["state_dict"]
-
-
-def assert_same_weights(run, other, **tolerance):
-    a, b = weights(run), weights(other)
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        torch.testing.assert_close(b[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
-
-
-EXACT = {"rtol": 0, "atol": 0}
-#: float64, whose sums were added up in another order
-CLOSE = {"rtol": 1e-6, "atol": 1e-9}
+    return make_tree(tmp_path_factory.mktemp("pictures") / "ILSVRC")
 
 
 @pytest.fixture(scope="module")
 def finished(tree, tmp_path_factory):
-    """A run of one process, and what it decoded."""
-    folder = tmp_path_factory.mktemp("one")
-    ended_well(recorded(folder / "record", *settings(tree, folder / "run")))
-    return folder / "run", decoded(folder / "record")
-
-
-def recorded(record, *arguments, env=None, launcher=()):
-    """Start imagenet/train.py with a record of what it decodes."""
-    record.mkdir(exist_ok=True)
-    options = {**(env or environment()), "RECORD": str(record)}
-    return start(*launcher, "tests/test_imagenet.py", *arguments, env=options)
-
-
-def decoded(record):
-    """[(epoch, picture)] of each process."""
-    return [[tuple(pair) for pair in json.loads(path.read_text())] for path in sorted(record.glob("*.json"))]
-
-
-def main():
-    """Train, and remember the training pictures; die where KILL says, unless this is the second time."""
-    from imagenet import train
-
-    seen = []
-    record = Path(os.environ["RECORD"])
-    read = Decoder.__getitem__
-    kill = tuple(json.loads(os.environ.get("KILL", "[]")))
-
-    def remember(decoder, key):
-        if decoder.seed is not None:
-            seen.append((key.epoch, key.number))
-            here = (int(os.environ.get("RANK", 0)), key.epoch, key.pass_)
-            if here == kill and not (record / "killed").exists():
-                (record / "killed").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-        return read(decoder, key)
-
-    Decoder.__getitem__ = remember
-    train.main()
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    (record / f"{rank}.json").write_text(json.dumps(seen))
+    """A run, and what it decoded."""
+    run, seen = tmp_path_factory.mktemp("one") / "run", []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "__getitem__", Decoder.__getitem__)
+        record(seen)
+        trained(*settings(tree, run), figures=True)
+    return run, seen
 
 
 # The recipe
@@ -282,183 +195,50 @@ def test_workers_do_not_change_what_is_drawn(tree):
 
 
 def test_an_epoch_takes_every_picture_once(finished):
-    run, (seen,) = finished
+    _, seen = finished
     assert len(seen) == 3 * 45
     for epoch in range(3):
         assert sorted(number for at, number in seen if at == epoch) == list(range(45))
     orders = [[number for at, number in seen if at == epoch] for epoch in range(3)]
     assert orders[0] != orders[1] != orders[2]
-    assert (run / "model_card.md").exists() and (run / "curves.png").exists() and (run / "cells/reduce.png").exists()
 
 
-def assert_shared(record, seen_by_one):
-    """Two processes have decoded what one did, half each and nothing twice."""
-    parts = decoded(record)
-    assert len(parts) == 2
-    assert sorted(parts[0] + parts[1]) == sorted(seen_by_one)
-    assert abs(len(parts[0]) - len(parts[1])) <= 3
-
-
-def test_two_processes_end_as_one_does(tree, finished, tmp_path):
-    run, (seen,) = finished
-    ended_well(recorded(tmp_path / "record", *settings(tree, tmp_path / "run", "--devices", 2)))
-    assert_shared(tmp_path / "record", seen)
-    assert_same_weights(tmp_path / "run", run, **CLOSE)
-    mine, other = (json.loads((path / "result.json").read_text()) for path in (tmp_path / "run", run))
-    assert (mine["accuracy"], mine["top5"]) == (other["accuracy"], other["top5"])
-
-
-def test_accumulated_passes_are_shared_too(tree, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    for run, devices in ((one, 1), (two, 2)):
-        ended_well(start(TRAIN, *settings(tree, run, "--accumulate", 2, "--devices", devices)))
-    assert_same_weights(one, two, **CLOSE)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def torchrun(nodes, port, *more):
-    """One node's launcher of two processes on `nodes` nodes, which meet at the port."""
-    return (
-        "-m", "torch.distributed.run", "--nnodes", nodes, "--nproc_per_node", 2 // nodes, "--rdzv_backend", "c10d",
-        "--rdzv_id", "test", "--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", "127.0.0.1", *more,
-    )  # fmt: skip
-
-
-def test_two_nodes_end_as_one_does(tree, finished, tmp_path):
-    run, (seen,) = finished
-    port = free_port()
-    arguments = settings(tree, tmp_path / "run")
-    ended_well(*(recorded(tmp_path / "record", *arguments, launcher=torchrun(2, port)) for _ in range(2)))
-    assert_shared(tmp_path / "record", seen)
-    assert_same_weights(tmp_path / "run", run, **CLOSE)
-
-
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_a_killed_process_is_started_again_and_the_run_ends_as_if_not(tree, finished, tmp_path, nodes):
-    run, _ = finished
-    arguments = settings(tree, tmp_path / "run", "--checkpoint_steps", 1)
-    # Rank 1, in the last step of the second epoch. Torch's launcher shares its store with those it starts again, which
-    # find there what the dead have written (pytorch issue 135712), unless it is told not to.
-    env = environment(KILL="[1, 1, 2]", TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1)
-    launcher = torchrun(nodes, free_port(), "--max_restarts", 2)
-    ended = finish(*(recorded(tmp_path / "record", *arguments, env=env, launcher=launcher) for _ in range(nodes)))
-    output, errors = ("".join(parts) for parts in list(zip(*ended, strict=True))[1:])
-    assert all(status == 0 for status, *_ in ended), errors
-    assert "exitcode: -9" in errors  # it was killed indeed
-    assert output.count(f"run {tmp_path / 'run'}: 2 epochs on 2 x cpu, the first from batch 3 of 3") == 1
-    assert_same_weights(tmp_path / "run", run, **CLOSE)
-    rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3"]
-
-
-def until(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-
-
-def long(tree, run, *more):
-    """Fifteen small steps an epoch, so that a signal comes in the midst of one."""
-    return settings(tree, run, "--batch_size", 3, "--workers", 2, "--checkpoint_steps", 5, *more)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tree, tmp_path_factory):
-    run = tmp_path_factory.mktemp("long") / "run"
-    ended_well(start(TRAIN, *long(tree, run)))
-    return run
-
-
-def stop_midway(tree, run):
-    """Begin a run, stop it in the midst of an epoch, and give the checkpoint it leaves."""
-    process = start(TRAIN, *long(tree, run))
-    until(lambda: last_checkpoint(run).exists(), process)
-    process.send_signal(signal.SIGTERM)
-    finish(process)
-    return last_checkpoint(run).read_bytes()
-
-
-def test_sigterm_saves_after_the_step_and_the_run_goes_on_with_the_next_batch(tree, uninterrupted, tmp_path):
+def test_sigterm_saves_after_the_step_and_the_run_goes_on_with_the_next_batch(tree, finished, tmp_path):
     run = tmp_path / "run"
-    process = start(TRAIN, *long(tree, run))
-    until(lambda: last_checkpoint(run).exists(), process)
-    process.send_signal(signal.SIGTERM)
-    ((status, _, errors),) = finish(process)
-    assert status == 130, errors
+    errors = stopped(*settings(tree, run)).stderr
     assert len(errors.splitlines()) == 1 and f"go on with: python {TRAIN} --resume {run}" in errors
-    stopped = load_checkpoint(last_checkpoint(run))
-    steps = stopped["global_step"]
-    assert 5 <= steps < 45 and steps % 15  # in the midst of an epoch
-    resumed = script(TRAIN, "--resume", run)
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"from batch {steps % 15 + 1} of 15" in resumed.stdout
-    assert_same_weights(run, uninterrupted, **EXACT)
-    assert scores(run) == scores(uninterrupted)
+    assert load_checkpoint(last_checkpoint(run))["global_step"] == 5  # of three steps an epoch
+    assert "the first from batch 3 of 3" in trained("--resume", run, "--workers", 2).stdout
+    assert_same_weights(run, finished[0], **EXACT)
+    assert scores(run) == scores(finished[0])
 
 
-def test_a_stop_while_the_test_pictures_are_scored_costs_one_step(tree, tmp_path):
-    """The signal reaches one of two processes, whichever it is: both stop."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import os, signal, sys\n"
-        "from imagenet import train\n"
-        "from modules import Retraining\n"
-        "step = Retraining.validation_step\n"
-        "def validation_step(module, batch, number):\n"
-        "    if (os.environ.get('LOCAL_RANK', '0'), module.current_epoch) == (os.environ['STOP'], 1):\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return step(module, batch, number)\n"
-        "Retraining.validation_step = validation_step\n"
-        "import cli\n"
-        "cli.run(train.main, 'train.py')\n"
-    )
-    whole = tmp_path / "whole"
-    ended_well(start(TRAIN, *settings(tree, whole, "--devices", 2)))
-    for rank in (0, 1):
-        run = tmp_path / f"stopped_{rank}"
-        env = environment(STOP=rank, PYTHONPATH=ROOT)
-        ((status, _, errors),) = finish(start(program, *settings(tree, run, "--devices", 2), env=env))
-        assert (status, len(errors.splitlines())) == (130, 1), errors
-        stopped = load_checkpoint(last_checkpoint(run))
-        assert (stopped["global_step"], len(stopped["rows"])) == (5, 1)  # of three steps an epoch
-        ended_well(start(TRAIN, "--resume", run))
-        assert_same_weights(run, whole, **EXACT)
+def stand_in(folder, script='echo "$@" >> asked'):
+    """A stand-in for scontrol that records what it is asked: the record, and the PATH to it."""
+    (folder / "bin").mkdir(exist_ok=True)
+    scontrol = folder / "bin/scontrol"
+    scontrol.write_text(f"#!/bin/sh\ncd {folder}\n{script}\n")
+    scontrol.chmod(0o755)
+    return folder / "asked", f"{folder / 'bin'}:{os.environ['PATH']}"
 
 
-def test_a_loss_that_is_not_finite_on_one_of_two_devices_ends_both(tree, tmp_path):
-    """Its device's process names it, and the run goes on from the checkpoint before, as if nothing had been."""
-    program, whole = tmp_path / "program.py", tmp_path / "whole"
-    program.write_text(
-        "import os\n"
-        "from imagenet import train\n"
-        "from modules import Retraining\n"
-        "step = Retraining.training_step\n"
-        "def training_step(module, batch, number):\n"
-        "    loss = step(module, batch, number)\n"
-        "    if (os.environ.get('LOCAL_RANK', '0'), module.current_epoch, number) == (os.environ['SPOIL'], 1, 1):\n"
-        "        module.watched['train_loss'] = loss.detach() * float('nan')\n"
-        "    return loss\n"
-        "Retraining.training_step = training_step\n"
-        "import cli\n"
-        "cli.run(train.main, 'train.py')\n"
-    )
-    ended_well(start(TRAIN, *settings(tree, whole, "--devices", 2)))
-    for rank in (0, 1):
-        run = tmp_path / f"spoiled_{rank}"
-        env = environment(SPOIL=rank, PYTHONPATH=ROOT)
-        ((status, _, errors),) = finish(start(program, *settings(tree, run, "--devices", 2), env=env))
-        first, *others = errors.splitlines()
-        assert (status, first) == (1, "train.py: failed: train_loss is nan in epoch 2, step 2"), errors
-        assert len(others) == rank and all("another device's process failed" in line for line in others), errors
-        assert len(load_checkpoint(last_checkpoint(run))["rows"]) == 1
-        ended_well(start(TRAIN, "--resume", run))
-        assert_same_weights(run, whole, **EXACT)
+def test_slurm_is_asked_to_start_a_preempted_job_again(tree, finished, tmp_path, monkeypatch):
+    asked, path = stand_in(tmp_path)
+    run = tmp_path / "run"
+    for name, value in {**JOB, "PATH": path}.items():
+        monkeypatch.setenv(name, str(value))
+    stopped(*settings(tree, run), signum=signal.SIGUSR1)
+    assert asked.read_text() == "requeue 4711\n"
+    assert load_checkpoint(last_checkpoint(run))["global_step"] == 5
+    trained(*settings(tree, run))  # the same command
+    assert_same_weights(run, finished[0], **EXACT)
+    assert asked.read_text() == "requeue 4711\n"
+    other = train(*settings(tree, run, "--seed", 1, "--layers", 4))
+    assert_refused(other, "--save", "another --layers, --seed")
+
+    stand_in(tmp_path, "echo access denied >&2\nexit 1")
+    errors = stopped(*settings(tree, tmp_path / "other"), signum=signal.SIGUSR1).stderr
+    assert "SLURM does not start the job again: scontrol requeue 4711: access denied" in errors
 
 
 def hears(process, signum):
@@ -468,80 +248,30 @@ def hears(process, signum):
     return bool(int(caught, 16) >> (signum - 1) & 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc when a signal is heard")
 def test_slurm_is_asked_again_before_the_training_has_begun(tree, tmp_path):
     asked, path = stand_in(tmp_path)
-    job = {**JOB, "PATH": path}
-    process = start(TRAIN, *long(tree, tmp_path / "run"), env=environment(**job))
-    until(lambda: hears(process, signal.SIGUSR1), process)
+    process = start(TRAIN, *settings(tree, tmp_path / "run"), env=environment(**JOB, PATH=path))
+    while not hears(process, signal.SIGUSR1):
+        assert process.poll() is None
     assert not (tmp_path / "run").exists()  # torch is being loaded
     process.send_signal(signal.SIGUSR1)
     ((status, _, errors),) = finish(process)
     assert status == 130, errors
     assert asked.read_text() == "requeue 4711\n"
-    asked.unlink()
-    (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho access denied >&2\nexit 1\n")
-    process = start(TRAIN, *long(tree, tmp_path / "other"), env=environment(**job))
-    until(lambda: last_checkpoint(tmp_path / "other").exists(), process)
-    process.send_signal(signal.SIGUSR1)
-    ((status, _, errors),) = finish(process)
-    assert status == 130 and "SLURM does not start the job again: scontrol requeue 4711: access denied" in errors
-
-
-def scores(run):
-    return [line.rsplit(",", 1)[0] for line in (run / "metrics.csv").read_text().splitlines()]  # without the seconds
-
-
-#: the environment of a job of SLURM with one process
-JOB = {
-    "SLURM_JOB_ID": 4711, "SLURM_JOB_NAME": "retrain", "SLURM_NTASKS": 1, "SLURM_NNODES": 1, "SLURM_STEP_ID": 0,
-    "SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_NODEID": 0, "SLURM_STEP_NODELIST": "localhost",
-    "SLURM_NTASKS_PER_NODE": 1,
-}  # fmt: skip
-
-
-def stand_in(folder):
-    """A stand-in for scontrol: what it was asked, and the path on which it lies."""
-    (folder / "bin").mkdir()
-    scontrol = folder / "bin/scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {folder / "asked"}\n')
-    scontrol.chmod(0o755)
-    return folder / "asked", f"{folder / 'bin'}:{os.environ['PATH']}"
-
-
-def test_slurm_is_asked_to_start_a_preempted_job_again(tree, uninterrupted, tmp_path):
-    asked, path = stand_in(tmp_path)
-    job = {**JOB, "PATH": path}
-    run = tmp_path / "run"
-    process = start(TRAIN, *long(tree, run), env=environment(**job))
-    until(lambda: last_checkpoint(run).exists(), process)
-    process.send_signal(signal.SIGUSR1)
-    ((status, _, errors),) = finish(process)
-    assert status == 130, errors
-    assert asked.read_text() == "requeue 4711\n"
-    assert load_checkpoint(last_checkpoint(run))["global_step"] < 45
-
-    ended_well(start(TRAIN, *long(tree, run), env=environment(**job)))  # the same command
-    assert_same_weights(run, uninterrupted, **EXACT)
-    assert asked.read_text() == "requeue 4711\n"
-    other = script(TRAIN, *long(tree, run, "--seed", 1, "--layers", 4), env=environment(**job))
-    assert_refused(other, "--save", "another --layers, --seed")
 
 
 def test_a_running_mean_of_the_weights_is_saved_and_resumed(tree, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
-    ended_well(start(TRAIN, *long(tree, whole, "--ema_decay", 0.9)))
+    trained(*settings(tree, whole, "--ema_decay", 0.9, "--epochs", 2))
     saved = load_checkpoint(last_checkpoint(whole))
     name = "network.classifier.weight"
     assert not torch.equal(saved["state_dict"][name], saved["current_model_state"][name])
-    process = start(TRAIN, *long(tree, run, "--ema_decay", 0.9))
-    until(lambda: last_checkpoint(run).exists(), process)
-    process.send_signal(signal.SIGINT)
-    ((status, _, errors),) = finish(process)
-    assert status == 130, errors
-    assert script(TRAIN, "--resume", run).returncode == 0
+    stopped(*settings(tree, run, "--ema_decay", 0.9, "--epochs", 2), signum=signal.SIGINT)
+    trained("--resume", run)
     assert_same_weights(run, whole, **EXACT)
-    scored = json.loads(script(TEST, run).stdout)  # what is scored is what is saved
+    scored = json.loads(script_in_process(TEST, run, "--workers", 0).stdout)  # scores what is saved
     assert scored["accuracy"] == json.loads((run / "result.json").read_text())["accuracy"]
 
 
@@ -561,7 +291,7 @@ def test_the_scores_are_those_of_the_saved_network(tree, finished):
     with torch.no_grad():
         logits = plain_network(run)(images)[0]
     right = (logits.argmax(1) == pictures.labels).double().mean().item()
-    scored = script(TEST, run, "--batch_size", 5, "--workers", 1)
+    scored = script_in_process(TEST, run, "--batch_size", 5, "--workers", 1)
     assert scored.returncode == 0, scored.stderr
     said = json.loads(scored.stdout)
     assert said["accuracy"] == pytest.approx(right, abs=1e-6)
@@ -570,11 +300,12 @@ def test_the_scores_are_those_of_the_saved_network(tree, finished):
     assert (said["top5"], said["images"], said["epochs"]) == (1.0, 12, 3)
 
 
+@pytest.mark.slow
 def test_the_exported_network_gives_the_logits_of_the_saved_one(finished, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     safetensors = pytest.importorskip("safetensors.torch")
     run, _ = finished
-    exported = script(EXPORT, run, "--out", tmp_path / "out")
+    exported = script_in_process(EXPORT, run, "--out", tmp_path / "out")
     assert exported.returncode == 0, exported.stderr
     said = json.loads(exported.stdout)
     assert said["largest_relative_difference"] < 1e-4
@@ -589,10 +320,10 @@ def test_the_exported_network_gives_the_logits_of_the_saved_one(finished, tmp_pa
     state = safetensors.load_file(said["safetensors"])
     assert state.keys() == network.state_dict().keys()
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
-    assert_refused(script(EXPORT, run, "--out", tmp_path / "out"), "--out", "model.onnx exists")
+    assert_refused(script_in_process(EXPORT, run, "--out", tmp_path / "out"), "--out", "model.onnx exists")
 
 
-def test_the_card_says_what_the_network_is(finished):
+def test_the_card_describes_the_network_and_has_its_figures(finished):
     run, _ = finished
     card = (run / "model_card.md").read_text()
     result = json.loads((run / "result.json").read_text())
@@ -607,96 +338,61 @@ def test_the_card_says_what_the_network_is(finished):
         "3 classes",
     ):
         assert said in card
+    assert (run / "curves.png").exists() and (run / "cells/reduce.png").exists()
 
 
 # Wrong input
 
 
 def test_a_folder_that_is_no_finished_retraining_has_no_card(finished, tmp_path):
-    assert_refused(script("analysis/card.py", tmp_path), "has no result.json")
+    assert_refused(script_in_process(CARD, tmp_path), "has no result.json")
     run, _ = finished
     for damaged, content in (("result.json", "{}"), ("config.yaml", "- a"), ("metrics.csv", "a,b\n1,2\n")):
         copied = shutil.copytree(run, tmp_path / damaged)
         (copied / damaged).write_text(content)
         (copied / "model_card.md").unlink()
-        assert_refused(script("analysis/card.py", copied), "is not as a retraining leaves it")
+        assert_refused(script_in_process(CARD, copied), "is not as a retraining leaves it")
         assert not (copied / "model_card.md").exists()
 
 
-def copy(tree, root, without=()):
-    for path in tree.rglob("*.JPEG"):
-        place = root / path.relative_to(tree)
-        if place.parent.relative_to(root) not in without:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(path.read_bytes())
-    return root
-
-
-def with_truncated(tree, root):
-    """A copy of the pictures, and the one of them that is cut short."""
-    copy(tree, root)
-    truncated = root / "Data/CLS-LOC/train" / CLASSES[1] / f"{CLASSES[1]}_3.JPEG"
-    truncated.write_bytes(truncated.read_bytes()[:300])
-    return truncated
-
-
-@pytest.mark.parametrize(("devices", "workers"), [(1, 2), (2, 0), (2, 1)])
-def test_a_truncated_picture_is_named_and_refused(tree, tmp_path, devices, workers):
+def test_a_truncated_picture_is_named_and_refused_or_skipped(tree, tmp_path):
     truncated = with_truncated(tree, tmp_path / "data")
-    arguments = (*settings(tmp_path / "data", tmp_path / "run"), "--workers", workers, "--devices", devices)
-    refused = script(TRAIN, *arguments, env=environment())
+    skipping, resumed = tmp_path / "skipping", tmp_path / "resumed"
+    refused = train(*settings(tmp_path / "data", resumed, "--epochs", 2, "--workers", 1))
     assert_refused(refused, "--data", str(truncated), "--broken_images skip")
 
+    went_on = trained(*settings(tmp_path / "data", skipping, "--epochs", 2, "--broken_images", "skip"))
+    assert went_on.stderr.count("skipped:") == 1 and str(truncated) in went_on.stderr
+    assert [row["train_images"] for row in scores(skipping)] == ["44", "44"]
+    assert json.loads((skipping / "result.json").read_text())["test_images"] == 12
 
-def test_a_run_goes_on_without_a_truncated_picture(tree, tmp_path):
-    truncated = with_truncated(tree, tmp_path / "data")
-    one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
-    arguments = ("--epochs", 2, "--broken_images", "skip")
-    runs = [start(TRAIN, *settings(tmp_path / "data", one, *arguments))]
-    runs += [start(TRAIN, *settings(tmp_path / "data", two, *arguments, "--devices", 2))]
-    for devices, (status, _, errors) in enumerate(finish(*runs), 1):
-        assert status == 0, errors
-        assert 1 <= errors.count("skipped:") <= devices and str(truncated) in errors  # each process names it once
-    assert_same_weights(one, two, **CLOSE)
-    columns, row, _ = (one / "metrics.csv").read_text().splitlines()
-    assert dict(zip(columns.split(","), row.split(","), strict=True))["train_images"] == "44"
-    assert json.loads((one / "result.json").read_text())["test_images"] == 12
-
-    # A run that was refused goes on with the advice that it was given.
-    assert script(TRAIN, *settings(tmp_path / "data", resumed, "--epochs", 2), env=environment()).returncode == 2
-    went_on = script(TRAIN, "--resume", resumed, "--broken_images", "skip")
-    assert went_on.returncode == 0, went_on.stderr
-    assert_same_weights(one, resumed, **EXACT)
+    # The refused run goes on with the advice that it was given.
+    trained("--resume", resumed, "--broken_images", "skip")
+    assert_same_weights(skipping, resumed, **EXACT)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_a_picture_that_is_damaged_meanwhile(tree, tmp_path):
     root, run = copy(tree, tmp_path / "data"), tmp_path / "run"
-    process = start(TRAIN, *long(root, run))
-    until(lambda: (run / "metrics.csv").exists(), process)
-    process.send_signal(signal.SIGTERM)
-    finish(process)
-    epochs = len((run / "metrics.csv").read_text().splitlines()) - 1
-    assert epochs < 3
+    stopped(*settings(root, run))
     truncated = with_truncated(tree, root)
-    assert_refused(script(TRAIN, "--resume", run), str(truncated))
-    resumed = script(TRAIN, "--resume", run, "--broken_images", "skip")
-    assert resumed.returncode == 0, resumed.stderr
-    with open(run / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["train_images"] for row in rows[:epochs]] == [""] * epochs
-    assert rows[-1]["train_images"] == "44" and rows[-1]["test_images"] == "12"
+    assert_refused(train("--resume", run), str(truncated))
+    trained("--resume", run, "--broken_images", "skip")
+    first, _, last = scores(run)
+    assert first["train_images"] == ""
+    assert last["train_images"] == "44" and last["test_images"] == "12"
 
 
+@pytest.mark.slow
 def test_a_test_picture_that_cannot_be_read_is_not_counted(tree, finished, tmp_path):
     root = copy(tree, tmp_path / "data")
     broken = root / "Data/CLS-LOC/val" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG"
     broken.write_bytes(b"no picture")
-    run, _ = finished
-    assert_refused(script(TEST, run, "--data", root), str(broken))
-    said = script(TEST, run, "--data", root, "--broken_images", "skip")
+    score = (TEST, finished[0], "--workers", 0, "--data", root)
+    assert_refused(script_in_process(*score), str(broken))
+    scored = json.loads(script_in_process(*score, "--broken_images", "skip").stdout)
     broken.unlink()
-    expected = json.loads(script(TEST, run, "--data", root).stdout)
-    scored = json.loads(said.stdout)
+    expected = json.loads(script_in_process(*score).stdout)
     assert scored["images"] == 11
     assert scored["accuracy"] == pytest.approx(expected["accuracy"], abs=2e-6)
     assert scored["loss"] == pytest.approx(expected["loss"], rel=1e-6)
@@ -705,89 +401,71 @@ def test_a_test_picture_that_cannot_be_read_is_not_counted(tree, finished, tmp_p
 def test_wrong_pictures_are_refused_and_no_run_begun(tree, finished, tmp_path):
     run = tmp_path / "run"
     lacking = copy(tree, tmp_path / "lacking", without=[Path("Data/CLS-LOC/val") / CLASSES[2]])
-    assert_refused(script(TRAIN, *settings(lacking, run)), "--data", "val has no class n01484850")
-    assert_refused(script(TEST, finished[0], "--data", lacking), "--data", "2 classes, expected the 3")
+    assert_refused(train(*settings(lacking, run)), "--data", "val has no class n01484850")
+    scored = script_in_process(TEST, finished[0], "--data", lacking)
+    assert_refused(scored, "--data", "2 classes, expected the 3")
     (tmp_path / "raw/train/a").mkdir(parents=True)
     (tmp_path / "raw/train/b").mkdir()
     (tmp_path / "raw/val").mkdir()
-    assert_refused(script(TRAIN, *settings(tmp_path / "raw", run)), "no pictures in", "raw/train/a")
+    assert_refused(train(*settings(tmp_path / "raw", run)), "no pictures in", "raw/train/a")
     for name in ("a", "b"):
         Image.new("RGB", (40, 40)).save(tmp_path / f"raw/train/{name}/1.png")
         Image.new("RGB", (40, 40)).save(tmp_path / f"raw/val/{name}.png")
-    assert_refused(script(TRAIN, *settings(tmp_path / "raw", run)), "raw/val has 0 class", "imagenet/prepare.py")
+    assert_refused(train(*settings(tmp_path / "raw", run)), "raw/val has 0 class", "imagenet/prepare.py")
     assert not run.exists()
 
 
-def test_a_run_goes_on_with_its_own_pictures_and_passes(tree, uninterrupted, tmp_path):
+def test_a_run_goes_on_with_its_own_pictures_and_passes(tree, finished, tmp_path):
     run = tmp_path / "run"
-    before = stop_midway(tree, run)
+    stopped(*settings(tree, run))
+    before = last_checkpoint(run).read_bytes()
 
     other = copy(tree, tmp_path / "other")
-    for split in ("train", "val"):
-        (other / "Data/CLS-LOC" / split / CLASSES[1]).rename(other / "Data/CLS-LOC" / split / "n09999999")
-    assert_refused(script(TRAIN, "--resume", run, "--data", other), "--resume", "n01443537, n09999999")
+    for name in ("train", "val"):
+        (other / "Data/CLS-LOC" / name / CLASSES[1]).rename(other / "Data/CLS-LOC" / name / "n09999999")
+    assert_refused(train("--resume", run, "--data", other), "--resume", "n01443537, n09999999")
     fewer = copy(tree, tmp_path / "fewer")
     (fewer / "Data/CLS-LOC/train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG").unlink()
-    assert_refused(script(TRAIN, "--resume", run, "--data", fewer), "--resume", "45 training images", "has 44")
-    # a step of three in an epoch of fifteen passes cannot be one of two passes, or of thirty
+    assert_refused(train("--resume", run, "--data", fewer), "--resume", "45 training images", "has 44")
+    # the second step of three cannot be one of eight
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "batch_size": 6}))
-    assert_refused(script(TRAIN, "--resume", run), "--devices", "an epoch of 15 passes", "has 8")
+    assert_refused(train("--resume", run), "--devices", "an epoch of 3 passes", "has 8")
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert last_checkpoint(run).read_bytes() == before
-    ended_well(start(TRAIN, "--resume", run, "--data", copy(tree, tmp_path / "same")))
-    assert_same_weights(run, uninterrupted, **EXACT)
-
-
-def test_an_allocation_without_srun_is_no_launcher(tree, tmp_path):
-    env = environment(SLURM_NTASKS=1, SLURM_JOB_NAME="x", SLURM_JOB_ID=5, SLURM_NTASKS_PER_NODE=1)
-    ((status, output, errors),) = finish(start(TRAIN, *settings(tree, tmp_path / "run", "--devices", 2), env=env))
-    assert status == 0, errors
-    assert "3 epochs on 2 x cpu" in output
+    trained("--resume", run, "--data", copy(tree, tmp_path / "same"))
+    assert_same_weights(run, finished[0], **EXACT)
 
 
 def test_more_devices_than_there_are_are_refused_and_no_run_begun(tree, tmp_path):
-    refused = script(TRAIN, *settings(tree, tmp_path / "run", "--devices", 1000), env=environment())
+    refused = train(*settings(tree, tmp_path / "run", "--devices", 1000))
     assert_refused(refused, "--devices: 1000", "expected at most")
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_launcher_started_must_be_what_is_asked_for(tree, tmp_path):
-    launched = environment(
-        TORCHELASTIC_RUN_ID="x", LOCAL_WORLD_SIZE=1, WORLD_SIZE=1, RANK=0, LOCAL_RANK=0, GROUP_RANK=0
-    )
-    asked = script(TRAIN, *settings(tree, tmp_path / "run", "--devices", 2), env=launched)
-    assert_refused(asked, "--devices: 2", "torchrun has started 1")
-    without = [part for part in settings(tree, tmp_path / "run") if part not in ("--save", tmp_path / "run")]
-    assert_refused(script(TRAIN, *without, env=launched), "--save", "all processes of torchrun share")
+def test_the_number_of_launched_processes_must_be_the_one_asked_for(tree, tmp_path, monkeypatch):
+    launched = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": 1, "WORLD_SIZE": 1}
+    for name, value in {**launched, "RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    asked = settings(tree, tmp_path / "run", "--devices", 2)
+    assert_refused(train(*asked), "--devices: 2", "torchrun has started 1")
+    without = [part for part in asked if part not in ("--save", tmp_path / "run")]
+    assert_refused(train(*without), "--save", "all processes of torchrun share")
 
 
-def test_a_port_that_is_taken_is_named(tree, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        env = environment(MASTER_PORT=listener.getsockname()[1], MASTER_ADDR="127.0.0.1")
-        result = script(TRAIN, *settings(tree, tmp_path / "run", "--devices", 2), env=env)
-    assert_refused(result, "MASTER_PORT", str(env["MASTER_PORT"]), "taken")
-
-
-def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tree, uninterrupted, tmp_path):
+def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tree, finished, tmp_path):
     run = tmp_path / "run"
-    before = stop_midway(tree, run)
+    stopped(*settings(tree, run))
+    before = last_checkpoint(run).read_bytes()
     there = set(os.listdir(run / "checkpoints"))
-
-    def no_room():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # half a checkpoint
-
-    ((status, _, errors),) = finish(start(TRAIN, "--resume", run, preexec_fn=no_room))
-    assert status == 2, errors
-    assert len(errors.splitlines()) == 1
-    assert all(part in errors for part in (str(run), "step_", "too large", f"go on with: python {TRAIN} --resume"))
+    _, hard = room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        refused = train("--resume", run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    assert_refused(refused, str(run), "step_", "too large", f"go on with: python {TRAIN} --resume")
     assert last_checkpoint(run).read_bytes() == before
     assert set(os.listdir(run / "checkpoints")) == there
-    assert script(TRAIN, "--resume", run).returncode == 0
-    assert_same_weights(run, uninterrupted, **EXACT)
-
-
-if __name__ == "__main__":
-    main()
+    trained("--resume", run)
+    assert_same_weights(run, finished[0], **EXACT)

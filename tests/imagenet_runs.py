@@ -1,0 +1,171 @@
+"""What the tests of ImageNet's retraining share: tiny pictures, and runs on them in this process and in others."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modules import Retraining
+from tests.helpers import ROOT, last_checkpoint, script_in_process
+from trainer import load_checkpoint
+
+CELL = "LambdaDARTS_corr_0"
+TRAIN, TEST, EXPORT = (f"imagenet/{name}.py" for name in ("train", "test", "export"))
+#: three steps an epoch, of 16, 16 and 13 pictures
+SMALL = (
+    "--arch", CELL, "--init_channels", 4, "--layers", 3, "--image_size", 32, "--no_auxiliary", "--batch_size", 16,
+    "--epochs", 3, "--workers", 0, "--device", "cpu", "--precision", "64-true",
+)  # fmt: skip
+CLASSES = ("n01440764", "n01443537", "n01484850")
+EXACT = {"rtol": 0, "atol": 0}
+#: float64, with sums in another order
+CLOSE = {"rtol": 1e-6, "atol": 1e-9}
+#: the environment of a job of SLURM with one process
+JOB = {
+    "SLURM_JOB_ID": 4711, "SLURM_JOB_NAME": "retrain", "SLURM_NTASKS": 1, "SLURM_NNODES": 1, "SLURM_STEP_ID": 0,
+    "SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_NODEID": 0, "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS_PER_NODE": 1,
+}  # fmt: skip
+
+
+def make_tree(root):
+    """Fifteen and four pictures of three classes, of a colour each, in several sizes."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 15), ("val", 4)):
+        for label, name in enumerate(CLASSES):
+            folder = root / "Data" / "CLS-LOC" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                width, height = generator.integers(33, 60, 2)
+                pixels = generator.integers(0, 120, (height, width, 3), dtype=np.uint8)
+                pixels[..., label] += 100
+                Image.fromarray(pixels).save(folder / f"{name}_{number}.JPEG")
+    return root
+
+
+def copy(tree, root, without=()):
+    for path in tree.rglob("*.JPEG"):
+        place = root / path.relative_to(tree)
+        if place.parent.relative_to(root) not in without:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(path.read_bytes())
+    return root
+
+
+def with_truncated(tree, root):
+    """A copy of the pictures, and the one of them that is cut short."""
+    copy(tree, root)
+    truncated = root / "Data/CLS-LOC/train" / CLASSES[1] / f"{CLASSES[1]}_3.JPEG"
+    truncated.write_bytes(truncated.read_bytes()[:300])
+    return truncated
+
+
+def settings(tree, run, *more):
+    return (*SMALL, "--data", tree, "--save", run, *more)
+
+
+# Runs in this process
+
+
+def train(*arguments, figures=False):
+    """Call imagenet/train.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not figures:
+            patch.setattr("analysis.card.draw_genotype", lambda *_: None)
+            patch.setattr("analysis.card.plot_retraining", lambda *_: None)
+        return script_in_process(TRAIN, *arguments)
+
+
+def trained(*arguments, **options):
+    """Call imagenet/train.py to the end of the training."""
+    result = train(*arguments, **options)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def stopped(*arguments, signum=signal.SIGTERM, at=(1, 1)):
+    """Call imagenet/train.py and send it a signal in this epoch and step."""
+    own = Retraining.training_step
+
+    def step(module, batch, number):
+        if (module.current_epoch, number) == at:
+            os.kill(os.getpid(), signum)
+        return own(module, batch, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Retraining, "training_step", step)
+        result = train(*arguments)
+    assert result.returncode == 130, result.stderr
+    return result
+
+
+# Runs in other processes
+
+
+def environment(**more):
+    """That of a process which nobody has launched."""
+    launchers = ("SLURM", "TORCHELASTIC", "MASTER", "RANK", "LOCAL", "WORLD", "GROUP", "ROLE", "NODE_RANK")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
+    return {**clean, **{name: str(value) for name, value in more.items()}}
+
+
+def start(*command, **options):
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=options.pop("env", environment()),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(*processes):
+    """The exit status, the output and the errors of each process."""
+    said = [process.communicate(timeout=240) for process in processes]
+    return [(process.returncode, *output) for process, output in zip(processes, said, strict=True)]
+
+
+def ended_well(*processes):
+    for status, _, errors in finish(*processes):
+        assert status == 0, errors
+
+
+def recorded(record, *arguments, env=None, launcher=()):
+    """Start imagenet/train.py with a record of the pictures that it decodes."""
+    record.mkdir(exist_ok=True)
+    options = {**(env or environment()), "RECORD": str(record)}
+    return start(*launcher, "tests/imagenet_process.py", *arguments, env=options)
+
+
+def decoded(record):
+    """[(epoch, picture)] of each process."""
+    return [[tuple(pair) for pair in json.loads(path.read_text())] for path in sorted(record.glob("*.json"))]
+
+
+# Results
+
+
+def weights(run):
+    return load_checkpoint(last_checkpoint(run))["state_dict"]
+
+
+def assert_same_weights(run, other, **tolerance):
+    a, b = weights(run), weights(other)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+def scores(run):
+    """The rows of metrics.csv without the seconds."""
+    with open(run / "metrics.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.helpers import script
+from tests.helpers import called
 
 SMALL = ["--dataset", "digits", "--space", "s2", "--layers", "4", "--init_channels", "2"]
 
@@ -12,16 +12,16 @@ SMALL = ["--dataset", "digits", "--space", "s2", "--layers", "4", "--init_channe
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("derivatives") / "run"
-    finished = script("search/train_search.py", *SMALL, "--epochs", 1, "--batch_size", 256, "--save", folder)
+    finished = called("search/train_search.py", *SMALL, "--epochs", 1, "--batch_size", 256, "--save", folder)
     assert finished.returncode == 0, finished.stderr
     return folder
 
 
-@pytest.mark.parametrize("start", ["after weight steps", "at a run's checkpoint"])
+@pytest.mark.parametrize("start", [pytest.param("after weight steps", marks=pytest.mark.slow), "at a run's checkpoint"])
 def test_small_differences_are_the_derivative_in_double_precision_and_large_ones_are_not(tmp_path, run, start):
     place = ("--run", run) if start == "at a run's checkpoint" else (*SMALL, "--steps", 2)
     arguments = ("--epsilons", "[1e-10, 1.0]", "--batch_size", 64, "--out", tmp_path / "out")
-    result = script("analysis/derivatives.py", *place, *arguments)
+    result = called("analysis/derivatives.py", *place, *arguments)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "out/derivatives.json").read_text())["rows"]
     terms = ("regularizer", "unrolled", "implicit")

@@ -27,6 +27,7 @@ def run_script(name, out, *flags, site="", timeout):
     return summary, json.loads((out / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_first_run_on_a_gpu_at_toy_size(tmp_path):
     site = tmp_path / "site"
     site.mkdir()
@@ -41,6 +42,7 @@ def test_the_first_run_on_a_gpu_at_toy_size(tmp_path):
     assert len(results["depthwise"]["rows"]) == 20
 
 
+@pytest.mark.slow
 def test_the_second_run_on_a_gpu_at_toy_size(tmp_path):
     """The compiler takes minutes, and is stopped on a CPU."""
     summary, results = run_script(SCRIPTS[1], tmp_path / "out", "--seconds", "500", timeout=600)
@@ -71,6 +73,7 @@ def is_alive(pid):
     return os.path.exists(f"/proc/{pid}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_search_that_hangs_is_killed_with_its_step(tmp_path):
     environment = {**os.environ, "PYTHON": str(stubborn(tmp_path))}
@@ -86,6 +89,7 @@ def test_a_search_that_hangs_is_killed_with_its_step(tmp_path):
     assert pids and not any(map(is_alive, pids))
 
 
+@pytest.mark.slow
 def test_the_smoke_run_imports_all_and_takes_a_step_of_each_kind():
     """Without the script's limit of a minute, which a busy machine may exceed."""
     done = script("benchmarks/smoke.py", "--device", "cpu", env={**os.environ, "PYTHONPATH": str(ROOT)})

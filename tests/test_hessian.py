@@ -13,17 +13,18 @@ from analysis.hessian import MeasureSettings, dominant_eigenvalues, search_setti
 from analysis.landscape import directions
 from analysis.validation import ValidationLoss
 from benchmarks.plain import plain_supernet
-from tests.helpers import SMALL, assert_refused, run_search, run_search_201, script, settings_of_201
+from tests.helpers import SMALL, assert_refused, called, run_search, run_search_201, settings_of_201
 
 SMALLEST = replace(SMALL, init_channels=2, reg="none", epochs=2)
 AUXILIARY = {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"}
 #: name -> how its search is run; beta is 1/2 in the last epoch of two
 SEARCHES = {
-    "softmax": lambda run: run_search(replace(SMALLEST, epochs=3, keep_checkpoints=3), run),
+    "softmax": lambda run: run_search(SMALLEST, run),
     "sigmoid": lambda run: run_search(replace(SMALLEST, relaxation="sigmoid", **AUXILIARY), run),
-    "nasbench201": lambda run: run_search_201(settings_of_201(), run),
+    "nasbench201": lambda run: run_search_201(settings_of_201(epochs=3, keep_checkpoints=3), run),
 }
 BETA = {"sigmoid": 0.5}
+EVERY_SEARCH = [pytest.param(name, marks=[] if name == "nasbench201" else pytest.mark.slow) for name in SEARCHES]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def dense_hessian(valid, name, alpha):
     return torch.autograd.functional.hessian(lambda point: loss(point)[0], alpha.detach())
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", EVERY_SEARCH)
 def test_the_eigenvalues_are_those_of_the_dense_hessian(runs, name):
     valid, alpha = measured(runs(name), batches=2, batch_size=12)
     loss, _ = valid(alpha.requires_grad_())
@@ -99,12 +100,12 @@ def test_a_hessian_that_is_not_finite_is_said_to_be():
         dominant_eigenvalues(alpha.abs().sqrt().sum(), alpha, 1)
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", EVERY_SEARCH)
 def test_the_landscape_has_the_loss_at_its_centre_and_the_hessian_for_its_curvature(runs, name):
     """So near alpha that hardly a ReLU switches: farther out their kinks bend the surface, and the Hessian has none."""
     run, radius = runs(name), 1e-5
     arguments = ("--points", 3, "--radius", radius, "--batch_size", 4, "--precision", "64-true", "--device", "cpu")
-    result = script("analysis/landscape.py", run, *arguments)
+    result = called("analysis/landscape.py", run, *arguments)
     assert result.returncode == 0, result.stderr
     assert (run / "landscape.png").stat().st_size > 1000
     with open(run / "landscape.csv", newline="") as file:
@@ -131,10 +132,10 @@ def test_the_landscape_has_the_loss_at_its_centre_and_the_hessian_for_its_curvat
 
 def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs, tmp_path):
     run, arguments = tmp_path / "run", ("--count", 2, "--batch_size", 16, "--device", "cpu")
-    shutil.copytree(runs("softmax"), run)
+    shutil.copytree(runs("nasbench201"), run)
     kept = {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
     (run / "checkpoints/epoch_00003.safetensors").unlink()  # not reached yet
-    first = script("analysis/hessian.py", run, *arguments)
+    first = called("analysis/hessian.py", run, *arguments)
     assert first.returncode == 0, first.stderr
     table = (run / "hessian.csv").read_text()
     lines = table.splitlines()
@@ -144,7 +145,7 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
 
     (run / "checkpoints/epoch_00003.safetensors").write_bytes(kept["epoch_00003.safetensors"])
     (run / "checkpoints/epoch_00001.safetensors").unlink()
-    second = script("analysis/hessian.py", run, *arguments)
+    second = called("analysis/hessian.py", run, *arguments)
     assert second.returncode == 0, second.stderr
     longer = (run / "hessian.csv").read_text()
     assert longer.startswith(table)
@@ -162,16 +163,16 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
         (("--batch_size", 32), ("--batch_size: 32", "16")),
         (("--precision", "64-true"), ("--precision: 64-true", "32-true")),
     ):
-        assert_refused(script("analysis/hessian.py", run, *arguments, *others), *mentions)
+        assert_refused(called("analysis/hessian.py", run, *arguments, *others), *mentions)
     (run / "hessian.csv").write_text(damaged := table.replace("\n2,", "\nmany,"))
-    assert_refused(script("analysis/hessian.py", run, *arguments), "hessian.csv", "many")
+    assert_refused(called("analysis/hessian.py", run, *arguments), "hessian.csv", "many")
     assert (run / "hessian.csv").read_text() == damaged
 
 
 @pytest.mark.parametrize(
     ("command", "arguments", "mentions"),
     [
-        ("hessian", ("--count", 56), ("--count: 56", "56 alphas of s2")),
+        ("hessian", ("--count", 30), ("--count: 30", "30 alphas of nasbench201")),
         ("hessian", ("--batches", 4), ("--batches: 4", "3 at most", "719 images")),
         ("hessian", ("--batch_size", 1), ("--batch_size: 1", "2 or more")),
         ("hessian", ("--batch_size", 720), ("--batch_size: 720", "718")),
@@ -181,7 +182,7 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
     ],
 )
 def test_a_wrong_flag_is_refused(runs, command, arguments, mentions):
-    run = runs("softmax")
+    run = runs("nasbench201")
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
-    assert_refused(script(f"analysis/{command}.py", run, *arguments), *mentions)
+    assert_refused(called(f"analysis/{command}.py", run, *arguments), *mentions)
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before

@@ -17,7 +17,7 @@ import yaml
 from analysis.charts import Line, line_chart
 from analysis.page import build, published
 from analysis.runs import load_entries
-from tests.helpers import ROOT, script, slower
+from tests.helpers import ROOT, called, script, slower
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 METHODS = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-darts"}
@@ -25,10 +25,10 @@ METHODS = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-dart
 
 @pytest.fixture(scope="module")
 def unit(tmp_path_factory) -> Path:
-    """A search and a retraining of a table, made by its scripts."""
+    """A search and a retraining of a table, made by its scripts' main functions."""
     folder = tmp_path_factory.mktemp("unit")
     small = ["--dataset", "digits", "--init_channels", "2", "--batch_size", "256", "--epochs", "2"]
-    search = script(
+    search = called(
         "search/train_search.py",
         *small,
         "--space",
@@ -41,7 +41,7 @@ def unit(tmp_path_factory) -> Path:
         folder / "search",
     )
     assert search.returncode == 0, search.stderr
-    retrain = script("train/train.py", *small, "--arch", folder / "search", "--layers", 3, "--save", folder / "retrain")
+    retrain = called("train/train.py", *small, "--arch", folder / "search", "--layers", 3, "--save", folder / "retrain")
     assert retrain.returncode == 0, retrain.stderr
     return folder
 
@@ -264,6 +264,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux")
 def test_three_hundred_runs_take_less_than_20_seconds_and_a_gigabyte(unit, tmp_path):
     for number in range(300):
@@ -299,12 +300,17 @@ def browser():
 @pytest.fixture(scope="module")
 def address(table, tmp_path_factory) -> str:
     out = tmp_path_factory.mktemp("page") / "page.html"
-    result = script("analysis/report.py", table, out)
+    result = called("analysis/report.py", table, out)
     assert result.returncode == 0, result.stderr
     return out.as_uri()
 
 
-@pytest.fixture(params=[(1440, 900, "light"), (390, 844, "dark")], ids=["wide", "phone"])
+@pytest.fixture(
+    params=[
+        pytest.param((1440, 900, "light"), id="wide"),
+        pytest.param((390, 844, "dark"), id="phone", marks=pytest.mark.slow),
+    ]
+)
 def page(browser, address, request):
     """The page, wide or on a phone; it must say nothing to the console and ask for nothing."""
     width, height, scheme = request.param

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.helpers import called
+from tests.helpers import script_in_process
 
 SMALL = ["--dataset", "digits", "--space", "s2", "--layers", "4", "--init_channels", "2"]
 
@@ -12,7 +12,7 @@ SMALL = ["--dataset", "digits", "--space", "s2", "--layers", "4", "--init_channe
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("derivatives") / "run"
-    finished = called("search/train_search.py", *SMALL, "--epochs", 1, "--batch_size", 256, "--save", folder)
+    finished = script_in_process("search/train_search.py", *SMALL, "--epochs", 1, "--batch_size", 256, "--save", folder)
     assert finished.returncode == 0, finished.stderr
     return folder
 
@@ -21,7 +21,7 @@ def run(tmp_path_factory):
 def test_small_differences_are_the_derivative_in_double_precision_and_large_ones_are_not(tmp_path, run, start):
     place = ("--run", run) if start == "at a run's checkpoint" else (*SMALL, "--steps", 2)
     arguments = ("--epsilons", "[1e-10, 1.0]", "--batch_size", 64, "--out", tmp_path / "out")
-    result = called("analysis/derivatives.py", *place, *arguments)
+    result = script_in_process("analysis/derivatives.py", *place, *arguments)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "out/derivatives.json").read_text())["rows"]
     terms = ("regularizer", "unrolled", "implicit")

@@ -13,7 +13,7 @@ from analysis.hessian import MeasureSettings, dominant_eigenvalues, search_setti
 from analysis.landscape import directions
 from analysis.validation import ValidationLoss
 from benchmarks.plain import plain_supernet
-from tests.helpers import SMALL, assert_refused, called, run_search, run_search_201, settings_of_201
+from tests.helpers import SMALL, assert_refused, run_search, run_search_201, script_in_process, settings_of_201
 
 SMALLEST = replace(SMALL, init_channels=2, reg="none", epochs=2)
 AUXILIARY = {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"}
@@ -105,7 +105,7 @@ def test_the_landscape_has_the_loss_at_its_centre_and_the_hessian_for_its_curvat
     """So near alpha that hardly a ReLU switches: farther out their kinks bend the surface, and the Hessian has none."""
     run, radius = runs(name), 1e-5
     arguments = ("--points", 3, "--radius", radius, "--batch_size", 4, "--precision", "64-true", "--device", "cpu")
-    result = called("analysis/landscape.py", run, *arguments)
+    result = script_in_process("analysis/landscape.py", run, *arguments)
     assert result.returncode == 0, result.stderr
     assert (run / "landscape.png").stat().st_size > 1000
     with open(run / "landscape.csv", newline="") as file:
@@ -135,7 +135,7 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
     shutil.copytree(runs("nasbench201"), run)
     kept = {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
     (run / "checkpoints/epoch_00003.safetensors").unlink()  # not reached yet
-    first = called("analysis/hessian.py", run, *arguments)
+    first = script_in_process("analysis/hessian.py", run, *arguments)
     assert first.returncode == 0, first.stderr
     table = (run / "hessian.csv").read_text()
     lines = table.splitlines()
@@ -145,7 +145,7 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
 
     (run / "checkpoints/epoch_00003.safetensors").write_bytes(kept["epoch_00003.safetensors"])
     (run / "checkpoints/epoch_00001.safetensors").unlink()
-    second = called("analysis/hessian.py", run, *arguments)
+    second = script_in_process("analysis/hessian.py", run, *arguments)
     assert second.returncode == 0, second.stderr
     longer = (run / "hessian.csv").read_text()
     assert longer.startswith(table)
@@ -163,9 +163,9 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
         (("--batch_size", 32), ("--batch_size: 32", "16")),
         (("--precision", "64-true"), ("--precision: 64-true", "32-true")),
     ):
-        assert_refused(called("analysis/hessian.py", run, *arguments, *others), *mentions)
+        assert_refused(script_in_process("analysis/hessian.py", run, *arguments, *others), *mentions)
     (run / "hessian.csv").write_text(damaged := table.replace("\n2,", "\nmany,"))
-    assert_refused(called("analysis/hessian.py", run, *arguments), "hessian.csv", "many")
+    assert_refused(script_in_process("analysis/hessian.py", run, *arguments), "hessian.csv", "many")
     assert (run / "hessian.csv").read_text() == damaged
 
 
@@ -184,5 +184,5 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
 def test_a_wrong_flag_is_refused(runs, command, arguments, mentions):
     run = runs("nasbench201")
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
-    assert_refused(called(f"analysis/{command}.py", run, *arguments), *mentions)
+    assert_refused(script_in_process(f"analysis/{command}.py", run, *arguments), *mentions)
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before

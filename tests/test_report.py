@@ -17,7 +17,7 @@ import yaml
 from analysis.charts import Line, line_chart
 from analysis.page import build, published
 from analysis.runs import load_entries
-from tests.helpers import ROOT, called, script, slower
+from tests.helpers import ROOT, script, script_in_process, slower
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 METHODS = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-darts"}
@@ -28,7 +28,7 @@ def unit(tmp_path_factory) -> Path:
     """A search and a retraining of a table, made by its scripts' main functions."""
     folder = tmp_path_factory.mktemp("unit")
     small = ["--dataset", "digits", "--init_channels", "2", "--batch_size", "256", "--epochs", "2"]
-    search = called(
+    search = script_in_process(
         "search/train_search.py",
         *small,
         "--space",
@@ -41,7 +41,9 @@ def unit(tmp_path_factory) -> Path:
         folder / "search",
     )
     assert search.returncode == 0, search.stderr
-    retrain = called("train/train.py", *small, "--arch", folder / "search", "--layers", 3, "--save", folder / "retrain")
+    retrain = script_in_process(
+        "train/train.py", *small, "--arch", folder / "search", "--layers", 3, "--save", folder / "retrain"
+    )
     assert retrain.returncode == 0, retrain.stderr
     return folder
 
@@ -300,7 +302,7 @@ def browser():
 @pytest.fixture(scope="module")
 def address(table, tmp_path_factory) -> str:
     out = tmp_path_factory.mktemp("page") / "page.html"
-    result = called("analysis/report.py", table, out)
+    result = script_in_process("analysis/report.py", table, out)
     assert result.returncode == 0, result.stderr
     return out.as_uri()
 

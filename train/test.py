@@ -6,6 +6,7 @@ python train/test.py runs/retrain-.../checkpoints/step_09000.safetensors --data 
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import cli
 from cli import InputError, blaming, option

@@ -35,14 +35,12 @@ def same_noise(monkeypatch):
 
 @pytest.fixture(scope="module")
 def no_figures():
-    """Searches that draw neither their curves nor their cells, which takes almost half the time of the smallest one.
+    """Runs that draw neither curves nor cells, which takes almost half the time of the smallest one.
 
     For a whole file, so that its module fixtures draw nothing either: `pytestmark = pytest.mark.usefixtures(...)`.
     """
-
-    import search.loop
-
+    drawing = ("analysis.card.draw_genotype", "analysis.card.plot_retraining", "search.loop.draw_genotype")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("plot_search", "draw_genotype"):
-            patch.setattr(search.loop, name, lambda *_: None)
+        for name in (*drawing, "search.loop.plot_search"):
+            patch.setattr(name, lambda *_: None)
         yield

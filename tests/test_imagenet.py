@@ -185,7 +185,7 @@ def test_workers_do_not_change_what_is_drawn(tree):
     other = collate([decoder[key._replace(epoch=2)] for key in keys[0]])
     assert torch.equal(torch.get_rng_state(), before)
     one = batches(0)
-    for workers in (1, 3):
+    for workers in (1, 2):
         for a, b in zip(one, batches(workers), strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
     assert not torch.equal(other.images, one[0].images)

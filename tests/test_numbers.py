@@ -14,6 +14,12 @@ from tests.helpers import RETRAINING, SMALL, assert_same_run, last_checkpoint, r
 from utils import StepProgress, Watch
 
 TINY = replace(SMALL, init_channels=2, reg="none", epochs=2)
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return run_search(TINY, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 def test_the_watch_names_the_first_number_that_is_not_finite_with_its_epoch_and_step():
@@ -41,13 +47,13 @@ def test_on_a_gpu_the_watch_looks_every_fifty_steps_and_before_a_checkpoint():
     ("what", "named"),
     [
         ("weights", "train_loss is nan in epoch 2, step 2"),
-        ("weights' gradient", "gradient of the weights is inf in epoch 2, step 2"),
-        ("validation images", "valid_loss is nan in epoch 2, step 2"),
-        ("alpha's gradient", "gradient of alpha is nan in epoch 2, step 2"),
-        ("alpha", "alpha is inf in epoch 2, step 2"),
+        pytest.param("weights' gradient", "gradient of the weights is inf in epoch 2, step 2", marks=pytest.mark.slow),
+        pytest.param("validation images", "valid_loss is nan in epoch 2, step 2", marks=pytest.mark.slow),
+        pytest.param("alpha's gradient", "gradient of alpha is nan in epoch 2, step 2", marks=pytest.mark.slow),
+        pytest.param("alpha", "alpha is inf in epoch 2, step 2", marks=pytest.mark.slow),
     ],
 )
-def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, monkeypatch, what, named):
+def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, undisturbed, monkeypatch, what, named):
     """And goes on from the checkpoint before, once the cause is gone, as if nothing had been."""
     steps = {"alpha_step": 0, "weight_step": 0}
     run, own = tmp_path / "run", {name: getattr(Search, name) for name in steps}
@@ -79,7 +85,7 @@ def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, monkeyp
             run_search(TINY, run)
     assert last_checkpoint(run).name == "epoch_00001.safetensors" and not (run / "genotype.json").exists()
     run_search(TINY, run, resumed=True)
-    assert_same_run(run_search(TINY, tmp_path / "undisturbed"), run)
+    assert_same_run(undisturbed, run)
 
 
 def test_a_selection_stops_where_a_loss_is_not_finite(monkeypatch):
@@ -149,6 +155,7 @@ def test_each_warning_is_said_once():
     assert "layer 0, 1, 2" in said
 
 
+@pytest.mark.slow
 def test_a_search_whose_alpha_runs_away_says_so(tmp_path, capsys):
     run_search(replace(TINY, arch_learning_rate=20.0, epochs=3), tmp_path / "run")
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: alpha is saturated")]
@@ -156,6 +163,7 @@ def test_a_search_whose_alpha_runs_away_says_so(tmp_path, capsys):
     assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_deterministic_gives_the_same_bits_twice_and_those_without_it_on_a_cpu(tmp_path):
     settings = replace(SMALL, epochs=1, init_channels=2)
     plain, first, second = (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagenet.prepare import read_devkit
-from tests.helpers import assert_refused, script
+from tests.helpers import assert_refused, script_in_process
 
 PREPARE = "imagenet/prepare.py"
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -43,11 +43,11 @@ def sorted_as(folder, labels=(2, 1, 3, 1, 2, 3)):
 
 def test_the_raw_validation_pictures_are_sorted_by_the_development_kit(tmp_path):
     folder, truth = raw(tmp_path), devkit(tmp_path)
-    first = script(PREPARE, tmp_path, "--ground_truth", truth)
+    first = script_in_process(PREPARE, tmp_path, "--ground_truth", truth)
     assert first.returncode == 0, first.stderr
     assert "6 pictures moved; 6 in 3 classes" in first.stdout
     sorted_as(folder)
-    second = script(PREPARE, tmp_path, "--ground_truth", truth)
+    second = script_in_process(PREPARE, tmp_path, "--ground_truth", truth)
     assert second.returncode == 0 and "0 pictures moved; 6 in 3 classes" in second.stdout
     sorted_as(folder)
 
@@ -59,7 +59,7 @@ def test_sorting_that_was_killed_goes_on(tmp_path):
         (folder / CLASSES[label - 1]).mkdir()
         name = f"ILSVRC2012_val_{number:08d}.JPEG"
         (folder / name).rename(folder / CLASSES[label - 1] / name)
-    result = script(PREPARE, tmp_path, "--ground_truth", truth)
+    result = script_in_process(PREPARE, tmp_path, "--ground_truth", truth)
     assert "4 pictures moved; 6 in 3 classes" in result.stdout, result.stderr
     sorted_as(folder)
 
@@ -69,7 +69,7 @@ def test_the_raw_validation_pictures_are_sorted_by_kaggles_table(tmp_path):
     truth = tmp_path / "LOC_val_solution.csv"
     lines = [f"ILSVRC2012_val_{n:08d},{CLASSES[label - 1]} 1 2 3 4 " for n, label in enumerate((2, 1, 3, 1, 2, 3), 1)]
     truth.write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]))
-    assert script(PREPARE, tmp_path, "--ground_truth", truth).returncode == 0
+    assert script_in_process(PREPARE, tmp_path, "--ground_truth", truth).returncode == 0
     sorted_as(folder)
 
 
@@ -78,7 +78,7 @@ def test_pictures_that_are_not_those_of_the_ground_truth_are_refused_and_none_is
 
     def refused(*mentions, truth=truth):
         before = sorted(folder.rglob("*"))
-        assert_refused(script(PREPARE, tmp_path, "--ground_truth", truth), *mentions)
+        assert_refused(script_in_process(PREPARE, tmp_path, "--ground_truth", truth), *mentions)
         assert sorted(folder.rglob("*")) == before
 
     last = folder / "ILSVRC2012_val_00000006.JPEG"

@@ -1,6 +1,6 @@
 """Retraining: its recipe, its run folder, interruption and resuming, several processes, scoring a checkpoint.
 
-Run as a script, it is one of the processes of `test_two_processes_train_and_score_as_one_does`.
+Run as a script, it is one of the processes of `test_two_processes_train_and_score_a_compiled_network_as_one_does`.
 """
 
 import csv
@@ -31,9 +31,21 @@ from cli import InputError
 from genotypes import CELLS, load_genotype
 from modules import Retraining, TensorImages
 from recipes import cosine
-from tests.helpers import CELL, RECIPE, RETRAINING, ROOT, assert_refused, last_checkpoint, retrain, script
+from tests.helpers import (
+    CELL,
+    RECIPE,
+    RETRAINING,
+    ROOT,
+    assert_refused,
+    last_checkpoint,
+    retrain,
+    script,
+    script_in_process,
+)
 from train.train import PROG, TrainSettings
 from trainer import fit, load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def metrics(run):
@@ -193,7 +205,7 @@ def test_a_run_folder_says_how_it_was_made_and_what_came_of_it(finished):
     assert came["accuracy"] == float(metrics(finished)[-1]["test_accuracy"])
     assert list((finished / "tensorboard").glob("events*"))
 
-    again = script("train/train.py", "--resume", finished)
+    again = script_in_process("train/train.py", "--resume", finished)
     assert again.returncode == 0
     assert "is finished" in again.stdout
 
@@ -208,7 +220,7 @@ def test_the_score_is_the_share_of_test_images_that_the_saved_network_gets_right
         logits, _ = network.eval()(images)
     right = (logits.argmax(1) == digits.test.labels).sum().item()
 
-    scored = script("train/test.py", finished)
+    scored = script_in_process("train/test.py", finished)
     assert scored.returncode == 0, scored.stderr
     said = json.loads(scored.stdout)
     assert said["images"] == 360
@@ -216,6 +228,7 @@ def test_the_score_is_the_share_of_test_images_that_the_saved_network_gets_right
     assert said["loss"] == pytest.approx(F.cross_entropy(logits, digits.test.labels).item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cell_learns_the_digits(tmp_path):
     settings = replace(RETRAINING, init_channels=8, epochs=4, batch_size=48, learning_rate=0.1, drop_path_prob=0.0)
     settings = replace(settings, cutout=False)
@@ -228,7 +241,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
     assert not last_checkpoint(tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("DARTS_V2", "MdeNAS", CELL) else pytest.param(name, marks=pytest.mark.slow) for name in CELLS],
+)
 def test_every_weight_of_a_published_cell_learns(name):
     torch.manual_seed(0)
     network = model.NetworkCIFAR(load_genotype(name), 4, 3, auxiliary=True)
@@ -250,26 +266,15 @@ def test_passes_that_are_accumulated_train_as_whole_steps_do(tmp_path):
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
 
 
-def test_two_processes_train_a_compiled_network_as_one_does(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    for run in (one, two):
-        run.mkdir()
-    network, _ = fit_numbered(one)
-    both = script("tests/test_retraining.py", two, "--compile")
-    assert both.returncode == 0, both.stderr
-    assert "--compile" not in both.stderr  # it did not go on without
-    checkpoint = load_checkpoint(last_checkpoint(two))
-    for name, weight in network.state_dict().items():
-        torch.testing.assert_close(checkpoint["state_dict"][f"network.{name}"], weight)
-
-
-def test_two_processes_train_and_score_as_one_does(tmp_path):
+@pytest.mark.slow
+def test_two_processes_train_and_score_a_compiled_network_as_one_does(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for run in (one, two):
         run.mkdir()
     network, rows = fit_numbered(one)
     both = script("tests/test_retraining.py", two)
     assert both.returncode == 0, both.stderr
+    assert "--compile" not in both.stderr  # it did not go on without
     tested = [json.loads((two / f"tested_{rank}.json").read_text()) for rank in (0, 1)]
     assert [len(part) for part in tested] == [6 * 4, 5 * 4]  # unequal shares, in unequal numbers of batches
     assert sorted(tested[0] + tested[1]) == sorted(network.tested)
@@ -334,7 +339,7 @@ def test_a_checkpoint_is_data_and_a_damaged_one_is_refused(finished, tmp_path):
         with pytest.raises(ValueError, match=f"{name}.ckpt is .*no checkpoint"):
             load_checkpoint(tmp_path / f"{name}.ckpt")
     assert not (tmp_path / "executed").exists()
-    assert_refused(script("train/test.py", tmp_path / "bomb.ckpt"), "bomb.ckpt is damaged")
+    assert_refused(script_in_process("train/test.py", tmp_path / "bomb.ckpt"), "bomb.ckpt is damaged")
 
 
 def test_a_resumed_run_refuses_a_damaged_checkpoint(finished, tmp_path):
@@ -347,13 +352,7 @@ def test_a_resumed_run_refuses_a_damaged_checkpoint(finished, tmp_path):
     assert not (run / "metrics.csv").exists()
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    utils.COMPILER = "eager"
-    recorder, _ = fit_numbered(folder, devices=2, compile_for=(5, 1, 4, 4) if "--compile" in sys.argv else ())
-    (folder / f"tested_{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(recorder.tested))
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("works", [True, False])
 def test_a_compiled_network_trains_alike_and_goes_on_without_a_compiler(works, tmp_path, monkeypatch):
     def broken(*_):
@@ -372,3 +371,10 @@ def test_a_compiled_network_trains_alike_and_goes_on_without_a_compiler(works, t
     assert a.keys() == b.keys()
     for name, tensor in a.items():
         torch.testing.assert_close(b[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    utils.COMPILER = "eager"
+    recorder, _ = fit_numbered(folder, devices=2, compile_for=(5, 1, 4, 4))
+    (folder / f"tested_{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(recorder.tested))

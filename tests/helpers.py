@@ -114,6 +114,17 @@ def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:
         assert mention in result.stderr
 
 
+@contextmanager
+def without_figures() -> Iterator[None]:
+    """Have searches and retrainings draw nothing, which takes a second of each: tests/test_pictures.py looks at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for drawing in ("loop.plot_search", "loop.draw_genotype"):
+            patch.setattr(f"search.{drawing}", lambda *arguments: None)
+        for drawing in ("plot_retraining", "draw_genotype"):
+            patch.setattr(f"analysis.card.{drawing}", lambda *arguments: None)
+        yield
+
+
 def last_checkpoint(run: Path) -> Path:
     """The file of a run's last checkpoint; one that is not there where the run has none."""
     return max((run / "checkpoints").glob("*.safetensors"), default=run / "checkpoints/none")

@@ -308,13 +308,14 @@ def address(table, tmp_path_factory) -> str:
 
 
 @pytest.fixture(
+    scope="module",
     params=[
         pytest.param((1440, 900, "light"), id="wide"),
         pytest.param((390, 844, "dark"), id="phone", marks=pytest.mark.slow),
-    ]
+    ],
 )
-def page(browser, address, request):
-    """The page, wide or on a phone; it must say nothing to the console and ask for nothing."""
+def opened(browser, address, request):
+    """The page, wide or on a phone, and all that it says to the console or asks for. Loading it costs a second."""
     width, height, scheme = request.param
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page, said = context.new_page(), []
@@ -325,9 +326,17 @@ def page(browser, address, request):
         lambda asked: None if asked.url == address or asked.url.startswith("data:") else said.append(asked.url),
     )
     page.goto(address)
+    yield page, said
+    context.close()
+
+
+@pytest.fixture
+def page(opened):
+    """The open page, on its first tab; it must say nothing to the console and ask for nothing."""
+    page, said = opened
+    page.click("#tab-results")
     yield page
     assert not said
-    context.close()
 
 
 def selected(page) -> str:
@@ -387,9 +396,11 @@ def test_a_method_is_hidden_and_shown_and_a_column_picked(page):
     assert not curve.is_visible() and page.locator("#curves svg .method-0 path").first.is_visible()
     page.keyboard.press("Space")
     assert curve.is_visible()
+    all_columns = page.input_value("#column")
     page.select_option("#column", "s1")
     shown = [h.inner_text() for h in page.query_selector_all("#curves h2") if h.is_visible()]
     assert len(shown) == 1 and shown[0].startswith("S2")
+    page.select_option("#column", all_columns)
 
 
 def test_the_theme_follows_the_system_and_the_button(page):

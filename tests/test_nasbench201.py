@@ -2,21 +2,28 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import analysis.compare
 import data
+import nasbench201.train
+import nasbench201.train_search
+import train.test
 from analysis.compare import grouped
-from analysis.curves import load_course
+from analysis.curves import load_course, plot_search
 from analysis.draw import draw_genotype
 from benchmarks.plain import as_plain, plain_supernet
+from cli import InputError
 from genotypes import Edge
 from gradients import Objective, regularized_gradient, weight_gradient
 from model import size
@@ -32,13 +39,15 @@ from search.bilevel import schedule
 from search.perturbation import Perturbation
 from tests.helpers import (
     ROOT,
-    assert_refused,
     assert_same_run,
+    few_images,
+    interrupt,
     metrics,
+    run_main,
     run_search_201,
+    run_select,
     script,
     settings_of_201,
-    write_folder,
 )
 from utils import StepProgress
 
@@ -46,6 +55,10 @@ SCRIPT = "nasbench201/train_search.py"
 CONVOLUTIONS = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 SKIPS = CONVOLUTIONS.replace("nor_conv_3x3", "skip_connect")
 DOUBLE = torch.float64
+#: of the smallest search on the command line: three steps
+SMALLEST = {"dataset": "digits", "init_channels": 2, "cells_per_stage": 1, "batch_size": 256, "epochs": 1}
+FLAGS = [*(f"--{name}={value}" for name, value in SMALLEST.items()), "--method=darts"]
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def start(settings):
@@ -261,39 +274,41 @@ METHODS = {
 }
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Settings of a search on few images: two steps an epoch."""
+    return {**few_images(tmp_path_factory.mktemp("images") / "data"), "epochs": 2}
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_searches_and_resumes_bit_for_bit(tmp_path, method):
-    settings = settings_of_201(method)
+def test_every_method_searches_and_resumes_bit_for_bit(images, tmp_path, method):
+    settings = settings_of_201(method, **images)
     whole = run_search_201(settings, tmp_path / "whole")
     rows = metrics(whole)
     assert all(math.isfinite(float(value)) for row in rows for value in row.values() if value)
     assert all(rows[-1][name] for name in METHODS[method])
     load_cell(str(whole))
-    # Interrupted after the first epoch: the second never was.
-    part = run_search_201(settings, tmp_path / "part")
+    # Interrupted after the first epoch: nothing of the second is left.
+    part = tmp_path / "part"
+    shutil.copytree(whole, part)
     sorted((part / "checkpoints").iterdir())[-1].unlink()
-    for name in ("genotype.json", "metrics.csv"):
+    for name in ("genotype.json", "genotypes.jsonl", "metrics.csv", "alphas.npz"):
         (part / name).unlink()
-    if method == "darts-pt":
-        for path in sorted((part / "perturbation/checkpoints").iterdir())[1:]:
-            path.unlink()
-        sorted((part / "perturbation/checkpoints").iterdir())[0].unlink()
+    shutil.rmtree(part / "perturbation", ignore_errors=True)
     run_search_201(settings, part, resumed=True)
     assert_same_run(whole, part)
 
 
-def test_all_ideas_combine(tmp_path):
-    settings = settings_of_201(
-        "darts-minus", reg="corr", lambda_=0.5, hypergradient="implicit", relaxation="sigmoid", alpha_reg="zero_one_l2"
-    )
-    row = metrics(run_search_201(settings, tmp_path / "run"))[-1]
+def test_all_ideas_combine(images, tmp_path):
+    ideas = {"reg": "corr", "hypergradient": "implicit", "relaxation": "sigmoid", "alpha_reg": "zero_one_l2"}
+    run = run_search_201(settings_of_201("darts-minus", lambda_=0.5, **images, **ideas), tmp_path / "run")
+    row = metrics(run)[-1]
     names = ("skip_beta", "regularizer_gradient_norm", "neumann_residual", "alpha_regularizer", "train_alignment")
     assert all(row[name] for name in names)
 
 
-def test_perturbation_decides_every_edge_and_may_choose_none(tmp_path):
-    root = write_folder(tmp_path / "data", per_class=24, size=(4, 4))
-    state = start_folder(root)
+def test_perturbation_decides_every_edge_and_may_choose_none(images):
+    state = start_folder(images["data"])
     selection = Perturbation(state, 1)
     assert [what for what, _ in selection.stages] == ["decide", "finetune"] * 5 + ["decide"]
     progress = StepProgress("selection", 1, 0)
@@ -322,39 +337,80 @@ def test_the_benchmarks_halves_are_used(tmp_path, monkeypatch):
     assert torch.equal(state.valid.labels, digits.train.labels[halves["valid"]])
 
 
-def test_a_stopped_series_of_seeds_goes_on_and_ends_like_one_that_was_not(tmp_path):
-    flags = "--dataset digits --init_channels 2 --cells_per_stage 1 --batch_size 64 --epochs 4 --method darts"
-    run, command = tmp_path / "run", [sys.executable, SCRIPT, *flags.split(), "--seeds", "5", "6"]
+def search_201(*flags):
+    """nasbench201/train_search.py in this process."""
+    run_main(nasbench201.train_search.main, *flags)
+
+
+@contextmanager
+def refused(*mentions):
+    """Wrong input, with all of `mentions` in its one line."""
+    with pytest.raises(InputError) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+    for mention in mentions:
+        assert mention in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    """A finished series of two seeds."""
+    run = tmp_path_factory.mktemp("series") / "run"
+    search_201(*FLAGS, "--seeds", 5, 6, "--save", run)
+    return run
+
+
+def assert_same_series(run, series):
+    for seed in ("seed-5", "seed-6"):
+        assert_same_run(run / seed, series / seed)
+    assert (run / "results.json").read_text() == (series / "results.json").read_text()
+
+
+def test_a_stopped_series_of_seeds_goes_on_and_ends_like_one_that_was_not(series, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    steps = len(Search201.batches(start(settings_of_201()), 0)[0])
+    with monkeypatch.context() as patch:
+        interrupt(patch, Search201, "weight_step", steps + 1)
+        with pytest.raises(KeyboardInterrupt, match=f"--resume {run}$"):
+            search_201(*FLAGS, "--seeds", 5, 6, "--save", run)
+    assert "no --table" in capsys.readouterr().out
+    assert (run / "seed-5/genotype.json").exists() and (run / "seed-6").exists()
+    assert not (run / "results.json").exists()
+    search_201("--resume", run)
+    assert_same_series(run, series)
+    cells = json.loads((run / "results.json").read_text())["cells"]
+    assert [cell["seed"] for cell in cells] == [5, 6]
+    assert [cell["arch"] for cell in cells] == [load_cell(str(run / f"seed-{seed}")).arch for seed in (5, 6)]
+
+
+@pytest.mark.slow
+def test_a_series_stopped_by_sigterm_goes_on_from_the_command_line(series, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, SCRIPT, *FLAGS, "--seeds", "5", "6", "--save", str(run)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*command, "--save", str(run)], cwd=ROOT, **pipes) as p:
-        while p.poll() is None and not (run / "seed-6/metrics.csv").exists():
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        while process.poll() is None and not (run / "seed-5/metrics.csv").exists():
             time.sleep(0.01)
-        p.send_signal(signal.SIGTERM)
-        errors = p.stderr.read().decode()
-    assert p.returncode == 130, errors
+        process.send_signal(signal.SIGTERM)
+        errors = process.stderr.read().decode()
+    assert process.returncode == 130, errors
     assert f"--resume {run}" in errors
-    assert (run / "seed-5/genotype.json").exists()
     assert not (run / "results.json").exists()
     resumed = script(SCRIPT, "--resume", run)
     assert resumed.returncode == 0, resumed.stderr
-    whole = script(*command[1:], "--save", tmp_path / "whole")
-    assert "no --table" in whole.stdout
-    for seed in ("seed-5", "seed-6"):
-        assert_same_run(run / seed, tmp_path / "whole" / seed)
-    results = json.loads((run / "results.json").read_text())
-    assert results == json.loads((tmp_path / "whole/results.json").read_text())
-    assert [cell["seed"] for cell in results["cells"]] == [5, 6]
-    assert [cell["arch"] for cell in results["cells"]] == [load_cell(str(run / f"seed-{s}")).arch for s in (5, 6)]
-    # One group for the two seeds.
-    courses = [load_course(run / f"seed-{seed}") for seed in (5, 6)]
+    assert_same_series(run, series)
+
+
+def test_the_seeds_of_a_series_are_compared_as_one_group(series, tmp_path, capsys):
+    courses = [load_course(series / f"seed-{seed}") for seed in (5, 6)]
     assert [len(members) for members in grouped(courses).values()] == [2]
-    picture = tmp_path / "compare.png"
-    compared = script("analysis/compare.py", run, "--out", picture)
-    assert compared.returncode == 0, compared.stderr
-    assert picture.stat().st_size > 10_000
-    assert_refused(script("analysis/compare.py", run, run / "seed-5"), "runs", "twice")
     other = courses[0]._replace(config={**courses[0].config, "derivatives": "exact"})
     assert list(grouped([*courses, other])) == ["darts, derivatives difference", "darts, derivatives exact"]
+    picture = tmp_path / "compare.png"
+    run_main(analysis.compare.main, series, "--out", picture)
+    assert picture.stat().st_size > 10_000
+    with refused("runs", "twice"):
+        run_main(analysis.compare.main, series, series / "seed-5", "--out", tmp_path / "again.png")
 
 
 @pytest.fixture(scope="module")
@@ -384,25 +440,30 @@ def test_every_epochs_cell_is_looked_up_in_the_table(tmp_path, made_table):
         assert float(row["table_valid_accuracy"]) == test - 20
         assert float(row["table_regret"]) == best - test
         assert int(row["table_rank"]) == 1 + (table.columns["cifar10_test_200"] > test).sum()
+    plot_search(run)
     assert (run / "curves.png").exists()
 
 
-def test_the_seeds_results_are_the_tables(tmp_path, made_table):
-    flags = "--dataset digits --init_channels 2 --cells_per_stage 1 --batch_size 256 --epochs 1 --method darts"
-    run, small = tmp_path / "run", flags.split()
-    found = script(SCRIPT, *small, "--seeds", 1, "--table", made_table, "--save", run)
-    assert found.returncode == 0, found.stderr
+def test_the_seeds_results_are_the_tables(tmp_path, made_table, capsys):
+    run = tmp_path / "run"
+    search_201(*FLAGS, "--seeds", 1, "--table", made_table, "--save", run)
+    printed = capsys.readouterr().out
     table = open_table(made_table)
     (cell,) = json.loads((run / "results.json").read_text())["cells"]
     index = table.index(parse_cell(cell["arch"]))
     assert cell["cifar100_test_200"] == table.accuracy(index, "cifar100", "test")
-    assert f"{cell['cifar10_test_200']:.2f}" in found.stdout
+    assert f"{cell['cifar10_test_200']:.2f}" in printed and "table_rank" in printed
     assert "imagenet16_120_test_200" not in cell
-    other = script(SCRIPT, *small, "--table", made_table, "--table_dataset", "imagenet16_120", "--save", tmp_path / "b")
-    assert_refused(other, "--table", "imagenet16_120", "the table has")
-    trained = (*small[:6], "--epochs", 1, "--save", tmp_path / "c")
-    again = script("nasbench201/train.py", "--arch", index, "--table", made_table, *trained)
-    assert again.returncode == 0, again.stderr
+    with refused("--table", "imagenet16_120", "the table has"):
+        search_201(*FLAGS, "--table", made_table, "--table_dataset", "imagenet16_120", "--save", tmp_path / "b")
+
+
+def test_a_cell_is_trained_by_its_index_in_the_table(tmp_path, made_table, monkeypatch):
+    trained = []
+    monkeypatch.setattr("retraining.retrain", lambda *arguments: trained.append(arguments[4]))
+    flags = ("--dataset", "digits", "--save", tmp_path / "run")
+    run_main(nasbench201.train.main, "--arch", 77, "--table", made_table, *flags)
+    assert trained == [open_table(made_table).cell(77)]
 
 
 def test_a_table_with_gaps_is_refused_or_leaves_cells_empty(tmp_path, made_table):
@@ -410,8 +471,8 @@ def test_a_table_with_gaps_is_refused_or_leaves_cells_empty(tmp_path, made_table
     (tmp_path / "part.csv").write_text("\n".join(lines[:50]) + "\n")
     build([tmp_path / "part.csv"], tmp_path / "part.safetensors")
     part = tmp_path / "part.safetensors"
-    refused = script(SCRIPT, "--dataset", "digits", "--table", part, "--save", tmp_path / "run")
-    assert_refused(refused, "--table", "has 49 cells", "15,625")
+    with refused("--table", "has 49 cells", "15,625"):
+        search_201("--dataset", "digits", "--table", part, "--save", tmp_path / "run")
     state = start(settings_of_201(table=str(made_table)))
     cell = parse_cell(CONVOLUTIONS)
     assert state.measure(cell)["table_rank"] == 1
@@ -422,23 +483,22 @@ def test_a_table_with_gaps_is_refused_or_leaves_cells_empty(tmp_path, made_table
 
 
 def test_a_series_refuses_seeds_of_other_settings_and_damaged_cells_and_finds_a_moved_table(tmp_path, made_table):
-    flags = "--dataset digits --init_channels 2 --cells_per_stage 1 --batch_size 256 --epochs 1 --method darts"
     run, table = tmp_path / "run", tmp_path / "table.safetensors"
     table.write_bytes(made_table.read_bytes())
-    made = script(SCRIPT, *flags.split(), "--seeds", 1, "--table", table, "--save", run)
-    assert made.returncode == 0, made.stderr
-    assert "table_rank" in made.stdout
+    search_201(*FLAGS, "--seeds", 1, "--table", table, "--save", run)
     table.rename(tmp_path / "moved.safetensors")
-    assert_refused(script(SCRIPT, "--resume", run), "--table", "table.safetensors")
-    again = script(SCRIPT, "--resume", run, "--table", tmp_path / "moved.safetensors")
-    assert again.returncode == 0, again.stderr
+    with refused("--table", "table.safetensors"):
+        search_201("--resume", run)
+    search_201("--resume", run, "--table", tmp_path / "moved.safetensors")
     config = (run / "config.yaml").read_text()
     edited = config.replace("method: darts", "method: idarts").replace("\nepochs: 1", "\nepochs: 2")
     (run / "config.yaml").write_text(edited)
-    assert_refused(script(SCRIPT, "--resume", run), "--resume", "seed-1", "epochs, method")
+    with refused("--resume", "seed-1", "epochs, method"):
+        search_201("--resume", run)
     (run / "config.yaml").write_text(config)
     (run / "seed-1/genotype.json").write_text('{"arch": "|foo')
-    assert_refused(script(SCRIPT, "--resume", run), "--resume", "genotype.json")
+    with refused("--resume", "genotype.json"):
+        search_201("--resume", run)
 
 
 def test_mean_and_deviation_are_the_samples():
@@ -446,22 +506,22 @@ def test_mean_and_deviation_are_the_samples():
     assert mean_and_deviation([93.761]) == "93.76"
 
 
-def test_a_cell_is_trained_scored_and_resumed(tmp_path):
-    flags = "--dataset digits --init_channels 4 --cells_per_stage 1 --epochs 3 --batch_size 128 --device cpu"
+def test_a_cell_is_trained_scored_and_resumed(tmp_path, capsys):
+    flags = [f"--{name}={value}" for name, value in {**SMALLEST, "init_channels": 4, "epochs": 3}.items()]
     run = tmp_path / "run"
-    trained = script("nasbench201/train.py", "--arch", CONVOLUTIONS, *flags.split(), "--save", run)
-    assert trained.returncode == 0, trained.stderr
+    run_main(nasbench201.train.main, "--arch", CONVOLUTIONS, *flags, "--device", "cpu", "--save", run)
     result = json.loads((run / "result.json").read_text())
-    scored = json.loads(script("train/test.py", run).stdout)
-    assert scored["accuracy"] == pytest.approx(result["accuracy"])
+    capsys.readouterr()
+    run_main(train.test.main, run)
+    assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(result["accuracy"])
     assert result["params"] == sum(p.numel() for p in Network(parse_cell(CONVOLUTIONS), 4, 1, 10, 1).parameters())
-    assert "is finished" in script("nasbench201/train.py", "--resume", run).stdout
+    run_main(nasbench201.train.main, "--resume", run)
+    assert "is finished" in capsys.readouterr().out
 
 
-def test_select_derives_a_cell_again(tmp_path):
-    run = run_search_201(settings_of_201(epochs=1), tmp_path / "run")
-    again = script("search/select.py", run, "--selection", "perturbation", "--finetune_epochs", "0")
-    assert again.returncode == 0, again.stderr
+def test_select_derives_a_cell_again(images, tmp_path):
+    run = run_search_201(settings_of_201(**{**images, "epochs": 1}), tmp_path / "run")
+    run_select(run, "--selection", "perturbation", "--finetune_epochs", 0)
     load_cell(str(run / "selections/perturbation"))
     assert (run / "selections/perturbation/scores.csv").exists()
 

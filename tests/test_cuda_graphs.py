@@ -83,9 +83,9 @@ def passes(objective, weights, batch):
 
 
 def test_graphs_are_captured_once_share_their_memory_and_follow_the_schedule(fake_cuda):
-    supernet = make_supernet("s5", "skip", channels=2, layers=4)
+    supernet = make_supernet("s3", "skip", channels=2, layers=4)
     weights, graphs = mixing_weights_of(supernet), Graphs(8)
-    for epoch in range(4):
+    for epoch in range(3):
         batch = Batch(torch.randn(8, 3, 8, 8), torch.arange(8), epoch)
         now = {"drop_path_prob": 0.1 * epoch, "skip_beta": 1 - 0.2 * epoch}
         captured = list(passes(CapturedObjective(supernet, **now, graphs=graphs), weights, batch))

@@ -1,6 +1,8 @@
 """The fast ways compute what the plain ones do."""
 
+import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,17 +19,18 @@ from kernels import average_pool, batch_norm, grouped_conv2d
 from mixed_operations import MixedEdges
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
+from nasbench201.search201 import Search201
 from operations import drop_path
 from search.bilevel import Search, schedule
 from search.settings import method_settings
 from spaces import SPACES
 from tests.helpers import (
-    METHODS,
     assert_gradients_of,
     assert_single_precision_gradients_of,
     batch_and_weights,
     in_plain_order,
     relative_error,
+    settings_of_201,
     weights_after_an_epoch,
 )
 from utils import StepProgress
@@ -35,6 +38,8 @@ from utils import StepProgress
 DOUBLE = torch.float64
 #: edges computed one after another, or side by side
 WAYS = [False, True]
+#: the operations of S2 are those of S3 without `none`, and those of S5 almost those of S1
+SPACES_BY_TIER = [pytest.param(space, marks=pytest.mark.slow if space in ("s2", "s5") else ()) for space in SPACES]
 
 
 def twins(space, auxiliary_skip, together, dtype=DOUBLE, device="cpu", channels=4, layers=5):
@@ -53,19 +58,22 @@ def twins(space, auxiliary_skip, together, dtype=DOUBLE, device="cpu", channels=
 
 
 @pytest.mark.parametrize("together", WAYS)
-@pytest.mark.parametrize("auxiliary_skip", ["none", "skip", "conv1"])
-@pytest.mark.parametrize("space", list(SPACES))
+@pytest.mark.parametrize(
+    ("space", "auxiliary_skip"),
+    # The auxiliary skip knows nothing of the other operations, and NAS-Bench-201 has no edges of stride 2.
+    [*((space, "skip") for space in SPACES), ("s3", "none"), ("s2", "conv1"), ("nasbench201", "conv1")],
+)
 def test_every_gradient_is_that_of_the_plain_supernet(space, auxiliary_skip, together, same_noise):
-    supernet, plain = twins(space, auxiliary_skip, together)
+    supernet, plain = twins(space, auxiliary_skip, together, layers=4)
     batch, weights = batch_and_weights(supernet)
     assert_gradients_of(supernet, plain, batch, weights)
 
 
 @pytest.mark.parametrize("together", WAYS)
-@pytest.mark.parametrize("space", list(SPACES))
+@pytest.mark.parametrize("space", SPACES_BY_TIER)
 def test_second_derivatives_are_those_of_the_plain_supernet(space, together, same_noise):
-    supernet, plain = twins(space, "none", together)
-    batch, weights = batch_and_weights(supernet)
+    supernet, plain = twins(space, "none", together, layers=4)
+    batch, weights = batch_and_weights(supernet, images=4, pixels=8)
     for ways in ({"derivatives": "exact"}, {"derivatives": "difference", "epsilon_0": 1e-3}):
         fast, slow = (
             regularized_gradient(Objective(network), weights, batch, "corr", **ways) for network in (supernet, plain)
@@ -77,7 +85,7 @@ def test_second_derivatives_are_those_of_the_plain_supernet(space, together, sam
 @pytest.mark.parametrize("derivatives", ["difference", "exact"])
 @pytest.mark.parametrize("method", ["first", "unrolled", "implicit"])
 def test_the_architecture_gradient_of_every_kind_is_that_of_the_plain_supernet(method, derivatives):
-    supernet, plain = twins("s5", "skip", False, layers=4)
+    supernet, plain = twins("s2", "skip", False, layers=3)
     batch, weights = batch_and_weights(supernet)
     valid, _ = batch_and_weights(supernet, images=5)
     totals = []
@@ -97,19 +105,25 @@ def test_the_architecture_gradient_of_every_kind_is_that_of_the_plain_supernet(m
 
 
 @pytest.mark.parametrize("together", WAYS)
-@pytest.mark.parametrize("space", list(SPACES))
+@pytest.mark.parametrize("space", SPACES_BY_TIER)
 def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, together, same_noise, monkeypatch):
-    supernet, plain = twins(space, "none", together, torch.float32, channels=8)
-    batch, weights = batch_and_weights(supernet, torch.float32, images=32, pixels=16)
+    supernet, plain = twins(space, "none", together, torch.float32, channels=8, layers=4)
+    batch, weights = batch_and_weights(supernet, torch.float32, images=16, pixels=16)
     ours = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
     assert_single_precision_gradients_of(supernet, plain, ours, batch, weights, monkeypatch)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("darts-2nd", "lambda-darts", "darts-minus", "fair-darts", "idarts"),
+        *(pytest.param(method, marks=pytest.mark.slow) for method in ("darts", "lambda-darts-exact")),
+    ],
+)
 def test_three_steps_of_a_search_are_those_of_the_plain_supernet(method):
     """A search in float64, and the same with the plain supernet in its place."""
     settings = method_settings(
-        method, space="s5", layers=4, init_channels=2, batch_size=8, precision="64-true", device="cpu", epochs=2
+        method, space="s2", layers=4, init_channels=2, batch_size=8, precision="64-true", device="cpu", epochs=2
     )
     torch.manual_seed(0)
     images = data.ImageSet(torch.randint(0, 256, (48, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (48,)))
@@ -139,8 +153,8 @@ def test_drop_path_acts_on_every_operation_but_identities(monkeypatch):
     for space in ("s1", "s5", "nasbench201"):
         logits = []
         for together in WAYS:
-            supernet, plain = twins(space, "skip", together)
-            batch, weights = batch_and_weights(supernet)
+            supernet, plain = twins(space, "skip", together, layers=3)
+            batch, weights = batch_and_weights(supernet, pixels=8)
             logits.append(supernet(batch.images, weights, 0.5, 0.3))
             torch.testing.assert_close(logits[-1], plain(batch.images, weights, 0.5, 0.3), rtol=1e-9, atol=1e-9)
         assert not torch.allclose(logits[0], supernet(batch.images, weights, 0.0, 0.3))
@@ -218,33 +232,59 @@ def test_batch_norm_and_its_second_derivatives_are_the_librarys(affine):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-3)
 
 
+def noise_images():
+    """A data set of random images, which are one step an epoch."""
+    torch.manual_seed(0)
+    images = data.ImageSet(torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (24,)))
+    return data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
+
+
 def small_search(**changes):
     """A search on a few images."""
     settings = method_settings(
         "lambda-darts", space="s2", layers=4, init_channels=2, batch_size=8, device="cpu", epochs=2, **changes
     )
-    torch.manual_seed(0)
-    images = data.ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
-    dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
-    return Search(settings, dataset, torch.device("cpu"))
+    return Search(settings, noise_images(), torch.device("cpu"))
 
 
-@pytest.mark.skipif(
+needs_compiler = pytest.mark.skipif(
     torch.__version__.startswith("2.10."), reason="torch 2.10 cannot compile cells; it says so, and goes on"
 )
-@pytest.mark.parametrize("derivatives", ["difference", "exact"])
-def test_compiled_cells_search_alike(derivatives, monkeypatch):
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_cells_search_alike(monkeypatch):
     """Traced and differentiated ahead of time; the last step, code for the machine, is left out here."""
     monkeypatch.setattr(utils, "COMPILER", "aot_eager")
-    changes = {"derivatives": derivatives, "epsilon_0": 1e-2}
-    plain = small_search(**changes)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="--compile")
-        compiled = small_search(**changes, compile=True)
-    assert compiled.compiled
-    assert relative_error(weights_after_an_epoch(compiled), weights_after_an_epoch(plain)) < 1e-4
+    for derivatives in ("difference", "exact"):
+        settings = settings_of_201("lambda-darts", batch_size=8, derivatives=derivatives, epsilon_0=1e-2)
+        plain = Search201(settings, noise_images(), torch.device("cpu"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="--compile")
+            compiled = Search201(replace(settings, compile=True), noise_images(), torch.device("cpu"))
+        assert compiled.compiled
+        assert relative_error(weights_after_an_epoch(compiled), weights_after_an_epoch(plain)) < 1e-4
 
 
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_compiled_edge_of_every_operation_computes_alike(stride):
+    torch.manual_seed(0)
+    eager = MixedEdges([(0, 1)], [SPACES["s5"].cells["normal"][0]], 4, [stride], "skip")
+    compiled = copy.deepcopy(eager)
+    compiled.compile(backend="aot_eager")
+    results = []
+    for edge in (eager, compiled):
+        torch.manual_seed(1)
+        x, weights = torch.randn(6, 4, 8, 8), torch.rand(1, 7, requires_grad=True)
+        _, y = edge([x.contiguous(memory_format=torch.channels_last)], weights, 0.0, 0.5)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [weights, *edge.parameters()])])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow  # for torch.compile alone takes seconds to import
 def test_a_failing_compiler_is_warned_of_once_and_the_search_goes_on(monkeypatch):
     def broken(*_):
         raise RuntimeError("no compiler here")

@@ -39,8 +39,7 @@ def no_figures():
 
     For a whole file, so that its module fixtures draw nothing either: `pytestmark = pytest.mark.usefixtures(...)`.
     """
-    drawing = ("analysis.card.draw_genotype", "analysis.card.plot_retraining", "search.loop.draw_genotype")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in (*drawing, "search.loop.plot_search"):
-            patch.setattr(name, lambda *_: None)
+    from tests.helpers import without_figures
+
+    with without_figures():
         yield

@@ -1,23 +1,40 @@
-"""Kills at random moments, then --resume: the end is that of the uninterrupted run, for every kind of run."""
+"""Kills, then --resume: the end is that of the uninterrupted run. Once for each mechanism that keeps a state."""
 
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from scripts.torture import KINDS, differences, torture
 from search.settings import load_settings
-from tests.helpers import ROOT, assert_same_run, run_search, write_folder
+from tests.helpers import assert_same_run, last_checkpoint, run_search, start, until, without_figures, write_folder
+
+#: a first-order search with its regularizer, a second-order one, seeds in turn, and a retraining's Trainer
+MECHANISMS = ("lambda-darts", "darts-2nd", "nasbench201", "retraining")
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "table"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MECHANISMS)
 def test_runs_that_are_killed_end_like_one_that_was_not(tmp_path, name):
-    """Two kills each; scripts/torture.sh does so as long as one likes, and tests/test_reproduce.py to a table."""
+    """Two kills each; scripts/torture.sh does so to all kinds of runs, as long as one likes."""
     figures = torture(name, 2, tmp_path, random.Random(list(KINDS).index(name)))
     assert figures.faults == [] and figures.kills.total() == 2 and figures.files > 5
+
+
+def test_a_killed_search_ends_like_one_that_was_not(tmp_path):
+    run = tmp_path / "run"
+    flags = "--dataset digits --space s2 --layers 4 --init_channels 2 --images 64 --batch_size 30 --device cpu"
+    command = ("search/train_search.py", *flags.split(), "--method", "lambda-darts", "--epochs", 5, "--save", run)
+    with start(*command) as process:
+        until(lambda: last_checkpoint(run).exists(), process)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (run / "genotype.json").exists()
+    with without_figures():
+        run_search(load_settings(run), run, resumed=True)
+        undisturbed = run_search(load_settings(run), tmp_path / "undisturbed")
+    assert_same_run(undisturbed, run)
 
 
 def test_the_drill_tells_runs_apart_by_all_but_their_places(tmp_path):
@@ -29,6 +46,7 @@ def test_the_drill_tells_runs_apart_by_all_but_their_places(tmp_path):
     assert ["config.yaml differs" in line for line in differences(tmp_path / "a", tmp_path / "c")] == [True]
 
 
+@pytest.mark.slow
 def test_a_selection_killed_between_and_in_its_fine_tunings_ends_like_one_that_was_not(tmp_path):
     moments = random.Random(17)
     root, run = write_folder(tmp_path / "data", per_class=24, size=(4, 4)), tmp_path / "run"
@@ -38,12 +56,7 @@ def test_a_selection_killed_between_and_in_its_fine_tunings_ends_like_one_that_w
     ).split()
     checkpoints, done = run / "perturbation/checkpoints", ""
     for _ in range(2):
-        with subprocess.Popen(
-            [sys.executable, "search/train_search.py", *command],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
+        with start("search/train_search.py", *command) as process:
             # Until it has got on by a stage, and a while into one of the next: a selection takes about ten seconds.
             while process.poll() is None and max((p.name for p in checkpoints.glob("epoch_*")), default="") <= done:
                 time.sleep(0.01)
@@ -53,8 +66,9 @@ def test_a_selection_killed_between_and_in_its_fine_tunings_ends_like_one_that_w
         done = max(path.name for path in checkpoints.glob("epoch_*"))
         command = ["--resume", str(run)]
     assert not (run / "genotype.json").exists()
-    run_search(load_settings(run), run, resumed=True)
-    undisturbed = run_search(load_settings(run), tmp_path / "undisturbed")
+    with without_figures():
+        run_search(load_settings(run), run, resumed=True)
+        undisturbed = run_search(load_settings(run), tmp_path / "undisturbed")
     assert_same_run(undisturbed, run)
     scores = [(folder / "perturbation/scores.csv").read_text() for folder in (undisturbed, run)]
     assert scores[0] == scores[1]

@@ -9,7 +9,8 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,18 +32,34 @@ from tests.helpers import (
     last_checkpoint,
     retrain,
     run_search,
-    script,
+    script_in_process,
     settings_of,
-    start,
-    until,
+    without_figures,
 )
 from utils import Board
 
-TINY = replace(SMALL, init_channels=2, reg="none", epochs=2)
+#: a step an epoch, of few images
+TINY = replace(SMALL, init_channels=2, reg="none", epochs=2, images=64, batch_size=30)
+TINY_RETRAINING = replace(RETRAINING, epochs=2, images=100, batch_size=40)
 SEARCH = "search/train_search.py"
-FLAGS = (
-    "--dataset digits --space s2 --layers 4 --init_channels 2 --batch_size 64 --epochs 30 --device cpu --method darts"
-)
+#: script and flags
+COMMANDS = {
+    "search": (
+        SEARCH,
+        "--dataset digits --space s2 --layers 4 --init_channels 2 --images 64 --batch_size 30 --epochs 3 --device cpu"
+        " --method darts",
+    ),
+    "retraining": (
+        "train/train.py",
+        "--arch DARTS_V2 --dataset digits --layers 3 --init_channels 4 --images 500 --epochs 2 --device cpu",
+    ),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_figures():
+    with without_figures():
+        yield
 
 
 class Killed(BaseException):
@@ -59,7 +76,7 @@ def die() -> None:
         # config.yaml, the checkpoint, metrics.csv, genotypes.jsonl, alphas.npz and genotype.json at least
         (run_search, replace(TINY, epochs=1), 6),
         # config.yaml, genotype.json, two checkpoints, metrics.csv, result.json and model_card.md at least
-        (retrain, replace(RETRAINING, epochs=1), 7),
+        pytest.param(retrain, replace(TINY_RETRAINING, epochs=1), 7, marks=pytest.mark.slow),
     ],
     ids=["search", "retraining"],
 )
@@ -130,8 +147,7 @@ def whole(request, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / request.param
     if request.param == "search":
         return run_search(TINY, run), lambda run, resumed: run_search(TINY, run, resumed)
-    settings = replace(RETRAINING, epochs=2)
-    return retrain(settings, run), lambda run, resumed: retrain(settings, run, resumed)
+    return retrain(TINY_RETRAINING, run), lambda run, resumed: retrain(TINY_RETRAINING, run, resumed)
 
 
 def unfinished(whole: Path, run: Path) -> Path:
@@ -188,28 +204,39 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.parametrize(
-    ("command", "flags"),
-    [
-        (SEARCH, FLAGS.replace("--epochs 30", "--epochs 4")),
-        ("train/train.py", "--arch DARTS_V2 --dataset digits --layers 3 --init_channels 4 --epochs 2 --device cpu"),
-    ],
-    ids=["search", "retraining"],
-)
-def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_when_there_is_room(tmp_path, disk, command, flags):
+@contextmanager
+def after_its_first_checkpoint(act: Callable[[], object]) -> Iterator[None]:
+    """Have something happen to a run of this process when its first checkpoint is whole."""
+    save, saved = Checkpoints.save, []
+
+    def save_and_act(checkpoints: Checkpoints, number: int, *content: object) -> None:
+        save(checkpoints, number, *content)
+        if not saved:
+            saved.append(number)
+            act()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_act)
+        yield
+    assert saved
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_when_there_is_room(tmp_path, disk, kind):
     run, ballast = disk / "run", disk / "ballast"
+    command, flags = COMMANDS[kind]
     undisturbed = tmp_path / "undisturbed"
-    assert script(command, *flags.split(), "--save", undisturbed).returncode == 0
-    with start(command, *flags.split(), "--save", run) as process:
-        until(lambda: last_checkpoint(run).exists(), process)
+    assert script_in_process(command, *flags.split(), "--save", undisturbed).returncode == 0
+
+    def fill() -> None:
         with pytest.raises(OSError, match="No space"):
             ballast.write_bytes(b"\0" * 2**22)
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2, errors
-    assert len(errors.splitlines()) == 1
-    assert str(disk) in errors and "No space left" in errors and f"python {command} --resume {run}" in errors
+
+    with after_its_first_checkpoint(fill):
+        result = script_in_process(command, *flags.split(), "--save", run)
+    assert_refused(result, str(disk), "No space left", f"python {command} --resume {run}")
     ballast.unlink()
-    resumed = script(command, "--resume", run)
+    resumed = script_in_process(command, "--resume", run)
     assert resumed.returncode == 0, resumed.stderr
     assert list(differences(undisturbed, run)) == []
 
@@ -219,24 +246,20 @@ def test_a_folder_that_may_only_be_read_is_named_and_nothing_changes(disk):
     run_search(replace(TINY, epochs=1), run)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    assert_refused(script(SEARCH, "--resume", run), "--resume", "Read-only")
-    assert_refused(script(SEARCH, *FLAGS.split(), "--save", disk / "new"), "--save", "Read-only")
+    assert_refused(script_in_process(SEARCH, "--resume", run), "--resume", "Read-only")
+    flags = COMMANDS["search"][1].split()
+    assert_refused(script_in_process(SEARCH, *flags, "--save", disk / "new"), "--save", "Read-only")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    ("command", "flags"),
-    [(SEARCH, FLAGS), ("train/train.py", "--arch DARTS_V2 --dataset digits --layers 3 --init_channels 2 --device cpu")],
-    ids=["search", "retraining"],
-)
-def test_a_folder_that_is_removed_under_a_run_is_named_and_not_made_again(tmp_path, command, flags):
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_folder_that_is_removed_under_a_run_is_named_and_not_made_again(tmp_path, kind):
     run = tmp_path / "run"
-    with start(command, *flags.split(), "--save", run) as process:
-        until(lambda: last_checkpoint(run).exists(), process)
-        run.rename(tmp_path / "moved")
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert errors.splitlines() == [
+    command, flags = COMMANDS[kind]
+    with after_its_first_checkpoint(lambda: run.rename(tmp_path / "moved")):
+        result = script_in_process(command, *flags.split(), "--save", run)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
         f"{Path(command).name}: error: {run} is gone or moved; expected it to stay while the run goes on"
     ]
     assert not run.exists()
@@ -286,28 +309,23 @@ def test_a_run_does_not_go_on_with_images_that_are_others_now(tmp_path, kind):
     assert list(differences(tmp_path / "whole", run)) == []
 
 
-def test_a_clock_that_is_set_back_changes_nothing(tmp_path):
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
     """The clock goes back by an hour at every look."""
-    settings = replace(TINY, epochs=1)
-    undisturbed, run = run_search(settings, tmp_path / "undisturbed"), tmp_path / "run"
-    config = (undisturbed / "config.yaml").read_text().replace("epochs: 1\n", "epochs: 3\n")
-    code = (
-        "import itertools, runpy, sys, time\n"
-        "now = time.time(); hours = itertools.count()\n"
-        "time.time = lambda: now - 3600 * next(hours)\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    (tmp_path / "three.yaml").write_text(config)
-    begun = script("-c", code, SEARCH, "--config", tmp_path / "three.yaml", "--save", run)
-    assert begun.returncode == 0, begun.stderr
-    straight = run_search(replace(settings, epochs=3), tmp_path / "straight")
+    settings = replace(TINY, epochs=3)
+    straight, run = run_search(settings, tmp_path / "straight"), tmp_path / "run"
+    now, hours = time.time(), itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now - 3600 * next(hours))
+        run_search(settings, run)
     assert list(differences(straight, run)) == []
     kept = Checkpoints(run / "checkpoints")
     kept.path(3).unlink()
     os.utime(kept.path(2), (0, 0))  # the newest by its number, whatever its time
     (run / "genotype.json").unlink()
-    assert script("-c", code, SEARCH, "--resume", run).returncode == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now - 3600 * next(hours))
+        run_search(settings, run, resumed=True)
+    assert next(hours) > 10
     assert list(differences(straight, run)) == []
 
 

@@ -7,7 +7,7 @@ import shlex
 import numpy as np
 
 from regularizers import REGULARIZERS
-from tests.helpers import ROOT, script_in_process
+from tests.helpers import ROOT, script_in_process, without_figures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -19,8 +19,11 @@ def test_the_regularizer_of_the_readme_is_searched_with(tmp_path, monkeypatch):
     program = tmp_path / "balance.py"
     program.write_text(f"{example}\nfrom search.train_search import main\n\nmain()\n")
     run = tmp_path / "run"
-    arguments = "--dataset digits --space s2 --layers 4 --init_channels 2 --batch_size 256 --epochs 2 --reg balance"
-    result = script_in_process(program, *arguments.split(), "--derivatives", "exact", "--save", run)
+    flags = (
+        "--dataset digits --images 64 --space s2 --layers 4 --init_channels 2 --batch_size 30 --epochs 2 --device cpu"
+    )
+    with without_figures():
+        result = script_in_process(program, *flags.split(), "--reg", "balance", "--derivatives", "exact", "--save", run)
     assert result.returncode == 0, result.stderr
     rows = np.genfromtxt(run / "metrics.csv", delimiter=",", names=True)
     assert rows["regularizer_gradient_norm"][1] > 0

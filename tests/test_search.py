@@ -27,6 +27,8 @@ from tests.helpers import (
 )
 from utils import Averages
 
+#: two steps an epoch, of few images
+FEW = replace(SMALL, images=100, batch_size=25)
 #: for what a single step shows
 STEP = replace(SMALL, precision="64-true", init_channels=2, batch_size=32)
 
@@ -37,7 +39,7 @@ def start(settings=SMALL):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return run_search(SMALL, tmp_path_factory.mktemp("runs") / "finished")
+    return run_search(FEW, tmp_path_factory.mktemp("runs") / "finished")
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def test_entropy_of_gates_is_that_of_their_independent_choices():
 
 
 def test_lambda_zero_is_plain_darts_bit_for_bit(tmp_path, no_figures):
-    settings = replace(SMALL, epochs=2, init_channels=2)
+    settings = replace(FEW, epochs=2, init_channels=2)
     a = run_search(replace(settings, reg="corr", lambda_=0.0), tmp_path / "a")
     b = run_search(replace(settings, reg="none"), tmp_path / "b")
     assert_same_run(a, b)
@@ -199,16 +201,18 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(
 
             patch.setattr(Search, "write_logs", stop)
         with pytest.raises(KeyboardInterrupt, match="--resume"):
-            run_search(SMALL, run)
+            run_search(FEW, run)
     assert not (run / "genotype.json").exists()
-    run_search(SMALL, run, resumed=True)
+    run_search(FEW, run, resumed=True)
     assert_same_run(finished, run)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_search_and_resume_goes_on_from_the_command_line(tmp_path, monkeypatch, no_figures, how):
     run = tmp_path / "run"
-    flags = "--dataset digits --space s2 --layers 4 --init_channels 2 --batch_size 256 --epochs 3 --device cpu"
+    flags = (
+        "--dataset digits --space s2 --layers 4 --init_channels 2 --images 100 --batch_size 25 --epochs 3 --device cpu"
+    )
     step = Search.weight_step
 
     def stop(state, *arguments):
@@ -231,18 +235,23 @@ def test_a_signal_stops_a_search_and_resume_goes_on_from_the_command_line(tmp_pa
 
 @pytest.mark.parametrize("space", ["s1", "s3", "s4", pytest.param("s5", marks=pytest.mark.slow)])
 def test_every_space_is_searched(tmp_path, no_figures, space):
-    settings = replace(SMALL, space=space, epochs=1, init_channels=2, reg="signcorr", cutout=True, cutout_length=2)
+    settings = replace(FEW, space=space, epochs=1, init_channels=2, reg="signcorr", cutout=True, cutout_length=2)
     run = run_search(replace(settings, drop_path_prob=0.2, derivatives="difference"), tmp_path / "run")
     assert math.isfinite(float(metrics(run)[0]["regularizer_gradient_norm"]))
     load_genotype(str(run))
 
 
 @pytest.mark.parametrize(
-    "changes", [{"reg": "noise"}, {"hypergradient": "unrolled", "reg": "none"}, {"precision": "bf16-mixed"}]
+    "changes",
+    [
+        {"reg": "noise"},
+        pytest.param({"hypergradient": "unrolled", "reg": "none"}, marks=pytest.mark.slow),
+        {"precision": "bf16-mixed"},
+    ],
 )
 def test_the_other_switches_run_to_the_end(tmp_path, no_figures, changes):
     comparing = "precision" not in changes  # differences are refused in low precision
-    settings = replace(SMALL, epochs=2, init_channels=2, compare_derivatives=comparing, **changes)
+    settings = replace(FEW, epochs=2, init_channels=2, compare_derivatives=comparing, **changes)
     run = run_search(settings, tmp_path / "run")
     if comparing:
         assert abs(float(metrics(run)[0]["derivative_cosine"])) <= 1

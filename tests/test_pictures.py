@@ -13,7 +13,7 @@ from analysis.curves import load_course, plot_search, search_figure
 from analysis.draw import COLORS, cell_graph, color
 from genotypes import CELLS, PRIMITIVES
 from spaces import SPACES
-from tests.helpers import called, script
+from tests.helpers import script, script_in_process
 
 PICTURES = [f"{kind}.{suffix}" for kind in ("normal", "reduce") for suffix in ("gv", "png", "svg")]
 STATES = {"c_{k-2}": 0, "c_{k-1}": 1, **{str(node - 2): node for node in range(2, 7)}}
@@ -89,7 +89,7 @@ def test_without_a_dot_that_works_matplotlib_draws_and_one_line_says_how_to_get_
         (path / "dot").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
         (path / "dot").chmod(0o755)
     monkeypatch.setenv("PATH", str(path))
-    result = called("analysis/draw.py", "FairDARTS_a", "--out", out)
+    result = script_in_process("analysis/draw.py", "FairDARTS_a", "--out", out)
     assert result.returncode == 0
     assert len(result.stderr.splitlines()) == 1 and "apt-get install graphviz" in result.stderr
     assert f"`dot` fails ({said})" in result.stderr if said else "no `dot` on PATH" in result.stderr

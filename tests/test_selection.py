@@ -1,27 +1,45 @@
 """Another cell of a search that has been: search/select.py."""
 
-import runpy
-from dataclasses import replace
+import io
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
 
 import pytest
+import yaml
 
 import search.loop
+from analysis.draw import draw_genotype
 from cli import InputError
 from genotypes import load_genotype
+from search.bilevel import Search
 from search.perturbation import Perturbation
-from tests.helpers import ROOT, assert_refused, few_images, interrupt, run_search, script, settings_of
+from tests.helpers import assert_refused, few_images, interrupt, run_search, run_select, script, settings_of
 
-SELECT = "search/select.py"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return run_search(settings_of("darts"), tmp_path_factory.mktemp("selection") / "run")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
-def gates(tmp_path_factory):
-    return run_search(settings_of("fair-darts"), tmp_path_factory.mktemp("selection") / "gates")
+def images(tmp_path_factory):
+    """Settings of a search on few images: one step an epoch."""
+    return {
+        **few_images(tmp_path_factory.mktemp("images") / "data"),
+        "batch_size": 24,
+        "finetune_epochs": 0,
+        "layers": 3,
+    }
+
+
+@pytest.fixture(scope="module")
+def gates(images, tmp_path_factory):
+    """A finished FairDARTS search, whose gates are all about 1/2."""
+    return run_search(settings_of("fair-darts", **images), tmp_path_factory.mktemp("gates") / "run")
+
+
+@pytest.fixture(scope="module")
+def tiny(images, tmp_path_factory):
+    """A finished DARTS search, and its settings with the perturbation rule."""
+    settings = settings_of("darts", **images)
+    return run_search(settings, tmp_path_factory.mktemp("tiny") / "run"), replace(settings, selection="perturbation")
 
 
 def contents(run):
@@ -33,20 +51,30 @@ def contents(run):
     }
 
 
-def test_the_run_s_own_rule_gives_its_own_cell_and_leaves_the_run_as_it_was(finished):
-    before = contents(finished)
-    result = script(SELECT, finished)
-    assert result.returncode == 0, result.stderr
-    folder = finished / "selections/argmax"
-    assert load_genotype(str(folder)) == load_genotype(str(finished))
+def test_the_run_s_own_rule_gives_its_own_cell_and_leaves_the_run_as_it_was(tiny, monkeypatch):
+    run, _ = tiny
+    before = contents(run)
+    monkeypatch.setattr(search.loop, "draw_genotype", draw_genotype)
+    run_select(run)
+    folder = run / "selections/argmax"
+    assert load_genotype(str(folder)) == load_genotype(str(run))
     assert (folder / "cells/normal.png").stat().st_size > 100
-    assert contents(finished) == before
-    assert_refused(script(SELECT, finished), "--save", str(folder), "holds a cell already")
+    assert contents(run) == before
+    with pytest.raises(InputError, match=f"--save: {folder} holds a cell already"):
+        run_select(run)
+
+
+@pytest.mark.slow
+def test_the_command_line_selects_and_refuses_a_folder_with_a_cell(tiny, tmp_path):
+    command = ("search/select.py", tiny[0], "--save", tmp_path / "cell")
+    result = script(*command)
+    assert result.returncode == 0, result.stderr
+    assert load_genotype(str(tmp_path / "cell")) == load_genotype(str(tiny[0]))
+    assert_refused(script(*command), "--save", str(tmp_path / "cell"), "holds a cell already")
 
 
 def test_a_threshold_keeps_the_gates_over_it_in_fair_darts_form(gates, tmp_path):
-    result = script(SELECT, gates, "--selection", "threshold_edge", "--threshold", 0.4, "--save", tmp_path / "cell")
-    assert result.returncode == 0, result.stderr
+    run_select(gates, "--selection", "threshold_edge", "--threshold", 0.4, "--save", tmp_path / "cell")
     genotype = load_genotype(str(tmp_path / "cell"))
     assert genotype.sums_nodes("normal") and all(len(edge) == 3 for edge in genotype.normal)
     sparse = load_genotype(str(gates))
@@ -54,15 +82,14 @@ def test_a_threshold_keeps_the_gates_over_it_in_fair_darts_form(gates, tmp_path)
 
 
 def test_a_threshold_that_leaves_no_cell_is_named_with_the_largest_gate(gates):
-    result = script(SELECT, gates, "--threshold", 0.9999)
-    assert_refused(result, "--threshold: 0.9999", "largest gate")
+    with pytest.raises(InputError, match=r"--threshold: 0.9999 .* largest gate"):
+        run_select(gates, "--threshold", 0.9999)
     assert not (gates / "selections/threshold_sparse-0.9999").exists()
 
 
-def test_an_interrupted_search_gives_a_cell_by_perturbation_which_resumes(tmp_path, monkeypatch, capsys):
-    from search.bilevel import Search
-
-    settings = settings_of("darts", batch_size=718, epochs=3)  # one step an epoch
+@pytest.mark.slow
+def test_an_interrupted_search_gives_a_cell_by_perturbation_which_resumes(images, tmp_path, monkeypatch, capsys):
+    settings = settings_of("darts", **{**images, "epochs": 3})
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt(patch, Search, "weight_step", 2)
@@ -86,59 +113,60 @@ def test_an_interrupted_search_gives_a_cell_by_perturbation_which_resumes(tmp_pa
     assert len(lines) == 1 + 2 * (14 * 2 + 3 + 7 + 12)
 
 
-def select(monkeypatch, *arguments):
-    """search/select.py in this process."""
-    monkeypatch.setattr("sys.argv", ["search/select.py", *map(str, arguments), "--device", "cpu"])
-    runpy.run_path(str(ROOT / "search/select.py/__main__.py"), run_name="select")["main"]()
+FLAGS = ("--selection", "perturbation", "--finetune_epochs", 0)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A finished DARTS search on few images, and its settings with the perturbation rule."""
-    folder = tmp_path_factory.mktemp("tiny")
-    settings = settings_of("darts", **few_images(folder / "data"), finetune_epochs=0)
-    return run_search(settings, folder / "run"), replace(settings, selection="perturbation")
-
-
-def test_perturbation_leaves_the_run_as_it_was_and_prints_a_line_a_decision(tiny, monkeypatch, capsys):
+def perturbed(tiny):
+    """A finished selection by perturbation: its folder, its output, and the files of the run before it."""
     run, _ = tiny
     before = contents(run)
-    select(monkeypatch, run, "--selection", "perturbation", "--finetune_epochs", 0)
+    with redirect_stdout(io.StringIO()) as output:
+        run_select(run, *FLAGS)
+    return run / "selections/perturbation", output.getvalue(), before
+
+
+def test_perturbation_leaves_the_run_as_it_was_and_prints_a_line_a_decision(tiny, perturbed):
+    run, _ = tiny
+    folder, output, before = perturbed
     assert contents(run) == before
-    lines = capsys.readouterr().out.splitlines()
-    decisions = [line.split()[1] for line in lines if line.startswith("decision ")]
+    decisions = [line.split()[1] for line in output.splitlines() if line.startswith("decision ")]
     assert decisions == [f"{number}/17" for number in range(1, 18)]
-    genotype = load_genotype(str(run / "selections/perturbation"))
+    genotype = load_genotype(str(folder))
     assert len(genotype.normal) == len(genotype.reduce) == 8
-    rows = (run / "selections/perturbation/scores.csv").read_text().splitlines()[1:]
+    rows = (folder / "scores.csv").read_text().splitlines()[1:]
     edges = {tuple(row.split(",")[1:4]) for row in rows}
     assert len(edges) == 2 * 14
     with pytest.raises(InputError, match="holds a cell already"):
-        select(monkeypatch, run, "--selection", "perturbation", "--finetune_epochs", 0)
+        run_select(run, *FLAGS)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--selection", "perturbation"),
-        (),
-    ],
-)
-def test_the_same_command_goes_on_with_a_stopped_selection(tmp_path, monkeypatch, flags):
-    settings = settings_of("darts-pt", **few_images(tmp_path / "data"), finetune_epochs=0)
-    run = run_search(settings, tmp_path / "run")
+def stop_and_go_on(monkeypatch, selection, *arguments):
+    """Stop a selection after two decisions, and go on with it by the same command."""
     with monkeypatch.context() as patch:
         interrupt(patch, Perturbation, "evaluate", 9)
         with pytest.raises(KeyboardInterrupt, match="after 2 of 17 stages of the selection; the same command"):
-            select(monkeypatch, run, *flags)
-    selection = run / "selections/perturbation"
+            run_select(*arguments)
     for left in (".scores.csv.tmp", "checkpoints/.epoch_00003.safetensors.tmp"):  # as SIGKILL within a write would
         (selection / left).write_bytes(b"half")
-    select(monkeypatch, run, *flags)
+    run_select(*arguments)
     assert not list(selection.rglob(".*.tmp"))
+
+
+def test_the_same_command_goes_on_with_a_stopped_selection(tiny, perturbed, tmp_path, monkeypatch):
+    selection = tmp_path / "selection"
+    stop_and_go_on(monkeypatch, selection, tiny[0], *FLAGS, "--save", selection)
     for name in ("genotype.json", "scores.csv"):
-        own = run / ("perturbation/scores.csv" if name == "scores.csv" else name)
-        assert (selection / name).read_text() == own.read_text()
+        assert (selection / name).read_text() == (perturbed[0] / name).read_text()
+
+
+@pytest.mark.slow
+def test_a_stopped_selection_by_the_run_s_own_rule_finds_the_run_s_own_cell(images, tmp_path, monkeypatch):
+    run = run_search(settings_of("darts-pt", **images), tmp_path / "run")
+    selection = run / "selections/perturbation"
+    stop_and_go_on(monkeypatch, selection, run)
+    assert (selection / "genotype.json").read_text() == (run / "genotype.json").read_text()
+    assert (selection / "scores.csv").read_text() == (run / "perturbation/scores.csv").read_text()
 
 
 def test_a_stopped_selection_of_another_search_is_not_gone_on_with(tiny, tmp_path, monkeypatch):
@@ -153,20 +181,15 @@ def test_a_stopped_selection_of_another_search_is_not_gone_on_with(tiny, tmp_pat
         search.loop.select_again(longer, other, tmp_path / "cell", "")
 
 
-def test_perturbation_does_not_write_among_the_files_of_others(tiny, tmp_path, monkeypatch):
+def test_perturbation_does_not_write_among_the_files_of_others(tiny, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    flags = ("--selection", "perturbation", "--finetune_epochs", 0, "--save", tmp_path)
     with pytest.raises(InputError, match="--save"):
-        select(monkeypatch, tiny[0], *flags)
+        run_select(tiny[0], *FLAGS, "--save", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_run_without_a_checkpoint_is_left_as_it_was(tmp_path, monkeypatch):
-    from dataclasses import asdict
-
-    import yaml
-
+def test_a_run_without_a_checkpoint_is_left_as_it_was(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(settings_of("darts"))))
     with pytest.raises(InputError, match="no checkpoint"):
-        select(monkeypatch, tmp_path)
+        run_select(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

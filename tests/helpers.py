@@ -85,7 +85,8 @@ def settings_put_back() -> Iterator[pytest.MonkeyPatch]:
         os.environ.clear()
         os.environ.update(environment)
         for number, handler in signals.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that Python has not set
+                signal.signal(number, handler)
         for logger, level in loggers.items():
             logger.setLevel(level)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import cli
 import data
-from analysis.curves import plot_search
 from analysis.draw import draw_genotype
 from checkpoints import Checkpoints
 from cli import InputError, blaming, open_folder, saving
@@ -89,6 +88,8 @@ def _search(state: Search, resolved: Resolved, checkpoints: Checkpoints, command
     try:
         with saving(run, goes_on):
             run_epochs(state, run, checkpoints)
+            from analysis.curves import plot_search  # matplotlib, which the first step does not wait for
+
             plot_search(run)
             if settings.selection == "perturbation":
                 genotype = select_by_perturbation(state, settings.finetune_epochs, run / "perturbation", goes_on)

@@ -1,0 +1,39 @@
+"""How runs describe themselves, where parts of the machine are missing."""
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import utils
+
+
+def test_provenance_is_unknown_without_git_and_without_a_package(monkeypatch):
+    def missing(*arguments, **options):
+        raise FileNotFoundError("git")
+
+    def version(package):
+        if package == "torchvision":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    monkeypatch.setattr(utils, "version", version)
+    said = utils.provenance("python x.py", "cpu")
+    assert said["commit"] == "unknown" and said["command"] == "python x.py"
+    assert said["versions"]["torchvision"] == "unknown" and said["versions"]["torch"] == "1.0"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux reports two figures to compare")
+def test_peak_memory_without_proc_is_that_of_the_process(monkeypatch):
+    peak = utils.peak_memory(torch.device("cpu"))
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert utils.peak_memory(torch.device("cpu")) == pytest.approx(peak, rel=0.5)
+
+
+def test_a_device_that_is_none_is_refused():
+    with pytest.raises(utils.InputError, match="--device: 'tpu', expected auto, cpu, cuda, cuda:N or mps"):
+        utils.prepare_device("tpu")
+    assert utils.prepare_device("cpu") == torch.device("cpu")

@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 "$python" -m pip install --quiet --disable-pip-version-check "coverage~=7.17.4"
 "$python" -m coverage erase
 status=0
-"$python" -m coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@" || status=$?
+"$python" -m coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@" || status=$?
 "$python" -m coverage combine --quiet
 "$python" -m coverage report
 for module in *.py; do

@@ -14,7 +14,7 @@ esac
 "$python" -m ruff format --check .
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT
-"$python" -m mypy >"$types" 2>&1 & # beside the tests: it keeps one core busy for a minute
+"$python" -m mypy >"$types" 2>&1 & # beside the tests, because it uses one core only
 status=0
 "$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "${tests[@]}" || status=$?
 wait $! || status=$?

@@ -30,7 +30,8 @@ def test_provenance_is_unknown_without_git_and_without_a_package(monkeypatch):
 def test_peak_memory_without_proc_is_that_of_the_process(monkeypatch):
     peak = utils.peak_memory(torch.device("cpu"))
     monkeypatch.setattr(Path, "exists", lambda path: False)
-    assert utils.peak_memory(torch.device("cpu")) == pytest.approx(peak, rel=0.5)
+    # getrusage starts at the memory of the process that started this one, so it can only be larger.
+    assert peak <= utils.peak_memory(torch.device("cpu")) * 1.01 < 4 * peak
 
 
 def test_a_device_that_is_none_is_refused():

@@ -21,4 +21,4 @@ sed -nE 's/^([a-z0-9_-]+)>=([0-9.]+),.*/\1==\2/p' requirements.txt >"$environmen
 "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" -r requirements.txt
 "$environment/bin/python" --version
 "$environment/bin/python" -m pip freeze --exclude-editable
-"$environment/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
+"$environment/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

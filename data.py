@@ -19,11 +19,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from files import is_utf8
+from files import IMAGE_SUFFIXES, is_picture, is_utf8
 from parsing import read_json
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-#: the same as Pillow names them; some of those it knows it hands to other programs, such as PostScript to Ghostscript
+#: the formats of files.IMAGE_SUFFIXES. Pillow hands some others to other programs, such as PostScript to Ghostscript
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF")
 
 #: channel means and standard deviations the papers normalize with; other data sets use their training images' own
@@ -267,9 +266,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 def pictures(folder: Path) -> list[Path]:
     """The image files in a folder, sorted."""
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    return sorted(path for path in folder.iterdir() if is_picture(path))
 
 
 def read_picture(path: Path, mode: str = "") -> Image.Image:
@@ -474,18 +471,18 @@ def shares(
 
     A step takes the next `batch_size` images of the order, whatever the number of processes; `accumulate` passes make a
     step, each with an equal part of its images, and of those every process takes its part. The last step is smaller,
-    and takes fewer passes where that leaves them whole. If it had fewer images than processes, or a single one, which
-    batch norm cannot normalize, the step before takes these too.
+    and takes fewer passes where that leaves them whole. If it had fewer than two images for each process, which batch
+    norm needs, the step before takes these too.
 
     Weighted means of the losses of a step's passes, added up over its passes, divided by `accumulate` and averaged over
     the processes, are the mean over the step's images: that is what Lightning makes of them.
 
     Args:
         order: of all images, (N,).
-        accumulate: at most `batch_size` // max(`world`, 2).
+        accumulate: at most `batch_size` // (2 * `world`).
         begin: leave out so many passes, which are done already.
     """
-    smallest = max(world, 2)
+    smallest = 2 * world
     steps = list(order.split(batch_size))
     if len(steps) > 1 and len(steps[-1]) < smallest:
         steps[-2:] = [torch.cat(steps[-2:])]

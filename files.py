@@ -13,6 +13,7 @@ from typing import Any
 
 #: file of a folder by which the process that writes there keeps others out
 LOCK = ".lock"
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -50,6 +51,11 @@ def _sync(folder: Path) -> None:
 def is_passing(path: Path) -> bool:
     """Whether a file is a lock, or what an interrupted `write_atomically` left: nothing that anybody misses."""
     return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is an image by its suffix, in lower or upper case, and not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def is_utf8(name: str) -> bool:

@@ -6,12 +6,9 @@ References:
 """
 
 import hashlib
-import io
 import pickle
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -77,61 +74,7 @@ def _read(path: Path, md5: str) -> tuple[np.ndarray, np.ndarray]:
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise ValueError(f"{path} has the md5 sum {found}; expected {md5}, the official file's")
-    batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    pixels, labels = batch["data"].content, np.array(batch["labels"], dtype=np.int64)
+    batch = pickle.loads(content, encoding="latin1")  # safe: the MD5 is the official file's. Python 2 wrote it
+    pixels, labels = batch["data"], np.array(batch["labels"], dtype=np.int64)
     kept = labels <= CLASSES
     return pixels[kept].reshape(-1, 3, 16, 16), labels[kept] - 1
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """`codecs.encode` as Python 3 writes bytes with protocol 2, and no other codec."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it encodes with {encoding!r}; expected 'latin1'")
-    return text.encode("latin1")
-
-
-class Numbers:
-    """In place of `numpy.dtype`, whose own state a pickle may set to anything: numbers of one type."""
-
-    def __init__(self, code: str, align: int = 0, copy: int = 1) -> None:
-        if not re.fullmatch("[iuf][1248]", code):
-            raise pickle.UnpicklingError(f"it has an array of type {code!r}; expected numbers")
-        self.format = f"<{code}"
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, order, *_ = state
-        if order not in ("|", "<"):
-            raise pickle.UnpicklingError(f"it has an array of byte order {order!r}; expected '<'")
-
-
-class _Array:
-    """In place of `numpy.ndarray`: its `content`, once the pickle has set type, shape and numbers."""
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, numbers, by_columns, content = state
-        content = content.encode("latin1") if isinstance(content, str) else content  # Python 2 wrote no bytes
-        self.content = np.frombuffer(content, numbers.format).reshape(shape, order="F" if by_columns else "C")
-
-
-def _reconstruct(subtype: None, shape: tuple[int, ...], code: bytes | str) -> _Array:
-    """NumPy's `_reconstruct`: an array whose type, shape and content the pickle sets afterwards."""
-    return _Array()
-
-
-#: what a pickle of arrays refers to, and what stands for it here: nothing that does more than make an array of numbers
-_GLOBALS: dict[tuple[str, str], Callable[..., Any] | None] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,  # as NumPy 2 names it
-    ("numpy", "ndarray"): None,  # only ever handed to `_reconstruct`
-    ("numpy", "dtype"): Numbers,
-    ("_codecs", "encode"): _latin1,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """A pickle can call whatever it names: here only what arrays, lists and dictionaries need."""
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any] | None:
-        if (module, name) not in _GLOBALS:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no batch of images needs")
-        return _GLOBALS[module, name]

@@ -1,191 +1,96 @@
-"""Sort ILSVRC 2012's raw validation pictures into a folder for each class, and check what is there.
+"""Sort ILSVRC 2012's raw validation pictures into a folder for each class.
 
     python imagenet/prepare.py ILSVRC --ground_truth devkit/data/ILSVRC2012_validation_ground_truth.txt
     python imagenet/prepare.py ILSVRC --ground_truth LOC_val_solution.csv
 
-The ground truth is the development kit's (a number for each picture, in their order; its meta.mat lies beside it, or
---meta names it) or Kaggle's table (a picture and its class in each row). Pictures are moved, one at a time: stopped at
-any point, the same command goes on, and on a sorted folder it only checks.
+You can interrupt the script and run it again: pictures that are already in the folder of their class stay there.
 """
 
-import multiprocessing
-import os
 import re
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import cli
-from cli import InputError, blaming, option
+from cli import blaming
+from files import is_picture
 from imagenet.layout import find_split
 from parsing import open_csv, read_text
 
 PROG = "prepare.py"
-#: of ILSVRC 2012
-CLASSES, TEST_PICTURES, TRAINING_PICTURES = 1000, 50_000, 1_281_167
-
-
-@dataclass
-class PrepareSettings:
-    """validation pictures"""
-
-    ground_truth: str = option(
-        "", "ILSVRC2012_validation_ground_truth.txt of the development kit, or Kaggle's LOC_val_solution.csv"
-    )
-    meta: str = option("", "meta.mat of the development kit; by default the one beside the ground truth")
 
 
 def read_kaggle(path: Path) -> dict[str, str]:
-    """Kaggle's LOC_val_solution.csv: picture (without suffix) -> WordNet ID of its class.
-
-    Raises:
-        ValueError: the file is not of that form.
-        OSError: it cannot be read.
-    """
+    """Read Kaggle's LOC_val_solution.csv: name of each picture, without suffix -> WordNet ID of its class."""
     with open_csv(path) as reader:
-        rows = list(reader)
-    if not rows or rows[0][:2] != ["ImageId", "PredictionString"]:
-        raise ValueError(f"{path} begins with {','.join(rows[0]) if rows else 'nothing'!r}; expected ImageId,...")
-    classes: dict[str, str] = {}
-    for number, row in enumerate(rows[1:], 2):
-        words = row[1].split() if len(row) == 2 else []
-        if not words or not is_wordnet_id(words[0]) or not _is_name(row[0]) or row[0] in classes:
-            raise ValueError(f"{path}, line {number}: {','.join(row)[:60]!r}, expected a new picture and its class")
-        classes[row[0]] = words[0]
-    return classes
+        rows = [(reader.line_num, row) for row in reader if "".join(row).strip()]
+    if not rows or rows[0][1] != ["ImageId", "PredictionString"]:
+        raise ValueError(f"{path}: expected the header ImageId,PredictionString")
+    for line, row in rows[1:]:
+        if len(row) != 2 or not re.match(r"n\d{8}\b", row[1]):
+            raise ValueError(f"{path}, line {line}: {','.join(row)!r}; expected a picture and its WordNet ID")
+    return {picture: prediction.split()[0] for _, (picture, prediction) in rows[1:]}
 
 
 def read_devkit(path: Path, meta: Path) -> dict[str, str]:
-    """The development kit's ground truth: picture (without suffix) -> WordNet ID of its class.
+    """Read the development kit's ground truth: name of each picture, without suffix -> WordNet ID of its class.
 
-    Args:
-        path: a number of a class for each picture, in their order.
-        meta: meta.mat, which says what the numbers of the classes mean.
-
-    Raises:
-        ValueError: a file is not of that form.
-        OSError: it cannot be read.
+    The i-th number in `path` is the class of picture i; `meta`, which is meta.mat, gives each number's WordNet ID.
     """
-    try:
-        # SciPy's reader is C, which a damaged file can crash: in a process of its own.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as reading:
-            names = reading.submit(_read_synsets, meta).result()
-    except Exception as error:  # a damaged file, or one of another program, raises almost any
-        raise ValueError(f"{meta} is not the development kit's meta.mat ({error})") from error
-    strange = next((name for name in names.values() if not is_wordnet_id(name)), None)
-    if strange is not None:
-        raise ValueError(f"{meta} has a class {strange[:60]!r}, expected a WordNet ID such as n01440764")
-    classes = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not re.fullmatch("[0-9]{1,9}", line.strip()) or int(line) not in names:
-            raise ValueError(f"{path}, line {number}: {line[:60]!r}, expected the number of a class of {meta}")
-        classes[f"ILSVRC2012_val_{number:08d}"] = names[int(line)]
-    return classes
-
-
-def _read_synsets(meta: Path) -> dict[int, str]:
-    """The classes of meta.mat: number -> WordNet ID."""
     from scipy.io import loadmat
 
-    synsets = loadmat(meta, squeeze_me=True)["synsets"]
-    return {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-
-
-def _is_name(text: str) -> bool:
-    """Whether a file may be called so, and nothing that leads elsewhere."""
-    return text.isprintable() and Path(text).name == text != ""
-
-
-def is_wordnet_id(text: str) -> bool:
-    """Whether it looks like n01440764."""
-    return re.fullmatch("n[0-9]{8}", text) is not None
+    numbers = read_text(path).split()
+    try:
+        synsets = loadmat(str(meta), squeeze_me=True)["synsets"]
+        wordnet_ids = {str(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
+    except Exception as error:  # SciPy raises many kinds of errors
+        raise ValueError(f"cannot read {meta} ({error}); pass the development kit's meta.mat as --meta") from error
+    for i, number in enumerate(numbers, 1):
+        if number not in wordnet_ids:
+            raise ValueError(f"{path}: class {number!r} of picture {i}; expected a class number of {meta}")
+    return {f"ILSVRC2012_val_{i:08d}": wordnet_ids[number] for i, number in enumerate(numbers, 1)}
 
 
 def sort_pictures(folder: Path, classes: dict[str, str]) -> int:
-    """Move the pictures that lie in `folder` into the folders of their classes; how many were moved.
+    """Move the pictures in `folder` into the folders of their classes, and return how many it moved.
 
     Raises:
-        ValueError: a picture is in no class, is missing, or lies in a wrong place; nothing was moved then.
-        OSError: a file cannot be moved.
+        ValueError: a picture is missing, in the wrong class folder or not in the ground truth. Nothing has been moved.
     """
-    unsorted, there = [], []
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_file():
-            unsorted.append(Path(entry.path))
-        else:
-            there += [Path(file.path) for file in os.scandir(entry.path)]
-    places = {path.stem: path for path in there}
-    strange = sorted(path.name for path in unsorted if path.stem not in classes)
-    if strange:
-        raise ValueError(f"{folder / strange[0]} is not in the ground truth ({len(strange)} such files)")
-    wrong = sorted(stem for stem, path in places.items() if classes.get(stem) != path.parent.name)
-    if wrong:
-        expected = f"expected in {classes[wrong[0]]}" if wrong[0] in classes else "not in the ground truth"
-        raise ValueError(f"{places[wrong[0]]}: {expected} ({len(wrong)} such files)")
-    times = Counter(path.stem for path in unsorted + there)
-    twice = sorted(path for path in unsorted + there if times[path.stem] > 1)
-    if twice:
-        raise ValueError(f"{twice[0]} and {twice[1]}: expected one file of a name")
-    missing = sorted(classes.keys() - {path.stem for path in unsorted} - places.keys())
+    raw = [path for path in folder.iterdir() if is_picture(path)]
+    pictures = raw + [path for path in folder.glob("[!.]*/*") if is_picture(path)]
+    for path in pictures:
+        if path.stem not in classes:
+            raise ValueError(f"{path} is not in the ground truth")
+        if path.parent not in (folder, folder / classes[path.stem]):
+            raise ValueError(f"{path} is in the wrong folder; its class in the ground truth is {classes[path.stem]}")
+    missing = sorted(classes.keys() - {path.stem for path in pictures})
     if missing:
         raise ValueError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(classes)} pictures)")
-    for name in sorted(set(classes.values())):
-        (folder / name).mkdir(exist_ok=True)
-    for path in sorted(unsorted):
-        os.rename(path, folder / classes[path.stem] / path.name)
-    return len(unsorted)
-
-
-def count_pictures(folder: Path) -> Counter[str]:
-    """Class -> number of its files."""
-    return Counter(
-        {entry.name: sum(1 for _ in os.scandir(entry.path)) for entry in os.scandir(folder) if entry.is_dir()}
-    )
+    for path in raw:
+        target = folder / classes[path.stem]
+        target.mkdir(exist_ok=True)
+        path.rename(target / path.name)
+    return len(raw)
 
 
 def main() -> None:
-    parser = cli.parser_for(PrepareSettings, PROG, __doc__.splitlines()[0])
+    parser = cli.Parser(prog=PROG, description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("data", help="ILSVRC's folder (with Data/CLS-LOC/val) or one with val/")
+    truth_help = "ILSVRC2012_validation_ground_truth.txt of the development kit, or Kaggle's LOC_val_solution.csv"
+    parser.add_argument("--ground_truth", required=True, help=truth_help)
+    parser.add_argument("--meta", help="meta.mat of the development kit; by default the one beside the ground truth")
     given = parser.parse_args()
-    if not given.ground_truth:
-        raise InputError("--ground_truth: expected the development kit's or Kaggle's file, none is given")
-
     with blaming("data"):
         folder = find_split(Path(given.data), "val")
     truth = Path(given.ground_truth)
     with blaming("--ground_truth"):
-        if truth.suffix == ".csv":
-            classes = read_kaggle(truth)
-        else:
-            meta = Path(given.meta or truth.with_name("meta.mat"))
-            if not truth.is_file():
-                raise ValueError(f"no file {truth}")
-            if not meta.is_file():
-                raise InputError(f"--meta: no file {meta}; expected the development kit's meta.mat")
-            classes = read_devkit(truth, meta)
+        kaggle = truth.suffix == ".csv"
+        classes = read_kaggle(truth) if kaggle else read_devkit(truth, Path(given.meta or truth.with_name("meta.mat")))
     with blaming("data"):
-        moved = sort_pictures(folder, classes)
-    counts = count_pictures(folder)
-    print(f"{folder}: {moved} pictures moved; {counts.total()} in {len(counts)} classes")
-    whole = len(classes) == TEST_PICTURES
-    if whole and set(counts.values()) != {TEST_PICTURES // CLASSES}:
-        raise InputError(f"data: {folder} has classes without 50 pictures; expected ILSVRC 2012's")
-    if not whole:
-        print(f"ILSVRC 2012 has {TEST_PICTURES} in {CLASSES}: this is another set, or a part of it")
-    try:
-        train = find_split(Path(given.data), "train")
-    except ValueError:
-        print("no training pictures beside it yet")
-        return
-    there = count_pictures(train)
-    differing = sorted(set(there) ^ set(counts))
-    if differing:
-        raise InputError(f"data: {train} and {folder} differ in {len(differing)} classes: {', '.join(differing[:5])}")
-    full = "as in ILSVRC 2012" if there.total() == TRAINING_PICTURES else f"ILSVRC 2012 has {TRAINING_PICTURES}"
-    print(f"{train}: {there.total()} pictures in {len(there)} classes ({full})")
+        print(f"{sort_pictures(folder, classes)} pictures moved")
+    for split, expected in ((folder, "50,000"), (folder.with_name("train"), "1,281,167")):
+        counts = Counter(path.parent.name for path in split.glob("[!.]*/*") if is_picture(path))
+        print(f"{split}: {counts.total()} pictures in {len(counts)} classes (ILSVRC 2012: {expected} in 1,000)")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy._core import multiarray
 
 from files import check_new_file, write_new
 from nasbench201.cells import OPERATIONS, Cell201, make_cell, parse_cell
@@ -26,6 +27,13 @@ _OFFICIAL = {
     "cifar100": "cifar100",
     "imagenet16_120": "ImageNet16-120",
 }
+#: what a pickled number of NumPy refers to; NumPy 2 renamed the module
+_NUMPY: list[Any] = [
+    multiarray.scalar,
+    (multiarray.scalar, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "efd"),  # efd: float16, 32 and 64
+]
 #: cells that the package takes at a time: it copies what it is given
 _CHUNK = 100
 
@@ -263,36 +271,22 @@ def _average(api: Any, index: int, columns: dict[str, np.ndarray], costs: dict[s
             costs[f"{dataset}_params"][index], costs[f"{dataset}_madds"][index] = cost["params"], cost["flops"]
 
 
-def _scalar(numbers: Any, content: bytes) -> int | float:
-    """A number that numpy has pickled."""
-    (number,) = np.frombuffer(content, numbers.format).tolist()
-    return number
-
-
 def _load_official(path: Path, trust: bool) -> dict[str, Any]:
-    """The official file as the dict it is.
+    """Load the official file, a dict.
 
-    torch reads no more than plain values, and numpy's as such: the file comes from the web, and full unpickling runs
-    any code that is in it.
+    Unless `trust` is given, torch reads only plain values and NumPy's numbers: full unpickling runs any code in a file.
     """
     import re
 
     import torch
 
-    from imagenet16 import Numbers
-
-    # numpy renamed the module in version 2
-    plain: list[Any] = [
-        (Numbers, "numpy.dtype"),
-        *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    ]
     if trust:
         print(
             f"warning: --trust: {path} is read by full unpickling, which runs any code that is in the file",
             file=sys.stderr,
         )
     try:
-        with torch.serialization.safe_globals(plain), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign pickle's protocol
             content = torch.load(path, map_location="cpu", weights_only=not trust)
     except OSError:

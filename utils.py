@@ -133,28 +133,6 @@ def memory_format(setting: str, device: torch.device) -> torch.memory_format:
     return torch.channels_last if setting == "channels_last" else torch.contiguous_format
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state, by name."""
-    state = optimizer.state_dict()["state"]
-    return {f"{prefix}.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Put what `optimizer_tensors` gave back into an optimizer of the same parameters."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith(f"{prefix}."):
-            number, key = name.removeprefix(f"{prefix}.").split(".")
-            state.setdefault(int(number), {})[key] = value
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, entry in state.items():
-        for key, value in entry.items():
-            if value.shape == parameters[index].shape:
-                # foreach optimizers are slow if a buffer's strides differ from its parameter's.
-                entry[key] = torch.empty_like(parameters[index], dtype=value.dtype, device=value.device).copy_(value)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 class SizedIterable(Protocol[Produced]):
     """Something to iterate over whose length is known, such as the batches of an epoch."""
 

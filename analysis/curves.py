@@ -195,7 +195,7 @@ def plot_retraining(run: Path) -> None:
     panels = [LOSS_TEST, ACCURACY_TEST, *([TOP5] if "test_top5" in metrics.dtype.names else []), LEARNING_RATE]
     figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    figure.suptitle(f"{heading}, seed {config['seed']}", fontsize=14)
+    figure.suptitle(f"{heading}, seed {config['seed']}", fontsize=14, parse_math=False)
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
         _plot_panel(axes, panel, metrics)
     figure.savefig(run / "curves.png", dpi=150)
@@ -214,7 +214,7 @@ def search_figure(course: Course) -> Figure:
     figure = Figure(figsize=(12, 9.6 + 2.9 * extra), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     heading = title(config)
-    figure.suptitle(heading, fontsize=min(15, 1500 / len(heading)))
+    figure.suptitle(heading, fontsize=min(15, 1500 / len(heading)), parse_math=False)
     grid = figure.add_gridspec(3 + extra, 6)
 
     def row(index: int, count: int = 3) -> list[Axes]:

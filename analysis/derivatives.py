@@ -51,8 +51,8 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     """
     import data
     from architect import implicit, unrolled
-    from checkpoints import Checkpoints
     from gradients import Objective, cosine, norm, regularized_gradient
+    from lib.checkpoints import load_last
     from search.bilevel import Search, schedule
     from utils import Averages, prepare_device
 
@@ -68,10 +68,10 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     search = Search(search_settings, dataset, device)
     if settings.run:
         with cli.blaming("--run"):
-            checkpoint = Checkpoints(Path(settings.run) / "checkpoints").load()
-            if checkpoint is None:
+            last = load_last(Path(settings.run) / "checkpoints")
+            if last is None:
                 raise ValueError(f"{settings.run} has no checkpoint; expected a run of one epoch or more")
-        search.restore(*checkpoint)
+        search.restore(last[1])
     now = schedule(search_settings, len(search.rows))
     if not settings.run:
         objective = Objective(search.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)

@@ -217,7 +217,7 @@ def plot(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
     from analysis.curves import dress
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    figure.suptitle(heading, fontsize=min(13, 1000 / len(heading)))
+    figure.suptitle(heading, fontsize=min(13, 1000 / len(heading)), parse_math=False)
     eigenvalues, loss = figure.subplots(1, 2)
     dress(eigenvalues, "Dominant eigenvalues of the Hessian in α")
     dress(loss, "Validation loss")

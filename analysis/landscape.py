@@ -93,7 +93,7 @@ def plot(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
         np.array([row[name] for row in rows]).reshape(points, points) for name in ("x", "y", "loss", "accuracy")
     )
     figure = Figure(figsize=(10, 4.4), layout="constrained")
-    figure.suptitle(heading, fontsize=min(13, 1000 / len(heading)))
+    figure.suptitle(heading, fontsize=min(13, 1000 / len(heading)), parse_math=False)
     panels = (("Validation loss", loss, "viridis_r"), ("Validation accuracy [%]", 100 * accuracy, "viridis"))
     for axes, (name, values, colors) in zip(figure.subplots(1, 2), panels, strict=True):
         contours = axes.contourf(x, y, values, levels=20, cmap=colors)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 import data
 from architect import relax
-from checkpoints import Checkpoints, read
 from cli import InputError, blaming
 from gradients import Objective
+from lib import checkpoints
 from nasbench201.search201 import Search201
 from search.bilevel import Search, schedule
 from search.loop import open_search
@@ -39,9 +39,8 @@ class ValidationLoss:
     """
 
     def __init__(self, run: Path, settings: CommonSettings, batches: int) -> None:
-        self._checkpoints = Checkpoints(run / "checkpoints")
-        with blaming("run"):
-            self.epochs = self._checkpoints.numbers
+        self._paths = {checkpoints.number(path): path for path in checkpoints.paths(run / "checkpoints")}
+        self.epochs = list(self._paths)
         if not self.epochs:
             raise InputError(f"run: {run} has no checkpoint; expected a search, of one seed, of one epoch or more")
         self.search = open_search(settings, Search201 if settings.space == "nasbench201" else Search)
@@ -67,7 +66,7 @@ class ValidationLoss:
         """
         search = self.search
         with blaming("run"):
-            search.restore(*read(self._checkpoints.path(epoch)))
+            search.restore(checkpoints.load(self._paths[epoch]))
         now = schedule(search.settings, epoch - 1)
         self._objective = Objective(search.supernet, search.autocast, now.drop_path_prob, now.skip_beta)
         return torch.cat([alpha.detach().flatten() for alpha in search.architecture.alphas.values()])

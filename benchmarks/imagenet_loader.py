@@ -66,14 +66,50 @@ def make_pictures(settings: Settings, root: Path) -> None:
         Image.fromarray(noise).filter(ImageFilter.GaussianBlur(0.8)).save(folder / f"{number}.jpg", quality=90)
 
 
+def images_per_second(what: Callable[[], Any], count: int, rounds: int, device: Any, warm_up: int = 2) -> float:
+    """Images per second of a call that handles `count` images: the median of the rounds."""
+    import torch
+
+    seconds = []
+    for number in range(warm_up + rounds):
+        start = time.perf_counter()
+        what()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number >= warm_up:
+            seconds.append(time.perf_counter() - start)
+    return count / statistics.median(seconds)
+
+
+def jitter_rates(settings: Settings, device: Any) -> dict[str, float]:
+    """Images per second of colour jitter, image by image: in a worker, and on the device."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    jitter, size = v2.ColorJitter(0.4, 0.4, 0.4, 0.2), settings.image_size
+    picture = Image.fromarray(np.random.default_rng(settings.seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+    tensor = v2.functional.pil_to_tensor(picture).to(device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker
+    places = {"jitter, a PIL image in a worker": picture, "jitter, a tensor on the device": tensor}
+    rates = {
+        name: images_per_second(lambda image=image: [jitter(image) for _ in range(32)], 32, settings.rounds, device)
+        for name, image in places.items()
+    }
+    torch.set_num_threads(threads)
+    return rates
+
+
 def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]:
     """Images per second of every part, alone and together, of the pictures in an `imagenet.images.Tree`."""
     import torch
     from torch.utils.data import DataLoader
 
-    from imagenet.images import Decoder, Key, begin_worker, collate, on_device, transfer
+    from imagenet.images import Decoder, Key, begin_worker, collate, normalize
+    from lib.retraining import cross_entropy
     from model import NetworkImageNet, smallest_image
-    from recipes import Recipe, linear
     from utils import autocast, memory_format, prepare_device
 
     device, size = prepare_device(settings.device), settings.batch_size
@@ -87,30 +123,23 @@ def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]
     if settings.compile:
         network.compile()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-5)
-    recipe = Recipe(1, linear(0.1, 1), 0.9, 3e-5, label_smoothing=0.1, auxiliary_weight=0.4)
 
     def augment(batch: Any) -> torch.Tensor:
-        return on_device(transfer(batch, device), torch.float32, jitter=True)
+        return normalize(batch.images.to(device, non_blocking=True))
 
     def train(images: torch.Tensor, labels: torch.Tensor) -> None:
         with autocast(settings.precision, device):
-            loss = recipe.loss(*network(images.to(memory_format=layout)), labels)
+            logits, auxiliary_logits = network(images.to(memory_format=layout))
+            loss = cross_entropy(logits, labels, 0.1)
+            if auxiliary_logits is not None:
+                loss = loss + 0.4 * cross_entropy(auxiliary_logits, labels, 0.1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
 
     def rate(what: Callable[[], Any], warm_up: int = 2) -> float:
-        """Images per second: the median of the rounds."""
-        seconds = []
-        for number in range(warm_up + settings.rounds):
-            start = time.perf_counter()
-            what()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if number >= warm_up:
-                seconds.append(time.perf_counter() - start)
-        return size / statistics.median(seconds)
+        return images_per_second(what, size, settings.rounds, device, warm_up)
 
     batch = collate([decoder[key] for key in keys])
     if device.type == "cuda":
@@ -121,6 +150,7 @@ def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]
         "transfer": rate(lambda: batch.images.to(device, non_blocking=True)) if device.type != "cpu" else math.inf,
         "augment": rate(lambda: augment(batch)),
         "model": rate(lambda: train(images, labels)),
+        **jitter_rates(settings, device),
     }
 
     together = {}
@@ -164,7 +194,7 @@ def main() -> None:
     device_rate = 1 / (1 / rates["transfer"] + 1 / rates["augment"] + 1 / rates["model"])
     needed = math.ceil(device_rate / rates["decode"])
     print(f"| on {measured['device']} | images/s | ms an image |\n|---|---|---|")
-    names = {"decode": "decode, crop, resize: one worker", "augment": "jitter, normalize", "model": "model, a step"}
+    names = {"decode": "decode, crop, jitter: one worker", "augment": "normalize", "model": "model, a step"}
     for name, value in rates.items():
         if math.isfinite(value):  # there is no transfer on a CPU
             print(f"| {names.get(name, name)} | {value:.1f} | {1e3 / value:.2f} |")

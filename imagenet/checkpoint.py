@@ -1,29 +1,29 @@
 """The network in a checkpoint of imagenet/train.py."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-import trainer
 from cli import InputError, blaming
 from genotypes import make_genotype
+from lib.trainer import network_state
 from model import NetworkImageNet
 
 
-def load_network(checkpoint: Mapping[str, Any]) -> NetworkImageNet:
+def load_network(checkpoint: dict[str, Any]) -> NetworkImageNet:
     """The network with its weights, without the auxiliary head.
 
     Raises:
         InputError: the checkpoint is of another script.
     """
-    settings = checkpoint["settings"]
+    about = checkpoint["hyper_parameters"]
+    settings = about["settings"]
+    if "warm_up" not in settings:
+        raise InputError("checkpoint: it is not one of imagenet/train.py; expected train/test.py for it")
     with blaming("checkpoint"):
-        genotype = make_genotype(checkpoint["genotype"])
+        genotype = make_genotype(about["genotype"])
     with torch.device("meta"):
-        network = NetworkImageNet(genotype, settings["init_channels"], settings["layers"], len(checkpoint["classes"]))
-    try:
-        trainer.load_network(network, checkpoint, without="auxiliary_head.")
-    except RuntimeError as error:
-        raise InputError("checkpoint: it holds another network; expected one of imagenet/train.py") from error
+        network = NetworkImageNet(genotype, settings["init_channels"], settings["layers"], len(about["classes"]))
+    state = network_state(checkpoint)
+    network.load_state_dict({n: w for n, w in state.items() if not n.startswith("auxiliary_head.")}, assign=True)
     return network

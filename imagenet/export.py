@@ -1,7 +1,7 @@
 """Take the network out of a checkpoint of imagenet/train.py: as ONNX and as safetensors.
 
 python imagenet/export.py runs/imagenet              # runs/imagenet/model.onnx and model.safetensors
-python imagenet/export.py runs/imagenet/checkpoints/step_01250.safetensors --out exported
+python imagenet/export.py runs/imagenet/checkpoints/step_01250.ckpt --out exported
 
 The network takes images (B, 3, H, W) in [0, 1], normalized by the mean and std that both files name, and gives logits
 (B, classes). ONNX's runtime must give the logits that torch gives, or nothing is written.
@@ -43,8 +43,8 @@ def main() -> None:
 
     from imagenet.checkpoint import load_network
     from imagenet.images import MEAN, STD
+    from lib.trainer import open_checkpoint
     from model import Logits
-    from trainer import open_checkpoint
 
     path = Path(given.checkpoint)
     out = Path(given.out or (path if path.is_dir() else path.parent))
@@ -55,10 +55,11 @@ def main() -> None:
             out.mkdir(parents=True, exist_ok=True)
         check_new_file(made["onnx"])  # the last to be written
     network = Logits(load_network(checkpoint)).float().eval()
-    settings = checkpoint["settings"]
+    trained = checkpoint["hyper_parameters"]
+    settings = trained["settings"]
     about = {
-        "genotype": json.dumps(checkpoint["genotype"]),
-        "classes": json.dumps(checkpoint["classes"]),
+        "genotype": json.dumps(trained["genotype"]),
+        "classes": json.dumps(trained["classes"]),
         "mean": json.dumps(MEAN),
         "std": json.dumps(STD),
         **{name: str(settings[name]) for name in ("image_size", "init_channels", "layers")},

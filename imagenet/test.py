@@ -1,7 +1,7 @@
 """Score a network of imagenet/train.py on the test pictures, top-1 and top-5, and print that as one JSON object.
 
 python imagenet/test.py runs/imagenet
-python imagenet/test.py runs/imagenet/checkpoints/step_01250.safetensors --data /elsewhere/ILSVRC --device cuda
+python imagenet/test.py runs/imagenet/checkpoints/step_01250.ckpt --data /elsewhere/ILSVRC --device cuda
 """
 
 import json
@@ -35,22 +35,20 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a run folder of imagenet/train.py, finished or not, or a checkpoint file")
     given = parser.parse_args()
 
-    import torch
-
     from imagenet.checkpoint import load_network
     from imagenet.images import FolderImages, count_workers, read_tree
     from imagenet.layout import find_split
-    from modules import Evaluation
-    from trainer import make_trainer, open_checkpoint, scoring_precision
-    from utils import check_device, memory_format
+    from lib.retraining import Retraining
+    from lib.trainer import epochs_done, make_scorer, open_checkpoint
+    from utils import memory_format
 
-    accelerator, devices = check_device(given.device)
     checkpoint = open_checkpoint(given.checkpoint)
-    settings, classes = checkpoint["settings"], tuple(checkpoint["classes"])
+    trainer, device = make_scorer(given.device, checkpoint)
+    settings, classes = (checkpoint["hyper_parameters"][name] for name in ("settings", "classes"))
     network = load_network(checkpoint)
     with blaming("--data"):
         test = read_tree(find_split(Path(given.data or settings["data"]), "val"))
-    if test.classes != classes:
+    if list(test.classes) != classes:
         other = sorted(set(test.classes) ^ set(classes))
         raise InputError(
             f"--data: {test.root} has {len(test.classes)} classes, expected the {len(classes)} that the network was "
@@ -60,11 +58,12 @@ def main() -> None:
     batch_size = given.batch_size or settings["batch_size"]
     workers = count_workers(given.workers, 1)
     images = FolderImages(None, test, batch_size, settings["image_size"], settings["seed"], workers, skip)
-    layout = memory_format("auto", torch.device(accelerator))
-    module = Evaluation(network, len(classes), layout, top5=True, ignoring=skip)
-    make_trainer(accelerator, devices, scoring_precision(checkpoint, accelerator)).test(module, images, verbose=False)
-    scores = {"images": len(test), **module.test_scores.take(), "epochs": len(checkpoint["rows"])}
-    print(json.dumps(scores))
+    images.check_shared_memory(world=1, num_nodes=1, accumulate=1)
+    module = Retraining(network, len(classes), None, memory_format("auto", device), top5=True, ignoring=skip)
+    trainer.test(module, images, verbose=False)
+    named = {name.removeprefix("test_"): value.item() for name, value in trainer.callback_metrics.items()}
+    counted = int(named.pop("images", len(test)))  # those that can be read
+    print(json.dumps({"images": counted, **named, "epochs": epochs_done(checkpoint)}))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
-import cluster
 from cli import (
     Channels,
     ImageSize,
@@ -34,6 +33,7 @@ from cli import (
     option,
 )
 from genotypes import load_genotype
+from lib import launch
 from search.settings import DevicesSettings, RunSettings
 
 PROG = "train.py"
@@ -90,18 +90,20 @@ class TrainSettings(DevicesSettings, RunSettings, RecipeSettings, NetworkSetting
 
 
 def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
-    """Train the network and leave a run folder; `resumed` goes on with the one that is there."""
+    """Train the network and leave a run folder, or resume the one that is there."""
     if resumed and cli.finished(run):
         return
     with blaming("--resume" if resumed else "--arch"):
         genotype = load_genotype(str(run) if (run / "genotype.json").exists() and resumed else settings.arch)
 
     # Imported here: --help, a wrong flag and a wrong genotype are answered before torch is loaded.
+    import torch
+
     from analysis.card import write_card
-    from imagenet.images import FolderImages, folder_images
-    from model import NetworkImageNet, smallest_image
-    from recipes import Recipe, cosine, linear, warm_up
-    from retraining import retrain
+    from imagenet.images import FolderImages, count_workers, read_splits
+    from lib.retraining import Recipe, cosine, linear, warm_up
+    from lib.trainer import fit, make_module, make_trainer, open_run, write_result
+    from model import NetworkImageNet, size, smallest_image
 
     smallest = smallest_image(settings.layers, imagenet=True) if settings.auxiliary else 32
     if settings.image_size < smallest:
@@ -109,26 +111,39 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
             f"--image_size: {settings.image_size}, expected {smallest} or more"
             + (", which the auxiliary head needs, or --no_auxiliary" if settings.auxiliary else "")
         )
-    schedule = {"linear": linear, "cosine": cosine}[settings.schedule]
-    learning_rate = warm_up(schedule(settings.learning_rate, settings.epochs), settings.warm_up)
-    recipe = Recipe.of(settings, learning_rate)
+    trainer = make_trainer(settings, run)
+    images = FolderImages(
+        *read_splits(Path(settings.data), settings.classes),
+        settings.batch_size,
+        settings.image_size,
+        settings.seed,
+        count_workers(settings.workers, trainer.world_size // trainer.num_nodes),
+        skip_broken=settings.broken_images == "skip",
+    )
 
-    def make_network(classes: int, in_channels: int, auxiliary: bool) -> NetworkImageNet:
-        shape = (settings.init_channels, settings.layers, classes)
-        return NetworkImageNet(genotype, *shape, auxiliary=auxiliary, in_channels=in_channels)
+    def make_network(auxiliary: bool) -> NetworkImageNet:
+        return NetworkImageNet(genotype, settings.init_channels, settings.layers, len(images.classes), auxiliary)
 
-    def make_images(settings: TrainSettings) -> FolderImages:
-        return folder_images(settings, cluster.devices_and_nodes(settings.devices, settings.num_nodes)[0])
-
-    script = "imagenet/train.py"
-    retrain(settings, run, resumed, script, genotype, recipe, make_network, write_card, make_images, top5=True)
+    torch.manual_seed(settings.seed)
+    schedule = {"linear": linear, "cosine": cosine}[settings.schedule](settings.epochs)
+    recipe = Recipe.of(settings, warm_up(schedule, settings.warm_up))
+    module = make_module(make_network(settings.auxiliary), recipe, images, trainer, settings, genotype, top5=True)
+    images.check_shared_memory(trainer.world_size, trainer.num_nodes, settings.accumulate)
+    with open_run(run, resumed, settings, genotype, trainer):
+        rows = fit(trainer, module, images, run, "imagenet/train.py")
+        if trainer.is_global_zero:
+            with torch.device("meta"):  # the papers count the parameters without the auxiliary head
+                cost = size(make_network(auxiliary=False), images.in_channels, images.image_size)
+            write_result(run, module, images, rows, cost)
+            with cli.warning(f"no model card; python analysis/card.py {run} writes it"):
+                write_card(run)
 
 
 def main() -> None:
     arguments = sys.argv[1:]
     settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
     name = f"imagenet-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    train(*cluster.resolve(settings, PROG, arguments, name, (*cluster.MOVABLE, "workers", "broken_images")))
+    train(*launch.resolve(settings, PROG, arguments, name, (*launch.MOVABLE, "workers", "broken_images")))
 
 
 if __name__ == "__main__":

@@ -29,15 +29,16 @@ def search_seeds(resolved: Resolved) -> None:
     singles = [replace(settings, seed=seed, seeds=None) for seed in settings.seeds]  # type: ignore[arg-type]  # its default
     if resolved.resumed:
         with open_folder(resolved.run, "--resume", new=False):
-            _search_each(resolved, singles)
+            origin = cli.setting(resolved.run, "--resume", "provenance")
+            _search_each(replace(resolved, origin=origin), singles)
         return
     # What is wrong is refused before there is a folder.
     device = open_search(singles[0], Search201).device
     with open_folder(resolved.run, "--save", new=True):
         with blaming("--save"):
-            origin = provenance(cli.command_line(), str(device))
-            write_config(resolved.run, {**asdict(settings), "save": str(resolved.run)}, origin)
-        _search_each(resolved, singles)
+            origin = {**provenance(cli.command_line(), str(device)), "settings_from": resolved.sources}
+            write_config(resolved.run, asdict(settings), origin)
+        _search_each(replace(resolved, origin=origin), singles)
 
 
 def _search_each(resolved: Resolved, singles: Sequence[SearchSettings]) -> None:
@@ -73,7 +74,7 @@ def _done(folder: Path, settings: SearchSettings) -> bool:
     differing = sorted(name for name, value in asdict(settings).items() if name not in here and stored[name] != value)
     if differing:
         raise InputError(f"--resume: {folder} is of a search with other {', '.join(differing)}; expected the run's")
-    if not (folder / "genotype.json").exists():
+    if not (folder / "genotype.json").exists() or not (folder / "curves.png").exists():
         return False
     with blaming("--resume"):
         load_cell(str(folder))

@@ -18,8 +18,8 @@ from pathlib import Path
 from jsonargparse.typing import PositiveInt
 
 import cli
-import cluster
 from cli import Channels, InputError, Layers, NonNegativeFloat, PositiveFloat, blaming, option
+from lib import launch
 from nasbench201.cells import Cell201, load_cell
 from search.settings import DataSettings, DevicesSettings, RunSettings
 
@@ -73,11 +73,8 @@ def find_cell(settings: TrainSettings) -> Cell201:
         return load_cell(settings.arch)
 
 
-def main() -> None:
-    arguments = sys.argv[1:]
-    settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
-    name = f"retrain-{settings.dataset}-nasbench201-{datetime.now():%Y%m%d-%H%M%S}"
-    settings, run, resumed = cluster.resolve(settings, PROG, arguments, name)
+def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
+    """Train the network and leave a run folder, or resume the one that is there."""
     if resumed and cli.finished(run):
         return
     if resumed and (run / "genotype.json").exists():
@@ -87,17 +84,36 @@ def main() -> None:
         cell = find_cell(settings)
 
     # Imported here: --help, a wrong flag and a wrong cell are answered before torch is loaded.
+    import torch
+
     from analysis.card import write_card
+    from lib.images import tensor_images
+    from lib.retraining import Recipe, cosine
+    from lib.trainer import fit, make_module, make_trainer, open_run, write_result
+    from model import size
     from nasbench201.networks import Network
-    from recipes import Recipe, cosine
-    from retraining import retrain
 
-    recipe = Recipe.of(settings, cosine(settings.learning_rate, settings.epochs), nesterov=True)
+    images = tensor_images(settings)
+    shape = (settings.init_channels, settings.cells_per_stage, len(images.classes), images.in_channels)
+    trainer = make_trainer(settings, run)
+    torch.manual_seed(settings.seed)
+    recipe = Recipe.of(settings, cosine(settings.epochs), nesterov=True)
+    module = make_module(Network(cell, *shape), recipe, images, trainer, settings, cell)
+    with open_run(run, resumed, settings, cell, trainer):
+        rows = fit(trainer, module, images, run, "nasbench201/train.py")
+        if trainer.is_global_zero:
+            with torch.device("meta"):
+                cost = size(Network(cell, *shape), images.in_channels, images.image_size)
+            write_result(run, module, images, rows, cost)
+            with cli.warning(f"no model card; python analysis/card.py {run} writes it"):
+                write_card(run)
 
-    def make_network(classes: int, in_channels: int, auxiliary: bool) -> Network:
-        return Network(cell, settings.init_channels, settings.cells_per_stage, classes, in_channels)
 
-    retrain(settings, run, resumed, "nasbench201/train.py", cell, recipe, make_network, write_card)
+def main() -> None:
+    arguments = sys.argv[1:]
+    settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
+    name = f"retrain-{settings.dataset}-nasbench201-{datetime.now():%Y%m%d-%H%M%S}"
+    train(*launch.resolve(settings, PROG, arguments, name))
 
 
 if __name__ == "__main__":

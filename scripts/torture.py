@@ -1,6 +1,6 @@
 """Kill runs at random moments, go on with each, and see that it ends bit for bit like one that was left alone.
 
-    bash scripts/torture.sh                                      # 110 kills, ten of each kind of run
+    bash scripts/torture.sh                                      # 120 kills, ten of each kind of run
     python scripts/torture.py --kills 30 --only retraining table --seed 7
 
 A run is ended by SIGKILL, SIGTERM or Ctrl-C after a random time, or dies in the midst of a write (die_in_write.py).
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: seconds that a stopped process has to end, and an undisturbed one
 STOPPING, ENDING = 120, 900
 #: what depends on the clock, the machine or the folder's name
-OF_THE_MACHINE = {"seconds", "peak_memory_mib", "save", "resume", "command", "provenance"}
+OF_THE_MACHINE = {"seconds", "peak_memory_mib", "save", "resume"}
 #: drawings and logs, which have to be there and may differ
 SHOWN = {".png", ".svg", ".gv", ".pdf", ".md", ".html", ".log", ""}
 
@@ -69,6 +69,10 @@ KINDS = {
         "train/train.py --arch DARTS_V2 --dataset digits --layers 3 --init_channels 2 --batch_size 128 --epochs 3"
         " --checkpoint_steps 4 --cutout --cutout_length 2 --device cpu"
     ),
+    "imagenet": (
+        "imagenet/train.py --arch DARTS_V2 --data {pictures} --image_size 32 --layers 3 --init_channels 4"
+        " --no_auxiliary --batch_size 8 --epochs 3 --checkpoint_steps 2 --workers 2 --device cpu"
+    ),
     "table": "scripts/reproduce.py --scale tiny",
 }
 
@@ -77,7 +81,8 @@ KINDS = {
 class Settings:
     """torture"""
 
-    kills: PositiveInt = option(110, "how many in all, alike for each kind of run")
+    kills: PositiveInt = option(120, "how many in all, alike for each kind of run")
+    sigkill: bool = option(False, "end runs by SIGKILL only, at random times and in the middle of writes")
     only: list[str] = option(None, f"the kinds of runs: of {', '.join(KINDS)}")
     out: str = option("runs/torture", "folder to make")
     seed: Seed = option(0, "of the moments")
@@ -101,6 +106,20 @@ def command(begins: str, run: Path) -> list[str]:
         table.write_text(yaml.safe_dump(TABLE), encoding="utf-8")
         return [script, *flags, "--table", str(table), "--out", str(run)]
     return [script, "--resume", str(run)] if (run / "config.yaml").exists() else [script, *flags, "--save", str(run)]
+
+
+def make_pictures(root: Path) -> None:
+    """Training and test pictures of three classes, for imagenet/train.py."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 14), ("val", 4)):
+        for name in ("a", "b", "c"):
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.jpg")
 
 
 def start(line: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -131,17 +150,18 @@ def await_end(process: subprocess.Popen[bytes], seconds: int) -> int:
         raise TimeoutError(f"{shlex.join(map(str, process.args))} goes on after {seconds} s") from None
 
 
-def disturb(begins: str, run: Path, log: Path, whole: float, moments: random.Random) -> str:
+def disturb(begins: str, run: Path, log: Path, whole: float, moments: random.Random, sigkill: bool) -> str:
     """Go on with a run and end it; "" where it ended by itself before that.
 
     Args:
         whole: seconds that it takes from its beginning to its end.
+        sigkill: no other signals.
 
     Raises:
         ValueError: it ends otherwise.
         TimeoutError: it does not end.
     """
-    how = moments.choice(("SIGKILL", "SIGTERM", "SIGINT", "write", "write"))
+    how = moments.choice(("SIGKILL", "write") if sigkill else ("SIGKILL", "SIGTERM", "SIGINT", "write", "write"))
     line = command(begins, run)
     if how == "write":
         line = ["scripts/die_in_write.py", str(moments.randrange(24)), *line]
@@ -174,10 +194,16 @@ def finish(begins: str, run: Path, log: Path) -> None:
 
 def plain(value: Any, run: Path) -> Any:
     """A value without what depends on the machine; paths of the run are those from its folder on."""
+    import torch
+
     if isinstance(value, dict):
-        return {name: plain(item, run) for name, item in value.items() if name not in OF_THE_MACHINE}
-    if isinstance(value, list):
+        # Lightning's ModelCheckpoint notes the paths of the files that it may remove.
+        kept = {name: item for name, item in value.items() if not str(name).startswith("ModelCheckpoint")}
+        return {name: plain(item, run) for name, item in kept.items() if name not in OF_THE_MACHINE}
+    if isinstance(value, list | tuple):
         return [plain(item, run) for item in value]
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
     return value.replace(str(run), "") if isinstance(value, str) else value
 
 
@@ -185,12 +211,10 @@ def content(path: Path, run: Path) -> Any:
     """What a file of a run says, to be compared."""
     import numpy as np
 
-    from checkpoints import read
+    from lib import checkpoints
 
-    if path.suffix == ".safetensors":
-        tensors, state = read(path)
-        values = {name: (str(tensor.dtype), tensor.numpy().tobytes()) for name, tensor in tensors.items()}
-        return values, plain(state, run)
+    if path.suffix == ".ckpt":
+        return plain(checkpoints.load(path), run)
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return {name: (array.shape, array.tobytes()) for name, array in arrays.items()}
@@ -234,9 +258,11 @@ def differences(run: Path, other: Path) -> Iterator[str]:
         yield f"tensorboard differs in {run} and {other}"
 
 
-def torture(name: str, kills: int, out: Path, moments: random.Random) -> Figures:
+def torture(name: str, kills: int, out: Path, moments: random.Random, sigkill: bool = False) -> Figures:
     """Kill runs of a kind so many times in all, and compare each with one that was left alone."""
-    begins, figures = KINDS[name], Figures()
+    if name == "imagenet":
+        make_pictures(out / "pictures")
+    begins, figures = KINDS[name].format(pictures=out / "pictures"), Figures()
     undisturbed, log = out / f"{name}-undisturbed", out / f"{name}.log"
     try:
         begun = time.monotonic()
@@ -245,7 +271,7 @@ def torture(name: str, kills: int, out: Path, moments: random.Random) -> Figures
         while figures.kills.total() < kills and not figures.faults:
             run = out / f"{name}-{figures.runs}"
             while figures.kills.total() < kills:
-                how = disturb(begins, run, log, whole, moments)
+                how = disturb(begins, run, log, whole, moments, sigkill)
                 if not how:
                     break
                 figures.kills[how] += 1
@@ -275,7 +301,7 @@ def main() -> None:
             continue
         print(f"{kind}: {kills} kills, {number + 1} of {len(kinds)} kinds of runs", flush=True)
         begun = time.monotonic()
-        results[kind] = figures = torture(kind, kills, out, moments)
+        results[kind] = figures = torture(kind, kills, out, moments, settings.sigkill)
         how = ", ".join(f"{count} {name}" for name, count in sorted(figures.kills.items()))
         print(
             f"  {how}; {figures.runs} runs of {figures.files} files compared, "

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import data
 import selection
 from architect import Architecture, ArchitectureGradient, first_order, implicit, unrolled
-from checkpoints import reason
 from cli import InputError, blaming
 from cuda_graphs import CapturedObjective, Graphs
 from files import write_atomically, write_csv
@@ -35,9 +34,7 @@ from utils import (
     autocast,
     compile_parts,
     default_dtype,
-    load_optimizer_tensors,
     memory_format,
-    optimizer_tensors,
     peak_memory,
 )
 
@@ -496,37 +493,36 @@ class Search:
         self.genotypes.append(genotype._asdict())
         self._record_alphas()
 
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that goes on from here: tensors, and plain values."""
-        tensors = {
-            **{f"supernet.{name}": tensor for name, tensor in self.supernet.state_dict().items()},
-            **{f"alpha_history.{kind}": torch.from_numpy(np.stack(rows)) for kind, rows in self.alphas.items()},
-            **{f"alpha.{kind}": alpha.detach() for kind, alpha in self.architecture.alphas.items()},
-            **optimizer_tensors(self.weight_optimizer, "weight_optimizer"),
-            **optimizer_tensors(self.alpha_optimizer, "alpha_optimizer"),
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs to resume the search: tensors and plain values."""
+        return {
+            "supernet": self.supernet.state_dict(),
+            "alphas": self.architecture.alphas.state_dict(),
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "alpha_history": {kind: torch.from_numpy(np.stack(rows)) for kind, rows in self.alphas.items()},
+            "rows": self.rows,
+            "genotypes": self.genotypes,
+            "images_sha256": self.images_sha256,
         }
-        return tensors, {"images_sha256": self.images_sha256, "rows": self.rows, "genotypes": self.genotypes}
 
-    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a `snapshot`.
 
         Raises:
-            ValueError: it is one of other images or settings.
+            ValueError: the snapshot is of a search on other images, or of another supernet.
         """
         if state["images_sha256"] != self.images_sha256:
             raise ValueError("the run began with other images than --data has, or with another split of them")
-        prefix = "supernet."
-        weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         try:
-            self.supernet.load_state_dict(weights)
-            self.architecture.alphas.load_state_dict({kind: tensors[f"alpha.{kind}"] for kind in self.alphas})
+            self.supernet.load_state_dict(state["supernet"])
         except RuntimeError as error:
-            why = reason(error)
-            raise ValueError(f"the checkpoint does not fit config.yaml, expected both of one run: {why}") from error
-        load_optimizer_tensors(self.weight_optimizer, tensors, "weight_optimizer")
-        load_optimizer_tensors(self.alpha_optimizer, tensors, "alpha_optimizer")
+            raise ValueError("the checkpoint does not fit config.yaml; expected both of one run") from error
+        self.architecture.alphas.load_state_dict(state["alphas"])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.rows, self.genotypes = state["rows"], state["genotypes"]
-        self.alphas = {kind: list(tensors[f"alpha_history.{kind}"].numpy()) for kind in self.alphas}
+        self.alphas = {kind: list(state["alpha_history"][kind].numpy()) for kind in self.alphas}
 
     def write_logs(self, run: Path) -> None:
         """metrics.csv, genotypes.jsonl and alphas.npz, whole, from the history."""

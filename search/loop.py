@@ -10,10 +10,10 @@ from typing import Any
 import cli
 import data
 from analysis.draw import draw_genotype
-from checkpoints import Checkpoints
 from cli import InputError, blaming, open_folder, saving
 from files import write_atomically
 from genotypes import AnyCell
+from lib import checkpoints
 from search.bilevel import Search, schedule
 from search.perturbation import select_by_perturbation
 from search.settings import CommonSettings, Resolved
@@ -59,23 +59,20 @@ def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None =
     state = open_search(settings, kind)
     flag = "--resume" if resolved.resumed else "--save"
     with open_folder(run, flag, new=not resolved.resumed):
-        checkpoints = Checkpoints(run / "checkpoints", settings.keep_checkpoints)
         with blaming(flag):
             if resolved.resumed:
-                checkpoints.prune()
-                checkpoint = checkpoints.load()
-                if checkpoint:
-                    state.restore(*checkpoint)
+                checkpoints.prune(run / "checkpoints", settings.keep_checkpoints)
+                last = checkpoints.load_last(run / "checkpoints")
+                if last:
+                    state.restore(last[1])
                     state.write_logs(run)
             else:
                 origin = {**provenance(cli.command_line(), str(state.device)), "settings_from": resolved.sources}
-                write_config(run, {**asdict(settings), "save": str(run)}, origin)
-        _search(
-            state, resolved, checkpoints, f"python {resolved.script.path} --resume {shlex.quote(str(whole or run))}"
-        )
+                write_config(run, asdict(settings), resolved.origin or origin)
+        _search(state, resolved, f"python {resolved.script.path} --resume {shlex.quote(str(whole or run))}")
 
 
-def _search(state: Search, resolved: Resolved, checkpoints: Checkpoints, command: str) -> None:
+def _search(state: Search, resolved: Resolved, command: str) -> None:
     """What is left of a search, in its run folder; `command` goes on with it."""
     settings, run = resolved.settings, resolved.run
     first = len(state.rows)
@@ -87,24 +84,25 @@ def _search(state: Search, resolved: Resolved, checkpoints: Checkpoints, command
     goes_on = f"go on with: {command}"
     try:
         with saving(run, goes_on):
-            run_epochs(state, run, checkpoints)
-            from analysis.curves import plot_search  # matplotlib, which the first step does not wait for
-
-            plot_search(run)
+            run_epochs(state, run)
             if settings.selection == "perturbation":
                 genotype = select_by_perturbation(state, settings.finetune_epochs, run / "perturbation", goes_on)
             else:
                 genotype = state.genotype()
                 refuse_missing_cell(genotype, state, run)
-            draw_genotype(genotype, run / "cells")
             write_atomically(run / "genotype.json", genotype.to_json())
+            with cli.warning(f"no figures; python analysis/curves.py {run} draws the curves"):
+                from analysis.curves import plot_search  # matplotlib, which the first step does not wait for
+
+                plot_search(run)
+                draw_genotype(genotype, run / "cells")
     except KeyboardInterrupt as stop:
         done = f"after {len(state.rows)} of {settings.epochs} epochs; {goes_on}"
         raise KeyboardInterrupt(str(stop) or done) from None
     print(f"found {genotype}{_known(state.measure(genotype))}\nrun folder {run}", flush=True)
 
 
-def run_epochs(state: Search, run: Path, checkpoints: Checkpoints) -> None:
+def run_epochs(state: Search, run: Path) -> None:
     """The epochs that are left of a search, each with a checkpoint, a row in the logs, and a line."""
     settings, first = state.settings, len(state.rows)
     steps = len(state.batches(0)[0])
@@ -114,7 +112,8 @@ def run_epochs(state: Search, run: Path, checkpoints: Checkpoints) -> None:
             start, now = time.perf_counter(), schedule(settings, epoch)
             log = state.run_epoch(epoch, now, progress, f"epoch {epoch + 1}")
             state.record(now, log, start)
-            checkpoints.save(epoch + 1, *state.snapshot())
+            path = run / "checkpoints" / f"epoch_{epoch + 1:05d}.ckpt"
+            checkpoints.save(path, state.snapshot(), settings.keep_checkpoints)
             state.write_logs(run)
             board.add(state.rows[-1])
             progress.line(_summary(state.rows[-1], settings.epochs))
@@ -172,10 +171,10 @@ def select_again(settings: CommonSettings, run: Path, folder: Path, goes_on: str
     """
     state = open_search(settings, kind)
     with blaming("run"):
-        checkpoint = Checkpoints(run / "checkpoints", settings.keep_checkpoints).load()
-        if checkpoint is None:
+        last = checkpoints.load_last(run / "checkpoints")
+        if last is None:
             raise ValueError(f"{run} has no checkpoint; expected a search of one epoch or more")
-        state.restore(*checkpoint)
+        state.restore(last[1])
     print(f"search {run} after {len(state.rows)} of {settings.epochs} epochs, {settings.selection}", flush=True)
     if settings.selection != "perturbation":
         genotype = state.genotype()
@@ -185,8 +184,9 @@ def select_again(settings: CommonSettings, run: Path, folder: Path, goes_on: str
     with open_folder(folder, "--save", new=False), blaming("--save"):
         if settings.selection == "perturbation":
             genotype = select_by_perturbation(state, settings.finetune_epochs, folder, goes_on)
-        draw_genotype(genotype, folder / "cells")
         write_atomically(folder / "genotype.json", genotype.to_json())
+        with cli.warning("no drawing of the cell"):
+            draw_genotype(genotype, folder / "cells")
     print(f"found {genotype}{_known(state.measure(genotype))}\nfolder {folder}", flush=True)
 
 

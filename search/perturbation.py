@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 import data
-from checkpoints import Checkpoints
 from cli import blaming
 from files import write_csv
 from genotypes import AnyCell
 from gradients import Objective
+from lib import checkpoints
 from search.bilevel import Schedule, Search, cosine_learning_rate
 from utils import Averages, StepProgress, accuracy
 
@@ -202,15 +202,13 @@ class Perturbation:
         }
         return self.search.assemble(kept)
 
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that goes on from here: tensors, and plain values."""
-        tensors, state = self.search.snapshot()
-        fixed = {f"fixed.{kind}": values for kind, values in self.search.architecture.fixed.items()}
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs to resume the selection: tensors and plain values."""
         own = {"scores": self.scores, "done": self.done, "finetune_epochs": self.finetune_epochs}
-        own["search"] = self.origin
-        return {**tensors, **fixed}, {**state, "perturbation": own}
+        own |= {"search": self.origin, "fixed": dict(self.search.architecture.fixed)}
+        return {**self.search.snapshot(), "perturbation": own}
 
-    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a `snapshot`.
 
         Raises:
@@ -227,9 +225,9 @@ class Perturbation:
         differing = [name for name, value in self.origin.items() if own["search"].get(name) != value]
         if differing:
             raise ValueError(f"begun on another search, of other {', '.join(differing)}; expected another folder")
-        self.search.restore(tensors, state)
+        self.search.restore(state)
         for kind, fixed in self.search.architecture.fixed.items():
-            fixed.copy_(tensors[f"fixed.{kind}"])
+            fixed.copy_(own["fixed"][kind])
         self.scores, self.done = own["scores"], own["done"]
 
 
@@ -246,11 +244,11 @@ def select_by_perturbation(search: Search, finetune_epochs: int, folder: Path, g
     state = Perturbation(search, finetune_epochs)
     with blaming(str(folder)):
         folder.mkdir(exist_ok=True)
-        checkpoints = Checkpoints(folder / "checkpoints", search.settings.keep_checkpoints)
-        checkpoints.prune()
-        checkpoint = checkpoints.load()
-        if checkpoint:
-            state.restore(*checkpoint)
+        kept, keep = folder / "checkpoints", search.settings.keep_checkpoints
+        checkpoints.prune(kept, keep)
+        last = checkpoints.load_last(kept)
+        if last:
+            state.restore(last[1])
     stages = state.stages
     steps = [state.steps(stage) for stage in stages]
     decisions = state.decisions
@@ -259,7 +257,7 @@ def select_by_perturbation(search: Search, finetune_epochs: int, folder: Path, g
         try:
             for stage in stages[state.done :]:
                 state.run(stage, progress)
-                checkpoints.save(state.done, *state.snapshot())
+                checkpoints.save(kept / f"stage_{state.done:05d}.ckpt", state.snapshot(), keep)
                 if stage[0] == "decide":
                     write_csv(folder / "scores.csv", state.scores)
                     progress.line(_summary(state.scores, stage[1] + 1, decisions))

@@ -381,6 +381,8 @@ class Resolved:
     script: Script = SCRIPT
     #: where the settings come from: the source, and the names it set
     sources: dict[str, list[str]] = field(default_factory=dict)
+    #: how the series that this run is a part of was begun, for config.yaml
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def load_settings(run: Path, flag: str = "--resume", script: Script = SCRIPT) -> CommonSettings:

@@ -20,25 +20,24 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
 
 from architect import Architecture
 from benchmarks.plain import as_plain
 from data import Batch
 from gradients import Objective, norm, weight_gradient
+from lib import checkpoints
+from lib.retraining import Recipe, cosine
 from mixed_operations import MixedEdges
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
 from nasbench201.search201 import Search201
 from nasbench201.settings import SearchSettings as SearchSettings201
 from nasbench201.settings import preset_201
-from recipes import Recipe, cosine
 from search.bilevel import schedule
 from search.loop import search
 from search.settings import Resolved, SearchSettings, method_settings
 from spaces import SPACES
 from train.train import TrainSettings, train
-from trainer import load_checkpoint
 from utils import StepProgress
 
 DOUBLE = torch.float64
@@ -132,8 +131,8 @@ def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:
 def without_figures() -> Iterator[None]:
     """Have searches and retrainings draw nothing, which takes a second of each: tests/test_pictures.py looks at it."""
     with pytest.MonkeyPatch.context() as patch:
-        for drawing in ("analysis.curves.plot_search", "search.loop.draw_genotype"):
-            patch.setattr(drawing, lambda *arguments: None)
+        patch.setattr("analysis.curves.plot_search", lambda run: (run / "curves.png").touch())
+        patch.setattr("search.loop.draw_genotype", lambda *arguments: None)
         for drawing in ("plot_retraining", "draw_genotype"):
             patch.setattr(f"analysis.card.{drawing}", lambda *arguments: None)
         yield
@@ -141,7 +140,15 @@ def without_figures() -> Iterator[None]:
 
 def last_checkpoint(run: Path) -> Path:
     """The file of a run's last checkpoint; one that is not there where the run has none."""
-    return max((run / "checkpoints").glob("*.safetensors"), default=run / "checkpoints/none")
+    return max(checkpoints.paths(run / "checkpoints"), default=run / "checkpoints/none")
+
+
+def flat(value, name=""):
+    """The leaves of a tree of dictionaries and lists by their paths, tensors as bytes."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {path: leaf for key, item in items for path, leaf in flat(item, f"{name}/{key}").items()}
+    return {name: value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else value}
 
 
 def start(*arguments: object, **options) -> subprocess.Popen:
@@ -203,9 +210,8 @@ def metrics(run):
 
 def assert_same_run(a, b):
     """Weights, optimizers, alphas, metrics and genotypes, bit for bit; the seconds are those of a clock."""
-    first, second = (load_file(last_checkpoint(run)) for run in (a, b))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = (flat({**checkpoints.load(last_checkpoint(run)), "rows": None}) for run in (a, b))
+    assert first == second
     with np.load(a / "alphas.npz") as x, np.load(b / "alphas.npz") as y:
         assert x.files == y.files
         assert all(np.array_equal(x[kind], y[kind]) for kind in x.files)
@@ -275,10 +281,10 @@ RETRAINING = TrainSettings(
 
 RECIPE = Recipe(
     epochs=4,
-    learning_rate=cosine(0.1, 4),
+    learning_rate=0.1,
+    schedule=cosine(4),
     momentum=0.9,
     weight_decay=3e-4,
-    grad_clip=5.0,
     auxiliary_weight=0.4,
     drop_path_prob=0.2,
 )
@@ -291,8 +297,7 @@ def retrain(settings, run, resumed=False):
 
 def weights_of(run):
     """The weights of a retraining's last checkpoint, as bytes."""
-    state = load_checkpoint(last_checkpoint(run))["state_dict"]
-    return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
+    return flat(checkpoints.load(last_checkpoint(run))["state_dict"])
 
 
 def problem(space="s2", layers=4, size=8):

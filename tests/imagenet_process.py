@@ -1,6 +1,7 @@
 """imagenet/train.py with a record of the pictures it decodes, and with a fault where the environment asks for one.
 
-RECORD is the folder of the record. FAULT is a JSON list: "kill", "stop" or "spoil", and the rank, epoch and step of it.
+RECORD is the folder of the record. FAULT is a JSON list: a kind, and its rank, epoch and step. The kinds are the keys
+of SIGNALS ("stop" is in a step of the test) and "spoil" (the loss is NaN).
 A script of its own: it imports nothing that the training does not.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 import cli
 from imagenet import train
 from imagenet.images import Decoder
-from modules import Retraining
+from lib.retraining import Retraining
 
 
 def record(seen: list) -> None:
@@ -27,8 +28,17 @@ def record(seen: list) -> None:
     Decoder.__getitem__ = remember
 
 
+SIGNALS = {
+    "kill": signal.SIGKILL,
+    "terminate": signal.SIGTERM,
+    "stop": signal.SIGTERM,
+    "preempt": signal.SIGUSR1,
+    "interrupt": signal.SIGINT,
+}
+
+
 def fail(kind: str, *moment: int) -> None:
-    """Kill the process or spoil its loss in a training step, or stop it in a step of the test, once."""
+    """Do so once."""
     name = "validation_step" if kind == "stop" else "training_step"
     own = getattr(Retraining, name)
     once = Path(os.environ["RECORD"]) / "failed"
@@ -38,9 +48,8 @@ def fail(kind: str, *moment: int) -> None:
         if moment == (module.global_rank, module.current_epoch, number) and not once.exists():
             once.touch()
             if kind == "spoil":
-                module.watched["train_loss"] = result.detach() * float("nan")
-            else:
-                os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGTERM}[kind])
+                return result * float("nan")
+            os.kill(os.getpid(), SIGNALS[kind])
         return result
 
     setattr(Retraining, name, step)

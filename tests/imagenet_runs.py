@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from modules import Retraining
+from lib import checkpoints
+from lib.retraining import Retraining
 from tests.helpers import ROOT, last_checkpoint, script_in_process
-from trainer import load_checkpoint
 
 CELL = "LambdaDARTS_corr_0"
 TRAIN, TEST, EXPORT = (f"imagenet/{name}.py" for name in ("train", "test", "export"))
@@ -155,7 +155,7 @@ def decoded(record):
 
 
 def weights(run):
-    return load_checkpoint(last_checkpoint(run))["state_dict"]
+    return checkpoints.load(last_checkpoint(run))["state_dict"]
 
 
 def assert_same_weights(run, other, **tolerance):

@@ -215,15 +215,12 @@ def table_201() -> list[bytes]:
         return [made.read_bytes()]
 
 
-def meta_mat(first: str = "n01440764") -> list[bytes]:
-    """meta.mat of ILSVRC's development kit, uncompressed and compressed."""
-    synsets = np.array([(1, first), (2, "n01443537")], dtype=[("ILSVRC2012_ID", int), ("WNID", object)])
-    files = []
-    for compressed in (False, True):
-        file = io.BytesIO()
-        savemat(file, {"synsets": synsets}, do_compression=compressed)
-        files.append(file.getvalue())
-    return files
+def meta_mat() -> bytes:
+    """meta.mat of ILSVRC's development kit."""
+    synsets = np.array([(1, "n01440764"), (2, "n01443537")], dtype=[("ILSVRC2012_ID", int), ("WNID", object)])
+    file = io.BytesIO()
+    savemat(file, {"synsets": synsets})
+    return file.getvalue()
 
 
 # Readers, of a folder
@@ -247,8 +244,8 @@ def read_halves(path: Path) -> None:
 
 def read_picture(folder: Path) -> None:
     """As a worker of ImageNet does, which reports a damaged picture and goes on."""
-    sample = Decoder(read_tree(folder / "train"), 32, 0)[Key(0, 0, 0, 1.0)]
-    assert sample.image.shape == (3, 32, 32)
+    image, *_ = Decoder(read_tree(folder / "train"), 32, 0)[Key(0, 0, 0, 1.0)]
+    assert image.shape == (3, 32, 32)
 
 
 def image_folder() -> dict[str, bytes]:
@@ -321,8 +318,7 @@ TARGETS = {
     "pth": alone("a.pth", lambda path: sources._read_official(path, trust=False), *official_201()),
     "table201": alone("a.safetensors", open_table, *table_201()),
     "kaggle": alone("truth.csv", read_kaggle, KAGGLE),
-    "devkit": Target("truth.txt", read_truth, lambda: [b"1\n2\n1\n"], lambda: {"meta.mat": meta_mat()[0]}),
-    "meta": Target("meta.mat", read_truth, meta_mat, lambda: {"truth.txt": b"1\n2\n1\n"}),
+    "devkit": Target("truth.txt", read_truth, lambda: [b"1\n2\n1\n"], lambda: {"meta.mat": meta_mat()}),
     "image": Target("train/a/0.png", lambda folder: data.load("folder", str(folder)), pictures, image_folder),
     "picture": Target("train/a/0.png", read_picture, pictures, image_folder, raises=()),
 }

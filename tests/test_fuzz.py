@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cli import one_line
-from tests.readers import KAGGLE, RESULT, SEARCH, SEARCH_METRICS, TABLE, TARGETS, meta_mat, npz, to_json, to_yaml
+from tests.readers import RESULT, SEARCH, SEARCH_METRICS, TABLE, TARGETS, npz, to_json, to_yaml
 
 #: readers that take a tenth of a second or more for a file
-SLOW = {"page", "meta", "devkit", "config", "grid"}
+SLOW = {"page", "config", "grid"}
 
 
 @st.composite
@@ -82,14 +82,6 @@ REFUSED = {
     "settings, too large": ("config", b"#" * (1 << 18) + b"\n", "more than 262,144 bytes"),
     "a result without accuracy": ("result", changed(RESULT, accuracy=None), "no result of a retraining"),
     "a long field": ("metrics", SEARCH_METRICS + b"x" * 140_000, "field larger than field limit"),
-    "a picture without a name": ("kaggle", KAGGLE + b",n01443537 1\n", "expected a new picture"),
-    "a picture in another folder": (
-        "kaggle",
-        KAGGLE + b"../a,n01443537 1\n",
-        "expected a new picture",
-    ),
-    "a class in another folder": ("meta", meta_mat("../../escaped")[0], "expected a WordNet ID"),
-    "a long number of a class": ("devkit", b"9" * 5000, "expected the number of a class"),
     "a date as a setting": ("config", to_yaml(SEARCH) + b"extra: 2026-99-99\n", "no plain YAML"),
     "code in YAML": ("config", b'data: !!python/object/apply:os.system ["touch executed"]', "no plain YAML"),
     "a flag with dashes": ("grid", changed(TABLE, search={"batch-size": 1}), "expected the name of a flag"),

@@ -15,9 +15,9 @@ from benchmarks.plain import plain_supernet
 from cuda_graphs import CapturedObjective, Graphs
 from gradients import Objective, cosine, weight_gradient
 from kernels import average_pool, differentiated_twice, grouped_conv2d
+from lib.retraining import Retraining
 from mixed_operations import MixedEdges
 from model_search import Supernet
-from modules import Retraining
 from nasbench201.networks import Supernet as Supernet201
 from search.bilevel import Search, schedule
 from search.settings import method_settings
@@ -276,7 +276,7 @@ def test_a_number_that_is_not_finite_ends_a_search_before_its_checkpoint(tmp_pat
     monkeypatch.setattr(Search, "weight_step", spoil)
     with pytest.raises(FloatingPointError, match="train_loss is nan in epoch 2, step 1"):
         run_search(replace(SMALL, device="cuda"), tmp_path / "run")
-    assert last_checkpoint(tmp_path / "run").name == "epoch_00001.safetensors"
+    assert last_checkpoint(tmp_path / "run").name == "epoch_00001.ckpt"
 
 
 def test_a_bfloat16_retraining_learns_and_resumes(tmp_path):

@@ -19,12 +19,13 @@ from benchmarks import low_precision, search_step
 from cli import InputError
 from genotypes import load_genotype
 from kernels import differentiated_twice, grouped_conv2d, layout
+from lib import checkpoints
+from lib.retraining import Retraining
 from model import NetworkCIFAR
-from modules import Retraining
 from search.settings import method_settings
 from spaces import SPACES
 from tests.helpers import RECIPE, RETRAINING, make_supernet, mixing_weights_of, retrain
-from utils import StepProgress, load_optimizer_tensors, memory_format, optimizer_tensors, set_up_libraries
+from utils import StepProgress, memory_format, set_up_libraries
 
 DOUBLE = torch.float64
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
@@ -92,7 +93,7 @@ def test_every_batch_norm_of_a_supernet_sees_the_layout_asked_for(
 def test_every_batch_norm_of_a_retrained_network_sees_the_layout_asked_for(wanted, torchs_batch_norm):
     """On images in the other layout, as data sets give them."""
     network = NetworkCIFAR(load_genotype("DARTS_V2"), 4, 6, auxiliary=True)
-    module = Retraining(network, 10, wanted, replace(RECIPE, drop_path_prob=0.0))
+    module = Retraining(network, 10, replace(RECIPE, drop_path_prob=0.0), wanted)
     images = torch.randn(4, 3, 32, 32).to(memory_format=other(wanted))
     with Layouts() as layouts:
         loss = module.training_step(data.Batch(images, NO_LABELS), 0)
@@ -107,11 +108,11 @@ def test_every_batch_norm_of_a_retrained_network_sees_the_layout_asked_for(wante
 def test_a_retraining_takes_the_layout_of_its_flag(wanted, tmp_path, monkeypatch):
     seen = []
 
-    def fit(module, *arguments, **options):
+    def fit(trainer, module, *arguments):
         seen.append((module.memory_format, strides_of(module.network)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("retraining.fit", fit)
+    monkeypatch.setattr("lib.trainer.fit", fit)
     with pytest.raises(KeyboardInterrupt):
         retrain(replace(RETRAINING, memory_format=wanted, arch="DARTS_V2"), tmp_path / "run")
     layout_of_flag = getattr(torch, "channels_last" if wanted == "channels_last" else "contiguous_format")
@@ -119,7 +120,7 @@ def test_a_retraining_takes_the_layout_of_its_flag(wanted, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("wanted", LAYOUTS)
-def test_depthwise_weights_have_the_strides_of_the_layout_and_keep_them_when_a_run_is_resumed(wanted):
+def test_depthwise_weights_have_the_strides_of_the_layout_and_keep_them_when_a_run_is_resumed(wanted, tmp_path):
     """Those of the other layout send torch to another library's kernels."""
     supernet = make_supernet("s2", layers=3).to(memory_format=other(wanted)).to(memory_format=wanted)
     depthwise = [w for w in supernet.parameters() if w.dim() == 4 and w.shape[1] == 1]
@@ -130,8 +131,8 @@ def test_depthwise_weights_have_the_strides_of_the_layout_and_keep_them_when_a_r
     for w in supernet.parameters():
         w.grad = torch.ones_like(w)
     optimizers[0].step()
-    saved = {name: tensor.contiguous() for name, tensor in optimizer_tensors(optimizers[0], "sgd").items()}
-    load_optimizer_tensors(optimizers[1], saved, "sgd")
+    checkpoints.save(tmp_path / "epoch_1.ckpt", optimizers[0].state_dict())
+    optimizers[1].load_state_dict(checkpoints.load(tmp_path / "epoch_1.ckpt"))
     for w in depthwise:
         buffer = optimizers[1].state[w]["momentum_buffer"]
         assert buffer.stride() == w.stride() and torch.equal(buffer, torch.ones_like(w))

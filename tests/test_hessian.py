@@ -134,7 +134,7 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
     run, arguments = tmp_path / "run", ("--count", 2, "--batch_size", 16, "--device", "cpu")
     shutil.copytree(runs("nasbench201"), run)
     kept = {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
-    (run / "checkpoints/epoch_00003.safetensors").unlink()  # not reached yet
+    (run / "checkpoints/epoch_00003.ckpt").unlink()  # not reached yet
     first = script_in_process("analysis/hessian.py", run, *arguments)
     assert first.returncode == 0, first.stderr
     table = (run / "hessian.csv").read_text()
@@ -143,8 +143,8 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
     assert lines[0] == "epoch,eigenvalue_1,eigenvalue_2,loss"
     assert (run / "hessian.png").stat().st_size > 1000
 
-    (run / "checkpoints/epoch_00003.safetensors").write_bytes(kept["epoch_00003.safetensors"])
-    (run / "checkpoints/epoch_00001.safetensors").unlink()
+    (run / "checkpoints/epoch_00003.ckpt").write_bytes(kept["epoch_00003.ckpt"])
+    (run / "checkpoints/epoch_00001.ckpt").unlink()
     second = script_in_process("analysis/hessian.py", run, *arguments)
     assert second.returncode == 0, second.stderr
     longer = (run / "hessian.csv").read_text()

@@ -11,7 +11,7 @@ from search.settings import load_settings
 from tests.helpers import assert_same_run, last_checkpoint, run_search, start, until, without_figures, write_folder
 
 #: a first-order search with its regularizer, a second-order one, seeds in turn, and a retraining's Trainer
-MECHANISMS = ("lambda-darts", "darts-2nd", "nasbench201", "retraining")
+MECHANISMS = ("lambda-darts", "darts-2nd", "nasbench201", "retraining", "imagenet")
 
 
 @pytest.mark.slow
@@ -58,12 +58,12 @@ def test_a_selection_killed_between_and_in_its_fine_tunings_ends_like_one_that_w
     for _ in range(2):
         with start("search/train_search.py", *command) as process:
             # Until it has got on by a stage, and a while into one of the next: a selection takes about ten seconds.
-            while process.poll() is None and max((p.name for p in checkpoints.glob("epoch_*")), default="") <= done:
+            while process.poll() is None and max((p.name for p in checkpoints.glob("stage_*")), default="") <= done:
                 time.sleep(0.01)
             time.sleep(moments.uniform(0, 2))
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
-        done = max(path.name for path in checkpoints.glob("epoch_*"))
+        done = max(path.name for path in checkpoints.glob("stage_*"))
         command = ["--resume", str(run)]
     assert not (run / "genotype.json").exists()
     with without_figures():

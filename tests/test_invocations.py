@@ -96,7 +96,7 @@ def place(tmp_path_factory) -> Path:
     write("space/config.yaml", {**digits, "space": "s9"})
     write("cut/config.yaml", digits)
     write(f"cut/{LOCK}", "")
-    write("cut/checkpoints/epoch_00001.safetensors", b"\x10" * 100)
+    write("cut/checkpoints/epoch_00001.ckpt", b"\x10" * 100)
     write("broken/config.yaml", "not: [yaml")
     write("list/config.yaml", "[1, 2]")
     write("damaged/config.yaml", digits)

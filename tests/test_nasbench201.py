@@ -460,9 +460,15 @@ def test_the_seeds_results_are_the_tables(tmp_path, made_table, capsys):
 
 def test_a_cell_is_trained_by_its_index_in_the_table(tmp_path, made_table, monkeypatch):
     trained = []
-    monkeypatch.setattr("retraining.retrain", lambda *arguments: trained.append(arguments[4]))
+
+    def stop(run, resumed, settings, cell, trainer):
+        trained.append(cell)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lib.trainer.open_run", stop)
     flags = ("--dataset", "digits", "--save", tmp_path / "run")
-    run_main(nasbench201.train.main, "--arch", 77, "--table", made_table, *flags)
+    with pytest.raises(KeyboardInterrupt):
+        run_main(nasbench201.train.main, "--arch", 77, "--table", made_table, *flags)
     assert trained == [open_table(made_table).cell(77)]
 
 

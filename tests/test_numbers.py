@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import data
-from modules import Retraining
+from lib.retraining import Retraining
 from search.bilevel import Search, saturated
 from search.loop import new_warnings
 from search.perturbation import Perturbation
@@ -83,7 +83,7 @@ def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, undistu
             patch.setattr(Search, name, spoil(name))
         with pytest.raises(FloatingPointError, match=named):
             run_search(TINY, run)
-    assert last_checkpoint(run).name == "epoch_00001.safetensors" and not (run / "genotype.json").exists()
+    assert last_checkpoint(run).name == "epoch_00001.ckpt" and not (run / "genotype.json").exists()
     run_search(TINY, run, resumed=True)
     assert_same_run(undisturbed, run)
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,25 +26,27 @@ from torch import nn
 import cli
 import data
 import model
-import trainer
 import utils
 from cli import InputError
 from genotypes import CELLS, load_genotype
-from modules import Retraining, TensorImages
-from recipes import cosine
+from lib import checkpoints
+from lib.images import TensorImages
+from lib.retraining import Retraining, cosine
+from lib.trainer import CheckpointIO, epochs_done, fit, make_module, make_trainer
+from scripts.torture import scalars
 from tests.helpers import (
     CELL,
     RECIPE,
     RETRAINING,
     ROOT,
     assert_refused,
+    interrupt,
     last_checkpoint,
     retrain,
     script,
     script_in_process,
 )
 from train.train import PROG, TrainSettings
-from trainer import fit, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -86,24 +89,25 @@ def numbered(count):
     return data.ImageSet(images, torch.arange(count) % 3)
 
 
-def fit_numbered(run, devices=1, accumulate=1, compile_for=()):
+def fit_numbered(run, devices=1, accumulate=1, compile=False):
     """Train the recorder on 40 numbered images and test it on 11, 10 images a step."""
     dataset = data.DataSet(numbered(40), numbered(11), ("a", "b", "c"), (0.0,), (40 / 255,), flip=False)
-    torch.manual_seed(0)
-    module = Retraining(Recorder(), 3, torch.channels_last, RECIPE, compile_for)
+    settings = replace(
+        RETRAINING, epochs=4, batch_size=10, devices=devices, accumulate=accumulate, compile=compile, cutout=False
+    )
     images = TensorImages(dataset, 10, data.Augmentation.none(dataset), seed=0)
-    about = {"settings": {}, "genotype": {}, "classes": ["a", "b", "c"], "images": 40}
-    options = {"accelerator": "cpu", "devices": devices, "precision": "32-true", "accumulate_grad_batches": accumulate}
-    rows = fit(module, images, run, about, resume="", **options)
-    return module.network, rows
+    trainer = make_trainer(settings, run)
+    torch.manual_seed(0)
+    module = make_module(Recorder(), RECIPE, images, trainer, settings, load_genotype(CELL))
+    return module.network, fit(trainer, module, images, run, "script")
 
 
 def test_the_learning_rate_is_the_cosine_of_the_paper(finished):
     rates = [float(row["learning_rate"]) for row in metrics(finished)]
     assert rates == pytest.approx([0.025, 0.025 * 3 / 4, 0.025 / 4])  # (1 + cos 0, cos 60, cos 120) / 2
-    assert cosine(0.025, 600)(599) == pytest.approx(0.025 * math.sin(math.pi / 1200) ** 2)
-    used = load_checkpoint(last_checkpoint(finished))["optimizer_states"][0]["param_groups"][0]
-    assert used["lr"] == rates[-1]
+    assert cosine(600)(599) == pytest.approx(math.sin(math.pi / 1200) ** 2)
+    used = checkpoints.load(last_checkpoint(finished))["optimizer_states"][0]["param_groups"][0]
+    assert used["initial_lr"] == rates[0] and used["lr"] == pytest.approx(0)  # the scheduler has stepped
     assert (used["momentum"], used["weight_decay"]) == (0.9, 3e-4)
 
 
@@ -125,7 +129,7 @@ def test_the_auxiliary_head_counts_with_its_weight():
     torch.manual_seed(0)
     network = model.NetworkCIFAR(load_genotype(CELL), 4, 3, auxiliary=True).double()
     batch = data.Batch(torch.randn(4, 3, 29, 29, dtype=torch.float64), torch.tensor([1, 0, 9, 3]))
-    module = Retraining(network, 10, torch.channels_last, replace(RECIPE, drop_path_prob=0))
+    module = Retraining(network, 10, replace(RECIPE, drop_path_prob=0))
 
     def cross_entropy(logits):
         return -torch.stack([row.softmax(0)[label].log() for row, label in zip(logits, batch.labels, strict=True)])
@@ -135,7 +139,7 @@ def test_the_auxiliary_head_counts_with_its_weight():
     assert module.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("moment", ["in the second epoch", "between the checkpoint and the log"])
+@pytest.mark.parametrize("moment", ["in the second epoch", "after a checkpoint"])
 def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch, capsys, moment):
     run = tmp_path / "run"
     step = Retraining.training_step
@@ -150,7 +154,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished,
         if moment == "in the second epoch":
             patch.setattr(Retraining, "training_step", stop_in_second_epoch)
         else:
-            patch.setattr(trainer, "write_csv", stop)
+            interrupt(patch, CheckpointIO, "save_checkpoint", 2)
         with pytest.raises(KeyboardInterrupt, match=f"after 1 of 3 epochs; go on with: .*--resume {run}"):
             retrain(RETRAINING, run)
     assert not (run / "result.json").exists()
@@ -158,7 +162,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished,
     assert f"run {run}: 2 epochs on cpu" in capsys.readouterr().out
 
     assert metrics(run) == metrics(finished)
-    whole, resumed = (load_checkpoint(last_checkpoint(path)) for path in (finished, run))
+    whole, resumed = (checkpoints.load(last_checkpoint(path)) for path in (finished, run))
     assert all(torch.equal(resumed["state_dict"][name], value) for name, value in whole["state_dict"].items())
     assert result(run)["accuracy"] == result(finished)["accuracy"]
 
@@ -182,7 +186,7 @@ def test_sigterm_leaves_a_run_that_goes_on(tmp_path):
     assert len(errors.splitlines()) == 1
     assert f"go on with: python train/train.py --resume {run}" in errors
     assert "\r" not in output and "\x1b" not in output  # no bars where there is no terminal
-    done = len(load_checkpoint(last_checkpoint(run))["rows"])
+    done = epochs_done(checkpoints.load(last_checkpoint(run)))
     assert 1 <= done < 200
 
     stored = yaml.safe_load((run / "config.yaml").read_text())
@@ -213,7 +217,7 @@ def test_a_run_folder_says_how_it_was_made_and_what_came_of_it(finished):
 def test_the_score_is_the_share_of_test_images_that_the_saved_network_gets_right(finished):
     digits = data.load("digits")
     network = model.NetworkCIFAR(load_genotype(CELL), 4, 3, in_channels=1)
-    state = load_checkpoint(last_checkpoint(finished))["state_dict"]
+    state = checkpoints.load(last_checkpoint(finished))["state_dict"]
     network.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
     images = (digits.test.images / 255 - digits.mean[0]) / digits.std[0]
     with torch.no_grad():
@@ -249,7 +253,7 @@ def test_every_weight_of_a_published_cell_learns(name):
     torch.manual_seed(0)
     network = model.NetworkCIFAR(load_genotype(name), 4, 3, auxiliary=True)
     logits, auxiliary_logits = network(torch.randn(2, 3, 29, 29), drop_path_prob=0.2)
-    RECIPE.loss(logits, auxiliary_logits, torch.tensor([3, 7])).backward()
+    Retraining(network, 10, RECIPE).loss(logits, auxiliary_logits, torch.tensor([3, 7])).backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in network.parameters())
 
 
@@ -278,10 +282,10 @@ def test_two_processes_train_and_score_a_compiled_network_as_one_does(tmp_path):
     tested = [json.loads((two / f"tested_{rank}.json").read_text()) for rank in (0, 1)]
     assert [len(part) for part in tested] == [6 * 4, 5 * 4]  # unequal shares, in unequal numbers of batches
     assert sorted(tested[0] + tested[1]) == sorted(network.tested)
-    checkpoint = load_checkpoint(last_checkpoint(two))
+    checkpoint = checkpoints.load(last_checkpoint(two))
     for name, weight in network.state_dict().items():
         torch.testing.assert_close(checkpoint["state_dict"][f"network.{name}"], weight)
-    for row, expected in zip(checkpoint["rows"], rows, strict=True):
+    for row, expected in zip(checkpoint["callbacks"]["History"]["rows"], rows, strict=True):
         assert row["test_accuracy"] == expected["test_accuracy"]
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
 
@@ -289,13 +293,10 @@ def test_two_processes_train_and_score_a_compiled_network_as_one_does(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"batch_size": 1438}, "--batch_size: 1438, but there are 1437 images"),
-        ({"batch_size": 1, "devices": 2}, "expected 2 or more: one image for each of 2 device"),
-        (
-            {"batch_size": 7, "accumulate": 4},
-            "expected 8 or more.* two images or more in each of --accumulate 4 passes",
-        ),
-        ({"batch_size": 1}, "two images or more"),
+        ({"batch_size": 1438}, "--batch_size: 1438, but there are 1437 training images"),
+        ({"batch_size": 3, "devices": 2}, "expected 4 or more: .* two images for each of 2 device"),
+        ({"batch_size": 7, "accumulate": 4}, "expected 8 or more: each of --accumulate 4 passes needs two images"),
+        ({"batch_size": 1}, "expected 2 or more"),
         ({"auxiliary": True, "image_size": 28}, "--image_size 29"),
         ({"precision": "16-mixed", "device": "cpu"}, "bf16-mixed"),
         ({"device": "tpu"}, "expected auto, cpu, cuda"),
@@ -320,36 +321,84 @@ def test_a_run_does_not_overwrite_another(finished):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-class Bomb:
-    def __init__(self, path):
-        self.path = path
+def test_a_checkpoint_is_data_and_a_corrupt_one_is_refused(finished, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
 
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_a_checkpoint_is_data_and_a_damaged_one_is_refused(finished, tmp_path):
-    (tmp_path / "bomb.ckpt").write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
-    torch.save({"state_dict": Bomb(tmp_path / "executed")}, tmp_path / "zipped.ckpt")
+    (tmp_path / "bomb.ckpt").write_bytes(pickle.dumps(Bomb()))
+    torch.save({"state_dict": Bomb()}, tmp_path / "zipped.ckpt")
     whole = last_checkpoint(finished).read_bytes()
     (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
-    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    (tmp_path / "text.ckpt").write_text("no checkpoint either")
-    for name in ("bomb", "zipped", "half", "foreign", "text"):
-        with pytest.raises(ValueError, match=f"{name}.ckpt is .*no checkpoint"):
-            load_checkpoint(tmp_path / f"{name}.ckpt")
+    (tmp_path / "text.ckpt").write_text("not a checkpoint either")
+    for name in ("bomb", "zipped", "half", "text"):
+        assert_refused(script_in_process("train/test.py", tmp_path / f"{name}.ckpt"), f"{name}.ckpt is corrupt or not")
     assert not (tmp_path / "executed").exists()
-    assert_refused(script_in_process("train/test.py", tmp_path / "bomb.ckpt"), "bomb.ckpt is damaged")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    assert_refused(script_in_process("train/test.py", tmp_path / "foreign.ckpt"), "is not one of a retraining")
 
 
-def test_a_resumed_run_refuses_a_damaged_checkpoint(finished, tmp_path):
+def test_a_run_whose_checkpoints_are_all_corrupt_is_not_resumed(finished, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints/step_00001.safetensors").write_bytes(b"no checkpoint")
+    (run / "checkpoints/step_00001.ckpt").write_bytes(b"not a checkpoint")
     (run / "genotype.json").write_text((finished / "genotype.json").read_text())
-    with pytest.raises(InputError, match=r"--resume: .*step_00001.safetensors is damaged"):
+    with pytest.raises(InputError, match=r"--resume: .*step_00001.ckpt is corrupt"):
         retrain(RETRAINING, run, resumed=True)
     assert not (run / "metrics.csv").exists()
+
+
+def test_an_unexpected_error_of_a_resumed_run_keeps_its_traceback(finished, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "result.json").unlink()
+    checkpoints.paths(run / "checkpoints")[-1].unlink()
+
+    def broken(*_):
+        raise RuntimeError("a defect of the code")
+
+    monkeypatch.setattr(Retraining, "training_step", broken)
+    with pytest.raises(RuntimeError, match="a defect of the code") as raised:
+        script_in_process("train/train.py", "--resume", run)
+    assert any(entry.name == "broken" for entry in raised.traceback)
+
+
+def test_a_resumed_run_of_another_network_says_what_does_not_fit_and_changes_nothing(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "result.json").unlink()
+    events = list((run / "tensorboard").iterdir())
+    with pytest.raises(RuntimeError, match=r"Error\(s\) in loading state_dict for Retraining"):
+        retrain(replace(RETRAINING, layers=4), run, resumed=True)
+    assert metrics(run) == metrics(finished)
+    assert all(path.exists() for path in events)
+
+
+def test_a_clock_that_is_set_back_does_not_hide_epochs_from_tensorboard(finished, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "result.json").unlink()
+    last_checkpoint(run).unlink()
+    assert len(scalars(finished)[Path("tensorboard")]["test_loss"]) == 3
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 36000)
+    retrain(RETRAINING, run, resumed=True)
+    assert scalars(run) == scalars(finished)
+
+
+def test_a_card_that_fails_is_a_warning_and_the_result_is_there(tmp_path, monkeypatch):
+    def broken(*_):
+        raise ValueError("no figure today")
+
+    monkeypatch.setattr("analysis.card.draw_genotype", broken)
+    flags = ("--arch", CELL, "--dataset", "digits", "--init_channels", 2, "--layers", 3, "--epochs", 1)
+    run = tmp_path / "run"
+    said = script_in_process("train/train.py", *flags, "--images", 200, "--device", "cpu", "--save", run)
+    assert said.returncode == 0
+    assert said.stderr == (
+        f"warning: no model card; python analysis/card.py {run} writes it (ValueError: no figure today)\n"
+    )
+    assert (run / "result.json").exists()
 
 
 @pytest.mark.slow
@@ -367,7 +416,7 @@ def test_a_compiled_network_trains_alike_and_goes_on_without_a_compiler(works, t
     finally:
         torch.compiler.set_stance("default")
     assert sum("--compile" in str(warning.message) for warning in caught) == (not works)
-    a, b = (load_checkpoint(last_checkpoint(run))["state_dict"] for run in (plain, compiled))
+    a, b = (checkpoints.load(last_checkpoint(run))["state_dict"] for run in (plain, compiled))
     assert a.keys() == b.keys()
     for name, tensor in a.items():
         torch.testing.assert_close(b[name], tensor, rtol=1e-3, atol=1e-4)
@@ -376,5 +425,5 @@ def test_a_compiled_network_trains_alike_and_goes_on_without_a_compiler(works, t
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     utils.COMPILER = "eager"
-    recorder, _ = fit_numbered(folder, devices=2, compile_for=(5, 1, 4, 4))
+    recorder, _ = fit_numbered(folder, devices=2, compile=True)
     (folder / f"tested_{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(recorder.tested))

@@ -161,8 +161,8 @@ def test_a_run_folder_holds_the_whole_run(finished):
     for name in ("curves.png", "cells/normal.svg", "cells/reduce.gv", "cells/normal.png"):
         assert (finished / name).stat().st_size > 100
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == [
-        "epoch_00002.safetensors",
-        "epoch_00003.safetensors",
+        "epoch_00002.ckpt",
+        "epoch_00003.ckpt",
     ]
 
 

@@ -147,7 +147,7 @@ def stop_and_go_on(monkeypatch, selection, *arguments):
         interrupt(patch, Perturbation, "evaluate", 9)
         with pytest.raises(KeyboardInterrupt, match="after 2 of 17 stages of the selection; the same command"):
             run_select(*arguments)
-    for left in (".scores.csv.tmp", "checkpoints/.epoch_00003.safetensors.tmp"):  # as SIGKILL within a write would
+    for left in (".scores.csv.tmp", "checkpoints/.stage_00003.ckpt.tmp"):  # as SIGKILL within a write would
         (selection / left).write_bytes(b"half")
     run_select(*arguments)
     assert not list(selection.rglob(".*.tmp"))

@@ -1,7 +1,7 @@
 """Score a retrained network on the test images of its data set, and print that as one JSON object.
 
 python train/test.py runs/retrain-...     # of train/train.py or nasbench201/train.py
-python train/test.py runs/retrain-.../checkpoints/step_09000.safetensors --data /elsewhere/data --device cuda
+python train/test.py runs/retrain-.../checkpoints/step_09000.ckpt --data /elsewhere/data --device cuda
 """
 
 import json
@@ -31,16 +31,18 @@ def main() -> None:
 
     import data
     from genotypes import Genotype, make_genotype
+    from lib.images import TensorImages
+    from lib.retraining import Retraining
+    from lib.trainer import epochs_done, make_scorer, network_state, open_checkpoint
     from model import NetworkCIFAR
-    from modules import Evaluation, TensorImages
     from nasbench201.cells import Cell201, parse_cell
     from nasbench201.networks import Network as Network201
-    from trainer import load_network, make_trainer, open_checkpoint, scoring_precision
-    from utils import check_device, memory_format
+    from utils import memory_format
 
-    accelerator, devices = check_device(given.device)
     checkpoint = open_checkpoint(given.checkpoint)
-    settings = checkpoint["settings"]
+    trainer, device = make_scorer(given.device, checkpoint)
+    about = checkpoint["hyper_parameters"]
+    settings = about["settings"]
     if "dataset" not in settings:
         raise InputError("checkpoint: it is one of imagenet/train.py; expected imagenet/test.py for it")
     with blaming(f"--data: {settings['dataset']}"):
@@ -50,24 +52,25 @@ def main() -> None:
         cell: Genotype | Cell201
         auxiliary: tuple[bool, ...]
         if "cells_per_stage" in settings:
-            cell, depth, auxiliary = parse_cell(str(checkpoint["genotype"].get("arch"))), "cells_per_stage", ()
+            cell, depth, auxiliary = parse_cell(str(about["genotype"].get("arch"))), "cells_per_stage", ()
         else:
-            cell, depth, auxiliary = make_genotype(checkpoint["genotype"]), "layers", (settings["auxiliary"],)
+            cell, depth, auxiliary = make_genotype(about["genotype"]), "layers", (settings["auxiliary"],)
     kind: Any = Network201 if isinstance(cell, Cell201) else NetworkCIFAR
     shape = (settings["init_channels"], settings[depth], len(dataset.classes), *auxiliary)
     with torch.device("meta"):
         network = kind(cell, *shape, in_channels=dataset.in_channels)
     try:
-        load_network(network, checkpoint)
+        network.load_state_dict(network_state(checkpoint), assign=True)
     except RuntimeError as error:
         raise InputError(
             f"--data: {len(dataset.classes)} classes of images with {dataset.in_channels} channels, "
             "expected the data set that the network was trained on"
         ) from error
-    module = Evaluation(network, len(dataset.classes), memory_format("auto", torch.device(accelerator)))
+    module = Retraining(network, len(dataset.classes), None, memory_format("auto", device))
     images = TensorImages(dataset, settings["batch_size"], data.Augmentation.none(dataset), settings["seed"])
-    make_trainer(accelerator, devices, scoring_precision(checkpoint, accelerator)).test(module, images, verbose=False)
-    print(json.dumps({**module.test_scores.take(), "images": len(dataset.test), "epochs": len(checkpoint["rows"])}))
+    trainer.test(module, images, verbose=False)
+    named = {name.removeprefix("test_"): value.item() for name, value in trainer.callback_metrics.items()}
+    print(json.dumps({**named, "images": len(dataset.test), "epochs": epochs_done(checkpoint)}))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@
 
 A run folder holds config.yaml, genotype.json, metrics.csv (a row an epoch, accuracies in [0, 1]), tensorboard/,
 checkpoints/ (the last two) and, once it is finished, result.json and model_card.md with its pictures. The test images
-are scored each epoch for the record; nothing is chosen by them: the result is the last epoch's. The training itself is
-in retraining.py.
+are scored in each epoch for the record; nothing is chosen by them, and the result is the last epoch's. The
+LightningModule is in lib/retraining.py, the LightningDataModule in lib/images.py, the Trainer in lib/trainer.py.
 """
 
 import sys
@@ -20,9 +20,9 @@ from pathlib import Path
 from jsonargparse.typing import PositiveInt
 
 import cli
-import cluster
 from cli import Channels, InputError, Layers, NonNegativeFloat, PositiveFloat, Probability, blaming, option
 from genotypes import load_genotype
+from lib import launch
 from search.settings import DataSettings, DevicesSettings, RunSettings
 
 PROG = "train.py"
@@ -61,40 +61,49 @@ def resolve(arguments: list[str]) -> tuple[TrainSettings, Path, bool]:
     """The settings that a command line means, the run folder, and whether the run is resumed."""
     settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
     name = f"retrain-{settings.dataset}-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    return cluster.resolve(settings, PROG, arguments, name)
+    return launch.resolve(settings, PROG, arguments, name)
 
 
 def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
-    """Train the network and leave a run folder; `resumed` goes on with the one that is there."""
+    """Train the network and leave a run folder, or resume the one that is there."""
     if resumed and cli.finished(run):
         return
     with blaming("--resume" if resumed else "--arch"):
         genotype = load_genotype(str(run) if (run / "genotype.json").exists() and resumed else settings.arch)
 
     # Imported here: --help, a wrong flag and a wrong genotype are answered before torch is loaded.
+    import torch
+
     from analysis.card import write_card
-    from model import NetworkCIFAR, smallest_image
-    from modules import TensorImages
-    from recipes import Recipe, cosine
-    from retraining import retrain, tensor_images
+    from lib.images import tensor_images
+    from lib.retraining import Recipe, cosine
+    from lib.trainer import fit, make_module, make_trainer, open_run, write_result
+    from model import NetworkCIFAR, size, smallest_image
 
-    recipe = Recipe.of(settings, cosine(settings.learning_rate, settings.epochs))
+    images = tensor_images(settings)
+    smallest = smallest_image(settings.layers)
+    if settings.auxiliary and images.image_size < smallest:
+        raise InputError(
+            f"--auxiliary: its head needs images of {smallest} pixels or more and these have {images.image_size}; "
+            f"expected --no_auxiliary or --image_size {smallest}"
+        )
 
-    def make_network(classes: int, in_channels: int, auxiliary: bool) -> NetworkCIFAR:
-        shape = (settings.init_channels, settings.layers, classes)
-        return NetworkCIFAR(genotype, *shape, auxiliary=auxiliary, in_channels=in_channels)
+    def make_network(auxiliary: bool) -> NetworkCIFAR:
+        shape = (settings.init_channels, settings.layers, len(images.classes))
+        return NetworkCIFAR(genotype, *shape, auxiliary=auxiliary, in_channels=images.in_channels)
 
-    def make_images(settings: TrainSettings) -> TensorImages:
-        images = tensor_images(settings)
-        smallest = smallest_image(settings.layers)
-        if settings.auxiliary and images.image_size < smallest:
-            raise InputError(
-                f"--auxiliary: its head needs images of {smallest} pixels or more and these have {images.image_size}; "
-                f"expected --no_auxiliary or --image_size {smallest}"
-            )
-        return images
-
-    retrain(settings, run, resumed, "train/train.py", genotype, recipe, make_network, write_card, make_images)
+    trainer = make_trainer(settings, run)
+    torch.manual_seed(settings.seed)
+    recipe = Recipe.of(settings, cosine(settings.epochs))
+    module = make_module(make_network(settings.auxiliary), recipe, images, trainer, settings, genotype)
+    with open_run(run, resumed, settings, genotype, trainer):
+        rows = fit(trainer, module, images, run, "train/train.py")
+        if trainer.is_global_zero:
+            with torch.device("meta"):  # the papers count the parameters without the auxiliary head
+                cost = size(make_network(auxiliary=False), images.in_channels, images.image_size)
+            write_result(run, module, images, rows, cost)
+            with cli.warning(f"no model card; python analysis/card.py {run} writes it"):
+                write_card(run)
 
 
 def main() -> None:

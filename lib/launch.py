@@ -1,0 +1,140 @@
+"""How the processes of a retraining are started, stopped and started again. Nothing here imports torch."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import cli
+from cli import InputError, SomeRunSettings
+
+#: settings that may change when a retraining is resumed: where its data are and what it runs on
+MOVABLE = ("data", "devices", "num_nodes", "accumulate")
+
+
+class Launch(NamedTuple):
+    """The processes that a launcher has started, one for each device."""
+
+    launcher: str
+    devices: int  # on each node
+    num_nodes: int
+
+
+def launched() -> Launch | None:
+    """The processes that torchrun or SLURM's srun has started; None if this process was started alone.
+
+    Raises:
+        InputError: srun was given --ntasks without --ntasks-per-node.
+    """
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        local = int(env["LOCAL_WORLD_SIZE"])
+        return Launch("torchrun", local, int(env["WORLD_SIZE"]) // local)
+    if "SLURM_NTASKS" in env and "SLURM_STEP_ID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        tasks = int(env["SLURM_NTASKS"])
+        if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in env:
+            raise InputError(
+                f"srun: --ntasks is {tasks}, but there is no --ntasks-per-node; expected srun --ntasks-per-node=N with "
+                "a task for each device of a node"
+            )
+        nodes = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
+        return Launch("srun", tasks // nodes, nodes)
+    return None
+
+
+def devices_and_nodes(devices: int, num_nodes: int) -> tuple[int, int]:
+    """Devices of each node and number of nodes; where --devices or --num_nodes is 0, as many as were launched, or 1.
+
+    Raises:
+        InputError: a launcher has started another number of processes.
+    """
+    launch = launched()
+    if launch is None:
+        return devices or 1, num_nodes or 1
+    for flag, given, started in (("devices", devices, launch.devices), ("num_nodes", num_nodes, launch.num_nodes)):
+        if given not in (0, started):
+            raise InputError(f"--{flag}: {given}, but {launch.launcher} has started {started}; expected no --{flag}")
+    return launch.devices, launch.num_nodes
+
+
+def is_first() -> bool:
+    """True in the process that writes the run folder: the first process of the first node."""
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK") + (("SLURM_PROCID",) if launched() else ())
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+class StopFlag:
+    """A signal handler that notes which signal asked to stop; the training loop reads it after a step.
+
+    A second Ctrl-C raises KeyboardInterrupt at once.
+    """
+
+    signum = 0
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if signum == self.signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = self.signum or signum
+
+
+stop = StopFlag()
+
+
+def requeue() -> None:
+    """Ask SLURM to start this job again, if its signal (SIGUSR1) has stopped the run."""
+    env = os.environ
+    if stop.signum != signal.SIGUSR1 or "SLURM_JOB_ID" not in env or not is_first():
+        return
+    job = env["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in env:
+        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        reason = " ".join(done.stderr.split()) if done.returncode else ""
+    except OSError as error:
+        reason = str(error)
+    if reason:
+        print(f"SLURM does not start the job again: scontrol requeue {job}: {reason}", file=sys.stderr, flush=True)
+
+
+def resolve(
+    settings: SomeRunSettings, prog: str, arguments: list[str], name: str, movable: Sequence[str] = MOVABLE
+) -> tuple[SomeRunSettings, Path, bool]:
+    """The settings of a retraining, its run folder, and whether it is resumed.
+
+    If torchrun or SLURM starts a command again, the run is resumed.
+
+    Args:
+        settings: the parsed command line.
+        name: of the run folder if there is no --save.
+
+    Raises:
+        InputError: no cell is given, the run folder is not empty, a resumed run has other settings, or several
+            processes share no folder.
+    """
+    stop.signum = 0
+    signal.signal(signal.SIGUSR1, stop)  # loading torch takes seconds; this signal would end the process
+    given: Any = settings
+    launch = launched()
+    if given.resume:
+        return cli.resume(settings, prog, arguments, movable), Path(given.resume), True
+    if not given.arch:
+        raise InputError("--arch: expected a cell, none is given; --help says what is taken")
+    if launch and not given.save:
+        raise InputError(f"--save: expected a run folder, which all processes of {launch.launcher} share")
+    run = Path(given.save or f"runs/{name}")
+    if not launch or not (run / "config.yaml").exists():
+        if is_first():  # the first process makes the folder
+            cli.check_new_folder(run, "--save")
+        return settings, run, False
+    stored: Any = cli.load_settings(type(settings), prog, run, "--save")
+    fixed = {field.name for field in dataclasses.fields(given)} - {"save", "resume", "device", *movable}
+    other = sorted(name for name in fixed if getattr(stored, name) != getattr(given, name))
+    if other:
+        raise InputError(f"--save: {run} is a run of another --{', --'.join(other)}; name a new folder")
+    return settings, run, True

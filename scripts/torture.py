@@ -5,8 +5,8 @@
 
 A run is ended by SIGKILL, SIGTERM or Ctrl-C after a random time, or dies in the midst of a write (die_in_write.py).
 Then the command that its folder asks for is given: --resume where that is a run, the same one where it is not yet.
-Compared are all weights, optimizers, alphas, metrics, genotypes and scores, and the names of all files. torture.json
-in the folder has the figures; the exit status is 1 where a run ends otherwise than it should.
+It compares all weights, optimizers, alphas, metrics, genotypes, scores and settings, and the names of all files.
+torture.json in the folder has the figures; the exit status is 1 if a run ends otherwise than it should.
 """
 
 import csv

@@ -73,7 +73,7 @@ def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None =
 
 
 def _search(state: Search, resolved: Resolved, command: str) -> None:
-    """What is left of a search, in its run folder; `command` goes on with it."""
+    """Run the remaining epochs of a search and derive its cell; `command` resumes the run."""
     settings, run = resolved.settings, resolved.run
     first = len(state.rows)
     given = [name for source in ("command line", "config file") for name in resolved.sources.get(source, [])]
@@ -121,12 +121,12 @@ def run_epochs(state: Search, run: Path) -> None:
                 progress.line(f"warning: {warning}")
 
 
-#: what the smallest layer gradient is to the largest, where float32 has lost it beside that
+#: gradients below this fraction of the largest layer's count as vanished
 VANISHED = 1e-6
 
 
 def new_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is to be said of the last of a search's rows, and was not yet of an earlier one: each thing once."""
+    """Warnings about the last row of a search that no earlier row has caused."""
     *before, last = rows
     warnings = []
     for name in last:

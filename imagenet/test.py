@@ -39,7 +39,7 @@ def main() -> None:
     from imagenet.images import FolderImages, count_workers, read_tree
     from imagenet.layout import find_split
     from lib.retraining import Retraining
-    from lib.trainer import epochs_done, make_scorer, open_checkpoint
+    from lib.trainer import epochs_done, make_scorer, metrics_of, open_checkpoint
     from utils import memory_format
 
     checkpoint = open_checkpoint(given.checkpoint)
@@ -61,7 +61,7 @@ def main() -> None:
     images.check_shared_memory(world=1, num_nodes=1, accumulate=1)
     module = Retraining(network, len(classes), None, memory_format("auto", device), top5=True, ignoring=skip)
     trainer.test(module, images, verbose=False)
-    named = {name.removeprefix("test_"): value.item() for name, value in trainer.callback_metrics.items()}
+    named = {name.removeprefix("test_"): value for name, value in metrics_of(trainer).items()}
     counted = int(named.pop("images", len(test)))  # those that can be read
     print(json.dumps({"images": counted, **named, "epochs": epochs_done(checkpoint)}))
 

@@ -114,6 +114,11 @@ class SaveAndStop(Callback):
         processes.clear()  # Lightning kills the first process, too, when one of these has failed
 
 
+def metrics_of(trainer: Trainer) -> dict[str, float]:
+    """The metrics that were logged last, with the seven digits that float32 has."""
+    return {name: float(f"{value.item():.7g}") for name, value in trainer.callback_metrics.items()}
+
+
 class History(Callback):
     """A row of metrics for each epoch: printed, logged, and kept in the checkpoints.
 
@@ -161,7 +166,7 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Record the epoch; the test images have been scored by now."""
         assert isinstance(module, Retraining)
-        measured = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        measured: dict[str, float] = metrics_of(trainer)
         measured |= {name: int(value) for name, value in measured.items() if name.endswith("_images")}
         epoch, epochs = len(self.rows) + 1, trainer.max_epochs or 0
         if not math.isfinite(measured["test_loss"]):

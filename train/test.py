@@ -33,7 +33,7 @@ def main() -> None:
     from genotypes import Genotype, make_genotype
     from lib.images import TensorImages
     from lib.retraining import Retraining
-    from lib.trainer import epochs_done, make_scorer, network_state, open_checkpoint
+    from lib.trainer import epochs_done, make_scorer, metrics_of, network_state, open_checkpoint
     from model import NetworkCIFAR
     from nasbench201.cells import Cell201, parse_cell
     from nasbench201.networks import Network as Network201
@@ -69,7 +69,7 @@ def main() -> None:
     module = Retraining(network, len(dataset.classes), None, memory_format("auto", device))
     images = TensorImages(dataset, settings["batch_size"], data.Augmentation.none(dataset), settings["seed"])
     trainer.test(module, images, verbose=False)
-    named = {name.removeprefix("test_"): value.item() for name, value in trainer.callback_metrics.items()}
+    named = {name.removeprefix("test_"): value for name, value in metrics_of(trainer).items()}
     print(json.dumps({**named, "images": len(dataset.test), "epochs": epochs_done(checkpoint)}))
 
 

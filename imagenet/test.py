@@ -38,8 +38,9 @@ def main() -> None:
     from imagenet.checkpoint import load_network
     from imagenet.images import FolderImages, count_workers, read_tree
     from imagenet.layout import find_split
+    from lib.callbacks import metrics_of
     from lib.retraining import Retraining
-    from lib.trainer import epochs_done, make_scorer, metrics_of, open_checkpoint
+    from lib.trainer import epochs_done, make_scorer, open_checkpoint
     from utils import memory_format
 
     checkpoint = open_checkpoint(given.checkpoint)

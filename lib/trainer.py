@@ -1,4 +1,4 @@
-"""The Trainer of a retraining: its run folder, checkpoints, logs, signals and processes.
+"""The Trainer of a retraining: its run folder, checkpoints, logs and processes.
 
 The networks of this field have a few million parameters, so each device holds all of them (data parallelism).
 """
@@ -7,9 +7,7 @@ import json
 import logging
 import math
 import shlex
-import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
@@ -28,14 +26,12 @@ from torch import nn
 
 import cli
 from cli import InputError, blaming
-from files import write_atomically, write_csv
+from files import write_atomically
 from lib import checkpoints, launch
+from lib.callbacks import History, SaveAndStop, Stopped
 from lib.images import Images
 from lib.retraining import Recipe, Retraining
 from utils import check_device, memory_format, provenance, set_up_libraries, write_config
-
-#: steps between two agreements of several processes on a stop, which wait for the GPU
-AGREE_EVERY = 10
 
 
 class CheckpointIO(TorchCheckpointIO):
@@ -46,152 +42,6 @@ class CheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, *_: object, **__: object) -> dict[str, Any]:
         return checkpoints.load(Path(path))
-
-
-class Stopped(Exception):
-    """A signal has stopped the training, after a checkpoint."""
-
-
-class SaveAndStop(Callback):
-    """Save within an epoch, and save and stop after a complete step when a signal asks for it.
-
-    The end of an epoch is saved by ModelCheckpoint when the test images have been scored. A checkpoint before the last
-    step lets a run that is stopped or killed while they are scored repeat that step only.
-
-    Args:
-        folder: of the checkpoints.
-        every: steps between two checkpoints; 0 for none within an epoch.
-    """
-
-    def __init__(self, folder: Path, every: int = 0) -> None:
-        self.folder, self.every = folder, every
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(signum, launch.stop)  # Lightning's own handlers save in the middle of a step
-        if trainer.strategy.broadcast(trainer.global_step) != trainer.global_step:
-            raise RuntimeError(f"the nodes see different checkpoints in {self.folder}")
-
-    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._asked(trainer):
-            raise Stopped
-
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        done, left, step = batch_idx + 1, trainer.num_training_batches - batch_idx - 1, trainer.global_step
-        if done % trainer.accumulate_grad_batches or not left:
-            return
-        stop = self._asked(trainer, step)
-        if stop or left <= trainer.accumulate_grad_batches or (self.every and step % self.every == 0):
-            trainer.save_checkpoint(self.folder / f"step_{step:05d}.ckpt")
-        if stop:
-            raise Stopped
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self._asked(trainer, batch_idx):
-            raise Stopped
-
-    def _asked(self, trainer: Trainer, step: int = 0) -> bool:
-        """True if a signal asks to stop. Several processes agree on it every AGREE_EVERY steps only."""
-        if trainer.world_size > 1 and step % AGREE_EVERY:
-            return False
-        return trainer.strategy.reduce_boolean_decision(bool(launch.stop.signum), all=False)
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """End the processes that Lightning has started for other devices; they would wait for this one."""
-        processes = getattr(trainer.strategy.launcher, "procs", [])
-        for process in processes:
-            process.kill()
-        processes.clear()  # Lightning kills the first process, too, when one of these has failed
-
-
-def metrics_of(trainer: Trainer) -> dict[str, float]:
-    """The metrics that were logged last, with the seven digits that float32 has."""
-    return {name: float(f"{value.item():.7g}") for name, value in trainer.callback_metrics.items()}
-
-
-class History(Callback):
-    """A row of metrics for each epoch: printed, logged, and kept in the checkpoints.
-
-    When a run is resumed, metrics.csv and TensorBoard's events are written again from the rows of the checkpoint.
-    (Lightning's CSVLogger deletes metrics.csv before the checkpoint is loaded.)
-
-    Args:
-        run: the run folder.
-    """
-
-    def __init__(self, run: Path) -> None:
-        self.run = run
-        self.events = [*run.glob("tensorboard/events.out.tfevents.*")]  # of earlier processes
-        self.rows: list[dict[str, Any]] = []
-        self.before = 0.0  # seconds of the current epoch in earlier processes
-        self.start = time.perf_counter()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "seconds": self._seconds()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows, self.before = state["rows"], state["seconds"]
-
-    def _seconds(self) -> float:
-        return self.before + time.perf_counter() - self.start
-
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            for path in self.events:
-                path.unlink()
-            self._log(trainer, self.rows)
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.start, left = time.perf_counter(), (trainer.max_epochs or 0) - len(self.rows)
-        devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-        message = f"run {self.run}: {left} epochs on {devices}{module.device.type}"
-        if trainer.fit_loop.restarting:
-            begun = trainer.fit_loop.batch_idx + 1
-            message += f", the first from batch {begun + 1} of {trainer.num_training_batches}"
-        module.print(message, flush=True)
-
-    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.start, self.before = time.perf_counter(), 0.0
-
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Record the epoch; the test images have been scored by now."""
-        assert isinstance(module, Retraining)
-        measured: dict[str, float] = metrics_of(trainer)
-        measured |= {name: int(value) for name, value in measured.items() if name.endswith("_images")}
-        epoch, epochs = len(self.rows) + 1, trainer.max_epochs or 0
-        if not math.isfinite(measured["test_loss"]):
-            raise FloatingPointError(f"test_loss is {measured['test_loss']} in epoch {epoch}")
-        learning_rate = module.recipe.learning_rate * module.recipe.schedule(epoch - 1)
-        row = {"epoch": epoch, "step": trainer.global_step, "learning_rate": learning_rate}
-        row |= {name: measured[name] for name in sorted(measured, reverse=True)}  # of training, then of the test
-        row["seconds"] = self._seconds()
-        self.rows.append(row)
-        if trainer.is_global_zero:
-            self._log(trainer, [row])
-        module.print(
-            f"epoch {epoch}/{epochs}"
-            f"  train loss {row['train_loss']:.3f} accuracy {100 * row['train_accuracy']:.2f} %"
-            f"  test loss {row['test_loss']:.3f} accuracy {100 * row['test_accuracy']:.2f} %  {row['seconds']:.1f} s"
-            + (f", {cli.duration(row['seconds'] * (epochs - epoch))} left" if epoch < epochs else ""),
-            flush=True,
-        )
-
-    def _log(self, trainer: Trainer, new: list[dict[str, Any]]) -> None:
-        if self.rows:
-            write_csv(self.run / "metrics.csv", self.rows)
-        for row in new:
-            for logger in trainer.loggers:
-                logger.log_metrics({name: value for name, value in row.items() if name != "step"}, row["step"])
 
 
 def make_trainer(settings: Any, run: Path) -> Trainer:

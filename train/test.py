@@ -31,9 +31,10 @@ def main() -> None:
 
     import data
     from genotypes import Genotype, make_genotype
+    from lib.callbacks import metrics_of
     from lib.images import TensorImages
     from lib.retraining import Retraining
-    from lib.trainer import epochs_done, make_scorer, metrics_of, network_state, open_checkpoint
+    from lib.trainer import epochs_done, make_scorer, network_state, open_checkpoint
     from model import NetworkCIFAR
     from nasbench201.cells import Cell201, parse_cell
     from nasbench201.networks import Network as Network201

@@ -34,6 +34,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHARED_MEMORY = Path("/dev/shm")
 #: batches that each worker holds ready
 PREFETCHED = 2
+#: seconds to wait for a batch; a worker that has run out of shared memory may never deliver it
+PATIENCE = 300
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,7 @@ class FolderImages(Images):
             collate_fn=collate,
             num_workers=self.workers,
             prefetch_factor=PREFETCHED if self.workers else None,
+            timeout=PATIENCE if self.workers else 0,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=keep_workers and self.workers > 0,
             worker_init_fn=begin_worker,

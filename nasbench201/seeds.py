@@ -74,7 +74,7 @@ def _done(folder: Path, settings: SearchSettings) -> bool:
     differing = sorted(name for name, value in asdict(settings).items() if name not in here and stored[name] != value)
     if differing:
         raise InputError(f"--resume: {folder} is of a search with other {', '.join(differing)}; expected the run's")
-    if not (folder / "genotype.json").exists() or not (folder / "curves.png").exists():
+    if not (folder / "genotype.json").exists():
         return False
     with blaming("--resume"):
         load_cell(str(folder))

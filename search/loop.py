@@ -90,12 +90,12 @@ def _search(state: Search, resolved: Resolved, command: str) -> None:
             else:
                 genotype = state.genotype()
                 refuse_missing_cell(genotype, state, run)
-            write_atomically(run / "genotype.json", genotype.to_json())
             with cli.warning(f"no figures; python analysis/curves.py {run} draws the curves"):
                 from analysis.curves import plot_search  # matplotlib, which the first step does not wait for
 
                 plot_search(run)
                 draw_genotype(genotype, run / "cells")
+            write_atomically(run / "genotype.json", genotype.to_json())  # last: it marks a finished search
     except KeyboardInterrupt as stop:
         done = f"after {len(state.rows)} of {settings.epochs} epochs; {goes_on}"
         raise KeyboardInterrupt(str(stop) or done) from None

@@ -131,8 +131,8 @@ def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:
 def without_figures() -> Iterator[None]:
     """Have searches and retrainings draw nothing, which takes a second of each: tests/test_pictures.py looks at it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analysis.curves.plot_search", lambda run: (run / "curves.png").touch())
-        patch.setattr("search.loop.draw_genotype", lambda *arguments: None)
+        for drawing in ("analysis.curves.plot_search", "search.loop.draw_genotype"):
+            patch.setattr(drawing, lambda *arguments: None)
         for drawing in ("plot_retraining", "draw_genotype"):
             patch.setattr(f"analysis.card.{drawing}", lambda *arguments: None)
         yield

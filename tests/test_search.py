@@ -166,6 +166,19 @@ def test_a_run_folder_holds_the_whole_run(finished):
     ]
 
 
+def test_a_figure_that_fails_is_a_warning_and_the_cell_is_there(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise ValueError("no figure today")
+
+    monkeypatch.setattr("analysis.curves.plot_search", broken)
+    run = run_search(replace(SMALL, epochs=1, reg="none"), tmp_path / "run")
+    assert (run / "genotype.json").exists()
+    said = capsys.readouterr().err
+    assert said == (
+        f"warning: no figures; python analysis/curves.py {run} draws the curves (ValueError: no figure today)\n"
+    )
+
+
 def test_tensorboard_has_a_row_an_epoch(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

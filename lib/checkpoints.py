@@ -60,7 +60,7 @@ def load(path: Path) -> Any:
     except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CorruptError(f"{path} is corrupt or not a checkpoint ({reason[:100]})") from error
-    raise CorruptError(f"{path} is corrupt: the checksum of {changed} is wrong")
+    raise CorruptError(f"{path} is corrupt: {changed} has changed since it was written")
 
 
 def load_last(folder: Path, tell: bool = True) -> tuple[Path, Any] | None:

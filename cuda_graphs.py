@@ -3,7 +3,6 @@
 Captured are the passes of Objective.gradients, for whole batches; others run as they are, second derivatives too.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,6 @@ class Graphs:
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.failed = False
         self.pool: Any = None  # made with the first graph
         self.passes: dict[tuple[tuple[int, ...], bool, bool], _Pass] = {}
 
@@ -36,22 +34,22 @@ class CapturedObjective(Objective):
     graphs: Graphs = field(default_factory=lambda: Graphs(0))
 
     def gradients(self, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool = True) -> Gradients:
-        """`Objective.gradients`, by a graph. Where a capture fails, all goes on without, with one warning."""
+        """`Objective.gradients`, by a graph.
+
+        Raises:
+            RuntimeError: torch cannot capture the pass. Its random generator is unusable from then on.
+        """
         graphs = self.graphs
-        if graphs.failed or len(batch.labels) != graphs.batch_size:
+        if len(batch.labels) != graphs.batch_size:
             return super().gradients(weights, batch, layers, parameters)
         key = (tuple(layers), parameters, drops(self.drop_path_prob))
         if key not in graphs.passes:
+            graphs.pool = graphs.pool or torch.cuda.graph_pool_handle()
             try:
-                graphs.pool = graphs.pool or torch.cuda.graph_pool_handle()
                 graphs.passes[key] = _Pass(self, weights, batch, layers, parameters)
-            except Exception as error:
-                graphs.failed = True
-                graphs.passes.clear()
-                warnings.warn(
-                    f"--cuda_graphs: the capture failed, so the passes run without graphs: {error}", stacklevel=2
-                )
-                return super().gradients(weights, batch, layers, parameters)
+            except RuntimeError as error:
+                error.add_note("--cuda_graphs: the capture of a pass failed; search without this flag")
+                raise
         torch.manual_seed(batch.seed)
         return graphs.passes[key](self, weights, batch)
 
@@ -73,19 +71,16 @@ class _Pass:
         own = Objective(objective.supernet, objective.autocast, dropping, self.skip_beta)
         arguments = (self.weights, self.batch, layers, parameters)
         stream = torch.cuda.current_stream()
-        try:
-            # Libraries set themselves up in their first calls, which must not be captured.
-            side = torch.cuda.Stream()
-            side.wait_stream(stream)
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    own.pass_over(*arguments)
-            stream.wait_stream(side)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=objective.graphs.pool):
-                self.result = own.pass_over(*arguments)
-        finally:
-            torch.cuda.set_stream(stream)  # a capture that fails at its end leaves its own
+        # Libraries set themselves up in their first calls, which must not be captured.
+        side = torch.cuda.Stream()
+        side.wait_stream(stream)
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                own.pass_over(*arguments)
+        stream.wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=objective.graphs.pool):
+            self.result = own.pass_over(*arguments)
 
     def __call__(self, objective: Objective, weights: Tensors, batch: Batch) -> Gradients:
         """The pass at other weights, on another batch of the same size, under another epoch's schedule."""

@@ -67,9 +67,9 @@ times() { # NAME SECONDS, and flags of search_step.py
     step "$1" "$2" "$python" benchmarks/search_step.py "${flags[@]}" "${@:3}"
 }
 times s5 110 --space s5 --ways contiguous "${graphs[@]}" plain
+times methods 110 --space s5 --methods darts lambda-darts-exact --ways contiguous "${graphs[@]}"
 times nasbench201 80 --space nasbench201 --ways contiguous "${graphs[@]}" "${last[@]}" plain
 step depthwise 40 "$python" benchmarks/depthwise.py --device "$device" "${depthwise[@]}" --out "$work/depthwise.json"
-# With what is left of the time.
-times s5_channels_last 120 --space s5 --ways "${last[@]}"
-times methods 150 --space s5 --methods darts lambda-darts-exact --ways contiguous "${graphs[@]}"
+# With what is left of the time: cuDNN compiles kernels for minutes.
+times s5_channels_last 300 --space s5 --ways "${last[@]}"
 finish

@@ -20,16 +20,15 @@ fi
 run() { # NAME SECONDS SCRIPT, and its flags
     step "$1" "$2" "$python" "benchmarks/$3" --device "$device" --out "$work/$1.json" "${@:4}"
 }
-run low_precision_s2 40 low_precision.py --space s2 --epsilon_0 1e-3 "${low[@]}"
-run low_precision_s5 40 low_precision.py --space s5 "${low[@]}"
-exact=(search_step.py --count no --methods lambda-darts-exact "${sizes[@]}")
-run search 90 "${exact[@]}" --ways "${ways[@]}" "${graphs[@]}"
-run search_tf32 80 "${exact[@]}" --ways "${ways[@]}" "${graphs[@]}" --tf32
-run search_bf16 80 "${exact[@]}" --ways "${ways[@]}" "${graphs[@]}" --precision bf16-mixed
 run retraining 60 retraining_step.py "${retraining[@]}" --ways "${ways[@]}" plain
 run retraining_tf32 60 retraining_step.py "${retraining[@]}" --ways "${ways[@]}" --tf32
 run retraining_bf16 60 retraining_step.py "${retraining[@]}" --ways "${ways[@]}" --precision bf16-mixed
-run imagenet 120 imagenet_loader.py "${pictures[@]}"
+run imagenet 100 imagenet_loader.py "${pictures[@]}"
+exact=(search_step.py --count no --methods lambda-darts-exact "${sizes[@]}" --ways contiguous "${graphs[@]}")
+run search_tf32 90 "${exact[@]}" --tf32
+run search_bf16 90 "${exact[@]}" --precision bf16-mixed
+run low_precision_s2 40 low_precision.py --space s2 --epsilon_0 1e-3 "${low[@]}"
+run low_precision_s5 40 low_precision.py --space s5 "${low[@]}"
 # Compilation takes minutes: last, with what is left of the time.
 compiled=("${retraining[@]}" --ways contiguous --precision bf16-mixed --compile)
 run retraining_compiled "${compiling[0]}" retraining_step.py "${compiled[@]}"

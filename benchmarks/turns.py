@@ -96,7 +96,7 @@ def _kernels(step: Callable[[int], None]) -> list[Kernel]:
     import torch
     from torch.profiler import ProfilerActivity
 
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profile:
         step(0)
         torch.cuda.synchronize()
     events = [event for event in profile.key_averages() if event.self_device_time_total > 0]

@@ -174,7 +174,7 @@ def test_captured_passes_are_the_eager_ones_under_every_epochs_schedule(space, l
         assert relative_error(found[1].layer_gradients, found[0].layer_gradients) < 1e-4
         assert relative_error(steps[1], steps[0]) < 1e-4
         assert relative_error(again[1].gradient, again[0].gradient) < 1e-4
-    assert len(graphs.passes) == 6 and not graphs.failed
+    assert len(graphs.passes) == 6
 
 
 def small_search(**changes):
@@ -189,26 +189,6 @@ def small_search(**changes):
     return Search(settings, dataset, prepare_device(settings.device, settings.tf32))
 
 
-def test_after_a_capture_that_fails_the_search_goes_on_as_without(monkeypatch):
-    """A value is read in the midst of a capture, which CUDA does not allow."""
-    plain, captured = small_search(), small_search(cuda_graphs=True)
-    forward, stream = Supernet.forward, torch.cuda.current_stream()
-
-    def waits(supernet, *arguments):
-        logits = forward(supernet, *arguments)
-        if torch.cuda.is_current_stream_capturing():
-            logits.sum().item()
-        return logits
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Supernet, "forward", waits)
-        with pytest.warns(UserWarning, match="--cuda_graphs: the capture failed"):
-            measured = weights_after_an_epoch(captured)
-    assert torch.cuda.current_stream() == stream
-    assert captured.graphs.failed
-    assert relative_error(measured, weights_after_an_epoch(plain)) < 1e-3
-
-
 def test_graphs_search_as_eager_passes_do():
     found = [weights_after_an_epoch(small_search(cuda_graphs=graphs, epsilon_0=1e-2)) for graphs in (False, True)]
     assert relative_error(found[1], found[0]) < 1e-3
@@ -219,7 +199,7 @@ def test_the_second_gpu_searches_with_graphs():
     state = small_search(device="cuda:1", cuda_graphs=True)
     assert torch.cuda.current_device() == 1
     weights = weights_after_an_epoch(state)
-    assert not state.graphs.failed
+    assert state.graphs.passes
     assert {weight.device for weight in weights} == {torch.device("cuda", 1)}
 
 

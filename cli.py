@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, 
 import jsonargparse
 from jsonargparse.typing import restricted_number_type
 
-from files import hold, is_passing, is_utf8
-from parsing import read_json, read_yaml
+from files import hold, is_passing, is_utf8, read_json, read_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from files import IMAGE_SUFFIXES, is_picture, is_utf8
-from parsing import read_json
+from files import IMAGE_SUFFIXES, is_picture, is_utf8, read_json
 
 #: the formats of files.IMAGE_SUFFIXES. Pillow hands some others to other programs, such as PostScript to Ghostscript
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF")

@@ -4,16 +4,81 @@ import csv
 import errno
 import fcntl
 import io
+import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import yaml
 
 #: file of a folder by which the process that writes there keeps others out
 LOCK = ".lock"
+#: largest text file that is read, in bytes; NAS-Bench-201's list of halves has 0.6 MB
+LARGEST_TEXT = 1 << 24
+#: largest YAML file that is read, in bytes: safe_load takes a second for 100 kB
+LARGEST_YAML = 1 << 18
+#: the file that each kind of run writes last
+RESULTS = {"search": "genotype.json", "retrain": "result.json"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+def is_finished(run: Path, kind: Literal["search", "retrain"]) -> bool:
+    """Whether a search or a retraining has written its result."""
+    return (run / RESULTS[kind]).is_file()
+
+
+def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
+    """A file's text.
+
+    Raises:
+        ValueError: The file has more than `largest` bytes or is not UTF-8.
+        OSError: The file cannot be read.
+    """
+    if path.stat().st_size > largest:
+        raise ValueError(f"{path} has more than {largest:,} bytes; expected a smaller file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: The file is not JSON, or `read_text` rejects it.
+        OSError: The file cannot be read.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file of plain values.
+
+    Raises:
+        ValueError: The file is not plain YAML, or `read_text` rejects it.
+        OSError: The file cannot be read.
+    """
+    return parse_yaml(read_text(path, LARGEST_YAML), str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The plain value of a YAML text. `source` (a file or a flag) begins the message of an error.
+
+    Raises:
+        ValueError: The text is not plain YAML, such as one with tags.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-99-99
+        raise ValueError(f"{source} is not plain YAML ({' '.join(str(error).split())})") from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

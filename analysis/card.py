@@ -9,9 +9,8 @@ from typing import Any
 import cli
 from analysis.curves import plot_retraining, require
 from analysis.draw import draw_genotype
-from files import write_atomically
+from files import read_json, read_yaml, write_atomically
 from nasbench201.cells import load_any
-from parsing import read_json, read_yaml
 
 PROG = "card.py"
 #: settings that say where and on what a run was, not how

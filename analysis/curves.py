@@ -20,7 +20,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 import cli
 from analysis.draw import color
-from parsing import open_csv, read_yaml
+from files import read_yaml
+from parsing import open_csv
 from search.settings import method_settings
 from spaces import SPACES
 

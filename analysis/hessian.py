@@ -23,9 +23,9 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
 from cli import InputError, option
-from files import write_atomically, write_csv
+from files import read_json, write_atomically, write_csv
 from nasbench201.settings import SCRIPT as SCRIPT_201
-from parsing import open_csv, read_json
+from parsing import open_csv
 from search.settings import SCRIPT, CommonSettings, load_settings
 from spaces import SPACES
 

@@ -19,7 +19,7 @@ from analysis.charts import Line, line_chart, surface_chart
 from analysis.draw import COLORS, color
 from analysis.runs import ACCURACY, DATASETS, Entry, load_entries
 from analysis.samples import Paired, Summary, compare_paired, summarize
-from parsing import read_yaml
+from files import read_yaml
 
 HERE = Path(__file__).resolve().parent
 #: where no figure of a paper was read in its source

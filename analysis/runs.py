@@ -13,8 +13,8 @@ import numpy as np
 
 from analysis.compare import grouped
 from analysis.curves import Course, load_course, read_columns
+from files import read_json, read_yaml
 from nasbench201.cells import load_any
-from parsing import read_json, read_yaml
 
 #: folders within a run that hold no runs
 INNER = {"checkpoints", "tensorboard", "cells", "selections", "perturbation"}

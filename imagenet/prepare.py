@@ -12,9 +12,9 @@ from pathlib import Path
 
 import cli
 from cli import blaming
-from files import is_picture
+from files import is_picture, read_text
 from imagenet.layout import find_split
-from parsing import open_csv, read_text
+from parsing import open_csv
 
 PROG = "prepare.py"
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from files import read_text
 from genotypes import Edge, Genotype, load_genotype
-from parsing import read_text
 from spaces import SPACES
 
 EDGES = SPACES["nasbench201"].edges

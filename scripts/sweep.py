@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cli import InputError, blaming
-from files import write_atomically
-from parsing import read_json
+from files import read_json, write_atomically
 from scripts.grid import Step, Unit, arguments
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,55 +1,69 @@
-"""Command lines from typed dataclasses, and the one way a script says that its input is wrong.
+"""Command lines and settings files from typed dataclasses, and one line on stderr for input that cannot be used.
 
-Light on purpose: nothing here imports torch, so that every script answers `--help` and a wrong flag at once.
+Nothing here imports torch, so every script answers `--help` and a wrong flag at once.
 """
 
+import argparse
 import dataclasses
-import itertools
+import difflib
 import math
 import os
-import re
 import shlex
 import signal
+import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar, Union, get_args, get_origin
+from types import NoneType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import jsonargparse
-from jsonargparse.typing import restricted_number_type
 
-from files import hold, is_passing, is_utf8, read_json, read_yaml
+from files import hold, is_passing, is_utf8, read_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    class RunSettings(DataclassInstance, Protocol):
-        """The settings of a run."""
-
-        resume: str
-        device: str
-
-
 Settings = TypeVar("Settings", bound="DataclassInstance")
-SomeRunSettings = TypeVar("SomeRunSettings", bound="RunSettings")
 
-PositiveFloat = restricted_number_type("PositiveFinite", float, [(">", 0), ("<", math.inf)])
-NonNegativeFloat = restricted_number_type("NonNegativeFinite", float, [(">=", 0), ("<", math.inf)])
-Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
-# More than these would only fill the memory, or take for ever.
-Channels = restricted_number_type("Channels", int, [(">=", 2), ("<=", 4096)])
-AtLeastTwo = restricted_number_type("AtLeastTwo", int, [(">=", 2)])
-Layers = restricted_number_type("Layers", int, [(">=", 1), ("<=", 1000)])
-ImageSize = restricted_number_type("ImageSize", int, [(">=", 1), ("<=", 4096)])
-ImageSizeOrOwn = restricted_number_type("ImageSizeOrOwn", int, [(">=", 0), ("<=", 4096)])
-Workers = restricted_number_type("Workers", int, [(">=", -1), ("<=", 1024)])
-Probability = restricted_number_type("Probability", float, [(">=", 0), ("<", 1)])
+
+class Limit(NamedTuple):
+    """The numbers that an option accepts, in words and as a test."""
+
+    text: str
+    accepts: Callable[[float], bool]
+
+
+PositiveInt = Annotated[int, Limit("1 or more", lambda n: n >= 1)]
+NonNegativeInt = Annotated[int, Limit("0 or more", lambda n: n >= 0)]
+AtLeastTwo = Annotated[int, Limit("2 or more", lambda n: n >= 2)]
+Seed = NonNegativeInt
+Channels = Annotated[int, Limit("2 to 4096", lambda n: 2 <= n <= 4096)]
+Layers = Annotated[int, Limit("1 to 1000", lambda n: 1 <= n <= 1000)]
+ImageSize = Annotated[int, Limit("1 to 4096", lambda n: 1 <= n <= 4096)]
+ImageSizeOrOwn = Annotated[int, Limit("0 to 4096", lambda n: 0 <= n <= 4096)]
+Workers = Annotated[int, Limit("-1 to 1024", lambda n: -1 <= n <= 1024)]
+PositiveFloat = Annotated[float, Limit("above 0", lambda x: x > 0)]
+NonNegativeFloat = Annotated[float, Limit("0 or more", lambda x: x >= 0)]
+Probability = Annotated[float, Limit("0 to below 1", lambda x: 0 <= x < 1)]
+Fraction = Annotated[float, Limit("between 0 and 1", lambda x: 0 < x < 1)]
+Gate = Annotated[float, Limit("0 to 1", lambda x: 0 <= x <= 1)]
 
 
 class InputError(Exception):
-    """What the user gave cannot be used. The message names the flag or file, the value and what was expected."""
+    """The user's input cannot be used. The message names the flag or file, the value and what was expected."""
 
 
 @contextmanager
@@ -64,14 +78,13 @@ def blaming(flag: str) -> Iterator[None]:
         raise InputError(f"{flag}: {error}") from error
 
 
-#: most characters of a message; of a longer one the middle is left out
+#: a longer message loses its middle
 LONGEST = 600
 
 
 def one_line(message: object) -> str:
-    """A message as one line, whatever names and values are in it."""
+    """The message as one printable line."""
     line = "".join(
-        # a terminal obeys what it cannot print
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
         for character in " ".join(str(message).split())
     )
@@ -79,247 +92,309 @@ def one_line(message: object) -> str:
 
 
 def refuse(prog: str, message: object) -> NoReturn:
-    """Say what is wrong in one line on stderr, and exit with status 2."""
+    """Print the error in one line on stderr and exit with status 2."""
     sys.stderr.write(f"{prog}: error: {one_line(message)}\n")
     sys.exit(2)
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of a settings dataclass: its default and the line that explains it in `--help`."""
-    return dataclasses.field(default=default, metadata={"help": help})
+class Need(NamedTuple):
+    """The settings without which nothing reads an option, in words and as a test."""
+
+    text: str
+    holds: Callable[[Any], bool]
 
 
-#: what Python, argparse and jsonargparse say, and how all scripts say it: flag, value, what was expected
-PHRASES = (
-    (r'Parser key "([^"]+)"(?: element \d+)?:', r"--\1:"),
-    (r"argument (\S+):", r"\1:"),
-    (r"Option '(.*)' is not accepted", r"\1: unknown; --help says what is taken"),
-    (r"unrecognized arguments: (.*)", r"\1: unknown; --help says what is taken"),
-    (r'expected "command" to be one of \{(.*)\}.*', r"COMMAND: missing, expected one of \1"),
-    (r"the following arguments are required: (.*)", r"\1: missing; --help says what is taken"),
-    (r"(?:a )?typing\.Literal\[(.*?)\]", r"one of \1"),
-    (r"Not of type \w+: ", ""),
-    (r"Expected (?:a )?(.*?)\.? Got value: (.*)", r"'\2', expected \1"),
-    (r"<class '(?:list|tuple)'>", "a list, such as [1, 2]"),
-    (r"invalid choice: (.*?) \(choose from (.*)\)", r"\1, expected one of \2"),
-    (r"ignored explicit argument (.*)", r"\1, expected no value"),
-    (r"invalid literal for int\(\) with base 10: (.*)", r"\1, expected a whole number"),
-    (r"Exceeds the limit .*? has (\d+) digits.*", r"a number of \1 digits, expected a smaller one"),
-    (r"could not convert string to float: (.*)", r"\1, expected a number"),
-    (r"(\S+) does not conform to restriction (.*)", r"\1, expected a number \2"),
-    (r"\bv(?=[<>=])", ""),
-)
+def option(default: Any, help: str, group: str = "settings", need: Need | None = None) -> Any:
+    """A field of a settings dataclass.
+
+    Args:
+        help: One or two sentences for `--help`.
+        group: The heading under which `--help` lists the option.
+        need: Without these settings the flag has no effect, and is rejected.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "group": group, "need": need})
+
+
+def argument(help: str) -> Any:
+    """A field of a settings dataclass that is a positional argument."""
+    return dataclasses.field(default="", metadata={"help": help})
+
+
+def read_value(kind: Any, value: Any) -> Any:
+    """The value of an option.
+
+    Args:
+        kind: The type of the field: bool, int, float, str, a Literal, a number with a Limit, or a list of these.
+        value: A word of the command line, or a value of a settings file.
+
+    Raises:
+        ValueError: The value is not of that type. The message begins with the value.
+    """
+    if NoneType in get_args(kind):
+        return None if value is None else read_value(get_args(kind)[0], value)
+    base, *limits = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    if get_origin(base) is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r}, expected a list, such as [1, 2]")
+        return [read_value(get_args(base)[0], item) for item in value]
+    if get_origin(base) is Literal:
+        if value not in get_args(base):
+            raise ValueError(f"{value!r}, expected one of {', '.join(map(repr, get_args(base)))}")
+        return value
+    names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    expected = f"expected {names[base]}" + "".join(f", {limit.text}" for limit in limits)
+    if base in (bool, str):
+        if not isinstance(value, base):
+            raise ValueError(f"{value!r}, {expected}")
+        return value
+    try:
+        if isinstance(value, bool | NoneType | list | dict) or (base is int and isinstance(value, float)):
+            raise TypeError
+        number = base(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r}, {expected}") from None
+    if not all(limit.accepts(number) for limit in limits):
+        raise ValueError(f"{value}, {expected}")
+    _check_size(value, number)
+    return number
+
+
+def _check_size(value: Any, number: float) -> None:
+    """Reject whole numbers over 2^31 and numbers that float32 cannot hold."""
+    if isinstance(number, int):
+        if abs(number) >= 2**31:
+            raise ValueError(f"{value}, expected a whole number below 2147483648")
+        return
+    try:
+        single = struct.unpack("f", struct.pack("f", number))[0]
+    except OverflowError:
+        single = math.inf
+    if not math.isfinite(single) or (single == 0) != (number == 0):
+        raise ValueError(f"{value}, expected a number that float32 can hold")
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A parser whose errors are InputErrors.
-
-    Attributes:
-        reading: the flag and the file whose settings are being read, as the head of a message.
-    """
-
-    reading = ""
+    """A parser whose errors are InputErrors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(str(message).split())
-        for theirs, ours in PHRASES:
-            line = re.sub(theirs, ours, line)
-        raise InputError(self.reading + line) from ex
+        if isinstance(ex, argparse.ArgumentError) and ex.argument_name:
+            message = f"{ex.argument_name}: {ex.message}"
+        raise InputError(message) from ex
 
 
-class SettingsFile(jsonargparse.ActionConfigFile):
-    """--config."""
-
-    def __call__(self, parser: Any, namespace: Any, path: Any, flag: str | None = None) -> None:
-        with blaming("--config"):
-            if not Path(path).is_file():
-                raise ValueError(f"no file {path!r}; expected a YAML file of settings")
-            settings = read_yaml(Path(path))
-            if not isinstance(settings, dict):
-                raise ValueError(f"{path}: expected names of settings and their values")
-            # a `config` in it would be another file, which jsonargparse would read
-            known = {action.dest for action in parser._actions} - {self.dest}
-            unknown = sorted(set(map(str, settings)) - known)
-            if unknown:
-                raise ValueError(f"{path}: {', '.join(unknown[:5])}: unknown; --help says what is taken")
-        parser.reading = f"--config: {path}: "
-        super().__call__(parser, namespace, path, flag)
-        parser.reading = ""
-
-
-def parser_for(settings: type, prog: str, description: str) -> Parser:
-    """A parser with one flag for each field of the dataclass `settings`; each of its bases is a group of `--help`."""
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", action=SettingsFile, metavar="FILE.yaml", help="read settings from this file")
-    # A run's config.yaml also says how the run was made; as --config it is taken with that part unread.
-    parser.add_argument("--provenance", type=dict, help=jsonargparse.SUPPRESS)
-    for base in reversed(settings.__mro__):
-        own = [field for field in dataclasses.fields(settings) if field.name in vars(base).get("__annotations__", {})]
-        if not own:
+def parser_for(kind: type, prog: str, description: str) -> Parser:
+    """A parser with one flag for each field of the dataclass `kind`; its own fields come first in `--help`."""
+    usage = " ".join(["%(prog)s [--FLAG VALUE ...]", *(name.upper() for name in _positional(kind))])
+    parser = Parser(
+        prog=prog, usage=usage, description=description, allow_abbrev=False, formatter_class=argparse.HelpFormatter
+    )
+    parser.add_argument("--config", action="config", metavar="FILE.yaml", help="Read settings from this file.")
+    kinds, groups = get_type_hints(kind, include_extras=True), {}
+    own_first = [name for base in kind.__mro__ for name in vars(base).get("__annotations__", {})]
+    by_name = {field.name: field for field in dataclasses.fields(kind)}
+    for field in (by_name[name] for name in dict.fromkeys(own_first)):
+        help, name = field.metadata["help"], field.name
+        if "group" not in field.metadata:
+            parser.add_argument(name, type=str, metavar=name.upper(), help=help)
             continue
-        group = parser.add_argument_group(str(base.__doc__).splitlines()[0])
-        for field in own:
-            if field.type is bool:
-                kind: dict[str, Any] = {"action": jsonargparse.ActionYesNo(no_prefix="no_")}
-            elif get_origin(field.type) is list:  # --seeds 0 1 2
-                kind = {"type": get_args(field.type)[0], "nargs": "+"}
-            else:
-                kind = {"type": _of_value(field.type)}
-            group.add_argument(f"--{field.name}", default=field.default, help=field.metadata["help"], **kind)
+        group = field.metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        details, keywords = _of_flag(kinds[name], field.default)
+        groups[group].add_argument(f"--{name}", default=field.default, help=f"{help} {details}".strip(), **keywords)
     return parser
 
 
-def _of_value(kind: Any) -> Any:
-    """The type of a flag's value: int also of `int | None`, where None is a flag that is not given."""
-    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    return next(part for part in parts if part is not NoneType)
+def _positional(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if "group" not in field.metadata]
 
 
-def parse(settings: type[Settings], prog: str, description: str, arguments: list[str] | None = None) -> Settings:
-    """Parse the command line (or `arguments`) into an instance of the dataclass `settings`."""
-    arguments = _config_first(sys.argv[1:] if arguments is None else arguments)
-    return make(settings, parser_for(settings, prog, description).parse_args(arguments))
+def _of_flag(kind: Any, default: Any) -> tuple[str, dict[str, Any]]:
+    """What `--help` adds to the text of a flag, and the keywords of its add_argument."""
+    if kind is bool:
+        return "(default: yes)" if default else "", {"action": jsonargparse.ActionYesNo(no_prefix="no_")}
+    kind = get_args(kind)[0] if NoneType in get_args(kind) else kind
+    keywords: dict[str, Any] = {"nargs": "+"} if get_origin(kind) is list else {}
+    kind = get_args(kind)[0] if keywords else kind
+    base, *limits = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    if get_origin(base) is Literal:
+        keywords["metavar"] = f"{{{','.join(get_args(base))}}}"
+    else:
+        keywords["metavar"] = {str: "TEXT", int: "N", float: "X"}[base]
+
+    def read(word: Any) -> Any:
+        try:
+            return read_value(kind, word)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    shown = [] if default in (None, "") else ["default: %(default)s"]
+    details = "; ".join([*(limit.text for limit in limits), *shown])
+    return f"({details})" if details else "", {"type": read, **keywords}
 
 
-def _config_first(arguments: list[str]) -> list[str]:
-    """The command line with its --config moved to the front: flags win over it wherever they stand."""
-    config: list[str] = []
-    others: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--config":
-            config += [argument, *itertools.islice(rest, 1)]
-        else:
-            (config if argument.startswith("--config=") else others).append(argument)
-    return config + others
+def parse(kind: type[Settings], prog: str, description: str, arguments: list[str] | None = None) -> Settings:
+    """Parse the command line (or `arguments`) into an instance of the dataclass `kind`."""
+    return parse_given(kind, prog, description, arguments).settings
 
 
-def make(settings: type[Settings], namespace: jsonargparse.Namespace) -> Settings:
-    """The settings in what a parser of `parser_for` has read."""
-    return settings(**{field.name: _plain(getattr(namespace, field.name)) for field in dataclasses.fields(settings)})
+class Parsed(NamedTuple):
+    """The settings of a command line, the names of its flags, and the content of its settings file."""
+
+    settings: Any
+    flags: set[str]
+    config: dict[str, Any]
 
 
-class Given(NamedTuple):
-    """What a command line sets."""
-
-    flags: set[str]  # names of the settings with a flag on the line
-    config: dict[str, Any]  # what the file of --config says
-
-
-def parse_with_preset(
-    settings: type[Settings],
+def parse_given(
+    kind: type,
     prog: str,
     description: str,
-    arguments: list[str],
-    preset: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-) -> tuple[Settings, Given]:
-    """Parse a command line on which some settings stand for defaults of others.
+    arguments: list[str] | None = None,
+    preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda chosen: {},
+) -> Parsed:
+    """Parse a command line. Flags override --config, which overrides the preset, which overrides the defaults.
 
     Args:
-        preset: from the settings that are given to the defaults they imply; without any, those that --help shows.
+        preset: From --method and --space, where they are given, to the defaults they imply.
 
-    Returns:
-        The settings, and which of them were given: a flag wins over --config, that over the preset, that over the
-        defaults of the dataclass.
+    Raises:
+        InputError: A flag or a value cannot be used, or nothing reads a flag.
     """
-    arguments = _config_first(arguments)
-    own = {field.name: field.default for field in dataclasses.fields(settings)}
-    parser = parser_for(settings, prog, description)
-    parser.set_defaults(dict(preset({})))
-    given = vars(parser.parse_args(arguments, defaults=False))
-    parser.set_defaults({**own, **preset(given)})
-    named = {flag.removeprefix("--") for flag in flags(arguments)}
-    on_line = {name for name in own if {name, f"no_{name}"} & named}
-    files = [part for path in given.get("config", []) for part in ("--config", str(path))]
-    in_files = {name: value for name, value in vars(parser.parse_args(files, defaults=False)).items() if name in own}
-    return make(settings, parser.parse_args(arguments)), Given(on_line, in_files)
+    kinds = get_type_hints(kind, include_extras=True)
+    known = {*kinds, *(f"no_{name}" for name in kinds if kinds[name] is bool), "config", "print_config", "help"}
+    arguments, flags = _normalize(sys.argv[1:] if arguments is None else arguments, known)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("config", "method", "space"):
+        early.add_argument(f"--{name}")
+    try:
+        chosen, rest = early.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error.argument_name}: {error.message}") from error
+    config = _read_settings(Path(chosen.config), kinds, "--config") if chosen.config is not None else {}
+    first = {}
+    for name in kinds.keys() & {"method", "space"}:
+        value = getattr(chosen, name)
+        if value is not None:
+            with blaming(f"--{name}"):
+                first[name] = read_value(kinds[name], value)
+            rest.append(f"--{name}={value}")
+        elif name in config:
+            first[name] = config[name]
+    parser = parser_for(kind, prog, description)
+    parser.set_defaults({**preset(first), **config})
+    namespace = parser.parse_args(rest)
+    given = {name for name in kinds if {name, f"no_{name}"} & flags}
+    settings = kind(**{name: getattr(namespace, name) for name in kinds})
+    if not getattr(settings, "resume", ""):
+        check_needs(settings, given)
+    return Parsed(settings, given, config)
 
 
-def flags(arguments: list[str]) -> set[str]:
-    """The flags of a command line, without their values."""
-    return {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+def _normalize(arguments: Sequence[str], known: set[str]) -> tuple[list[str], set[str]]:
+    """The command line with `_` for `-` in its flags, and the names of its flags.
+
+    Raises:
+        InputError: A flag is unknown; the message names the nearest ones.
+    """
+    words, flags = [], set()
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag != "--":
+            name = flag[2:].replace("-", "_")
+            if name not in known:
+                initials = [other for other in sorted(known) if "".join(p[:1] for p in other.split("_")) == name]
+                near = dict.fromkeys([*initials, *difflib.get_close_matches(name, sorted(known))])
+                meant = f"; did you mean {' or '.join(f'--{other}' for other in near)}?" if near else ""
+                raise InputError(f"{flag}: unknown flag{meant or '; --help lists all flags'}")
+            flags.add(name)
+            word = f"--{name}{equals}{value}"
+        words.append(word)
+    return words, flags
 
 
-def _plain(value: Any) -> Any:
-    """A number of one of the restricted types as the int or float it is, also in a list."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return next((kind(value) for kind in (float, int) if isinstance(value, kind) and type(value) is not bool), value)
+def check_needs(settings: Any, names: set[str]) -> None:
+    """Reject the named settings that have no effect.
+
+    Raises:
+        InputError: Nothing reads one of them; the message says what it needs.
+    """
+    for field in dataclasses.fields(settings):
+        need = field.metadata.get("need")
+        if field.name in names and need and not need.holds(settings):
+            raise InputError(f"--{field.name}: this flag has no effect here; it needs {need.text}")
 
 
-def load_settings(settings: type[Settings], prog: str, run: Path, flag: str) -> Settings:
+def _read_settings(path: Path, kinds: Mapping[str, Any], flag: str) -> dict[str, Any]:
+    """The settings in a YAML file. A run's config.yaml also says how the run was made, which is left out.
+
+    Raises:
+        InputError: The file or a value in it cannot be used.
+    """
+    with blaming(flag):
+        if not path.is_file():
+            raise ValueError(f"no file {str(path)!r}; expected a YAML file of settings")
+        content = read_yaml(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: expected names of settings and their values")
+    content.pop("provenance", None)
+    unknown = sorted(set(map(str, content)) - set(kinds))
+    if unknown:
+        raise InputError(f"{flag}: {path}: {', '.join(unknown[:5])}: unknown setting; --help lists all settings")
+    values = {}
+    for name, value in content.items():
+        with blaming(f"{flag}: {path}: {name}"):
+            values[name] = read_value(kinds[name], value)
+    return values
+
+
+def load_settings(kind: type[Settings], prog: str, run: Path, flag: str) -> Settings:
     """The settings of an existing run, which `flag` names.
 
     Raises:
-        InputError: it is no run of `prog`, or its config.yaml is not as this project writes it.
+        InputError: The folder is not a run of `prog`, or its config.yaml is not as this project writes it.
     """
-    path, stored = _stored(run, flag)
-    missing = sorted({field.name for field in dataclasses.fields(settings)} - {"save", "resume"} - set(stored))
+    kinds = get_type_hints(kind, include_extras=True)
+    missing = sorted(kinds.keys() - {"save", "resume"} - stored_settings(run, flag).keys())
     if missing:
         raise InputError(
-            f"{flag}: {path}: not the settings of {prog}: {', '.join(missing[:5])} missing; "
+            f"{flag}: {run / 'config.yaml'}: not the settings of {prog}: {', '.join(missing[:5])} missing; "
             "expected a run of it, by this version of the project"
         )
-    parser = parser_for(settings, prog, "")
-    parser.reading = f"{flag}: {path}: "
-    return make(settings, parser.parse_object(stored))
+    return kind(**_read_settings(run / "config.yaml", kinds, flag))
 
 
-def setting(run: Path, flag: str, name: str) -> Any:
-    """One setting of an existing run, which `flag` names; None where it has none of that name.
+def stored_settings(run: Path, flag: str) -> dict[str, Any]:
+    """The content of the config.yaml of a run, which `flag` names.
 
     Raises:
-        InputError: it is no run folder.
+        InputError: The folder is not a run folder.
     """
-    return _stored(run, flag)[1].get(name)
-
-
-def _stored(run: Path, flag: str) -> tuple[Path, dict[str, Any]]:
-    """The config.yaml of a run, and what it says."""
     path = run / "config.yaml"
     if not path.is_file():
-        raise InputError(f"{flag}: {run} is no run folder; expected one with a config.yaml")
+        raise InputError(f"{flag}: {run} is not a run folder; expected one with a config.yaml")
     with blaming(flag):
         stored = read_yaml(path)
         if not isinstance(stored, dict):
             raise ValueError(f"{path}: expected the settings of a run")
-    return path, stored
+    return stored
 
 
-def resume(given: SomeRunSettings, prog: str, arguments: list[str], movable: Sequence[str] = ()) -> SomeRunSettings:
-    """The settings of the run that `given.resume` names.
+def resume(given: Parsed, prog: str, movable: Sequence[str] = ()) -> Any:
+    """The settings of the run that --resume names.
 
     Args:
-        arguments: the command line, on which --device may stand beside --resume, and what is movable.
-        movable: settings that say where something lies.
-    """
-    allowed = {"--resume", "--device", *(f"--{name}" for name in movable)}
-    others = sorted(flags(arguments) - allowed)
-    if others:
-        raise InputError(f"--resume: the run keeps its own settings; {', '.join(others)} cannot be given beside it")
-    stored = load_settings(type(given), prog, Path(given.resume), "--resume")
-    moved = {name: getattr(given, name) for name in movable if f"--{name}" in flags(arguments)}
-    if given.device != "auto":
-        moved["device"] = given.device
-    return dataclasses.replace(stored, **moved)
-
-
-def finished(run: Path) -> bool:
-    """True if a retraining has its result.json and its model_card.md; the accuracy is printed.
+        movable: Settings that may be given beside --resume and --device, such as where the data lie.
 
     Raises:
-        InputError: it is damaged.
+        InputError: Another flag is given, or the folder is not a run of `prog`.
     """
-    result = run / "result.json"
-    if not (result.exists() and (run / "model_card.md").exists()):
-        return False
-    with blaming("--resume"):
-        content = read_json(result)
-        accuracy = content.get("accuracy") if isinstance(content, dict) else None
-        if not isinstance(accuracy, int | float):
-            raise ValueError(f"{result}: no result of a retraining")
-    print(f"run {run} is finished: test accuracy {100 * accuracy:.2f} %")
-    return True
+    others = sorted(given.flags - {"resume", "device", *movable})
+    if others:
+        flags = ", ".join(f"--{name}" for name in others)
+        raise InputError(f"--resume: the run keeps its own settings; {flags} cannot be given beside it")
+    stored = load_settings(type(given.settings), prog, Path(given.settings.resume), "--resume")
+    return dataclasses.replace(stored, **{name: getattr(given.settings, name) for name in given.flags - {"resume"}})
 
 
 def duration(seconds: float) -> str:

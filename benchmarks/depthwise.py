@@ -13,10 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse.typing import PositiveInt
-
 import cli
-from cli import blaming, option
+from cli import PositiveInt, blaming, option
 from files import check_new_file, write_atomically
 
 if TYPE_CHECKING:
@@ -32,10 +30,10 @@ FORMATS = ("channels_last", "contiguous")
 class Settings:
     """benchmark"""
 
-    batch_size: PositiveInt = option(64, "images of a batch")
-    rounds: PositiveInt = option(20, "calls of each, of which the mean counts")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto, cpu or cuda")
-    out: str = option("", "JSON file to write")
+    batch_size: PositiveInt = option(64, "Images of a batch.")
+    rounds: PositiveInt = option(20, "Calls of each operation, of which the mean is printed.")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Device: auto, cpu or cuda.")
+    out: str = option("", "JSON file to write.")
 
 
 def milliseconds(call: Callable[[], Any], rounds: int, device: "torch.device") -> float:

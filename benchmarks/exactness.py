@@ -9,10 +9,8 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-from jsonargparse.typing import PositiveInt
-
 import cli
-from cli import Channels, ImageSize, Layers, Seed, option
+from cli import Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "exactness.py"
 
@@ -21,12 +19,12 @@ PROG = "exactness.py"
 class Settings:
     """benchmark"""
 
-    space: Literal["s1", "s2", "s3", "s5"] = option("s5", "search space; s4 has random operations")
-    init_channels: Channels = option(16, "channels C of the first cells")
-    layers: Layers = option(8, "number of cells")
-    image_size: ImageSize = option(32, "height and width of the random images in pixels")
-    batch_size: PositiveInt = option(64, "number of images")
-    seed: Seed = option(0, "of weights and images")
+    space: Literal["s1", "s2", "s3", "s5"] = option("s5", "Search space. s4 has random operations.")
+    init_channels: Channels = option(16, "Channels C of the first cells.")
+    layers: Layers = option(8, "Number of cells.")
+    image_size: ImageSize = option(32, "Height and width of the random images in pixels.")
+    batch_size: PositiveInt = option(64, "Number of images.")
+    seed: Seed = option(0, "Seed of the weights and the images.")
 
 
 def main() -> None:

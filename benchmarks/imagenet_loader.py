@@ -20,10 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse.typing import PositiveInt
-
 import cli
-from cli import AtLeastTwo, Channels, ImageSize, Layers, Seed, blaming, option
+from cli import AtLeastTwo, Channels, ImageSize, Layers, PositiveInt, Seed, blaming, option
 from files import check_new_file, write_atomically
 from genotypes import Genotype, load_genotype
 from imagenet.layout import find_split
@@ -35,22 +33,22 @@ PROG = "imagenet_loader.py"
 class Settings:
     """benchmark"""
 
-    data: str = option("", "ILSVRC's folder or one with train/<class>/*; by default pictures are made")
-    width: PositiveInt = option(500, "of the pictures that are made, in pixels; ImageNet's mean is 470 x 390")
-    height: PositiveInt = option(375, "of the pictures that are made, in pixels")
-    pictures: PositiveInt = option(256, "how many are made")
-    arch: str = option("DARTS_V2", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
-    init_channels: Channels = option(48, "channels C of the first cells")
-    layers: Layers = option(14, "number of cells")
-    image_size: ImageSize = option(224, "height and width of the images in pixels")
-    batch_size: AtLeastTwo = option(128, "images of a step, on one device")
-    workers: PositiveInt = option(2, "most workers in the timings of all together")
-    rounds: PositiveInt = option(5, "timings of each, of which the median counts")
-    precision: Literal["32-true", "bf16-mixed"] = option("32-true", "of the network's passes")
-    compile: bool = option(False, "compile the network")
-    seed: Seed = option(0, "of weights and pictures")
-    device: str = option("auto", "auto, cpu, cuda, mps")
-    out: str = option("", "JSON file to write")
+    data: str = option("", "ILSVRC's folder or one with train/<class>/*. By default random pictures are made.")
+    width: PositiveInt = option(500, "Width of the random pictures in pixels. ImageNet's mean is 470 x 390.")
+    height: PositiveInt = option(375, "Height of the random pictures in pixels.")
+    pictures: PositiveInt = option(256, "Number of random pictures.")
+    arch: str = option("DARTS_V2", "The cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
+    init_channels: Channels = option(48, "Channels C of the first cells.")
+    layers: Layers = option(14, "Number of cells.")
+    image_size: ImageSize = option(224, "Height and width of the images in pixels.")
+    batch_size: AtLeastTwo = option(128, "Images per step, on one device.")
+    workers: PositiveInt = option(2, "Largest number of workers in the timings of all parts together.")
+    rounds: PositiveInt = option(5, "Timings of each, of which the median is printed.")
+    precision: Literal["32-true", "bf16-mixed"] = option("32-true", "Precision of the network's passes.")
+    compile: bool = option(False, "Compile the network.")
+    seed: Seed = option(0, "Seed of the weights and the pictures.")
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps.")
+    out: str = option("", "JSON file to write.")
 
 
 def make_pictures(settings: Settings, root: Path) -> None:

@@ -14,10 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse.typing import PositiveInt
-
 import cli
-from cli import Channels, ImageSize, Layers, PositiveFloat, blaming, option
+from cli import Channels, ImageSize, Layers, PositiveFloat, PositiveInt, blaming, option
 from files import check_new_file, write_atomically
 
 if TYPE_CHECKING:
@@ -30,15 +28,15 @@ PROG = "low_precision.py"
 class Settings:
     """benchmark"""
 
-    space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "search space")
-    init_channels: Channels = option(8, "channels C of the first cells")
-    layers: Layers = option(8, "number of cells in s1 to s5")
-    cells_per_stage: Layers = option(2, "cells N of each stage in nasbench201")
-    batch_size: PositiveInt = option(48, "number of random images")
-    image_size: ImageSize = option(32, "height and width of the random images in pixels")
-    epsilon_0: PositiveFloat = option(1e-4, "radius of the differences")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto, cpu or cuda")
-    out: str = option("", "JSON file to write")
+    space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "Search space.")
+    init_channels: Channels = option(8, "Channels C of the first cells.")
+    layers: Layers = option(8, "Number of cells in s1 to s5.")
+    cells_per_stage: Layers = option(2, "Cells N of each stage in nasbench201.")
+    batch_size: PositiveInt = option(48, "Number of random images.")
+    image_size: ImageSize = option(32, "Height and width of the random images in pixels.")
+    epsilon_0: PositiveFloat = option(1e-4, "Radius of the differences.")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Device: auto, cpu or cuda.")
+    out: str = option("", "JSON file to write.")
 
 
 def emulated_tf32() -> AbstractContextManager[Any]:

@@ -17,11 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from jsonargparse.typing import PositiveInt
-
 import cli
 from benchmarks.search_step import Method, step_of
-from cli import Channels, ImageSizeOrOwn, Layers, Seed, option
+from cli import Channels, ImageSizeOrOwn, Layers, PositiveInt, Seed, option
 from search.settings import method_settings
 
 PROG = "methods.py"
@@ -36,17 +34,17 @@ SECOND_ORDER = ("darts-2nd", "lambda-darts", "idarts")
 class Settings:
     """benchmark"""
 
-    data: str = option("data", "folder of images, DATA/train/<class>/* and DATA/test/<class>/*")
-    space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s2", "search space")
-    image_size: ImageSizeOrOwn = option(0, "height and width of the images in pixels; 0 keeps their own")
-    init_channels: Channels = option(4, "channels C of the first cells")
-    layers: Layers = option(5, "number of cells")
-    batch_size: PositiveInt = option(64, "images of a step, for all methods")
-    epochs: PositiveInt = option(2, "epochs of the searches")
-    rounds: PositiveInt = option(7, "timings of each method, of which the median counts")
-    seed: Seed = option(0, "of everything random")
-    device: str = option("auto", "auto, cpu, cuda, mps")
-    out: str = option("", "folder to make, for the runs and methods.json; by default runs/methods-<space>")
+    data: str = option("data", "Folder of images, DATA/train/<class>/* and DATA/test/<class>/*.")
+    space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s2", "Search space.")
+    image_size: ImageSizeOrOwn = option(0, "Height and width of the images in pixels. 0 keeps their own size.")
+    init_channels: Channels = option(4, "Channels C of the first cells.")
+    layers: Layers = option(5, "Number of cells.")
+    batch_size: PositiveInt = option(64, "Images per step, for all methods.")
+    epochs: PositiveInt = option(2, "Epochs of the searches.")
+    rounds: PositiveInt = option(7, "Timings of each method, of which the median is printed.")
+    seed: Seed = option(0, "Seed of all random numbers.")
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps.")
+    out: str = option("", "Folder to make, for the runs and methods.json. By default runs/methods-<space>.")
 
 
 def time_steps(settings: Settings, common: dict) -> dict[str, tuple[float, float]]:

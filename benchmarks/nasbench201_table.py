@@ -17,11 +17,10 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from typing import Annotated
 
 import cli
-from cli import option
+from cli import Limit, PositiveInt, option
 from nasbench201.cells import all_cells
 
 PROG = "nasbench201_table.py"
@@ -55,16 +54,18 @@ PACKAGE = MEASURE.format(
 )
 
 
-Cells = restricted_number_type("Cells", int, [(">=", 1), ("<=", 15_625)])
+Cells = Annotated[int, Limit("1 to 15625", lambda n: 1 <= n <= 15625)]
 
 
 @dataclass
 class Settings:
     """benchmark"""
 
-    cells: Cells = option(15625, "cells of the .pth")
-    recorded: PositiveInt = option(12, "epochs that the .pth has of each training, at most")
-    rounds: PositiveInt = option(5, "openings of the table, of which the median counts; of the .pth one in five")
+    cells: Cells = option(15625, "Number of cells in the .pth.")
+    recorded: PositiveInt = option(12, "Largest number of epochs that the .pth has of each training.")
+    rounds: PositiveInt = option(
+        5, "Openings of the table, of which the median is printed. For the .pth a fifth of them."
+    )
 
 
 def write_official(path: Path, cells: int, recorded: int) -> None:

@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse.typing import PositiveInt
-
 import cli
 from benchmarks.turns import take_turns
-from cli import Channels, ImageSize, Layers, Seed, blaming, option
+from cli import Channels, ImageSize, Layers, PositiveInt, Seed, blaming, option
 from files import check_new_file, write_atomically
 from genotypes import Genotype, load_genotype
 
@@ -28,19 +26,19 @@ Way = Literal["auto", "channels_last", "contiguous", "plain"]
 class Settings:
     """benchmark"""
 
-    arch: str = option("DARTS_V2", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
-    init_channels: Channels = option(36, "channels C of the first cells")
-    layers: Layers = option(20, "number of cells")
-    image_size: ImageSize = option(32, "height and width of the random images in pixels")
-    batch_size: PositiveInt = option(96, "images of a step")
-    rounds: PositiveInt = option(5, "timings of each, of which the median counts")
-    ways: list[Way] = option(None, "ways to take the step; by default auto and plain")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "of our ways; plain is 32-true")
-    tf32: bool = option(False, "let our ways round the float32 factors of convolutions to TensorFloat-32")
-    compile: bool = option(False, "compile the network of our ways")
-    seed: Seed = option(0, "of weights and images")
-    device: str = option("auto", "auto, cpu, cuda, mps")
-    out: str = option("", "JSON file to write")
+    arch: str = option("DARTS_V2", "The cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
+    init_channels: Channels = option(36, "Channels C of the first cells.")
+    layers: Layers = option(20, "Number of cells.")
+    image_size: ImageSize = option(32, "Height and width of the random images in pixels.")
+    batch_size: PositiveInt = option(96, "Images per step.")
+    rounds: PositiveInt = option(5, "Timings of each, of which the median is printed.")
+    ways: list[Way] | None = option(None, "Ways to take the step. By default auto and plain.")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "Precision, except of plain.")
+    tf32: bool = option(False, "Let all ways except plain round the float32 factors of convolutions to TensorFloat-32.")
+    compile: bool = option(False, "Compile the network in all ways except plain.")
+    seed: Seed = option(0, "Seed of the weights and the images.")
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps.")
+    out: str = option("", "JSON file to write.")
 
 
 def make_step(settings: Settings, genotype: Genotype, way: str) -> tuple[Callable[[int], None], Any]:

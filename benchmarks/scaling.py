@@ -10,13 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import PositiveInt
-
 import cli
 from benchmarks.search_step import Method, check_operations, make_step
 from benchmarks.search_step import Settings as StepSettings
 from benchmarks.turns import take_turns
-from cli import Channels, ImageSize, InputError, Layers, Seed, blaming, option
+from cli import Channels, ImageSize, InputError, Layers, PositiveInt, Seed, blaming, option
 from files import check_new_file, write_atomically
 
 PROG = "scaling.py"
@@ -33,17 +31,26 @@ AXES = {
 class Settings:
     """benchmark"""
 
-    method: Method = option("lambda-darts", "name of --method")
-    space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s5", "search space")
-    init_channels: list[Channels] = option(None, "channels to measure, the first for all others; 8 4 16 32")
-    layers: list[Layers] = option(None, "numbers of cells to measure, the first for all others; 5 4 8 11")
-    batch_size: list[PositiveInt] = option(None, "batches to measure, the first for all others; 32 16 64 128")
-    operations: list[PositiveInt] = option(None, "candidates to measure, the first for all others; 7 2 3 5")
-    image_size: ImageSize = option(32, "height and width of the random images in pixels")
-    rounds: PositiveInt = option(3, "timings of each, of which the median counts")
-    seed: Seed = option(0, "of weights and images")
-    device: str = option("auto", "auto, cpu, cuda, mps")
-    out: str = option("docs/scaling.png", "picture to write, and a JSON file beside it")
+    method: Method = option("lambda-darts", "Method, as in --method of train_search.py.")
+    space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s5", "Search space.")
+    init_channels: list[Channels] | None = option(
+        None, "Channels to measure (by default 8 4 16 32). The first is used while others vary."
+    )
+    layers: list[Layers] | None = option(
+        None, "Numbers of cells to measure (by default 5 4 8 11). The first is used while others vary."
+    )
+    batch_size: list[PositiveInt] | None = option(
+        None, "Batch sizes to measure (by default 32 16 64 128). The first is used while others vary."
+    )
+    operations: list[PositiveInt] | None = option(
+        None,
+        "Numbers of candidates to measure (by default 7 2 3 5). The first is used while others vary.",
+    )
+    image_size: ImageSize = option(32, "Height and width of the random images in pixels.")
+    rounds: PositiveInt = option(3, "Timings of each, of which the median is printed.")
+    seed: Seed = option(0, "Seed of the weights and the images.")
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps.")
+    out: str = option("docs/scaling.png", "Picture to write. A JSON file is written beside it.")
 
 
 def main() -> None:

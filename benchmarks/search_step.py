@@ -15,11 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
-
 import cli
 from benchmarks.turns import take_turns
-from cli import Channels, ImageSize, InputError, Layers, Seed, blaming, option
+from cli import Channels, ImageSize, InputError, Layers, NonNegativeInt, PositiveInt, Seed, blaming, option
 from files import check_new_file, write_atomically
 from search.settings import SearchSettings, method_settings
 from spaces import SPACES
@@ -40,25 +38,25 @@ Method = get_type_hints(SearchSettings)["method"]
 class Settings:
     """benchmark"""
 
-    methods: list[Method] = option(None, "names of --method; by default lambda-darts")
-    space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "search space")
-    init_channels: Channels = option(16, "channels C of the first cells")
-    layers: Layers = option(8, "number of cells in s1 to s5")
-    cells_per_stage: Layers = option(5, "cells N of each stage in nasbench201")
-    operations: NonNegativeInt = option(0, "candidates to keep on each edge in s1 to s5, the last ones; 0 keeps all")
-    image_size: ImageSize = option(32, "height and width of the random images in pixels")
-    batch_size: PositiveInt = option(64, "images of a step")
-    rounds: PositiveInt = option(5, "timings of each, of which the median counts")
-    ways: list[Way] = option(None, "ways to take the step; by default auto and plain")
+    methods: list[Method] | None = option(None, "Methods, as in --method of train_search.py. By default lambda-darts.")
+    space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "Search space.")
+    init_channels: Channels = option(16, "Channels C of the first cells.")
+    layers: Layers = option(8, "Number of cells in s1 to s5.")
+    cells_per_stage: Layers = option(5, "Cells N of each stage in nasbench201.")
+    operations: NonNegativeInt = option(0, "Keep only the last N candidates of each edge in s1 to s5. 0 keeps all.")
+    image_size: ImageSize = option(32, "Height and width of the random images in pixels.")
+    batch_size: PositiveInt = option(64, "Images per step.")
+    rounds: PositiveInt = option(5, "Timings of each, of which the median is printed.")
+    ways: list[Way] | None = option(None, "Ways to take the step. By default auto and plain.")
     count: Literal["auto", "yes", "no"] = option(
-        "auto", "count operator calls, which takes the CPU up to minutes; auto does so on a CPU only"
+        "auto", "Count operator calls, which takes up to minutes. auto counts on a CPU only."
     )
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "of our ways; plain is 32-true")
-    tf32: bool = option(False, "let our ways round the float32 factors of convolutions to TensorFloat-32")
-    compile: bool = option(False, "compile the cells of our ways")
-    seed: Seed = option(0, "of weights and images")
-    device: str = option("auto", "auto, cpu, cuda, mps")
-    out: str = option("", "JSON file to write")
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "Precision, except of plain.")
+    tf32: bool = option(False, "Let all ways except plain round the float32 factors of convolutions to TensorFloat-32.")
+    compile: bool = option(False, "Compile the cells in all ways except plain.")
+    seed: Seed = option(0, "Seed of the weights and the images.")
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps.")
+    out: str = option("", "JSON file to write.")
 
 
 def make_search(settings: Settings, method: str, device_name: str, **changes: Any) -> "Search":

@@ -26,7 +26,7 @@ PROG = "smoke.py"
 class Settings:
     """benchmark"""
 
-    device: Literal["cpu", "cuda"] = option("cuda", "the device to try")
+    device: Literal["cpu", "cuda"] = option("cuda", "Device to try.")
 
 
 def imports(device: str) -> None:

@@ -9,31 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt
-
 import cli
-from cli import InputError, Workers, blaming, option
+from cli import InputError, NonNegativeInt, Workers, argument, blaming, option
+from lib.settings import DEVICE_HELP
 
 PROG = "test.py"
 
 
 @dataclass
 class TestSettings:
-    """test"""
+    """The settings of a test."""
 
-    data: str = option("", "folder with val/<class>/*, or ILSVRC's; by default where the run had it")
-    batch_size: NonNegativeInt = option(0, "images of a pass; 0 for the training's")
-    workers: Workers = option(-1, "processes that decode; -1: as many as cores")
+    checkpoint: str = argument("Run folder of imagenet/train.py, finished or not, or one of its checkpoint files.")
+    data: str = option("", "Folder with val/<class>/*, or ILSVRC's folder. By default the folder that the run used.")
+    batch_size: NonNegativeInt = option(0, "Images of a pass. 0 takes the number of the training.")
+    workers: Workers = option(-1, "Processes that decode images. -1 takes one per core.")
     broken_images: Literal["refuse", "skip"] = option(
-        "refuse", "pictures that cannot be read: end, or name them and go on without"
+        "refuse", "End at an image that cannot be read, or print its name and skip it."
     )
-    device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")
+    device: str = option("auto", DEVICE_HELP)
 
 
 def main() -> None:
-    parser = cli.parser_for(TestSettings, PROG, __doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="a run folder of imagenet/train.py, finished or not, or a checkpoint file")
-    given = parser.parse_args()
+    given = cli.parse(TestSettings, PROG, __doc__.splitlines()[0])
 
     from imagenet.checkpoint import load_network
     from imagenet.images import FolderImages, count_workers, read_tree

@@ -11,13 +11,11 @@ of DARTS, ICLR 2019, section 3.3, with P-DARTS's and PC-DARTS's batch of 1024). 
 train/train.py; imagenet/test.py scores it and imagenet/export.py takes the network out of it.
 """
 
-import sys
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
-
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
 from cli import (
@@ -25,73 +23,73 @@ from cli import (
     ImageSize,
     InputError,
     Layers,
+    Need,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
+    PositiveInt,
     Probability,
     Workers,
     blaming,
-    option,
 )
 from genotypes import load_genotype
 from lib import launch
-from search.settings import DevicesSettings, RunSettings
+from lib.settings import RetrainSettings
 
 PROG = "train.py"
 
 
-@dataclass
-class DataSettings:
-    """data"""
+of_data, of_network, of_recipe = (partial(cli.option, group=name) for name in ("data", "network", "recipe"))
 
-    data: str = option("data/ILSVRC", "folder with train/<class>/* and val/<class>/*, or ILSVRC's with Data/CLS-LOC")
-    classes: NonNegativeInt = option(0, "how many classes there must be (ImageNet: 1000); 0 for any number")
-    image_size: ImageSize = option(224, "height and width of the images in pixels")
-    workers: Workers = option(-1, "processes that decode, for each device; -1: the cores shared by the devices")
-    broken_images: Literal["refuse", "skip"] = option(
-        "refuse", "pictures that cannot be read: end the run, or name them and go on without"
+
+@dataclass
+class TrainSettings(RetrainSettings):
+    """The settings of a retraining on ImageNet. The defaults are the recipe that the papers of this family share."""
+
+    data: str = of_data(
+        "data/ILSVRC", "Folder with train/<class>/* and val/<class>/*, or ILSVRC's folder with Data/CLS-LOC."
+    )
+    classes: NonNegativeInt = of_data(0, "Number of classes there must be (ImageNet: 1000). 0 allows any number.")
+    image_size: ImageSize = of_data(224, "Height and width of the images in pixels.")
+    workers: Workers = of_data(
+        -1, "Processes that decode images, for each device. -1 divides the cores among the devices."
+    )
+    broken_images: Literal["refuse", "skip"] = of_data(
+        "refuse", "End the run at an image that cannot be read, or print its name and skip it."
     )
 
+    arch: str = of_network("", "The cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
+    init_channels: Channels = of_network(48, "Channels C of the first cells.")
+    layers: Layers = of_network(14, "Number of cells.")
+    auxiliary: bool = of_network(True, "Train with an auxiliary head after the second reduction cell.")
 
-@dataclass
-class NetworkSettings:
-    """network"""
-
-    arch: str = option("", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
-    init_channels: Channels = option(48, "channels C of the first cells")
-    layers: Layers = option(14, "number of cells")
-    auxiliary: bool = option(True, "train with an auxiliary head after the second reduction cell")
-
-
-@dataclass
-class RecipeSettings:
-    """recipe"""
-
-    epochs: PositiveInt = option(250, "epochs of training")
-    batch_size: PositiveInt = option(1024, "images of a step, on all devices together")
-    learning_rate: PositiveFloat = option(0.5, "at the start of the schedule, were there no warm-up")
-    schedule: Literal["linear", "cosine"] = option(
-        "linear", "to 0: on a line, whose last five epochs fall at a fifth of the slope, or a cosine"
+    epochs: PositiveInt = of_recipe(250, "Epochs of training.")
+    batch_size: PositiveInt = of_recipe(1024, "Images per step, on all devices together.")
+    learning_rate: PositiveFloat = of_recipe(0.5, "Initial learning rate, before the warm-up's factor.")
+    schedule: Literal["linear", "cosine"] = of_recipe(
+        "linear",
+        "Schedule by which the learning rate decreases to 0: a line whose slope is a fifth in the last five epochs, or "
+        "a cosine.",
     )
-    warm_up: NonNegativeInt = option(5, "epochs in which the learning rate rises")
-    momentum: NonNegativeFloat = option(0.9, "of SGD")
-    weight_decay: NonNegativeFloat = option(3e-5, "of SGD")
-    label_smoothing: Probability = option(0.1, "share of a label that is spread over all classes")
-    grad_clip: PositiveFloat = option(5.0, "largest norm of the gradient")
-    auxiliary_weight: NonNegativeFloat = option(0.4, "of the auxiliary head's loss")
-    drop_path_prob: Probability = option(0.0, "drop path on the operations, ramped linearly from 0")
-    ema_decay: Probability = option(
-        0.0, "score and save a running mean of the weights with this decay a step; 0 for the weights themselves"
+    warm_up: NonNegativeInt = of_recipe(5, "Epochs in which the learning rate increases.")
+    momentum: NonNegativeFloat = of_recipe(0.9, "Momentum of SGD.")
+    weight_decay: NonNegativeFloat = of_recipe(3e-5, "Weight decay of SGD.")
+    label_smoothing: Probability = of_recipe(0.1, "Share of a label that is spread over all classes.")
+    grad_clip: PositiveFloat = of_recipe(5.0, "Largest norm of the gradient.")
+    auxiliary_weight: NonNegativeFloat = of_recipe(
+        0.4, "Weight of the auxiliary head's loss.", need=Need("--auxiliary", lambda s: s.auxiliary)
     )
-
-
-@dataclass
-class TrainSettings(DevicesSettings, RunSettings, RecipeSettings, NetworkSettings, DataSettings):
-    """All settings of a retraining."""
+    drop_path_prob: Probability = of_recipe(
+        0.0, "Probability of drop path on the operations, increased linearly from 0."
+    )
+    ema_decay: Probability = of_recipe(
+        0.0, "Score and save a running mean of the weights with this decay per step. 0 uses the weights themselves."
+    )
 
 
 def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     """Train the network and leave a run folder, or resume the one that is there."""
-    if resumed and cli.finished(run):
+    if resumed and launch.finished(run):
         return
     with blaming("--resume" if resumed else "--arch"):
         genotype = load_genotype(str(run) if (run / "genotype.json").exists() and resumed else settings.arch)
@@ -140,10 +138,9 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
-    name = f"imagenet-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    train(*launch.resolve(settings, PROG, arguments, name, (*launch.MOVABLE, "workers", "broken_images")))
+    given = cli.parse_given(TrainSettings, PROG, __doc__.splitlines()[0])
+    name = f"imagenet-{Path(given.settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    train(*launch.resolve(given, PROG, name, (*launch.MOVABLE, "workers", "broken_images")))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import cli
-from cli import InputError, SomeRunSettings
+from cli import InputError, blaming
+from files import is_finished, read_json
 
 #: settings that may change when a retraining is resumed: where its data are and what it runs on
 MOVABLE = ("data", "devices", "num_nodes", "accumulate")
@@ -102,39 +103,53 @@ def requeue() -> None:
         print(f"SLURM does not start the job again: scontrol requeue {job}: {reason}", file=sys.stderr, flush=True)
 
 
-def resolve(
-    settings: SomeRunSettings, prog: str, arguments: list[str], name: str, movable: Sequence[str] = MOVABLE
-) -> tuple[SomeRunSettings, Path, bool]:
+def resolve(given: cli.Parsed, prog: str, name: str, movable: Sequence[str] = MOVABLE) -> tuple[Any, Path, bool]:
     """The settings of a retraining, its run folder, and whether it is resumed.
 
     If torchrun or SLURM starts a command again, the run is resumed.
 
     Args:
-        settings: the parsed command line.
-        name: of the run folder if there is no --save.
+        given: The parsed command line.
+        name: The name of the run folder if --save is not given.
 
     Raises:
-        InputError: no cell is given, the run folder is not empty, a resumed run has other settings, or several
+        InputError: No cell is given, the run folder is not empty, a resumed run has other settings, or several
             processes share no folder.
     """
     stop.signum = 0
     signal.signal(signal.SIGUSR1, stop)  # loading torch takes seconds; this signal would end the process
-    given: Any = settings
-    launch = launched()
-    if given.resume:
-        return cli.resume(settings, prog, arguments, movable), Path(given.resume), True
-    if not given.arch:
-        raise InputError("--arch: expected a cell, none is given; --help says what is taken")
-    if launch and not given.save:
+    settings, launch = given.settings, launched()
+    if settings.resume:
+        return cli.resume(given, prog, movable), Path(settings.resume), True
+    if not settings.arch:
+        raise InputError("--arch: no cell is given; expected one, see --help")
+    if launch and not settings.save:
         raise InputError(f"--save: expected a run folder, which all processes of {launch.launcher} share")
-    run = Path(given.save or f"runs/{name}")
+    run = Path(settings.save or f"runs/{name}")
     if not launch or not (run / "config.yaml").exists():
         if is_first():  # the first process makes the folder
             cli.check_new_folder(run, "--save")
         return settings, run, False
-    stored: Any = cli.load_settings(type(settings), prog, run, "--save")
-    fixed = {field.name for field in dataclasses.fields(given)} - {"save", "resume", "device", *movable}
-    other = sorted(name for name in fixed if getattr(stored, name) != getattr(given, name))
+    stored = cli.load_settings(type(settings), prog, run, "--save")
+    fixed = {field.name for field in dataclasses.fields(settings)} - {"save", "resume", "device", *movable}
+    other = sorted(name for name in fixed if getattr(stored, name) != getattr(settings, name))
     if other:
         raise InputError(f"--save: {run} is a run of another --{', --'.join(other)}; name a new folder")
     return settings, run, True
+
+
+def finished(run: Path) -> bool:
+    """Whether a retraining is finished. Its accuracy is printed.
+
+    Raises:
+        InputError: Its result.json is damaged.
+    """
+    if not is_finished(run, "retrain"):
+        return False
+    with blaming("--resume"):
+        content = read_json(run / "result.json")
+        accuracy = content.get("accuracy") if isinstance(content, dict) else None
+        if not isinstance(accuracy, int | float):
+            raise ValueError(f"{run / 'result.json'} is not the result of a retraining")
+    print(f"run {run} is finished: test accuracy {100 * accuracy:.2f} %")
+    return True

@@ -26,10 +26,10 @@ def search_seeds(resolved: Resolved) -> None:
     """
     settings = resolved.settings
     assert isinstance(settings, SearchSettings)
-    singles = [replace(settings, seed=seed, seeds=None) for seed in settings.seeds]  # type: ignore[arg-type]  # its default
+    singles = [replace(settings, seed=seed, seeds=None) for seed in settings.seeds or ()]
     if resolved.resumed:
         with open_folder(resolved.run, "--resume", new=False):
-            origin = cli.setting(resolved.run, "--resume", "provenance")
+            origin = cli.stored_settings(resolved.run, "--resume")["provenance"]
             _search_each(replace(resolved, origin=origin), singles)
         return
     # What is wrong is refused before there is a folder.

@@ -1,40 +1,37 @@
-"""The settings of a search in NAS-Bench-201 and its command line. Light: nothing here imports torch."""
+"""The settings of a search in NAS-Bench-201 and its command line. Nothing here imports torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cli import Layers, Seed, option
-from search.settings import CommonSettings, Script, preset
+from cli import Layers, Need, Seed
+from search.settings import CommonSettings, Script, of_data, of_space, of_table, preset
 
 DESCRIPTION = (
-    "Search a cell of NAS-Bench-201 with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with any of their "
-    "ideas together, and score it by the benchmark's table. --method sets every flag that its paper sets; a flag given "
-    "beside it wins. The defaults shown are Λ-DARTS's."
+    "Search a cell of NAS-Bench-201 with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with their ideas "
+    "combined, and score it by the benchmark's table. --method sets all flags as in that paper; other flags override "
+    "it. The defaults shown are those of Λ-DARTS."
 )
 
 
 @dataclass
-class BenchmarkSettings:
-    """benchmark"""
+class SearchSettings(CommonSettings):
+    """The settings of a search in NAS-Bench-201."""
 
-    space: Literal["nasbench201"] = option("nasbench201", "search space")
-    cells_per_stage: Layers = option(5, "cells N of each of the three stages")
-    halves: str = option(
+    space: Literal["nasbench201"] = of_space("nasbench201", "Search space.")
+    cells_per_stage: Layers = of_space(5, "Cells N of each of the three stages.")
+    halves: str = of_data(
         "",
-        "the benchmark's cifar-split.txt, which lists CIFAR-10's halves for the weights and for alpha; without it "
-        "--train_portion of the images, in an order of --seed",
+        "The benchmark's cifar-split.txt, which lists CIFAR-10's halves for the weights and for alpha. Without it the "
+        "images are split at random by --train_portion and --seed.",
     )
-    table: str = option("", "accuracy table made by nasbench201/table.py; every epoch's cell is looked up in it")
-    table_dataset: Literal["auto", "cifar10", "cifar100", "imagenet16_120"] = option(
-        "auto", "whose accuracies to look up; auto: those of the data set searched on, else CIFAR-10's"
+    table: str = of_table("", "Accuracy table made by nasbench201/table.py, in which every epoch's cell is looked up.")
+    table_dataset: Literal["auto", "cifar10", "cifar100", "imagenet16_120"] = of_table(
+        "auto",
+        "Data set whose accuracies are looked up. auto takes the one that is searched on, or else CIFAR-10.",
+        need=Need("--table", lambda s: s.table),
     )
-    seeds: list[Seed] = option(None, "search once with each of these seeds, and print mean and deviation")
-
-
-@dataclass
-class SearchSettings(CommonSettings, BenchmarkSettings):
-    """All settings of a search in NAS-Bench-201."""
+    seeds: list[Seed] | None = of_table(None, "Search once with each of these seeds, and print the mean and deviation.")
 
 
 def preset_201(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,46 +10,39 @@ cosine, which falls from epoch to epoch here and from step to step there. It tra
 table's CIFAR-10 test accuracy. The run folder is that of train/train.py, and train/test.py scores it.
 """
 
-import sys
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from jsonargparse.typing import PositiveInt
-
 import cli
-from cli import Channels, InputError, Layers, NonNegativeFloat, PositiveFloat, blaming, option
+from cli import Channels, InputError, Layers, NonNegativeFloat, PositiveFloat, PositiveInt, blaming
 from lib import launch
+from lib.settings import ImageSettings, RetrainSettings
 from nasbench201.cells import Cell201, load_cell
-from search.settings import DataSettings, DevicesSettings, RunSettings
 
 PROG = "train.py"
 
 
-@dataclass
-class NetworkSettings:
-    """network"""
-
-    arch: str = option("", "the cell: its string, a file with that, a search's run folder, or its index in --table")
-    table: str = option("", "accuracy table, for a cell by its index")
-    init_channels: Channels = option(16, "channels C of the first stage")
-    cells_per_stage: Layers = option(5, "cells N of each of the three stages")
+of_network, of_recipe = partial(cli.option, group="network"), partial(cli.option, group="recipe")
 
 
 @dataclass
-class RecipeSettings:
-    """recipe"""
+class TrainSettings(RetrainSettings, ImageSettings):
+    """The settings of the training of one cell. The defaults are the benchmark's."""
 
-    epochs: PositiveInt = option(200, "epochs of training")
-    batch_size: PositiveInt = option(256, "images of a step, on all devices together")
-    learning_rate: PositiveFloat = option(0.1, "at the start of the cosine, which ends at 0")
-    momentum: PositiveFloat = option(0.9, "of SGD, Nesterov's")
-    weight_decay: NonNegativeFloat = option(5e-4, "of SGD")
+    arch: str = of_network(
+        "", "The cell: its string, a file with that string, the run folder of a search, or its index in --table."
+    )
+    table: str = of_network("", "Accuracy table, for a cell given by its index.")
+    init_channels: Channels = of_network(16, "Channels C of the first stage.")
+    cells_per_stage: Layers = of_network(5, "Cells N of each of the three stages.")
 
-
-@dataclass
-class TrainSettings(DevicesSettings, RunSettings, RecipeSettings, NetworkSettings, DataSettings):
-    """All settings of a training of one cell."""
+    epochs: PositiveInt = of_recipe(200, "Epochs of training.")
+    batch_size: PositiveInt = of_recipe(256, "Images per step, on all devices together.")
+    learning_rate: PositiveFloat = of_recipe(0.1, "Learning rate at the start of the cosine, which ends at 0.")
+    momentum: PositiveFloat = of_recipe(0.9, "Momentum of SGD, in Nesterov's form.")
+    weight_decay: NonNegativeFloat = of_recipe(5e-4, "Weight decay of SGD.")
 
 
 def find_cell(settings: TrainSettings) -> Cell201:
@@ -75,7 +68,7 @@ def find_cell(settings: TrainSettings) -> Cell201:
 
 def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     """Train the network and leave a run folder, or resume the one that is there."""
-    if resumed and cli.finished(run):
+    if resumed and launch.finished(run):
         return
     if resumed and (run / "genotype.json").exists():
         with blaming("--resume"):
@@ -110,10 +103,9 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
-    name = f"retrain-{settings.dataset}-nasbench201-{datetime.now():%Y%m%d-%H%M%S}"
-    train(*launch.resolve(settings, PROG, arguments, name))
+    given = cli.parse_given(TrainSettings, PROG, __doc__.splitlines()[0])
+    name = f"retrain-{given.settings.dataset}-nasbench201-{datetime.now():%Y%m%d-%H%M%S}"
+    train(*launch.resolve(given, PROG, name))
 
 
 if __name__ == "__main__":

@@ -23,13 +23,9 @@ def main() -> None:
     if {"seed", "seeds"} <= flags:
         raise InputError(f"--seed: {settings.seed}, but --seeds has them; expected one of the two")
     if "seed" in flags:  # a series' config.yaml, for one seed
-        settings.seeds = None  # type: ignore[assignment]  # its default
+        settings.seeds = None
     if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
         raise InputError(f"--seeds: {settings.seeds}, expected different whole numbers, such as --seeds 0 1 2 3")
-    if "table_dataset" in flags and not settings.table:
-        raise InputError("--table_dataset: nothing reads it in this search; expected --table beside it")
-    if "train_portion" in flags and settings.halves:
-        raise InputError("--train_portion: --halves lists both parts; expected one of the two")
     # Imported here: --help and a wrong flag are answered before torch is loaded.
     from nasbench201.search201 import Search201
     from nasbench201.seeds import search_seeds

@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse.typing import PositiveInt
 
 import cli
-from cli import InputError, Seed, blaming, option
+from cli import InputError, PositiveInt, Seed, blaming, option
 from files import LOCK, write_atomically
 
 PROG = "torture.py"
@@ -81,11 +80,11 @@ KINDS = {
 class Settings:
     """torture"""
 
-    kills: PositiveInt = option(120, "how many in all, alike for each kind of run")
-    sigkill: bool = option(False, "end runs by SIGKILL only, at random times and in the middle of writes")
-    only: list[str] = option(None, f"the kinds of runs: of {', '.join(KINDS)}")
-    out: str = option("runs/torture", "folder to make")
-    seed: Seed = option(0, "of the moments")
+    kills: PositiveInt = option(120, "Number of kills, divided evenly among the kinds of runs.")
+    sigkill: bool = option(False, "End runs by SIGKILL only, at random times and in the middle of writes.")
+    only: list[str] | None = option(None, f"Kinds of runs: {', '.join(KINDS)}. By default all.")
+    out: str = option("runs/torture", "Folder to make.")
+    seed: Seed = option(0, "Seed of the moments.")
 
 
 @dataclass

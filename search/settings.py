@@ -1,259 +1,203 @@
-"""The settings of a search, its command line, and those of an existing run. Light: nothing here imports torch."""
+"""The settings of a search and its command line. Nothing here imports torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveInt
 
 import cli
 from cli import (
     AtLeastTwo,
     Channels,
-    ImageSizeOrOwn,
+    Fraction,
+    Gate,
     InputError,
     Layers,
+    Need,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
+    PositiveInt,
     Probability,
-    Seed,
-    option,
 )
+from lib.settings import ImageSettings, RunSettings
 
 DESCRIPTION = (
-    "Search a cell with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with any of their ideas together. "
-    "--method sets every flag that its paper sets; a flag given beside it wins. The defaults shown are Λ-DARTS's for "
+    "Search a cell with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with their ideas combined. "
+    "--method sets all flags as in that paper; other flags override it. The defaults shown are those of Λ-DARTS for "
     "the DARTS space on CIFAR-10."
 )
 
 Selection = Literal["argmax", "threshold_sparse", "threshold_edge", "perturbation"]
 
-
-@dataclass
-class DataSettings:
-    """data"""
-
-    data: str = option("data", "folder of the data set's files")
-    dataset: Literal["cifar10", "cifar100", "svhn", "imagenet16-120", "digits", "folder"] = option(
-        "cifar10",
-        "data set; 'folder' takes DATA/train/<class>/* and DATA/test/<class>/*, 'imagenet16-120' NAS-Bench-201's "
-        "files, 'digits' needs none",
+of_method, of_data, of_space, of_mixing, of_weights, of_alpha, of_regularizer, of_cell, of_execution, of_table = (
+    partial(cli.option, group=name)
+    for name in (
+        "method",
+        "data",
+        "search space",
+        "mixing weights",
+        "network weights",
+        "architecture",
+        "regularizer",
+        "selection of the cell",
+        "execution",
+        "benchmark",
     )
-    download: bool = option(False, "fetch the files of cifar10, cifar100 or svhn where they are missing")
-    image_size: ImageSizeOrOwn = option(0, "height and width of the images in pixels; 0 keeps their own")
-    images: NonNegativeInt = option(
-        0, "take the first so many training images only, of each class alike, and as many test images at most; 0: all"
-    )
-    cutout: bool = option(False, "augment with cutout")
-    cutout_length: PositiveInt = option(16, "side of the cutout in pixels, rounded down to even")
+)
+
+AUXILIARY = Need("--auxiliary_skip skip or conv1", lambda s: s.auxiliary_skip != "none")
+IMPLICIT = Need("--hypergradient implicit", lambda s: s.hypergradient == "implicit")
+REGULARIZED = Need("--reg corr or signcorr", lambda s: s.reg != "none")
 
 
 @dataclass
-class SplitSettings:
-    """split"""
-
-    train_portion: OpenUnitInterval = option(0.5, "share of the training images for the weights; the rest is for alpha")
-
-
-@dataclass
-class SpaceSettings:
-    """search space"""
-
-    space: Literal["s1", "s2", "s3", "s4", "s5"] = option(
-        "s5", "search space: s1 to s4 of RobustDARTS, s5 is DARTS's without `none`, with FairDARTS's seven operations"
-    )
-    layers: Layers = option(8, "number of cells")
-
-
-@dataclass
-class SupernetSettings:
-    """supernet"""
-
-    init_channels: Channels = option(16, "channels C of the first cells")
-    drop_path_prob: Probability = option(0.0, "drop path on the operations, ramped linearly from 0 (RobustDARTS)")
-
-
-@dataclass
-class MethodSettings:
-    """method"""
+class CommonSettings(RunSettings, ImageSettings):
+    """The settings of a search in any space. The defaults are those of first-order DARTS."""
 
     method: Literal[
         "darts", "darts-2nd", "lambda-darts", "lambda-darts-exact", "darts-minus", "fair-darts", "idarts", "darts-pt"
-    ] = option(
+    ] = of_method(
         "lambda-darts",
-        "whose settings to take: every axis and every optimizer setting of that paper; lambda-darts-exact is Λ-DARTS "
-        "with exact derivatives and a lambda for them",
+        "Method whose paper sets all other flags. lambda-darts-exact is Λ-DARTS with exact derivatives and a lambda "
+        "for them.",
+    )
+    train_portion: Fraction = of_data(
+        0.5,
+        "Share of the training images that trains the weights. The rest trains alpha.",
+        need=Need("a search without --halves, which lists both parts", lambda s: not getattr(s, "halves", "")),
     )
 
-
-@dataclass
-class RelaxationSettings:
-    """relaxation"""
-
-    relaxation: Literal["softmax", "sigmoid"] = option(
-        "softmax", "mixing weights p of alpha: operations of an edge compete (DARTS) or are gates (FairDARTS)"
+    init_channels: Channels = of_space(16, "Channels C of the first cells.")
+    drop_path_prob: Probability = of_space(
+        0.0, "Probability of drop path on the operations, increased linearly from 0 (RobustDARTS)."
     )
-    auxiliary_skip: Literal["none", "skip", "conv1"] = option(
-        "none", "add beta * skip to every edge (DARTS-): an identity, or a 1x1 convolution that begins as one"
+
+    relaxation: Literal["softmax", "sigmoid"] = of_mixing(
+        "softmax", "Mixing weights p of alpha. The operations of an edge compete (DARTS) or are gates (FairDARTS)."
     )
-    skip_beta: PositiveFloat = option(1.0, "beta of the auxiliary skip in the first epoch")
-    decay: Literal["linear", "cosine", "slow_cosine"] = option("linear", "how beta falls to 0")
+    auxiliary_skip: Literal["none", "skip", "conv1"] = of_mixing(
+        "none", "Add beta * skip to every edge (DARTS-): an identity, or a 1x1 convolution that starts as one."
+    )
+    skip_beta: PositiveFloat = of_mixing(1.0, "Beta of the auxiliary skip in the first epoch.", need=AUXILIARY)
+    decay: Literal["linear", "cosine", "slow_cosine"] = of_mixing(
+        "linear", "Schedule by which beta decreases to 0.", need=AUXILIARY
+    )
 
+    epochs: PositiveInt = of_weights(50, "Epochs of the search.")
+    batch_size: PositiveInt = of_weights(64, "Images per step.")
+    learning_rate: PositiveFloat = of_weights(0.025, "Initial learning rate of the weights.")
+    learning_rate_min: NonNegativeFloat = of_weights(0.001, "Learning rate of the weights at the end of the cosine.")
+    momentum: NonNegativeFloat = of_weights(0.9, "Momentum of the weights' SGD.")
+    weight_decay: NonNegativeFloat = of_weights(3e-4, "Weight decay of the weights.")
+    grad_clip: PositiveFloat = of_weights(5.0, "Largest norm of the weights' gradient.")
 
-@dataclass
-class WeightSettings:
-    """weights"""
-
-    epochs: PositiveInt = option(50, "epochs of the search")
-    batch_size: PositiveInt = option(64, "images of a step")
-    learning_rate: PositiveFloat = option(0.025, "of the weights, at the start")
-    learning_rate_min: NonNegativeFloat = option(0.001, "of the weights, at the end of the cosine")
-    momentum: NonNegativeFloat = option(0.9, "of the weights' SGD")
-    weight_decay: NonNegativeFloat = option(3e-4, "of the weights")
-    grad_clip: PositiveFloat = option(5.0, "largest norm of the weights' gradient")
-
-
-@dataclass
-class ArchitectureSettings:
-    """architecture"""
-
-    hypergradient: Literal["first", "unrolled", "implicit"] = option(
+    hypergradient: Literal["first", "unrolled", "implicit"] = of_alpha(
         "first",
-        "alpha's gradient: at the present weights (DARTS, first order), one weight step ahead (DARTS, second order; "
-        "also --unrolled), or with the implicit gradient (iDARTS)",
+        "Gradient of alpha: at the current weights (DARTS, first order), after one weight step (DARTS, second order; "
+        "--unrolled is short for it), or the implicit gradient (iDARTS).",
     )
-    inner_steps: PositiveInt = option(1, "weight steps T for each step of alpha")
-    weights_first: bool = option(
+    inner_steps: PositiveInt = of_alpha(1, "Weight steps T per step of alpha.")
+    weights_first: bool = of_alpha(
         False,
-        "the weights' step before alpha's, as in Λ-DARTS's released code for NAS-Bench-201; the implicit gradient is "
-        "always taken behind the weights' steps",
+        "Take the weights' step before alpha's, as Λ-DARTS's released code does in NAS-Bench-201. The implicit "
+        "gradient always follows the weights' steps.",
+        need=Need("--hypergradient first or unrolled", lambda s: s.hypergradient != "implicit"),
     )
-    neumann_terms: NonNegativeInt = option(2, "K of the implicit gradient's Neumann series, terms 0 to K")
-    implicit_noise: bool = option(
-        False, "leave the implicit gradient's differences partly in the weights, as iDARTS's released code does"
+    neumann_terms: NonNegativeInt = of_alpha(
+        2, "K of the implicit gradient's Neumann series, which has the terms 0 to K.", need=IMPLICIT
     )
-    arch_learning_rate: PositiveFloat = option(3e-4, "of alpha's Adam")
-    arch_beta1: Probability = option(0.5, "of alpha's Adam: decay of the mean of the gradient")
-    arch_beta2: Probability = option(0.999, "of alpha's Adam: decay of the mean of its square")
-    arch_weight_decay: NonNegativeFloat = option(1e-3, "of alpha")
-    alpha_reg: str = option(
+    implicit_noise: bool = of_alpha(
+        False,
+        "Leave the residue of the implicit gradient's differences in the weights, as iDARTS's released code does.",
+        need=Need(
+            "--hypergradient implicit with --derivatives difference",
+            lambda s: s.hypergradient == "implicit" and s.derivatives == "difference",
+        ),
+    )
+    arch_learning_rate: PositiveFloat = of_alpha(3e-4, "Learning rate of alpha's Adam.")
+    arch_beta1: Probability = of_alpha(0.5, "Decay rate of the first moment in alpha's Adam.")
+    arch_beta2: Probability = of_alpha(0.999, "Decay rate of the second moment in alpha's Adam.")
+    arch_weight_decay: NonNegativeFloat = of_alpha(1e-3, "Weight decay of alpha.")
+    alpha_reg: str = of_alpha(
         "none",
-        "FairDARTS's zero-one loss on p (zero_one_l2, zero_one_l1), another entry of ALPHA_REGULARIZERS, or none",
+        "Regularizer of alpha: FairDARTS's zero-one loss on p (zero_one_l2 or zero_one_l1), another entry of "
+        "ALPHA_REGULARIZERS, or none.",
     )
-    alpha_reg_weight: NonNegativeFloat = option(10.0, "strength w01 of alpha's regularizer")
-    derivatives: Literal["difference", "exact"] = option(
-        "difference", "second derivatives by central differences, as the papers ran them, or by a second backward pass"
+    alpha_reg_weight: NonNegativeFloat = of_alpha(
+        10.0,
+        "Weight w01 of alpha's regularizer.",
+        need=Need("--alpha_reg zero_one_l2 or zero_one_l1", lambda s: s.alpha_reg != "none"),
+    )
+    derivatives: Literal["difference", "exact"] = of_alpha(
+        "difference",
+        "Compute second derivatives by central differences, as the papers did, or exactly by a second backward pass.",
+        need=Need(
+            "--reg corr or signcorr, or --hypergradient unrolled or implicit",
+            lambda s: s.reg != "none" or s.hypergradient != "first",
+        ),
     )
 
-
-@dataclass
-class RegularizerSettings:
-    """regularizer"""
-
-    reg: str = option(
+    reg: str = of_regularizer(
         "none",
-        "layer alignment by cosine (corr) or by sign (signcorr), another entry of REGULARIZERS in regularizers.py, "
-        "none, or noise (the control: a random vector of the norm of corr's gradient)",
+        "Layer alignment by cosine (corr) or by sign (signcorr), another entry of REGULARIZERS in regularizers.py, "
+        "none, or noise (the control: a random vector with the norm of corr's gradient).",
     )
-    lambda_: NonNegativeFloat = option(0.125, "strength, reached linearly in the last epoch")
-    epsilon_0: PositiveFloat = option(1e-4, "radius of the regularizer's differences")
-    compare_derivatives: bool = option(
-        False, "log the cosine between the regularizer's difference and exact gradient, once an epoch"
+    lambda_: NonNegativeFloat = of_regularizer(
+        0.125, "Strength of the regularizer, increased linearly from 0 to this in the last epoch.", need=REGULARIZED
+    )
+    epsilon_0: PositiveFloat = of_regularizer(
+        1e-4,
+        "Radius of the regularizer's differences.",
+        need=Need(
+            "--reg corr or signcorr with --derivatives difference, or --compare_derivatives",
+            lambda s: (s.reg != "none" and s.derivatives == "difference") or s.compare_derivatives,
+        ),
+    )
+    compare_derivatives: bool = of_regularizer(
+        False, "Log the cosine between the regularizer's difference and its exact gradient once per epoch."
     )
 
-
-@dataclass
-class SelectionSettings:
-    """selection"""
-
-    selection: Selection = option(
+    selection: Selection = of_cell(
         "argmax",
-        "the cell: two strongest edges a node (DARTS); of these, or of all, the gates over --threshold (FairDARTS: "
-        "threshold_sparse, threshold_edge); or what the accuracy misses most (DARTS-PT: perturbation)",
+        "Rule that derives the cell: the two strongest edges of each node (DARTS); of these, or of all edges, the "
+        "gates over --threshold (FairDARTS: threshold_sparse, threshold_edge); or the operations whose removal costs "
+        "most accuracy (DARTS-PT: perturbation).",
     )
-    threshold: ClosedUnitInterval = option(0.85, "least gate of an operation that the threshold rules keep")
-    finetune_epochs: NonNegativeInt = option(5, "epochs between two decisions of the perturbation rule")
-
-
-@dataclass
-class RunSettings:
-    """run"""
-
-    seed: Seed = option(0, "of everything random")
-    save: str = option("", "run folder to make; by default one in runs/ named after the settings and the time")
-    resume: str = option(
-        "",
-        "run folder to go on with, under its own settings; beside it only where its data lie and what it runs on",
+    threshold: Gate = of_cell(
+        0.85,
+        "Smallest gate of an operation that the threshold rules keep.",
+        need=Need("--selection threshold_sparse or threshold_edge", lambda s: s.selection.startswith("threshold")),
     )
-    device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")
+    finetune_epochs: NonNegativeInt = of_cell(
+        5,
+        "Epochs between two decisions of the perturbation rule.",
+        need=Need("--selection perturbation", lambda s: s.selection == "perturbation"),
+    )
 
-
-@dataclass
-class ExecutionSettings:
-    """execution"""
-
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "of the supernet's passes")
-    tf32: bool = option(
-        False, "let GPUs round the float32 factors of convolutions to TensorFloat-32: faster, three decimal digits"
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = of_execution(
+        "32-true", "Precision of the supernet's passes."
     )
-    compile: bool = option(
-        False, "compile the cells (torch.compile), for GPUs: minutes at the start; second derivatives stay as they are"
+    cuda_graphs: bool = of_execution(
+        False,
+        "Launch each pass as one CUDA graph. Second derivatives and smaller last batches run without graphs.",
     )
-    cuda_graphs: bool = option(
-        False, "launch a pass as one CUDA graph; second derivatives and smaller last batches stay as they are"
-    )
-    memory_format: Literal["auto", "channels_last", "contiguous"] = option(
-        "auto", "order of images and weights in memory; auto is channels_last on a CPU and contiguous on a GPU"
-    )
-    deterministic: bool = option(False, "only algorithms that give the same bits each time, for GPUs")
-    keep_checkpoints: AtLeastTwo = option(
-        2, "how many checkpoints to keep; the last but one stands in for a damaged last"
+    keep_checkpoints: AtLeastTwo = of_execution(
+        2, "Number of checkpoints to keep. If the last one is corrupt, the run resumes from the one before."
     )
 
 
 @dataclass
-class DevicesSettings:
-    """execution"""
+class SearchSettings(CommonSettings):
+    """The settings of a search among cells of DARTS. The defaults are those of first-order DARTS (ICLR 2019)."""
 
-    devices: NonNegativeInt = option(
-        0, "devices of each node, with a process and a share of every batch each; 0: as torchrun or srun started, or 1"
+    space: Literal["s1", "s2", "s3", "s4", "s5"] = of_space(
+        "s5",
+        "Search space: s1 to s4 are RobustDARTS's; s5 is DARTS's without none, which are FairDARTS's seven operations.",
     )
-    num_nodes: NonNegativeInt = option(0, "number of nodes; 0: as torchrun or srun started, or 1")
-    accumulate: PositiveInt = option(1, "passes that make a step, where its images do not fit on the devices at once")
-    checkpoint_steps: NonNegativeInt = option(0, "steps between two checkpoints within an epoch; 0 for none")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = option("32-true", "of the network's passes")
-    tf32: bool = option(
-        False, "let GPUs round the float32 factors of convolutions to TensorFloat-32: faster, three decimal digits"
-    )
-    memory_format: Literal["auto", "channels_last", "contiguous"] = option(
-        "auto", "order of images and weights in memory; auto is channels_last on a CPU and contiguous on a GPU"
-    )
-    deterministic: bool = option(False, "only algorithms that give the same bits each time, for GPUs")
-    compile: bool = option(False, "compile the network (torch.compile), for GPUs: minutes at the start")
-
-
-@dataclass
-class CommonSettings(
-    ExecutionSettings,
-    RunSettings,
-    SelectionSettings,
-    RegularizerSettings,
-    ArchitectureSettings,
-    WeightSettings,
-    RelaxationSettings,
-    SupernetSettings,
-    MethodSettings,
-    SplitSettings,
-    DataSettings,
-):
-    """The settings of a search in any space. Defaults are first-order DARTS's, which every method starts from."""
-
-
-@dataclass
-class SearchSettings(CommonSettings, SpaceSettings):
-    """All settings of a search among cells of DARTS. The defaults are first-order DARTS's (ICLR 2019)."""
+    layers: Layers = of_space(8, "Number of cells.")
 
 
 def preset(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,51 +268,17 @@ def method_settings(method: str, **changes: Any) -> SearchSettings:
     return SearchSettings(**{**preset({"method": method, **changes}), "method": method, **changes})
 
 
-class Reader(NamedTuple):
-    """Who reads a flag: without it the flag would be given in vain."""
-
-    reads: Callable[[CommonSettings], bool]
-    expected: str
-
-
-READERS = {
-    **dict.fromkeys(
-        ("skip_beta", "decay"), Reader(lambda s: s.auxiliary_skip != "none", "--auxiliary_skip skip or conv1")
-    ),
-    **dict.fromkeys(
-        ("neumann_terms", "implicit_noise"),
-        Reader(lambda s: s.hypergradient == "implicit", "--hypergradient implicit"),
-    ),
-    "alpha_reg_weight": Reader(lambda s: s.alpha_reg != "none", "--alpha_reg zero_one_l2 or zero_one_l1"),
-    "lambda_": Reader(lambda s: s.reg != "none", "--reg corr or signcorr"),
-    "threshold": Reader(lambda s: s.relaxation == "sigmoid", "--relaxation sigmoid"),
-    "finetune_epochs": Reader(lambda s: s.selection == "perturbation", "--selection perturbation"),
-}
-
-
-def check_combination(settings: CommonSettings, flags: set[str]) -> None:
-    """Refuse what makes no sense together.
-
-    Args:
-        flags: names of the settings given on the command line, which something must read.
+def check_combination(settings: CommonSettings) -> None:
+    """Reject a rule of selection that the mixing weights do not allow.
 
     Raises:
-        InputError: it names the flag, and the reason.
+        InputError: A threshold rule is combined with softmax.
     """
     if settings.selection.startswith("threshold") and settings.relaxation == "softmax":
         raise InputError(
-            f"--selection: {settings.selection} with --relaxation softmax, whose weights are shares of an edge and not "
-            "gates that a threshold can judge one by one; expected --relaxation sigmoid"
+            f"--selection: {settings.selection} cannot be combined with --relaxation softmax, whose weights are shares "
+            "of an edge; expected --relaxation sigmoid, whose gates have a threshold each"
         )
-    if settings.implicit_noise and settings.derivatives == "exact":
-        raise InputError(
-            "--implicit_noise: it is what the differences leave behind, and --derivatives exact takes none; "
-            "expected --derivatives difference"
-        )
-    for name in sorted(flags & READERS.keys()):
-        reader = READERS[name]
-        if not reader.reads(settings):
-            raise InputError(f"--{name}: nothing reads it in this search; expected {reader.expected} beside it")
 
 
 @dataclass
@@ -389,7 +299,7 @@ def load_settings(run: Path, flag: str = "--resume", script: Script = SCRIPT) ->
     """The settings of an existing search of `script`, which `flag` names.
 
     Raises:
-        InputError: it is no run of a search, or its config.yaml is not as this project writes it.
+        InputError: The folder is not a run of a search, or its config.yaml is not as this project writes it.
     """
     return cli.load_settings(script.settings, script.path, run, flag)
 
@@ -398,28 +308,25 @@ def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
     """Read a command line of a search's script.
 
     Raises:
-        InputError: its settings make no sense together, or the run folder is not free.
+        InputError: Its settings cannot be combined, or the run folder is not free.
     """
-    arguments = [
-        part for given in arguments for part in (("--hypergradient=unrolled",) if given == "--unrolled" else (given,))
-    ]
-    settings: Any  # of the script
-    settings, given = cli.parse_with_preset(script.settings, script.prog, script.description, arguments, script.preset)
+    words = ["--hypergradient=unrolled" if word == "--unrolled" else word for word in arguments]
+    given = cli.parse_given(script.settings, script.prog, script.description, words, script.preset)
+    settings = given.settings
     if settings.resume:
-        stored = cli.resume(settings, script.path, arguments, script.movable)
-        return Resolved(stored, Path(settings.resume), True, script)
-    if "method" in given.flags and given.config.get("method", settings.method) != settings.method:
+        return Resolved(cli.resume(given, script.path, script.movable), Path(settings.resume), True, script)
+    stored_method = given.config.get("method", settings.method)
+    if "method" in given.flags and stored_method != settings.method:
         raise InputError(
-            f"--method: {settings.method}, but --config has all settings of {given.config['method']}, which would win; "
-            "expected one of the two"
+            f"--method: {settings.method} cannot be combined with --config, which sets every flag of {stored_method}"
         )
-    check_combination(settings, given.flags)
+    check_combination(settings)
     name = f"search-{settings.dataset}-{settings.space}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
     run = Path(settings.save or f"runs/{name}")
     cli.check_new_folder(run, "--save")
     every = {setting.name for setting in fields(settings)} - {"save", "resume"}
     flags, config = given.flags & every, given.config.keys() & every - given.flags
-    implied = preset({"method": settings.method, "space": settings.space}).keys() - flags - config
+    implied = script.preset({"method": settings.method, "space": settings.space}).keys() - flags - config
     sources = {
         "command line": flags,
         "config file": config,

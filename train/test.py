@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import cli
-from cli import InputError, blaming, option
+from cli import InputError, argument, blaming, option
+from lib.settings import DEVICE_HELP
 
 PROG = "test.py"
 
 
 @dataclass
 class TestSettings:
-    """test"""
+    """The settings of a test."""
 
-    data: str = option("", "folder of the data set's files; by default where the run had them")
-    device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")
+    checkpoint: str = argument("Run folder of a retraining, finished or not, or one of its checkpoint files.")
+    data: str = option("", "Folder of the data set's files. By default the folder that the run used.")
+    device: str = option("auto", DEVICE_HELP)
 
 
 def main() -> None:
-    parser = cli.parser_for(TestSettings, PROG, __doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="a run folder of a retraining, finished or not, or a checkpoint file of one")
-    given = parser.parse_args()
+    given = cli.parse(TestSettings, PROG, __doc__.splitlines()[0])
 
     import torch
 

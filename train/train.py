@@ -15,58 +15,55 @@ LightningModule is in lib/retraining.py, the LightningDataModule in lib/images.p
 import sys
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from jsonargparse.typing import PositiveInt
-
 import cli
-from cli import Channels, InputError, Layers, NonNegativeFloat, PositiveFloat, Probability, blaming, option
+from cli import Channels, InputError, Layers, Need, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, blaming
 from genotypes import load_genotype
 from lib import launch
-from search.settings import DataSettings, DevicesSettings, RunSettings
+from lib.settings import ImageSettings, RetrainSettings
 
 PROG = "train.py"
 
 
-@dataclass
-class NetworkSettings:
-    """network"""
-
-    arch: str = option("", "the cell: a name in genotypes.py, a genotype file, or the run folder of a search")
-    init_channels: Channels = option(36, "channels C of the first cells")
-    layers: Layers = option(20, "number of cells")
-    auxiliary: bool = option(False, "train with an auxiliary head after the second reduction cell")
+of_network, of_recipe = partial(cli.option, group="network"), partial(cli.option, group="recipe")
 
 
 @dataclass
-class RecipeSettings:
-    """recipe"""
+class TrainSettings(RetrainSettings, ImageSettings):
+    """The settings of a retraining. The defaults are those of DARTS on CIFAR-10 (ICLR 2019, section 3.2)."""
 
-    epochs: PositiveInt = option(600, "epochs of training")
-    batch_size: PositiveInt = option(96, "images of a step, on all devices together")
-    learning_rate: PositiveFloat = option(0.025, "at the start of the cosine, which ends at 0")
-    momentum: NonNegativeFloat = option(0.9, "of SGD")
-    weight_decay: NonNegativeFloat = option(3e-4, "of SGD")
-    grad_clip: PositiveFloat = option(5.0, "largest norm of the gradient")
-    auxiliary_weight: NonNegativeFloat = option(0.4, "of the auxiliary head's loss")
-    drop_path_prob: Probability = option(0.2, "drop path on the operations, ramped linearly from 0")
+    arch: str = of_network("", "The cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
+    init_channels: Channels = of_network(36, "Channels C of the first cells.")
+    layers: Layers = of_network(20, "Number of cells.")
+    auxiliary: bool = of_network(False, "Train with an auxiliary head after the second reduction cell.")
 
-
-@dataclass
-class TrainSettings(DevicesSettings, RunSettings, RecipeSettings, NetworkSettings, DataSettings):
-    """All settings of a retraining. The defaults are those of DARTS on CIFAR-10 (ICLR 2019, section 3.2)."""
+    epochs: PositiveInt = of_recipe(600, "Epochs of training.")
+    batch_size: PositiveInt = of_recipe(96, "Images per step, on all devices together.")
+    learning_rate: PositiveFloat = of_recipe(0.025, "Learning rate at the start of the cosine, which ends at 0.")
+    momentum: NonNegativeFloat = of_recipe(0.9, "Momentum of SGD.")
+    weight_decay: NonNegativeFloat = of_recipe(3e-4, "Weight decay of SGD.")
+    grad_clip: PositiveFloat = of_recipe(5.0, "Largest norm of the gradient.")
+    auxiliary_weight: NonNegativeFloat = of_recipe(
+        0.4, "Weight of the auxiliary head's loss.", need=Need("--auxiliary", lambda s: s.auxiliary)
+    )
+    drop_path_prob: Probability = of_recipe(
+        0.2, "Probability of drop path on the operations, increased linearly from 0."
+    )
 
 
 def resolve(arguments: list[str]) -> tuple[TrainSettings, Path, bool]:
     """The settings that a command line means, the run folder, and whether the run is resumed."""
-    settings = cli.parse(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
+    given = cli.parse_given(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
+    settings = given.settings
     name = f"retrain-{settings.dataset}-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    return launch.resolve(settings, PROG, arguments, name)
+    return launch.resolve(given, PROG, name)
 
 
 def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     """Train the network and leave a run folder, or resume the one that is there."""
-    if resumed and cli.finished(run):
+    if resumed and launch.finished(run):
         return
     with blaming("--resume" if resumed else "--arch"):
         genotype = load_genotype(str(run) if (run / "genotype.json").exists() and resumed else settings.arch)

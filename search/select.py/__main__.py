@@ -12,11 +12,10 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
-
 import cli
-from cli import InputError, option
+from cli import Gate, InputError, NonNegativeInt, argument, option
 from files import is_passing
+from lib.settings import DEVICE_HELP
 from nasbench201.settings import SCRIPT as SCRIPT_201
 from nasbench201.settings import SearchSettings as SearchSettings201
 from search.settings import SCRIPT, CommonSettings, Selection, check_combination, load_settings
@@ -28,42 +27,37 @@ UNFINISHED = {"checkpoints", "cells", "scores.csv"}
 
 @dataclass
 class Settings:
-    """selection"""
+    """The settings of a selection."""
 
+    run: str = argument("Run folder of search/train_search.py or nasbench201/train_search.py.")
     selection: Selection | None = option(
-        None, "rule that derives the cell, as in train_search.py; by default the run's own"
+        None, "Rule that derives the cell, as in train_search.py. By default the rule of the run."
     )
-    threshold: ClosedUnitInterval | None = option(
-        None, "least gate that the threshold rules keep; by default the run's own"
+    threshold: Gate | None = option(
+        None, "Smallest gate of an operation that the threshold rules keep. By default that of the run."
     )
     finetune_epochs: NonNegativeInt | None = option(
-        None, "epochs between two decisions of the perturbation rule; by default the run's own"
+        None, "Epochs between two decisions of the perturbation rule. By default that of the run."
     )
-    save: str = option("", "folder to make; by default RUN/selections/<rule>")
-    device: str = option("auto", "auto, cpu, cuda, mps; cuda:1 for the second GPU")
+    save: str = option("", "Folder to make. By default RUN/selections/<rule>.")
+    device: str = option("auto", DEVICE_HELP)
 
 
 def main() -> None:
-    parser = cli.parser_for(Settings, PROG, __doc__.splitlines()[0])
-    parser.add_argument("run", type=str, help="a run folder of search/train_search.py or nasbench201/train_search.py")
-    namespace = parser.parse_args()
-    settings, run = cli.make(Settings, namespace), Path(namespace.run)
+    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    run = Path(settings.run)
     changes = {
         name: getattr(settings, name)
         for name in ("selection", "threshold", "finetune_epochs")
         if getattr(settings, name) is not None
     }
-    of_201 = cli.setting(run, "run", "space") == "nasbench201"
+    of_201 = cli.stored_settings(run, "run").get("space") == "nasbench201"
     stored = load_settings(run, "run", SCRIPT_201 if of_201 else SCRIPT)
     if isinstance(stored, SearchSettings201) and not Path(stored.table).exists():
         stored = replace(stored, table="")  # moved since; the selection does without
     search_settings = replace(stored, device=settings.device, **changes)
-    check_combination(search_settings, set(changes))
-    if settings.threshold is not None and not search_settings.selection.startswith("threshold"):
-        raise InputError(
-            f"--threshold: {search_settings.selection} has none; "
-            "expected --selection threshold_sparse or threshold_edge"
-        )
+    check_combination(search_settings)
+    cli.check_needs(search_settings, set(changes))
     folder = Path(settings.save or run / "selections" / _name(search_settings))
     if (folder / "genotype.json").exists():
         raise InputError(f"--save: {folder} holds a cell already; expected another folder")

@@ -1,0 +1,87 @@
+"""Settings that several scripts share. Nothing here imports torch."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from cli import ImageSizeOrOwn, Need, NonNegativeInt, PositiveInt, Seed, option
+
+of_data, of_run, of_execution = (partial(option, group=name) for name in ("data", "run", "execution"))
+
+Dataset = Literal["cifar10", "cifar100", "svhn", "imagenet16-120", "digits", "folder"]
+DOWNLOADABLE = ("cifar10", "cifar100", "svhn")
+DEVICE_HELP = "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps."
+
+
+@dataclass
+class RunSettings:
+    """The run folder and how the computation runs: of every search and every retraining."""
+
+    seed: Seed = of_run(0, "Seed of the weights, the order of the images and the augmentation.")
+    save: str = of_run("", "New folder of the run. By default a folder in runs/ named after the settings and the time.")
+    resume: str = of_run(
+        "", "Run folder to resume with its own settings. Only --device and the flags that name files may be added."
+    )
+    device: str = of_run("auto", DEVICE_HELP)
+    tf32: bool = of_execution(
+        False, "Let GPUs round the float32 factors of convolutions to TensorFloat-32 (three decimal digits)."
+    )
+    memory_format: Literal["auto", "channels_last", "contiguous"] = of_execution(
+        "auto", "Order of images and weights in memory. auto is channels_last on a CPU and contiguous on a GPU."
+    )
+    deterministic: bool = of_execution(False, "Use only algorithms that give the same bits every time on a GPU.")
+    compile: bool = of_execution(
+        False, "Compile the network with torch.compile, for GPUs. Compilation takes minutes at the start."
+    )
+
+
+@dataclass
+class ImageSettings:
+    """The data set of a search or a retraining, except on ImageNet."""
+
+    data: str = of_data(
+        "data",
+        "Folder of the data set's files.",
+        need=Need("a data set with files, not --dataset digits", lambda s: s.dataset != "digits"),
+    )
+    dataset: Dataset = of_data(
+        "cifar10",
+        "Data set. folder reads DATA/train/<class>/* and DATA/test/<class>/*, imagenet16-120 reads NAS-Bench-201's "
+        "files, and digits needs no files.",
+    )
+    download: bool = of_data(
+        False,
+        "Download the files of cifar10, cifar100 or svhn if they are missing.",
+        need=Need(f"--dataset {', '.join(DOWNLOADABLE)}", lambda s: s.dataset in DOWNLOADABLE),
+    )
+    image_size: ImageSizeOrOwn = of_data(0, "Height and width of the images in pixels. 0 keeps their own size.")
+    images: NonNegativeInt = of_data(
+        0, "Use only the first N training images, the same number of each class, and at most N test images. 0 uses all."
+    )
+    cutout: bool = of_data(False, "Augment the images with cutout.")
+    cutout_length: PositiveInt = of_data(
+        16,
+        "Side of the cutout in pixels, rounded down to an even number.",
+        need=Need("--cutout", lambda s: s.cutout),
+    )
+
+
+@dataclass
+class RetrainSettings(RunSettings):
+    """The run folder and how the computation runs: of every retraining."""
+
+    devices: NonNegativeInt = of_execution(
+        0,
+        "Devices of each node. Each device has a process and a share of every batch. 0 takes the number that torchrun "
+        "or srun started, or 1.",
+    )
+    num_nodes: NonNegativeInt = of_execution(
+        0, "Number of nodes. 0 takes the number that torchrun or srun started, or 1."
+    )
+    accumulate: PositiveInt = of_execution(
+        1, "Passes per step. Use more than one if the images of a step do not fit on the devices at once."
+    )
+    checkpoint_steps: NonNegativeInt = of_execution(0, "Steps between two checkpoints within an epoch. 0 for none.")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = of_execution(
+        "32-true", "Precision of the network's passes."
+    )

@@ -1,12 +1,10 @@
-"""Files that are whole or not there. Light: nothing here imports torch."""
+"""Files: read with a clear error, written whole or not at all. Nothing here imports torch."""
 
 import csv
-import errno
 import fcntl
 import io
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
-#: file of a folder by which the process that writes there keeps others out
+#: the process that writes a folder locks this file in it
 LOCK = ".lock"
-#: largest text file that is read, in bytes; NAS-Bench-201's list of halves has 0.6 MB
-LARGEST_TEXT = 1 << 24
 #: largest YAML file that is read, in bytes: safe_load takes a second for 100 kB
 LARGEST_YAML = 1 << 18
 #: the file that each kind of run writes last
@@ -30,15 +26,13 @@ def is_finished(run: Path, kind: Literal["search", "retrain"]) -> bool:
     return (run / RESULTS[kind]).is_file()
 
 
-def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
+def read_text(path: Path) -> str:
     """A file's text.
 
     Raises:
-        ValueError: The file has more than `largest` bytes or is not UTF-8.
+        ValueError: The file is not UTF-8.
         OSError: The file cannot be read.
     """
-    if path.stat().st_size > largest:
-        raise ValueError(f"{path} has more than {largest:,} bytes; expected a smaller file")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -49,7 +43,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: The file is not JSON, or `read_text` rejects it.
+        ValueError: The file is not JSON.
         OSError: The file cannot be read.
     """
     text = read_text(path)
@@ -63,10 +57,12 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file of plain values.
 
     Raises:
-        ValueError: The file is not plain YAML, or `read_text` rejects it.
+        ValueError: The file is not plain YAML, or larger than 256 KiB.
         OSError: The file cannot be read.
     """
-    return parse_yaml(read_text(path, LARGEST_YAML), str(path))
+    if path.stat().st_size > LARGEST_YAML:
+        raise ValueError(f"{path} has more than {LARGEST_YAML:,} bytes; expected a smaller file")
+    return parse_yaml(read_text(path), str(path))
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -82,11 +78,10 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: under another name, synced, then renamed.
+    """Write a file under a temporary name, sync it, and rename it.
 
     Raises:
-        OSError: it cannot be written, such as on a full disk. What was there under its name stays, unless all that
-            failed is the last step, to make sure of the new file's name.
+        OSError: The file cannot be written, for example because the disk is full. The old file stays.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -95,70 +90,54 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _sync(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where its file system can say so of a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def is_passing(path: Path) -> bool:
-    """Whether a file is a lock, or what an interrupted `write_atomically` left: nothing that anybody misses."""
+    """Whether a file is a lock, or the temporary file of an interrupted `write_atomically`."""
     return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is an image by its suffix, in lower or upper case, and not hidden."""
+    """Whether a file's suffix is that of an image, and the file is not hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name that the system gave is text; a file that records another cannot be read again."""
+    """Whether a name that the system gave is text. A file that records another name cannot be read again."""
     return name == name.encode(errors="replace").decode()
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Be the only process that writes a folder; what an interrupted write left there goes.
+    """Be the only process that writes a folder; remove the temporary files of interrupted writes.
 
-    The lock is the process's own, which its children do not inherit, and ends with it, however it ends.
+    Forked processes do not inherit a POSIX lock, and it ends with the process. A link in place of the lock file is not
+    followed.
 
     Raises:
-        OSError: another process holds it, or it cannot be written.
+        OSError: Another process holds the folder, or it cannot be written.
     """
-    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            raise BlockingIOError(f"{folder} is in use by {file.read(200).strip() or 'another process'}") from error
-        except OSError as error:  # a file system without locks
-            raise OSError(error.errno, error.strerror, str(folder / LOCK)) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        for part in ("", "checkpoints", "perturbation", "perturbation/checkpoints"):
-            for path in (folder / part).glob(".*.tmp"):
-                path.unlink()
+            raise BlockingIOError(f"{folder} is in use by another process") from error
+        for path in folder.glob("**/.*.tmp"):
+            path.unlink()
         yield
+    finally:
+        os.close(descriptor)
 
 
 def check_new_file(path: Path) -> None:
-    """Refuse a file that is there already, or in a folder that is not.
+    """Reject a file that exists, or whose folder does not.
 
     Raises:
-        ValueError: it names the file.
+        ValueError: The message names the file.
     """
     if path.exists():
         raise ValueError(f"{path} exists; name a new file")
@@ -167,17 +146,17 @@ def check_new_file(path: Path) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file that must not be there yet, whole or not at all.
+    """Write a file that must not exist yet.
 
     Raises:
-        ValueError: it is there by now.
+        ValueError: The file exists.
     """
     check_new_file(path)
     write_atomically(path, content)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows under the columns of all; what is None, or of other rows only, is an empty cell."""
+    """Write rows under the union of their columns. None is an empty cell."""
     text = io.StringIO(newline="")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")

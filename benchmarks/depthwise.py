@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import cli
-from cli import PositiveInt, blaming, option
+from cli import blaming
 from files import check_new_file, write_atomically
+from lib import options
+from lib.options import PositiveInt, option
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +95,7 @@ def measure(
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     if settings.out:
         with blaming("--out"):
             check_new_file(Path(settings.out))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import cli
-from cli import Channels, ImageSize, Layers, PositiveInt, Seed, option
+from lib import options
+from lib.options import Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "exactness.py"
 
@@ -28,7 +29,7 @@ class Settings:
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
 
     import torch
 

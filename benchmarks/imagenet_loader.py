@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cli
-from cli import AtLeastTwo, Channels, ImageSize, Layers, PositiveInt, Seed, blaming, option
+from cli import blaming
 from files import check_new_file, write_atomically
 from genotypes import Genotype, load_genotype
 from imagenet.layout import find_split
+from lib import options
+from lib.options import AtLeastTwo, Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "imagenet_loader.py"
 
@@ -174,7 +176,7 @@ def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     if settings.out:
         with blaming("--out"):
             check_new_file(Path(settings.out))

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import cli
-from cli import Channels, ImageSize, Layers, PositiveFloat, PositiveInt, blaming, option
+from cli import blaming
 from files import check_new_file, write_atomically
+from lib import options
+from lib.options import Channels, ImageSize, Layers, PositiveFloat, PositiveInt, option
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +126,7 @@ def measure(settings: Settings, device: "torch.device") -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     if settings.out:
         with blaming("--out"):
             check_new_file(Path(settings.out))

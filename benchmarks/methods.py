@@ -19,7 +19,8 @@ from typing import Literal, get_args
 
 import cli
 from benchmarks.search_step import Method, step_of
-from cli import Channels, ImageSizeOrOwn, Layers, PositiveInt, Seed, option
+from lib import options
+from lib.options import Channels, ImageSizeOrOwn, Layers, PositiveInt, Seed, option
 from search.settings import method_settings
 
 PROG = "methods.py"
@@ -100,7 +101,7 @@ def run_search(method: str, common: dict, run: Path) -> dict:
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     out = Path(settings.out or f"runs/methods-{settings.space}")
     cli.check_new_folder(out, "--out")
     own = {name: value for name, value in asdict(settings).items() if name not in ("rounds", "out")}

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-from cli import Limit, PositiveInt, option
+from lib import options
+from lib.options import Limit, PositiveInt, option
 from nasbench201.cells import all_cells
 
 PROG = "nasbench201_table.py"
@@ -125,7 +126,7 @@ def measure(code: str, path: Path, rounds: int) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     with tempfile.TemporaryDirectory() as folder:
         table, official = Path(folder, "table.safetensors"), Path(folder, "official.pth")
         # in a process of its own, whose memory is free again when the openings are measured

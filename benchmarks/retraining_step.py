@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 import cli
 from benchmarks.turns import take_turns
-from cli import Channels, ImageSize, Layers, PositiveInt, Seed, blaming, option
+from cli import blaming
 from files import check_new_file, write_atomically
 from genotypes import Genotype, load_genotype
+from lib import options
+from lib.options import Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "retraining_step.py"
 Way = Literal["auto", "channels_last", "contiguous", "plain"]
@@ -79,7 +81,7 @@ def make_step(settings: Settings, genotype: Genotype, way: str) -> tuple[Callabl
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     if settings.out:
         with blaming("--out"):
             check_new_file(Path(settings.out))

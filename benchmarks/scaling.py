@@ -14,8 +14,10 @@ import cli
 from benchmarks.search_step import Method, check_operations, make_step
 from benchmarks.search_step import Settings as StepSettings
 from benchmarks.turns import take_turns
-from cli import Channels, ImageSize, InputError, Layers, PositiveInt, Seed, blaming, option
+from cli import InputError, blaming
 from files import check_new_file, write_atomically
+from lib import options
+from lib.options import Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "scaling.py"
 #: what is varied, and its name in the picture
@@ -54,7 +56,7 @@ class Settings:
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     out = Path(settings.out)
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--out: {settings.out!r}, expected a name that ends in .png, .svg or .pdf")

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import cli
 from benchmarks.turns import take_turns
-from cli import Channels, ImageSize, InputError, Layers, NonNegativeInt, PositiveInt, Seed, blaming, option
+from cli import InputError, blaming
 from files import check_new_file, write_atomically
+from lib import options
+from lib.options import Channels, ImageSize, Layers, NonNegativeInt, PositiveInt, Seed, option
 from search.settings import SearchSettings, method_settings
 from spaces import SPACES
 
@@ -239,7 +241,7 @@ def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     if settings.out:
         with blaming("--out"):
             check_new_file(Path(settings.out))

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cli
-from cli import option
+from lib import options
+from lib.options import option
 
 PROG = "smoke.py"
 
@@ -135,7 +136,7 @@ def gpu_tests(device: str) -> None:
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     parts: list[tuple[str, Callable[..., None], tuple[Any, ...]]] = [("imports", imports, ())]
     parts += [("depthwise", depthwise, ())]
     for space in ("nasbench201", "s5"):

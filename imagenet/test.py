@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 import cli
-from cli import InputError, NonNegativeInt, Workers, argument, blaming, option
+from cli import InputError, blaming
+from lib import options
+from lib.options import NonNegativeInt, Workers, argument, option
 from lib.settings import DEVICE_HELP
 
 PROG = "test.py"
@@ -31,7 +33,7 @@ class TestSettings:
 
 
 def main() -> None:
-    given = cli.parse(TestSettings, PROG, __doc__.splitlines()[0])
+    given = options.parse(TestSettings, PROG, __doc__.splitlines()[0])
 
     from imagenet.checkpoint import load_network
     from imagenet.images import FolderImages, count_workers, read_tree

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Literal
 
 import cli
-from cli import (
+from cli import InputError, blaming
+from genotypes import load_genotype
+from lib import launch, options
+from lib.options import (
     Channels,
     ImageSize,
-    InputError,
     Layers,
     Need,
     NonNegativeFloat,
@@ -30,16 +32,13 @@ from cli import (
     PositiveInt,
     Probability,
     Workers,
-    blaming,
 )
-from genotypes import load_genotype
-from lib import launch
 from lib.settings import RetrainSettings
 
 PROG = "train.py"
 
 
-of_data, of_network, of_recipe = (partial(cli.option, group=name) for name in ("data", "network", "recipe"))
+of_data, of_network, of_recipe = (partial(options.option, group=name) for name in ("data", "network", "recipe"))
 
 
 @dataclass
@@ -138,7 +137,7 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
 
 
 def main() -> None:
-    given = cli.parse_given(TrainSettings, PROG, __doc__.splitlines()[0])
+    given = options.parse_given(TrainSettings, PROG, __doc__.splitlines()[0])
     name = f"imagenet-{Path(given.settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     train(*launch.resolve(given, PROG, name, (*launch.MOVABLE, "workers", "broken_images")))
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import cli
 from cli import InputError, blaming
 from files import is_finished, read_json
+from lib import options
 
 #: settings that may change when a retraining is resumed: where its data are and what it runs on
 MOVABLE = ("data", "devices", "num_nodes", "accumulate")
@@ -103,7 +104,7 @@ def requeue() -> None:
         print(f"SLURM does not start the job again: scontrol requeue {job}: {reason}", file=sys.stderr, flush=True)
 
 
-def resolve(given: cli.Parsed, prog: str, name: str, movable: Sequence[str] = MOVABLE) -> tuple[Any, Path, bool]:
+def resolve(given: options.Parsed, prog: str, name: str, movable: Sequence[str] = MOVABLE) -> tuple[Any, Path, bool]:
     """The settings of a retraining, its run folder, and whether it is resumed.
 
     If torchrun or SLURM starts a command again, the run is resumed.
@@ -120,7 +121,7 @@ def resolve(given: cli.Parsed, prog: str, name: str, movable: Sequence[str] = MO
     signal.signal(signal.SIGUSR1, stop)  # loading torch takes seconds; this signal would end the process
     settings, launch = given.settings, launched()
     if settings.resume:
-        return cli.resume(given, prog, movable), Path(settings.resume), True
+        return options.resume(given, prog, movable), Path(settings.resume), True
     if not settings.arch:
         raise InputError("--arch: no cell is given; expected one, see --help")
     if launch and not settings.save:
@@ -130,7 +131,7 @@ def resolve(given: cli.Parsed, prog: str, name: str, movable: Sequence[str] = MO
         if is_first():  # the first process makes the folder
             cli.check_new_folder(run, "--save")
         return settings, run, False
-    stored = cli.load_settings(type(settings), prog, run, "--save")
+    stored = options.load_settings(type(settings), prog, run, "--save")
     fixed = {field.name for field in dataclasses.fields(settings)} - {"save", "resume", "device", *movable}
     other = sorted(name for name in fixed if getattr(stored, name) != getattr(settings, name))
     if other:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from cli import ImageSizeOrOwn, Need, NonNegativeInt, PositiveInt, Seed, option
+from lib.options import ImageSizeOrOwn, Need, NonNegativeInt, PositiveInt, Seed, option
 
 of_data, of_run, of_execution = (partial(option, group=name) for name in ("data", "run", "execution"))
 

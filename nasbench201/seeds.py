@@ -9,6 +9,7 @@ from pathlib import Path
 import cli
 from cli import InputError, blaming, open_folder, saving
 from files import write_atomically
+from lib import options
 from nasbench201.cells import load_cell
 from nasbench201.scores import score, show
 from nasbench201.search201 import Search201
@@ -29,7 +30,7 @@ def search_seeds(resolved: Resolved) -> None:
     singles = [replace(settings, seed=seed, seeds=None) for seed in settings.seeds or ()]
     if resolved.resumed:
         with open_folder(resolved.run, "--resume", new=False):
-            origin = cli.stored_settings(resolved.run, "--resume")["provenance"]
+            origin = options.stored_settings(resolved.run, "--resume")["provenance"]
             _search_each(replace(resolved, origin=origin), singles)
         return
     # What is wrong is refused before there is a folder.

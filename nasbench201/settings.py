@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cli import Layers, Need, Seed
+from lib.options import Layers, Need, Seed
 from search.settings import CommonSettings, Script, of_data, of_space, of_table, preset
 
 DESCRIPTION = (

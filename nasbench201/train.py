@@ -16,15 +16,16 @@ from functools import partial
 from pathlib import Path
 
 import cli
-from cli import Channels, InputError, Layers, NonNegativeFloat, PositiveFloat, PositiveInt, blaming
-from lib import launch
+from cli import InputError, blaming
+from lib import launch, options
+from lib.options import Channels, Layers, NonNegativeFloat, PositiveFloat, PositiveInt
 from lib.settings import ImageSettings, RetrainSettings
 from nasbench201.cells import Cell201, load_cell
 
 PROG = "train.py"
 
 
-of_network, of_recipe = partial(cli.option, group="network"), partial(cli.option, group="recipe")
+of_network, of_recipe = partial(options.option, group="network"), partial(options.option, group="recipe")
 
 
 @dataclass
@@ -103,7 +104,7 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
 
 
 def main() -> None:
-    given = cli.parse_given(TrainSettings, PROG, __doc__.splitlines()[0])
+    given = options.parse_given(TrainSettings, PROG, __doc__.splitlines()[0])
     name = f"retrain-{given.settings.dataset}-nasbench201-{datetime.now():%Y%m%d-%H%M%S}"
     train(*launch.resolve(given, PROG, name))
 

@@ -28,8 +28,10 @@ from typing import Any
 import yaml
 
 import cli
-from cli import InputError, PositiveInt, Seed, blaming, option
+from cli import InputError, blaming
 from files import LOCK, write_atomically
+from lib import options
+from lib.options import PositiveInt, Seed, option
 
 PROG = "torture.py"
 ROOT = Path(__file__).resolve().parents[1]
@@ -284,7 +286,7 @@ def torture(name: str, kills: int, out: Path, moments: random.Random, sigkill: b
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     kinds = settings.only or list(KINDS)
     for kind in kinds:
         if kind not in KINDS:

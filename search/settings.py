@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import cli
-from cli import (
+from cli import InputError
+from lib import options
+from lib.options import (
     AtLeastTwo,
     Channels,
     Fraction,
     Gate,
-    InputError,
     Layers,
     Need,
     NonNegativeFloat,
@@ -33,7 +34,7 @@ DESCRIPTION = (
 Selection = Literal["argmax", "threshold_sparse", "threshold_edge", "perturbation"]
 
 of_method, of_data, of_space, of_mixing, of_weights, of_alpha, of_regularizer, of_cell, of_execution, of_table = (
-    partial(cli.option, group=name)
+    partial(options.option, group=name)
     for name in (
         "method",
         "data",
@@ -301,7 +302,7 @@ def load_settings(run: Path, flag: str = "--resume", script: Script = SCRIPT) ->
     Raises:
         InputError: The folder is not a run of a search, or its config.yaml is not as this project writes it.
     """
-    return cli.load_settings(script.settings, script.path, run, flag)
+    return options.load_settings(script.settings, script.path, run, flag)
 
 
 def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
@@ -311,10 +312,10 @@ def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
         InputError: Its settings cannot be combined, or the run folder is not free.
     """
     words = ["--hypergradient=unrolled" if word == "--unrolled" else word for word in arguments]
-    given = cli.parse_given(script.settings, script.prog, script.description, words, script.preset)
+    given = options.parse_given(script.settings, script.prog, script.description, words, script.preset)
     settings = given.settings
     if settings.resume:
-        return Resolved(cli.resume(given, script.path, script.movable), Path(settings.resume), True, script)
+        return Resolved(options.resume(given, script.path, script.movable), Path(settings.resume), True, script)
     stored_method = given.config.get("method", settings.method)
     if "method" in given.flags and stored_method != settings.method:
         raise InputError(

@@ -23,13 +23,12 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-import cli
 import data
 import model
 import utils
 from cli import InputError
 from genotypes import CELLS, load_genotype
-from lib import checkpoints
+from lib import checkpoints, options
 from lib.images import TensorImages
 from lib.retraining import Retraining, cosine
 from lib.trainer import CheckpointIO, epochs_done, fit, make_module, make_trainer
@@ -192,13 +191,13 @@ def test_sigterm_leaves_a_run_that_goes_on(tmp_path):
     stored = yaml.safe_load((run / "config.yaml").read_text())
     stored["epochs"] = done + 1
     (run / "config.yaml").write_text(yaml.safe_dump(stored))
-    settings = cli.resume(TrainSettings(resume=str(run)), PROG, ["--resume", str(run)])
+    settings = options.resume(TrainSettings(resume=str(run)), PROG, ["--resume", str(run)])
     retrain(settings, run, resumed=True)
     assert [int(row["epoch"]) for row in metrics(run)] == list(range(1, done + 2))
 
 
 def test_a_run_folder_says_how_it_was_made_and_what_came_of_it(finished):
-    assert cli.parse(TrainSettings, PROG, "", ["--config", str(finished / "config.yaml")]) == RETRAINING
+    assert options.parse(TrainSettings, PROG, "", ["--config", str(finished / "config.yaml")]) == RETRAINING
     genotype = load_genotype(CELL)
     assert load_genotype(str(finished)) == genotype
     with torch.device("meta"):

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import cli
-from cli import InputError, argument, blaming, option
+from cli import InputError, blaming
+from lib import options
+from lib.options import argument, option
 from lib.settings import DEVICE_HELP
 
 PROG = "test.py"
@@ -25,7 +27,7 @@ class TestSettings:
 
 
 def main() -> None:
-    given = cli.parse(TestSettings, PROG, __doc__.splitlines()[0])
+    given = options.parse(TestSettings, PROG, __doc__.splitlines()[0])
 
     import torch
 

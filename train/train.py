@@ -19,15 +19,16 @@ from functools import partial
 from pathlib import Path
 
 import cli
-from cli import Channels, InputError, Layers, Need, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, blaming
+from cli import InputError, blaming
 from genotypes import load_genotype
-from lib import launch
+from lib import launch, options
+from lib.options import Channels, Layers, Need, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from lib.settings import ImageSettings, RetrainSettings
 
 PROG = "train.py"
 
 
-of_network, of_recipe = partial(cli.option, group="network"), partial(cli.option, group="recipe")
+of_network, of_recipe = partial(options.option, group="network"), partial(options.option, group="recipe")
 
 
 @dataclass
@@ -55,7 +56,7 @@ class TrainSettings(RetrainSettings, ImageSettings):
 
 def resolve(arguments: list[str]) -> tuple[TrainSettings, Path, bool]:
     """The settings that a command line means, the run folder, and whether the run is resumed."""
-    given = cli.parse_given(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
+    given = options.parse_given(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
     settings = given.settings
     name = f"retrain-{settings.dataset}-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     return launch.resolve(given, PROG, name)

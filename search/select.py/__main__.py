@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cli
-from cli import Gate, InputError, NonNegativeInt, argument, option
+from cli import InputError
 from files import is_passing
+from lib import options
+from lib.options import Gate, NonNegativeInt, argument, option
 from lib.settings import DEVICE_HELP
 from nasbench201.settings import SCRIPT as SCRIPT_201
 from nasbench201.settings import SearchSettings as SearchSettings201
@@ -44,20 +46,20 @@ class Settings:
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     run = Path(settings.run)
     changes = {
         name: getattr(settings, name)
         for name in ("selection", "threshold", "finetune_epochs")
         if getattr(settings, name) is not None
     }
-    of_201 = cli.stored_settings(run, "run").get("space") == "nasbench201"
+    of_201 = options.stored_settings(run, "run").get("space") == "nasbench201"
     stored = load_settings(run, "run", SCRIPT_201 if of_201 else SCRIPT)
     if isinstance(stored, SearchSettings201) and not Path(stored.table).exists():
         stored = replace(stored, table="")  # moved since; the selection does without
     search_settings = replace(stored, device=settings.device, **changes)
     check_combination(search_settings)
-    cli.check_needs(search_settings, set(changes))
+    options.check_needs(search_settings, set(changes))
     folder = Path(settings.save or run / "selections" / _name(search_settings))
     if (folder / "genotype.json").exists():
         raise InputError(f"--save: {folder} holds a cell already; expected another folder")

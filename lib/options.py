@@ -1,0 +1,359 @@
+"""Command lines and settings files from typed dataclasses. Nothing here imports torch."""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import jsonargparse
+
+from cli import InputError, blaming
+from files import read_yaml
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+class Limit(NamedTuple):
+    """The numbers that an option accepts, in words and as a test."""
+
+    text: str
+    accepts: Callable[[float], bool]
+
+
+PositiveInt = Annotated[int, Limit("1 or more", lambda n: n >= 1)]
+NonNegativeInt = Annotated[int, Limit("0 or more", lambda n: n >= 0)]
+AtLeastTwo = Annotated[int, Limit("2 or more", lambda n: n >= 2)]
+Seed = NonNegativeInt
+Channels = Annotated[int, Limit("2 to 4096", lambda n: 2 <= n <= 4096)]
+Layers = Annotated[int, Limit("1 to 1000", lambda n: 1 <= n <= 1000)]
+ImageSize = Annotated[int, Limit("1 to 4096", lambda n: 1 <= n <= 4096)]
+ImageSizeOrOwn = Annotated[int, Limit("0 to 4096", lambda n: 0 <= n <= 4096)]
+Workers = Annotated[int, Limit("-1 to 1024", lambda n: -1 <= n <= 1024)]
+PositiveFloat = Annotated[float, Limit("above 0", lambda x: x > 0)]
+NonNegativeFloat = Annotated[float, Limit("0 or more", lambda x: x >= 0)]
+Probability = Annotated[float, Limit("0 to below 1", lambda x: 0 <= x < 1)]
+Fraction = Annotated[float, Limit("between 0 and 1", lambda x: 0 < x < 1)]
+Gate = Annotated[float, Limit("0 to 1", lambda x: 0 <= x <= 1)]
+
+
+class Need(NamedTuple):
+    """The settings without which nothing reads an option, in words and as a test."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def option(default: Any, help: str, group: str = "settings", need: Need | None = None) -> Any:
+    """A field of a settings dataclass.
+
+    Args:
+        help: One or two sentences for `--help`.
+        group: The heading under which `--help` lists the option.
+        need: Without these settings the flag has no effect, and is rejected.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "group": group, "need": need})
+
+
+def argument(help: str) -> Any:
+    """A field of a settings dataclass that is a positional argument."""
+    return dataclasses.field(default="", metadata={"help": help})
+
+
+def _parts(kind: Any) -> tuple[Any, list[Limit], bool]:
+    """The type of a single value of an option, its limits, and whether the option takes a list."""
+    kind = get_args(kind)[0] if NoneType in get_args(kind) else kind
+    several = get_origin(kind) is list
+    kind = get_args(kind)[0] if several else kind
+    base, *limits = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    return base, limits, several
+
+
+def read_value(kind: Any, value: Any) -> Any:
+    """The value of an option.
+
+    Args:
+        kind: The type of the field: bool, int, float, str, a Literal, a number with a Limit, or a list of these.
+        value: A word of the command line, or a value of a settings file.
+
+    Raises:
+        ValueError: The value is not of that type. The message begins with the value.
+    """
+    base, limits, several = _parts(kind)
+    if value is None and NoneType in get_args(kind):
+        return None
+    if several:
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r}, expected a list, such as [1, 2]")
+        return [_read_single(base, limits, item) for item in value]
+    return _read_single(base, limits, value)
+
+
+def _read_single(base: Any, limits: Sequence[Limit], value: Any) -> Any:
+    if get_origin(base) is Literal:
+        if value not in get_args(base):
+            raise ValueError(f"{value!r}, expected one of {', '.join(map(repr, get_args(base)))}")
+        return value
+    names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    expected = ", ".join([f"expected {names[base]}", *(limit.text for limit in limits)])
+    numeric = base in (int, float)
+    if not isinstance(value, (base, str, int) if numeric else base) or (numeric and isinstance(value, bool)):
+        raise ValueError(f"{value!r}, {expected}")
+    try:
+        result = base(value)
+    except ValueError:
+        raise ValueError(f"{value!r}, {expected}") from None
+    if not all(limit.accepts(result) for limit in limits):
+        raise ValueError(f"{value}, {expected}")
+    if numeric:
+        _check_size(result)
+    return result
+
+
+def _check_size(number: float) -> None:
+    """Reject whole numbers over 2^31 and numbers that float32 cannot hold."""
+    if isinstance(number, int):
+        if abs(number) >= 2**31:
+            raise ValueError(f"{number}, expected a whole number below 2147483648")
+        return
+    try:
+        single = struct.unpack("f", struct.pack("f", number))[0]
+    except OverflowError:
+        single = math.inf
+    if not math.isfinite(single) or (single == 0) != (number == 0):
+        raise ValueError(f"{number}, expected a number that float32 can hold")
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser whose errors are InputErrors."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if isinstance(ex, argparse.ArgumentError) and ex.argument_name:
+            message = f"{ex.argument_name}: {ex.message}"
+        raise InputError(message) from ex
+
+
+def parser_for(kind: type, prog: str, description: str) -> Parser:
+    """A parser with one flag for each field of the dataclass `kind`; its own fields come first in `--help`."""
+    by_name = {field.name: field for field in dataclasses.fields(kind)}
+    flags = {name for name, field in by_name.items() if "group" in field.metadata}
+    parser = Parser(
+        prog=prog,
+        usage=" ".join(["%(prog)s [--FLAG VALUE ...]", *(name.upper() for name in by_name if name not in flags)]),
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
+    )
+    parser.add_argument("--config", action="config", metavar="FILE.yaml", help="Read settings from this file.")
+    kinds, groups = get_type_hints(kind, include_extras=True), {}
+    own_first = [name for base in kind.__mro__ for name in vars(base).get("__annotations__", {})]
+    for field in (by_name[name] for name in dict.fromkeys(own_first)):
+        help, name = field.metadata["help"], field.name
+        if name not in flags:
+            parser.add_argument(name, type=str, metavar=name.upper(), help=help)
+            continue
+        group = field.metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        details, keywords = _of_flag(kinds[name], field.default)
+        groups[group].add_argument(f"--{name}", default=field.default, help=f"{help} {details}".strip(), **keywords)
+    return parser
+
+
+def _of_flag(kind: Any, default: Any) -> tuple[str, dict[str, Any]]:
+    """What `--help` adds to the text of a flag, and the keywords of its add_argument."""
+    if kind is bool:
+        return "(default: yes)" if default else "", {"action": jsonargparse.ActionYesNo(no_prefix="no_")}
+    base, limits, several = _parts(kind)
+    choices = get_args(base) if get_origin(base) is Literal else ()
+    metavar = f"{{{','.join(choices)}}}" if choices else {str: "TEXT", int: "N", float: "X"}[base]
+
+    def read(word: Any) -> Any:
+        try:
+            return _read_single(base, limits, word)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    shown = [] if default in (None, "") else ["default: %(default)s"]
+    details = "; ".join([*(limit.text for limit in limits), *shown])
+    keywords = {"type": read, "metavar": metavar, **({"nargs": "+"} if several else {})}
+    return f"({details})" if details else "", keywords
+
+
+def parse(kind: type[Settings], prog: str, description: str, arguments: list[str] | None = None) -> Settings:
+    """Parse the command line (or `arguments`) into an instance of the dataclass `kind`."""
+    return parse_given(kind, prog, description, arguments).settings
+
+
+class Parsed(NamedTuple):
+    """The settings of a command line, the names of its flags, and the content of its settings file."""
+
+    settings: Any
+    flags: set[str]
+    config: dict[str, Any]
+
+
+def parse_given(
+    kind: type,
+    prog: str,
+    description: str,
+    arguments: list[str] | None = None,
+    preset: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda chosen: {},
+) -> Parsed:
+    """Parse a command line. Flags override --config, which overrides the preset, which overrides the defaults.
+
+    Args:
+        preset: From --method and --space, where they are given, to the defaults they imply.
+
+    Raises:
+        InputError: A flag or a value cannot be used, or nothing reads a flag.
+    """
+    kinds = get_type_hints(kind, include_extras=True)
+    known = {*kinds, *(f"no_{name}" for name in kinds if kinds[name] is bool), "config", "print_config", "help"}
+    arguments, flags = _normalize(sys.argv[1:] if arguments is None else arguments, known)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("config", "method", "space"):
+        early.add_argument(f"--{name}")
+    try:
+        chosen, rest = early.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error.argument_name}: {error.message}") from error
+    config = {}
+    if chosen.config is not None:
+        config = _read_values(_read_mapping(Path(chosen.config), "--config"), kinds, f"--config: {chosen.config}")
+    first = {}
+    for name in kinds.keys() & {"method", "space"}:
+        value = getattr(chosen, name)
+        if value is not None:
+            with blaming(f"--{name}"):
+                first[name] = read_value(kinds[name], value)
+            rest.append(f"--{name}={value}")
+        elif name in config:
+            first[name] = config[name]
+    parser = parser_for(kind, prog, description)
+    parser.set_defaults({**preset(first), **config})
+    namespace = parser.parse_args(rest)
+    given = {name for name in kinds if {name, f"no_{name}"} & flags}
+    settings = kind(**{name: getattr(namespace, name) for name in kinds})
+    if not getattr(settings, "resume", ""):
+        check_needs(settings, given)
+    return Parsed(settings, given, config)
+
+
+def _normalize(arguments: Sequence[str], known: set[str]) -> tuple[list[str], set[str]]:
+    """The command line with `_` for `-` in its flags, and the names of its flags.
+
+    Raises:
+        InputError: A flag is unknown; the message names the nearest ones.
+    """
+    words, flags = [], set()
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag != "--":
+            name = flag[2:].replace("-", "_")
+            if name not in known:
+                initials = [other for other in sorted(known) if "".join(p[:1] for p in other.split("_")) == name]
+                near = dict.fromkeys([*initials, *difflib.get_close_matches(name, sorted(known))])
+                meant = f"; did you mean {' or '.join(f'--{other}' for other in near)}?" if near else ""
+                raise InputError(f"{flag}: unknown flag{meant or '; --help lists all flags'}")
+            flags.add(name)
+            word = f"--{name}{equals}{value}"
+        words.append(word)
+    return words, flags
+
+
+def check_needs(settings: Any, names: set[str]) -> None:
+    """Reject the named settings that have no effect.
+
+    Raises:
+        InputError: Nothing reads one of them; the message says what it needs.
+    """
+    for field in dataclasses.fields(settings):
+        need = field.metadata.get("need")
+        if field.name in names and need and not need.holds(settings):
+            raise InputError(f"--{field.name}: this flag has no effect here; it needs {need.text}")
+
+
+def _read_mapping(path: Path, flag: str) -> dict[str, Any]:
+    """The content of a YAML file of settings, which `flag` names."""
+    with blaming(flag):
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}; expected a YAML file of settings")
+        content = read_yaml(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: expected names of settings and their values")
+    return content
+
+
+def _read_values(content: Mapping[str, Any], kinds: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values of settings. A run's config.yaml also says how the run was made, which is left out."""
+    values = {}
+    for name, value in content.items():
+        if name not in kinds and name != "provenance":
+            raise InputError(f"{source}: {name}: unknown setting; --help lists all settings")
+        if name in kinds:
+            with blaming(f"{source}: {name}"):
+                values[name] = read_value(kinds[name], value)
+    return values
+
+
+def load_settings(kind: type[Settings], prog: str, run: Path, flag: str) -> Settings:
+    """The settings of an existing run, which `flag` names.
+
+    Raises:
+        InputError: The folder is not a run of `prog`, or its config.yaml is not as this project writes it.
+    """
+    kinds, stored = get_type_hints(kind, include_extras=True), stored_settings(run, flag)
+    source = f"{flag}: {run / 'config.yaml'}"
+    missing = sorted(kinds.keys() - {"save", "resume"} - stored.keys())
+    if missing:
+        raise InputError(
+            f"{source}: not the settings of {prog}: {', '.join(missing[:5])} missing; "
+            "expected a run of it, by this version of the project"
+        )
+    return kind(**_read_values(stored, kinds, source))
+
+
+def stored_settings(run: Path, flag: str) -> dict[str, Any]:
+    """The content of the config.yaml of a run, which `flag` names.
+
+    Raises:
+        InputError: The folder is not a run folder.
+    """
+    return _read_mapping(run / "config.yaml", flag)
+
+
+def resume(given: Parsed, prog: str, movable: Sequence[str] = ()) -> Any:
+    """The settings of the run that --resume names.
+
+    Args:
+        movable: Settings that may be given beside --resume and --device, such as where the data lie.
+
+    Raises:
+        InputError: Another flag is given, or the folder is not a run of `prog`.
+    """
+    others = sorted(given.flags - {"resume", "device", *movable})
+    if others:
+        flags = ", ".join(f"--{name}" for name in others)
+        raise InputError(f"--resume: the run keeps its own settings; {flags} cannot be given beside it")
+    stored = load_settings(type(given.settings), prog, Path(given.settings.resume), "--resume")
+    return dataclasses.replace(stored, **{name: getattr(given.settings, name) for name in given.flags - {"resume"}})

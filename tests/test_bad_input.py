@@ -41,5 +41,6 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
 
 def test_help_of_the_search_is_grouped():
     text = script_in_process(SEARCH, "--help").stdout
-    for group in ("data:", "method:", "relaxation:", "weights:", "architecture:", "regularizer:", "selection:", "run:"):
-        assert f"\n{group}" in text
+    groups = ("search space", "method", "data", "mixing weights", "network weights", "architecture", "regularizer")
+    for group in (*groups, "selection of the cell", "execution", "run"):
+        assert f"\n{group}:\n" in text

@@ -191,7 +191,7 @@ def test_sigterm_leaves_a_run_that_goes_on(tmp_path):
     stored = yaml.safe_load((run / "config.yaml").read_text())
     stored["epochs"] = done + 1
     (run / "config.yaml").write_text(yaml.safe_dump(stored))
-    settings = options.resume(TrainSettings(resume=str(run)), PROG, ["--resume", str(run)])
+    settings = options.resume(options.parse_given(TrainSettings, PROG, "", ["--resume", str(run)]), PROG)
     retrain(settings, run, resumed=True)
     assert [int(row["epoch"]) for row in metrics(run)] == list(range(1, done + 2))
 

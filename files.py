@@ -73,8 +73,11 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}," if error.problem_mark else ""
+        raise ValueError(f"{source}{line} is not plain YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-99-99
-        raise ValueError(f"{source} is not plain YAML ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{source} is not plain YAML: {error}") from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -293,11 +293,11 @@ def check_needs(settings: Any, names: set[str]) -> None:
             raise InputError(f"--{field.name}: this flag has no effect here; it needs {need.text}")
 
 
-def _read_mapping(path: Path, flag: str) -> dict[str, Any]:
+def _read_mapping(path: Path, flag: str, expected: str = "a YAML file of settings") -> dict[str, Any]:
     """The content of a YAML file of settings, which `flag` names."""
     with blaming(flag):
         if not path.is_file():
-            raise ValueError(f"there is no file {path}; expected a YAML file of settings")
+            raise ValueError(f"there is no file {path}; expected {expected}")
         content = read_yaml(path)
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected names of settings and their values")
@@ -339,7 +339,7 @@ def stored_settings(run: Path, flag: str) -> dict[str, Any]:
     Raises:
         InputError: The folder is not a run folder.
     """
-    return _read_mapping(run / "config.yaml", flag)
+    return _read_mapping(run / "config.yaml", flag, "a run folder")
 
 
 def resume(given: Parsed, prog: str, movable: Sequence[str] = ()) -> Any:

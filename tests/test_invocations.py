@@ -82,7 +82,6 @@ def place(tmp_path_factory) -> Path:
     write("configs/unknown.yaml", "epochs: 3\nlamda: 1\n")
     write("configs/type.yaml", "epochs: many\n")
     write("configs/object.yaml", "space: !!python/object/apply:os.mkdir [written]\n")
-    write("configs/twice.yaml", "epochs: 3\nlayers: 4\nepochs: 5\n")
     write("configs/list.yaml", "- epochs\n- layers\n")
     write("configs/broken.yaml", "epochs: [3\nlayers: 4\n")
     write("configs/idarts.yaml", asdict(method_settings("idarts")))

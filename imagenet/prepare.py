@@ -14,21 +14,22 @@ import cli
 from cli import blaming
 from files import is_picture, read_text
 from imagenet.layout import find_split
-from parsing import open_csv
 
 PROG = "prepare.py"
 
 
 def read_kaggle(path: Path) -> dict[str, str]:
     """Read Kaggle's LOC_val_solution.csv: name of each picture, without suffix -> WordNet ID of its class."""
-    with open_csv(path) as reader:
-        rows = [(reader.line_num, row) for row in reader if "".join(row).strip()]
-    if not rows or rows[0][1] != ["ImageId", "PredictionString"]:
+    lines = read_text(path).splitlines()
+    if not lines or lines[0] != "ImageId,PredictionString":
         raise ValueError(f"{path}: expected the header ImageId,PredictionString")
-    for line, row in rows[1:]:
-        if len(row) != 2 or not re.match(r"n\d{8}\b", row[1]):
-            raise ValueError(f"{path}, line {line}: {','.join(row)!r}; expected a picture and its WordNet ID")
-    return {picture: prediction.split()[0] for _, (picture, prediction) in rows[1:]}
+    classes = {}
+    for number, line in enumerate(lines[1:], 2):
+        if match := re.match(r"([^,]+),(n\d{8})\b", line):
+            classes[match[1]] = match[2]
+        elif line.strip():
+            raise ValueError(f"{path}, line {number}: {line!r}; expected a picture and its WordNet ID")
+    return classes
 
 
 def read_devkit(path: Path, meta: Path) -> dict[str, str]:

@@ -1,15 +1,17 @@
 """The cells of NAS-Bench-201 (Dong and Yang, ICLR 2020): one operation on each of six edges between four states.
 
-A cell is written as the benchmark writes it: |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, a group for each of the states 1 to
-3, in it an operation and its source for each edge. State 0 is the input, state 3 the output, each state the sum of its
-edges; 5^6 = 15,625 cells. Light: nothing here imports torch.
+A cell is written as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|: a group for each of the states 1 to 3, with the operation and
+the source of each edge. State 0 is the input, state 3 the output, and each state is the sum of its edges. There are
+5^6 = 15,625 cells. Nothing here imports torch.
 """
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from files import read_text
 from genotypes import Edge, Genotype, load_genotype
@@ -21,13 +23,13 @@ OPERATIONS = SPACES["nasbench201"].cells["cell"][0]
 
 
 class Cell201(NamedTuple):
-    """A cell, by its string. `parse_cell` and `make_cell` check what they make."""
+    """A cell, given by its string. Make one with `parse_cell` or `make_cell`, which check it."""
 
     arch: str
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Its kinds of cells: one, unlike the cells of DARTS."""
+        """The kinds of cells of a genotype: only one here."""
         return ("cell",)
 
     def __str__(self) -> str:
@@ -59,18 +61,15 @@ class Cell201(NamedTuple):
         return json.dumps(self._asdict()) + "\n"
 
     def canonical(self) -> str:
-        """The same text for cells that the benchmark counts as isomorphic: 6,466 of 15,625 differ.
+        """A text that is equal for cells that the benchmark counts as isomorphic: 15,625 cells have 6,466 of them.
 
-        A skip is its source, `none` is #, and so is what an operation makes of a state that is #; the terms of a sum
-        are sorted as text. The notation is the benchmark's own, for its count hangs on it: a sum that is skipped stays
-        in its place among the others' terms, and # stays in sums.
+        A skip is its source, `none` is #, an operation on # is #, and the terms of a sum are sorted as text. The
+        benchmark's count depends on this notation: a skipped sum is one term among the others, and # stays in sums.
         """
-        states = ["0"]
+        states, operations = ["0"], iter(self.operations)
         for target in range(1, 4):
             terms = []
-            for operation, (source, end) in zip(self.operations, EDGES, strict=True):
-                if end != target:
-                    continue
+            for source, operation in zip(range(target), operations, strict=False):
                 if operation == "none" or states[source] == "#":
                     terms.append("#")
                 else:
@@ -79,11 +78,16 @@ class Cell201(NamedTuple):
         return states[-1]
 
 
+def operations_of(cells: Iterable[Cell201]) -> np.ndarray:
+    """The operation of each edge, as an index into OPERATIONS: (N, 6) uint8."""
+    return np.array([[OPERATIONS.index(name) for name in cell.operations] for cell in cells], dtype=np.uint8)
+
+
 def make_cell(operations: Sequence[str]) -> Cell201:
-    """The cell of an operation for each edge.
+    """The cell with these operations, in the order of EDGES.
 
     Raises:
-        ValueError: there are not six, or one is not of the space.
+        ValueError: There are not six operations, or one is not in the space.
     """
     if len(operations) != len(EDGES):
         raise ValueError(f"{len(operations)} operations, expected {len(EDGES)}, one for each edge")
@@ -103,7 +107,7 @@ def parse_cell(text: str) -> Cell201:
     """Read a cell from the benchmark's string, or from the JSON of `Cell201.to_json`.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: The text is neither.
     """
     text = text.strip()
     if text.startswith("{"):
@@ -124,11 +128,11 @@ def parse_cell(text: str) -> Cell201:
 
 
 def load_cell(spec: str) -> Cell201:
-    """The cell that `spec` names: its string, a file with one, or the folder of a finished run.
+    """Load a cell from its string, a file with one, or the folder of a finished run.
 
     Raises:
-        ValueError: it is none of these.
-        OSError: the file cannot be read.
+        ValueError: `spec` is none of these.
+        OSError: The file cannot be read.
     """
     if spec.startswith("|"):
         return parse_cell(spec)
@@ -146,11 +150,11 @@ def load_cell(spec: str) -> Cell201:
 
 
 def load_any(spec: str) -> Genotype | Cell201:
-    """The genotype of DARTS cells or the cell that `spec` names, whichever it is.
+    """Load a genotype of DARTS cells or a cell of NAS-Bench-201.
 
     Raises:
-        ValueError: it is neither.
-        OSError: the file cannot be read.
+        ValueError: `spec` is neither.
+        OSError: The file cannot be read.
     """
     path = Path(spec) / "genotype.json" if Path(spec).is_dir() else Path(spec)
     text = read_text(path).lstrip() if path.is_file() else spec
@@ -159,5 +163,5 @@ def load_any(spec: str) -> Genotype | Cell201:
 
 
 def all_cells() -> Iterator[Cell201]:
-    """All 15,625 cells, in the order of their operations (the benchmark's own order is in its table)."""
+    """All 15,625 cells, in the order of their operations. (The order of the benchmark is in its table.)"""
     return map(make_cell, itertools.product(OPERATIONS, repeat=len(EDGES)))

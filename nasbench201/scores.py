@@ -1,4 +1,4 @@
-"""What searches with several seeds found, by the benchmark's table. Deviations are those of samples (n - 1)."""
+"""The accuracies of the cells that searches with several seeds found. Deviations are of samples (n - 1)."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ COLUMNS = tuple(itertools.product(("cifar10", "cifar100", "imagenet16_120"), ("v
 
 
 def score(run: Path, settings: SearchSettings) -> dict[str, Any]:
-    """The cell of a finished run, and its accuracies in percent, named as the table names them: cifar10_test_200."""
+    """The cell of a finished run, and its accuracies in percent under the table's names, such as cifar10_test_200."""
     cell = load_cell(str(run))
     row: dict[str, Any] = {
         "seed": settings.seed,
@@ -38,7 +38,7 @@ def score(run: Path, settings: SearchSettings) -> dict[str, Any]:
 
 
 def shown(cells: list[dict[str, Any]]) -> dict[str, str]:
-    """What a table shows of these cells: heading -> name, of each column the longer training where that is known."""
+    """The columns to print, heading -> name: the accuracy after 200 epochs, or after 12 where it is unknown."""
     names = {}
     for dataset, split in COLUMNS:
         for epochs in (200, 12):
@@ -50,7 +50,7 @@ def shown(cells: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def mean_and_deviation(values: list[float]) -> str:
-    """As the papers print it: 93.76 ± 0.12; the mean alone of a single value."""
+    """A text such as 93.76 ± 0.12; only the mean for a single value."""
     mean = statistics.mean(values)
     return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
 

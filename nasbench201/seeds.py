@@ -1,4 +1,4 @@
-"""Searches with several seeds, one after another, in folders of one run."""
+"""Searches with several seeds, one after another, in subfolders of one run."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cli
 from cli import InputError, blaming, open_folder, saving
-from files import write_atomically
+from files import is_finished, write_atomically
 from lib import options
 from nasbench201.cells import load_cell
 from nasbench201.scores import score, show
@@ -20,10 +20,10 @@ from utils import provenance, write_config
 
 
 def search_seeds(resolved: Resolved) -> None:
-    """Search with each seed, in RUN/seed-N, and leave RUN/results.json; goes on with what is there.
+    """Search with each seed in RUN/seed-N and write RUN/results.json. A resumed run skips finished seeds.
 
     Raises:
-        InputError: a folder or the settings cannot be used.
+        InputError: A folder or the settings cannot be used.
     """
     settings = resolved.settings
     assert isinstance(settings, SearchSettings)
@@ -33,7 +33,7 @@ def search_seeds(resolved: Resolved) -> None:
             origin = options.stored_settings(resolved.run, "--resume")["provenance"]
             _search_each(replace(resolved, origin=origin), singles)
         return
-    # What is wrong is refused before there is a folder.
+    # Wrong settings are rejected before the folder is made.
     device = open_search(singles[0], Search201).device
     with open_folder(resolved.run, "--save", new=True):
         with blaming("--save"):
@@ -43,7 +43,7 @@ def search_seeds(resolved: Resolved) -> None:
 
 
 def _search_each(resolved: Resolved, singles: Sequence[SearchSettings]) -> None:
-    """The searches of a run that are not finished yet, and their scores."""
+    """Run the searches that are not finished yet, and score all."""
     run, command = resolved.run, f"python {resolved.script.path} --resume {shlex.quote(str(resolved.run))}"
     folders = [run / f"seed-{single.seed}" for single in singles]
     done = [_done(folder, single) for folder, single in zip(folders, singles, strict=True)]
@@ -64,10 +64,10 @@ def _search_each(resolved: Resolved, singles: Sequence[SearchSettings]) -> None:
 
 
 def _done(folder: Path, settings: SearchSettings) -> bool:
-    """Whether a seed's search is finished.
+    """Whether the search of one seed is finished.
 
     Raises:
-        InputError: its folder holds another search, or a damaged one.
+        InputError: The folder has a search with other settings, or a damaged one.
     """
     if not (folder / "config.yaml").exists():
         return False
@@ -75,7 +75,7 @@ def _done(folder: Path, settings: SearchSettings) -> bool:
     differing = sorted(name for name, value in asdict(settings).items() if name not in here and stored[name] != value)
     if differing:
         raise InputError(f"--resume: {folder} is of a search with other {', '.join(differing)}; expected the run's")
-    if not (folder / "genotype.json").exists():
+    if not is_finished(folder, "search"):
         return False
     with blaming("--resume"):
         load_cell(str(folder))

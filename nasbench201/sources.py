@@ -1,50 +1,53 @@
-"""What a table of NAS-Bench-201 is made from: the official file, or CSV files.
+"""Build the file of an accuracy table from the official .pth of NAS-Bench-201 or from CSV files.
 
-The official file is read through the nas-bench-201 package. That predates torch's safe loading, so the file is loaded
-here, as data alone, and the package is handed what was in it.
+The file is safetensors: `cells`, a (cells, 6) uint8 array with the operation of each edge, and for each accuracy a
+float32 array in percent, NaN where unknown. Its header has a checksum and the origin of each array.
 """
 
+import csv
+import gzip
 import hashlib
+import itertools
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy._core import multiarray
 
 from files import check_new_file, write_new
-from nasbench201.cells import OPERATIONS, Cell201, make_cell, parse_cell
-from nasbench201.table import DATASETS, EPOCHS, FORMAT, SPLITS, Table, checksum, codes, column_name, operations_of
-from parsing import open_csv
+from nasbench201.cells import OPERATIONS, Cell201, operations_of, parse_cell
 
-#: the names of the data sets in the official file
+FORMAT = "nasbench201-table-1"
+
+Dataset = Literal["cifar10", "cifar10-valid", "cifar100", "imagenet16_120"]
+Split = Literal["train", "valid", "test"]
+Epochs = Literal[12, 200]
+DATASETS, SPLITS, EPOCHS = get_args(Dataset), get_args(Split), get_args(Epochs)
+
+#: the official names of the data sets, and of the images that give the accuracy of a split
 _OFFICIAL = {
-    "cifar10": "cifar10",
-    "cifar10-valid": "cifar10-valid",
-    "cifar100": "cifar100",
-    "imagenet16_120": "ImageNet16-120",
+    "cifar10": ("cifar10", {"train": "train", "test": "ori-test"}),
+    "cifar10-valid": ("cifar10-valid", {"train": "train", "valid": "x-valid", "test": "ori-test"}),
+    "cifar100": ("cifar100", {"train": "train", "valid": "x-valid", "test": "x-test"}),
+    "imagenet16_120": ("ImageNet16-120", {"train": "train", "valid": "x-valid", "test": "x-test"}),
 }
-#: what a pickled number of NumPy refers to; NumPy 2 renamed the module
-_NUMPY: list[Any] = [
-    multiarray.scalar,
-    (multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "efd"),  # efd: float16, 32 and 64
-]
-#: cells that the package takes at a time: it copies what it is given
-_CHUNK = 100
 
 
 class Source(NamedTuple):
-    """What one file gives to a table, as in `Table`."""
+    """The content of one source: a float32 array of N values for each name, such as cifar10_test_200."""
 
-    cells: np.ndarray
+    cells: list[Cell201]
     columns: dict[str, np.ndarray]
-    costs: dict[str, np.ndarray]
-    origins: dict[str, str]  # column -> what it is in the file
+    origins: dict[str, str]  # name of a column -> its name in the source
+
+
+def column_name(dataset: str, split: str, epochs: int) -> str:
+    """The name of an accuracy, such as cifar10_test_200."""
+    return f"{dataset}_{split}_{epochs}"
 
 
 def build(
@@ -53,125 +56,95 @@ def build(
     epochs: Sequence[int] | None = None,
     trust: bool = False,
     command: str = "",
-) -> Table:
-    """Make the file of a table from one or more sources, which must have the same cells.
-
-    The order of the first source's cells is the table's: it should be the benchmark's. The official file takes many
-    minutes and up to 28 GB of memory, once. A .csv or .csv.gz has a column "arch" and columns such as "cifar10_test",
-    in percent.
+) -> None:
+    """Write a table of one or more sources with the same cells, in the order of the first source.
 
     Args:
-        epochs: the training budget of each CSV source, 12 or 200; 200 for all if None.
-        trust: read the official file by full unpickling, which runs any code that is in it.
-        command: the command line, to be kept in the file.
+        epochs: The training budget of each CSV source, 12 or 200. The default is 200 for all.
+        trust: Read the official file by full unpickling, which runs any code in it.
+        command: The command line, recorded in the file.
 
     Raises:
-        ValueError: a source is not as it should be, or `out` exists.
-        OSError: a source cannot be read, or `out` not written.
+        ValueError: A source is invalid, or `out` exists.
+        OSError: A source cannot be read, or `out` cannot be written.
     """
-    out, paths = Path(out), [Path(source) for source in sources]
-    check_new_file(out)
+    paths = [Path(source) for source in sources]
+    check_new_file(Path(out))
     for path in paths:
         if not path.name.endswith((".pth", ".csv", ".csv.gz")):
             raise ValueError(f"{path}: expected a .pth, .csv or .csv.gz")
-    tables = [path for path in paths if path.suffix != ".pth"]
-    budgets = [200] * len(tables) if epochs is None else list(epochs)
-    if len(budgets) != len(tables):
-        raise ValueError(f"--epochs: {len(budgets)} given for {len(tables)} CSV files, expected one for each")
-    if not set(budgets) <= set(EPOCHS):
-        listed = " ".join(map(str, budgets))
-        raise ValueError(f"--epochs: {listed}, expected 12 or 200 for each CSV file")
+    csv_files = sum(path.suffix != ".pth" for path in paths)
+    if epochs and len(epochs) != csv_files:
+        raise ValueError(f"--epochs: {len(epochs)} given for {csv_files} CSV files, expected one for each")
+    budgets = iter(epochs or [200] * csv_files)
 
-    kept: list[dict[str, str]] = []
+    cells: list[Cell201] = []
     columns: dict[str, np.ndarray] = {}
-    costs: dict[str, np.ndarray] = {}
-    origins: dict[str, str] = {}
-    cells: np.ndarray | None = None
+    about: dict[str, Any] = {"operations": OPERATIONS, "sources": [], "origins": {}, "command": command}
     for path in paths:
-        kept.append({"file": path.name, "sha256": _sha256(path)})
-        source = _read_official(path, trust) if path.suffix == ".pth" else _read_csv(path, budgets[tables.index(path)])
-        cells = source.cells if cells is None else cells
-        order = _order(cells, source.cells, paths[0], path)
-        for given, gathered in ((source.columns, columns), (source.costs, costs)):
-            for name, values in given.items():
-                if name in gathered:
-                    raise ValueError(f"{path}: gives {name} once more; name each source and its --epochs once")
-                gathered[name] = values[order]
-        origins |= {name: f"{path.name}: {origin}" for name, origin in source.origins.items()}
+        with path.open("rb") as file:
+            about["sources"].append({"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()})
+        source = _read_official(path, trust) if path.suffix == ".pth" else _read_csv(path, next(budgets))
+        cells = cells or source.cells
+        if len(source.cells) != len(cells) or set(source.cells) != set(cells):
+            counts = f"{len(source.cells):,} and {len(cells):,}"
+            raise ValueError(f"{path}: its cells differ from those of {paths[0]} ({counts}); expected the same cells")
+        if twice := sorted(columns.keys() & source.columns.keys()):
+            raise ValueError(f"{path}: gives {twice[0]} again; name each source and its --epochs once")
+        rows = {cell: row for row, cell in enumerate(source.cells)}
+        order = [rows[cell] for cell in cells]
+        columns |= {name: values[order] for name, values in source.columns.items()}
+        about["origins"] |= {name: f"{path.name}: {origin}" for name, origin in source.origins.items()}
+    _write({"cells": operations_of(cells), **columns}, json.dumps(about), Path(out))
 
-    assert cells is not None  # there is a source
-    about = {"operations": OPERATIONS, "sources": kept, "origins": origins, "command": command}
-    _write_table(out, {"cells": cells, **columns, **costs}, json.dumps(about))
-    return Table(cells, columns, costs, about)
 
-
-def _write_table(out: Path, arrays: dict[str, np.ndarray], about: str) -> None:
+def _write(arrays: dict[str, np.ndarray], about: str, out: Path) -> None:
     from safetensors.numpy import save
 
     write_new(out, save(arrays, {"format": FORMAT, "about": about, "sha256": checksum(arrays, about)}))
 
 
-def _order(cells: np.ndarray, others: np.ndarray, path: Path, other_path: Path) -> np.ndarray:
-    """Where the cells of one source stand in another, (N,)."""
-    ours, theirs = codes(cells), codes(others)
-    for these, those, has, lacks in (
-        (cells, theirs, path, other_path),
-        (others, ours, other_path, path),
-    ):
-        alone = ~np.isin(codes(these), those)
-        if alone.any():
-            cell = make_cell([OPERATIONS[operation] for operation in these[alone.argmax()]])
-            raise ValueError(f"{lacks}: lacks {int(alone.sum())} cells that {has} has, the first of them {cell.arch}")
-    order = np.argsort(theirs)
-    return order[np.searchsorted(theirs, ours, sorter=order)]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 24):
-            digest.update(part)
+def checksum(arrays: Mapping[str, np.ndarray], about: str) -> str:
+    """SHA-256 of the arrays and of the text about them."""
+    digest = hashlib.sha256(about.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()
 
 
 def _read_csv(path: Path, epochs: int) -> Source:
-    """Read a CSV file.
+    """Read a CSV file with a column arch and columns such as cifar10_test, in percent.
 
     Raises:
-        ValueError: it is not as `build` expects it; the message gives the line.
-        OSError: it cannot be read.
+        ValueError: The file is invalid; the message gives the line.
+        OSError: The file cannot be read.
     """
-    known = {f"{dataset}_{split}": column_name(dataset, split, epochs) for dataset in DATASETS for split in SPLITS}
-    lines: dict[Cell201, int] = {}
-    rows: list[list[float]] = []
-    with open_csv(path) as reader:
-        header: list[str] = next(reader, [])
-        accuracies = [name for name in header if name != "arch"]
-        if "arch" not in header:
-            raise ValueError(f"no column arch, but {', '.join(header) or 'nothing'}")
-        unknown = [name for name in accuracies if name not in known]
-        if unknown or not accuracies or len(set(header)) < len(header):
-            found = f"column {unknown[0]!r}" if unknown else f"columns {', '.join(header)}"
-            raise ValueError(f"{found}, expected arch and, each once, accuracies from {', '.join(known)}")
-        for row in reader:
-            if not row:
-                continue
-            with_names = dict(zip(header, row, strict=False))
-            try:
+    known = {f"{d}_{s}": column_name(d, s, epochs) for d, s in itertools.product(DATASETS, SPLITS)}
+    cells: dict[Cell201, list[float]] = {}
+    line = 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header: list[str] = next(reader, [])
+            if "arch" not in header or not 2 <= len(set(header)) == len(header):
+                raise ValueError(f"columns {', '.join(header) or 'none'}; expected arch and, each once, accuracies")
+            if unknown := set(header) - {"arch"} - set(known):
+                raise ValueError(f"column {min(unknown)!r}, expected arch and some of {', '.join(known)}")
+            for row in filter(None, reader):
+                line = reader.line_num
                 if len(row) != len(header):
                     raise ValueError(f"{len(row)} fields, expected {len(header)}")
-                cell = parse_cell(with_names["arch"])
-                if cell in lines:
-                    raise ValueError(f"{cell.arch} once more, after line {lines[cell]}")
-                rows.append([_percent(name, with_names[name]) for name in accuracies])
-            except ValueError as error:
-                raise ValueError(f"line {reader.line_num}: {error}") from error
-            lines[cell] = reader.line_num
-    if not rows:
+                fields = dict(zip(header, row, strict=True))
+                cell = parse_cell(fields.pop("arch"))
+                if cell in cells:
+                    raise ValueError(f"{cell.arch} again")
+                cells[cell] = [_percent(name, text) for name, text in fields.items()]
+    except (ValueError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: {f'line {line}: ' if line else ''}{error}") from error
+    if not cells:
         raise ValueError(f"{path}: no cells")
-    values = np.array(rows, dtype=np.float32).T
-    columns = {known[name]: values[i] for i, name in enumerate(accuracies)}
-    return Source(operations_of(lines), columns, {}, {known[name]: name for name in accuracies})
+    origins = {known[name]: name for name in header if name != "arch"}
+    return Source(list(cells), dict(zip(origins, np.array(list(cells.values()), np.float32).T, strict=True)), origins)
 
 
 def _percent(name: str, text: str) -> float:
@@ -185,122 +158,86 @@ def _percent(name: str, text: str) -> float:
 
 
 def _read_official(path: Path, trust: bool) -> Source:
-    """Read the official .pth through the package nas-bench-201.
-
-    The package copies all that it is given. Given some cells at a time, which are dropped then, it does not double the
-    memory that the file takes.
+    """Read the official .pth: the mean over the seeds of each accuracy after the last epoch.
 
     Raises:
-        ValueError: it is not what the benchmark distributes, or not to be read without `trust`.
-        OSError: it cannot be read.
+        ValueError: The file is not the official one, or cannot be read without `trust`.
+        OSError: The file cannot be read.
     """
-    from nas_201_api import NASBench201API
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    # gone when done and only for a terminal: an error is one line on stderr
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        reading = progress.add_task(f"reading {path.name}", total=None)
-        content = _load_official(path, trust)
-        progress.remove_task(reading)
-        try:
-            archs, infos = list(content["meta_archs"]), content["arch2infos"]
-            cells = operations_of(parse_cell(arch) for arch in archs)
-            count = len(cells)
-            if len(np.unique(codes(cells))) < count or not count:
-                raise ValueError(f"{count} cells, some more than once")
-            missing = sorted(set(range(count)) - set(infos))
-            if missing:
-                raise ValueError(f"no results for {len(missing)} of {count} cells, the first of them {missing[0]}")
-            columns, costs = _empty(count)
-            for start in progress.track(range(0, count, _CHUNK), description="averaging over the seeds"):
-                part = {index: infos.pop(index) for index in range(start, min(start + _CHUNK, count))}
-                api = NASBench201API(
-                    {"meta_archs": archs, "arch2infos": part, "evaluated_indexes": list(part)}, verbose=False
-                )
-                for index in part:
-                    _average(api, index, columns, costs)
-        except Exception as error:  # the package takes for granted what it reads
-            detail = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"{path}: not as NAS-Bench-201 stores its results ({detail})") from error
+    content = _load_official(path, trust)
+    try:
+        cells = [parse_cell(arch) for arch in content["meta_archs"]]
+        if len(set(cells)) < len(cells) or not cells:
+            raise ValueError(f"{len(cells)} cells, some more than once")
+        columns: dict[str, np.ndarray] = {}
+        for index in range(len(cells)):
+            for epochs, key in ((12, "less"), (200, "full")):
+                for name, value in _means(content["arch2infos"][index][key], epochs).items():
+                    columns.setdefault(name, np.full(len(cells), np.nan, np.float32))[index] = value
+    except Exception as error:  # anything may be missing or of another type
+        detail = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path}: not as NAS-Bench-201 stores its results ({detail})") from error
 
     origins = {}
-    for dataset, split, epochs in [(d, s, e) for d in DATASETS for s in SPLITS for e in EPOCHS]:
-        trained_on = "cifar10-valid" if (dataset, split) == ("cifar10", "valid") else dataset
-        if dataset == "cifar10" and np.isnan(columns[column_name(dataset, split, epochs)]).all():
+    for dataset, split, epochs in itertools.product(DATASETS, SPLITS, EPOCHS):
+        name, trained_on = column_name(dataset, split, epochs), dataset
+        if dataset == "cifar10" and name not in columns:
             trained_on = "cifar10-valid"
-        name = column_name(dataset, split, epochs)
-        columns[name] = columns[column_name(trained_on, split, epochs)]
-        test = "ori-test" if dataset in ("cifar10", "cifar10-valid") else "x-test"
-        origin = {"train": "train", "valid": "x-valid", "test": test}[split]
-        origins[name] = f"{origin} of {_OFFICIAL[trained_on]}"
-        known = columns[name][~np.isnan(columns[name])]
-        if not ((known >= 0) & (known <= 100)).all():
+        if (values := columns.get(column_name(trained_on, split, epochs))) is None:
+            continue
+        columns[name], (official, images) = values, _OFFICIAL[trained_on]
+        origins[name] = f"{images[split]} of {official}"
+        if np.nanmin(values) < 0 or np.nanmax(values) > 100:
             raise ValueError(f"{path}: {origins[name]}: expected accuracies from 0 to 100")
-    columns = {name: values for name, values in columns.items() if not np.isnan(values).all()}
-    costs = {name: values for name, values in costs.items() if not np.isnan(values).all()}
-    if not columns:
-        raise ValueError(f"{path}: has no accuracies of {', '.join(_OFFICIAL.values())}")
-    return Source(cells, columns, costs, {name: origins[name] for name in columns})
+    if not origins:
+        raise ValueError(f"{path}: has no accuracies of {', '.join(official for official, _ in _OFFICIAL.values())}")
+    return Source(cells, columns, origins)
 
 
-def _empty(count: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """All columns and costs of a table, not known."""
-
-    def unknown(names: Iterable[str]) -> dict[str, np.ndarray]:
-        return {name: np.full(count, np.nan, dtype=np.float32) for name in names}
-
-    return (
-        unknown(column_name(d, s, e) for d in DATASETS for s in SPLITS for e in EPOCHS),
-        unknown(f"{d}_{cost}" for d in DATASETS for cost in ("params", "madds")),
-    )
-
-
-def _average(api: Any, index: int, columns: dict[str, np.ndarray], costs: dict[str, np.ndarray]) -> None:
-    """Enter what the package says of a cell."""
-    for epochs in EPOCHS:
-        results = api.arch2infos_dict[index][str(epochs)]
-        for dataset, official in _OFFICIAL.items():
-            if official not in results.get_dataset_names():
-                continue
-            info = api.get_more_info(index, official, hp=str(epochs), is_random=False)
-            for split in SPLITS:
-                columns[column_name(dataset, split, epochs)][index] = info.get(f"{split}-accuracy", np.nan)
-            cost = results.get_compute_costs(official)
-            costs[f"{dataset}_params"][index], costs[f"{dataset}_madds"][index] = cost["params"], cost["flops"]
+def _means(results: dict[str, Any], epochs: int) -> dict[str, float]:
+    """The accuracies and costs of a cell, where the file has them."""
+    means = {}
+    for dataset, (official, splits) in _OFFICIAL.items():
+        trials = [results["all_results"][official, seed] for seed in results["dataset_seed"].get(official, [])]
+        for split, images in splits.items() if trials else ():
+            accuracies = [
+                trial["train_acc1es"][trial["epochs"] - 1]
+                if split == "train"
+                else trial["eval_acc1es"].get(f"{images}@{trial['epochs'] - 1}", np.nan)
+                for trial in trials
+            ]
+            if not np.isnan(mean := float(np.mean(accuracies))):
+                means[column_name(dataset, split, epochs)] = mean
+        for cost, key in (("params", "params"), ("madds", "flop")) if trials else ():
+            means[f"{dataset}_{cost}"] = float(np.mean([trial[key] for trial in trials]))
+    return means
 
 
 def _load_official(path: Path, trust: bool) -> dict[str, Any]:
-    """Load the official file, a dict.
-
-    Unless `trust` is given, torch reads only plain values and NumPy's numbers: full unpickling runs any code in a file.
-    """
+    """Load the official file. Unless `trust` is given, torch reads only plain values and NumPy's numbers."""
     import re
 
     import torch
+    from numpy._core import multiarray
 
+    # The classes of a pickled NumPy number (efd: float16, 32 and 64). NumPy 2 renamed their module.
+    numpy: list[Any] = [multiarray.scalar, (multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype]
+    numpy += [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "efd"]
     if trust:
-        print(
-            f"warning: --trust: {path} is read by full unpickling, which runs any code that is in the file",
-            file=sys.stderr,
-        )
+        print(f"warning: --trust: unpickling {path} runs any code that is in it", file=sys.stderr)
     try:
-        with torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a foreign pickle's protocol
+        with torch.serialization.safe_globals(numpy), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the old pickle protocol
             content = torch.load(path, map_location="cpu", weights_only=not trust)
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle raises almost any
-        if trust and isinstance(error, AttributeError | ImportError):
-            raise ValueError(f"{path}: needs a module that is not here: {error}") from error
-        refused = re.search(r"(?:GLOBAL|unrecognized function) (\S+)", str(error))
-        if refused:
+    except Exception as error:  # a damaged pickle raises many kinds of errors
+        if refused := re.search(r"(?:GLOBAL|unrecognized function) (\S+)", str(error)):
             raise ValueError(
-                f"{path}: holds {refused[1]}, which torch does not read safely; if you trust whoever made the file, "
+                f"{path}: holds {refused[1]}, which torch does not read safely; if you trust its author, "
                 "--trust reads it by full unpickling, which runs any code in it"
             ) from error
-        raise ValueError(f"{path}: cut short, or no file of torch; expected the official NAS-Bench-201 .pth") from error
-    if not isinstance(content, dict) or not {"meta_archs", "arch2infos", "evaluated_indexes"} <= set(content):
-        raise ValueError(f"{path}: no meta_archs, arch2infos and evaluated_indexes; expected the official file")
+        raise ValueError(f"{path}: damaged or not written by torch ({type(error).__name__})") from error
+    if not isinstance(content, dict) or not {"meta_archs", "arch2infos"} <= set(content):
+        raise ValueError(f"{path}: no meta_archs and arch2infos; expected the official NAS-Bench-201 file")
     return content

@@ -1,7 +1,7 @@
 """Build the file of an accuracy table from the official .pth of NAS-Bench-201 or from CSV files.
 
 The file is safetensors: `cells`, a (cells, 6) uint8 array with the operation of each edge, and for each accuracy a
-float32 array in percent, NaN where unknown. Its header has a checksum and the origin of each array.
+float32 array in percent, NaN where unknown. Its header has the sources, the command line and a checksum.
 """
 
 import csv
@@ -14,9 +14,10 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+from safetensors.numpy import save
 
 from files import check_new_file, write_new
 from nasbench201.cells import OPERATIONS, Cell201, operations_of, parse_cell
@@ -35,14 +36,6 @@ _OFFICIAL = {
     "cifar100": ("cifar100", {"train": "train", "valid": "x-valid", "test": "x-test"}),
     "imagenet16_120": ("ImageNet16-120", {"train": "train", "valid": "x-valid", "test": "x-test"}),
 }
-
-
-class Source(NamedTuple):
-    """The content of one source: a float32 array of N values for each name, such as cifar10_test_200."""
-
-    cells: list[Cell201]
-    columns: dict[str, np.ndarray]
-    origins: dict[str, str]  # name of a column -> its name in the source
 
 
 def column_name(dataset: str, split: str, epochs: int) -> str:
@@ -80,28 +73,23 @@ def build(
 
     cells: list[Cell201] = []
     columns: dict[str, np.ndarray] = {}
-    about: dict[str, Any] = {"operations": OPERATIONS, "sources": [], "origins": {}, "command": command}
+    origins = []
     for path in paths:
         with path.open("rb") as file:
-            about["sources"].append({"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()})
-        source = _read_official(path, trust) if path.suffix == ".pth" else _read_csv(path, next(budgets))
-        cells = cells or source.cells
-        if len(source.cells) != len(cells) or set(source.cells) != set(cells):
-            counts = f"{len(source.cells):,} and {len(cells):,}"
+            origins.append({"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()})
+        own, given = _read_official(path, trust) if path.suffix == ".pth" else _read_csv(path, next(budgets))
+        cells = cells or own
+        if len(own) != len(cells) or set(own) != set(cells):
+            counts = f"{len(own):,} and {len(cells):,}"
             raise ValueError(f"{path}: its cells differ from those of {paths[0]} ({counts}); expected the same cells")
-        if twice := sorted(columns.keys() & source.columns.keys()):
+        if twice := sorted(columns.keys() & given.keys()):
             raise ValueError(f"{path}: gives {twice[0]} again; name each source and its --epochs once")
-        rows = {cell: row for row, cell in enumerate(source.cells)}
+        rows = {cell: row for row, cell in enumerate(own)}
         order = [rows[cell] for cell in cells]
-        columns |= {name: values[order] for name, values in source.columns.items()}
-        about["origins"] |= {name: f"{path.name}: {origin}" for name, origin in source.origins.items()}
-    _write({"cells": operations_of(cells), **columns}, json.dumps(about), Path(out))
-
-
-def _write(arrays: dict[str, np.ndarray], about: str, out: Path) -> None:
-    from safetensors.numpy import save
-
-    write_new(out, save(arrays, {"format": FORMAT, "about": about, "sha256": checksum(arrays, about)}))
+        columns |= {name: values[order] for name, values in given.items()}
+    arrays = {"cells": operations_of(cells), **columns}
+    about = json.dumps({"operations": OPERATIONS, "sources": origins, "command": command})
+    write_new(Path(out), save(arrays, {"format": FORMAT, "about": about, "sha256": checksum(arrays, about)}))
 
 
 def checksum(arrays: Mapping[str, np.ndarray], about: str) -> str:
@@ -112,7 +100,7 @@ def checksum(arrays: Mapping[str, np.ndarray], about: str) -> str:
     return digest.hexdigest()
 
 
-def _read_csv(path: Path, epochs: int) -> Source:
+def _read_csv(path: Path, epochs: int) -> tuple[list[Cell201], dict[str, np.ndarray]]:
     """Read a CSV file with a column arch and columns such as cifar10_test, in percent.
 
     Raises:
@@ -126,38 +114,29 @@ def _read_csv(path: Path, epochs: int) -> Source:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             header: list[str] = next(reader, [])
-            if "arch" not in header or not 2 <= len(set(header)) == len(header):
-                raise ValueError(f"columns {', '.join(header) or 'none'}; expected arch and, each once, accuracies")
-            if unknown := set(header) - {"arch"} - set(known):
-                raise ValueError(f"column {min(unknown)!r}, expected arch and some of {', '.join(known)}")
+            if not {"arch"} < set(header) <= {"arch", *known} or len(set(header)) < len(header):
+                listed = ", ".join(header) or "none"
+                raise ValueError(f"columns {listed}; expected arch and, each once, some of {', '.join(known)}")
+            arch = header.index("arch")
             for row in filter(None, reader):
                 line = reader.line_num
                 if len(row) != len(header):
                     raise ValueError(f"{len(row)} fields, expected {len(header)}")
-                fields = dict(zip(header, row, strict=True))
-                cell = parse_cell(fields.pop("arch"))
+                cell, values = parse_cell(row.pop(arch)), [float(text) for text in row]
                 if cell in cells:
                     raise ValueError(f"{cell.arch} again")
-                cells[cell] = [_percent(name, text) for name, text in fields.items()]
+                if not all(0 <= value <= 100 for value in values):
+                    raise ValueError(f"{', '.join(row)}; expected accuracies from 0 to 100")
+                cells[cell] = values
     except (ValueError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: {f'line {line}: ' if line else ''}{error}") from error
     if not cells:
         raise ValueError(f"{path}: no cells")
-    origins = {known[name]: name for name in header if name != "arch"}
-    return Source(list(cells), dict(zip(origins, np.array(list(cells.values()), np.float32).T, strict=True)), origins)
+    names = [known[name] for name in header if name != "arch"]
+    return list(cells), dict(zip(names, np.array(list(cells.values()), np.float32).T, strict=True))
 
 
-def _percent(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = np.nan
-    if not 0 <= value <= 100:
-        raise ValueError(f"{name} {text!r}, expected a number from 0 to 100")
-    return value
-
-
-def _read_official(path: Path, trust: bool) -> Source:
+def _read_official(path: Path, trust: bool) -> tuple[list[Cell201], dict[str, np.ndarray]]:
     """Read the official .pth: the mean over the seeds of each accuracy after the last epoch.
 
     Raises:
@@ -165,11 +144,11 @@ def _read_official(path: Path, trust: bool) -> Source:
         OSError: The file cannot be read.
     """
     content = _load_official(path, trust)
+    columns: dict[str, np.ndarray] = {}
     try:
         cells = [parse_cell(arch) for arch in content["meta_archs"]]
         if len(set(cells)) < len(cells) or not cells:
             raise ValueError(f"{len(cells)} cells, some more than once")
-        columns: dict[str, np.ndarray] = {}
         for index in range(len(cells)):
             for epochs, key in ((12, "less"), (200, "full")):
                 for name, value in _means(content["arch2infos"][index][key], epochs).items():
@@ -177,21 +156,16 @@ def _read_official(path: Path, trust: bool) -> Source:
     except Exception as error:  # anything may be missing or of another type
         detail = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path}: not as NAS-Bench-201 stores its results ({detail})") from error
-
-    origins = {}
-    for dataset, split, epochs in itertools.product(DATASETS, SPLITS, EPOCHS):
-        name, trained_on = column_name(dataset, split, epochs), dataset
-        if dataset == "cifar10" and name not in columns:
-            trained_on = "cifar10-valid"
-        if (values := columns.get(column_name(trained_on, split, epochs))) is None:
-            continue
-        columns[name], (official, images) = values, _OFFICIAL[trained_on]
-        origins[name] = f"{images[split]} of {official}"
-        if np.nanmin(values) < 0 or np.nanmax(values) > 100:
-            raise ValueError(f"{path}: {origins[name]}: expected accuracies from 0 to 100")
-    if not origins:
-        raise ValueError(f"{path}: has no accuracies of {', '.join(official for official, _ in _OFFICIAL.values())}")
-    return Source(cells, columns, origins)
+    for split, epochs in itertools.product(SPLITS, EPOCHS):
+        half = columns.get(column_name("cifar10-valid", split, epochs))
+        if half is not None:
+            columns.setdefault(column_name("cifar10", split, epochs), half)
+    accuracies = [column_name(*asked) for asked in itertools.product(DATASETS, SPLITS, EPOCHS)]
+    given = [columns[name] for name in accuracies if name in columns]
+    if not given or np.nanmin(given) < 0 or np.nanmax(given) > 100:
+        expected = ", ".join(official for official, _ in _OFFICIAL.values())
+        raise ValueError(f"{path}: expected accuracies of {expected}, from 0 to 100")
+    return cells, columns
 
 
 def _means(results: dict[str, Any], epochs: int) -> dict[str, float]:
@@ -237,7 +211,7 @@ def _load_official(path: Path, trust: bool) -> dict[str, Any]:
                 f"{path}: holds {refused[1]}, which torch does not read safely; if you trust its author, "
                 "--trust reads it by full unpickling, which runs any code in it"
             ) from error
-        raise ValueError(f"{path}: damaged or not written by torch ({type(error).__name__})") from error
+        raise ValueError(f"{path}: damaged or not written by torch; expected the official file") from error
     if not isinstance(content, dict) or not {"meta_archs", "arch2infos"} <= set(content):
-        raise ValueError(f"{path}: no meta_archs and arch2infos; expected the official NAS-Bench-201 file")
+        raise ValueError(f"{path}: no meta_archs and arch2infos; expected the official file")
     return content

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jsonargparse.typing import PositiveInt
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 import cli
 from cli import blaming
@@ -114,21 +116,16 @@ def open_table(path: str | Path) -> Table:
         ValueError: The file is damaged or not a table.
         OSError: The file cannot be read.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     data = Path(path).read_bytes()
-    again = f"build it again with `python nasbench201/{PROG} build`"
     try:
         arrays = load(data)
-    except (SafetensorError, KeyError) as error:
+        # a safetensors file begins with the length of its header in 8 bytes
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        if (header["format"], header["sha256"]) != (FORMAT, checksum(arrays, header["about"])):
+            raise ValueError("its checksum does not match")
+    except (SafetensorError, KeyError, ValueError) as error:
+        again = f"build it again with `python nasbench201/{PROG} build`"
         raise ValueError(f"{path} is damaged or not a table ({error}); {again}") from error
-    # a safetensors file begins with the length of its header in 8 bytes
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a table of the format {FORMAT}; {again}")
-    if header.get("sha256") != checksum(arrays, header.get("about", "")):
-        raise ValueError(f"{path} is damaged: its checksum does not match; {again}")
     return Table(arrays.pop("cells"), arrays)
 
 

@@ -18,7 +18,6 @@ training budget of 12 or 200 epochs. From the official file the table takes:
 """
 
 import io
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,13 +75,11 @@ class Table:
 
     def column(self, dataset: str, split: str, epochs: int) -> np.ndarray:
         """The accuracies of all cells in percent, (N,). Raises a ValueError if the table does not have them."""
-        if (name := column_name(dataset, split, epochs)) in self.columns:
-            return self.columns[name]
-        has = "; ".join(
-            f"after {budget} epochs {', '.join(f'{d} {s}' for d, s, _ in group)}"
-            for budget, group in itertools.groupby(self.available(), lambda asked: asked[2])
-        )
-        raise ValueError(f"no accuracies for {dataset}, {split}, after {epochs} epochs; the table has {has}")
+        name = column_name(dataset, split, epochs)
+        if name not in self.columns:
+            has = ", ".join(column_name(*asked) for asked in self.available())
+            raise ValueError(f"no accuracies for {dataset}, {split}, after {epochs} epochs; the table has {has}")
+        return self.columns[name]
 
     def accuracy(self, index: int, dataset: str, split: str, epochs: int = 200) -> float:
         """The accuracy of a cell in percent, NaN where unknown."""

@@ -46,7 +46,7 @@ def column_name(dataset: str, split: str, epochs: int) -> str:
 def build(
     sources: Sequence[str | Path],
     out: str | Path,
-    epochs: Sequence[int] | None = None,
+    epochs: Sequence[Epochs] | None = None,
     trust: bool = False,
     command: str = "",
 ) -> None:
@@ -144,22 +144,21 @@ def _read_official(path: Path, trust: bool) -> tuple[list[Cell201], dict[str, np
         OSError: The file cannot be read.
     """
     content = _load_official(path, trust)
-    columns: dict[str, np.ndarray] = {}
     try:
         cells = [parse_cell(arch) for arch in content["meta_archs"]]
         if len(set(cells)) < len(cells) or not cells:
             raise ValueError(f"{len(cells)} cells, some more than once")
-        for index in range(len(cells)):
-            for epochs, key in ((12, "less"), (200, "full")):
-                for name, value in _means(content["arch2infos"][index][key], epochs).items():
-                    columns.setdefault(name, np.full(len(cells), np.nan, np.float32))[index] = value
+        infos = [content["arch2infos"][index] for index in range(len(cells))]
+        rows = [_means(info["less"], 12) | _means(info["full"], 200) for info in infos]
+        names = dict.fromkeys(itertools.chain(*rows))
+        columns = {name: np.array([row.get(name, np.nan) for row in rows], np.float32) for name in names}
     except Exception as error:  # anything may be missing or of another type
         detail = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path}: not as NAS-Bench-201 stores its results ({detail})") from error
     for split, epochs in itertools.product(SPLITS, EPOCHS):
-        half = columns.get(column_name("cifar10-valid", split, epochs))
-        if half is not None:
-            columns.setdefault(column_name("cifar10", split, epochs), half)
+        half = column_name("cifar10-valid", split, epochs)
+        if half in columns:
+            columns.setdefault(column_name("cifar10", split, epochs), columns[half])
     accuracies = [column_name(*asked) for asked in itertools.product(DATASETS, SPLITS, EPOCHS)]
     given = [columns[name] for name in accuracies if name in columns]
     if not given or np.nanmin(given) < 0 or np.nanmax(given) > 100:

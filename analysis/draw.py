@@ -1,23 +1,25 @@
-"""Draw the cells of a genotype, as the papers of the DARTS family print them.
+"""Draw the cells of a genotype, as the DARTS papers print them.
 
 python analysis/draw.py LambdaDARTS_corr_0
 python analysis/draw.py runs/search-... --out cells/mine
 python analysis/draw.py "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
 """
 
-import sys
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cli
-from genotypes import AnyCell
+from files import write_atomically
+from genotypes import AnyCell, Edge
 from nasbench201.cells import load_any
 
 if TYPE_CHECKING:
     import graphviz
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PROG = "draw.py"
-FONT = "Helvetica,Arial,sans-serif"
 
 #: a color for each kind of operation: Okabe and Ito's palette, for any color vision, darkened for text on white
 COLORS = {
@@ -42,131 +44,132 @@ def color(operation: str) -> str:
     return next(shade for kind, shade in COLORS.items() if operation.startswith(kind))
 
 
-def cell_graph(genotype: AnyCell, kind: str) -> "graphviz.Digraph":
-    """One of a genotype's kinds of cells as a graph.
+# Lengths in inches.
+COLUMN = 3.2  # from one column of nodes to the next
+OUTPUT = 2.2  # from the last column to an output that concatenates
+LANE = 0.55  # from one lane to the next
+BEND = 1.0  # width of the curve from a node to a lane
+HALF_NODE = 0.2  # half the width of a node
+LABEL = 1.3  # from the middle of a label to its target
 
-    An operation e0, e1, ... is a node that stands in the line from its source to its target: no other line crosses its
-    label then.
+Point = tuple[float, float]
+
+
+class Layout(NamedTuple):
+    """The position of each state and the height of each edge's lane."""
+
+    states: dict[int | str, Point]
+    lanes: list[tuple[Edge, float]]
+
+
+def layout(genotype: AnyCell, kind: str) -> Layout:
+    """Place a cell in layers.
+
+    Each state stands in the column after its last source. Each edge runs on a lane of its own, and a node stands in the
+    middle of the lanes that end in it, so no line crosses a node or a label.
     """
+    states = genotype.states(kind)
+    columns: dict[int | str, int] = {}
+    heights: dict[int | str, float] = {}
+    lanes: list[tuple[Edge, float]] = []
+    count = 0  # of the lanes so far
+    for state, (_, role) in states.items():
+        edges = sorted((edge for edge in genotype.edges(kind) if edge.target == state), key=lambda edge: edge.source)
+        columns[state] = 0 if role == "input" else 1 + max((columns[edge.source] for edge in edges), default=0)
+        if role == "input" or state == "output":
+            continue
+        own = [-LANE * (count + index) for index in range(max(len(edges), 1))]  # a state without edges has a lane too
+        lanes += zip(edges, own, strict=False)
+        heights[state] = sum(own) / len(own)
+        count += len(own)
+    middle = -LANE * (count - 1) / 2
+    inputs = [state for state, (_, role) in states.items() if role == "input"]
+    for index, state in enumerate(inputs):
+        heights[state] = middle + 0.6 * (len(inputs) - 1 - 2 * index)
+    places = {state: (COLUMN * columns[state], height) for state, height in heights.items()}
+    if "output" in states:
+        places["output"] = (COLUMN * max(columns.values()) + OUTPUT, middle)
+    return Layout(places, lanes)
+
+
+def cell_figure(genotype: AnyCell, kind: str) -> "Figure":
+    """One of a genotype's kinds of cells as a figure."""
+    from matplotlib.figure import Figure
+
+    places, lanes = layout(genotype, kind)
+    xs, ys = zip(*places.values(), strict=True)
+    ys = (*ys, *(lane for _, lane in lanes))
+    width, height = max(xs) + 1.2, max(ys) - min(ys) + 0.9
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.6, width - 0.6), ylim=(min(ys) - 0.45, max(ys) + 0.45))
+    axes.axis("off")
+    for edge, lane in lanes:
+        x, y = places[edge.target]
+        count = sum(other.target == edge.target for other, _ in lanes)
+        shade = color(edge.operation)
+        style = "--" if edge.operation == "skip_connect" else "-"
+        end = (x, y + 0.5 * (lane - y) / count)
+        _arrow(axes, places[edge.source], lane, end, color=shade, linestyle=style, linewidth=1.6)
+        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+        axes.text(x - LABEL, lane, edge.operation, color=shade, fontsize=12, ha="center", va="center", bbox=box)
+    for node in genotype.concat(kind):
+        _arrow(axes, places[node], places[node][1], places["output"], color=CONCAT_COLOR, linewidth=1.2)
+    for state, (name, role) in genotype.states(kind).items():
+        fill, border = NODE_COLORS[role]
+        box = {"boxstyle": "round,pad=0.45", "facecolor": fill, "edgecolor": border}
+        label = name if role == "node" else f"${name.replace('-', '{-}')}$"
+        axes.text(*places[state], label, fontsize=15, ha="center", va="center", bbox=box)
+    return figure
+
+
+def _arrow(axes: "Axes", source: Point, lane: float, target: Point, **style: Any) -> None:
+    """Draw an arrow from a state to a lane, along it, and to another state."""
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path as Curve
+
+    (x, y), (end, end_y) = source, target
+    x, end = x + HALF_NODE, end - HALF_NODE
+    points = [(x, y), (x + BEND / 2, y), (x + BEND / 2, lane), (x + BEND, lane)]
+    points += [(end - BEND / 2, lane), (end - BEND / 6, lane), (end - BEND / 3, end_y), (end, end_y)]
+    path = Curve(points, [Curve.MOVETO, *[Curve.CURVE4] * 3, Curve.LINETO, *[Curve.CURVE4] * 3])
+    axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=13, **style))
+
+
+def cell_graph(genotype: AnyCell, kind: str) -> "graphviz.Digraph":
+    """One of a genotype's kinds of cells as a graph for Graphviz: `dot -Tpdf normal.gv` draws it."""
     import graphviz
 
-    graph = graphviz.Digraph(kind)
-    graph.attr(rankdir="LR", nodesep="0.16", ranksep="0.55", bgcolor="white", pad="0.15")
-    graph.attr("node", shape="box", style="rounded,filled", fontname=FONT, fontsize="16", height="0.45", width="0.5")
-    graph.attr("edge", penwidth="1.6", arrowsize="0.7")
+    graph = graphviz.Digraph(kind, graph_attr={"rankdir": "LR"})
+    graph.attr("node", shape="box", style="rounded,filled")
     states = genotype.states(kind)
     for name, role in states.values():
         fill, border = NODE_COLORS[role]
-        subscript = f'<sub><font point-size="12">{name[2:].strip("{}")}</font></sub>'
-        label = name if role == "node" else f"<<i>c</i>{subscript}>"
-        graph.node(name, label, fillcolor=fill, color=border)
-    graph.attr("node", shape="none", style="", fontsize="13", height="0.25", width="0", margin="0.05,0")
-    for index, (operation, target, source) in enumerate(genotype.edges(kind)):
-        line = {"color": color(operation), "style": "dashed" if operation == "skip_connect" else "solid"}
-        graph.node(f"e{index}", operation, fontcolor=color(operation))
-        graph.edge(states[source][0], f"e{index}", headport="w", dir="none", **line)
-        graph.edge(f"e{index}", states[target][0], tailport="e", weight="3", **line)
+        graph.node(name, fillcolor=fill, color=border)
+    for operation, target, source in genotype.edges(kind):
+        shade = color(operation)
+        style = "dashed" if operation == "skip_connect" else "solid"
+        graph.edge(states[source][0], states[target][0], operation, color=shade, fontcolor=shade, style=style)
     for node in genotype.concat(kind):
-        graph.edge(states[node][0], states["output"][0], color=CONCAT_COLOR, penwidth="1.2")
+        graph.edge(states[node][0], states["output"][0], color=CONCAT_COLOR)
     return graph
 
 
 def draw_genotype(genotype: AnyCell, folder: Path) -> None:
-    """Write {normal,reduce}.{gv,svg,png}, of a cell of NAS-Bench-201 cell.{gv,svg,png}, to `folder`.
+    """Write a picture (.png, .svg) and the Graphviz source (.gv) of each of the cells to `folder`, and make the folder.
 
-    The folder is made where it is missing. The pictures are Graphviz's; where its `dot` is missing or fails, or the
-    Python package is missing (no .gv then), stderr says so and matplotlib draws them.
+    The files are called normal and reduce, or cell for a cell of NAS-Bench-201.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: A file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    why = _draw_with_dot(genotype, folder)
-    remedy = "apt-get install graphviz, or brew install graphviz" if "`dot`" in why else "pip install graphviz"
-    if why:
-        print(f"{why}, so matplotlib draws the cells; for Graphviz's drawing: {remedy}", file=sys.stderr)
-        for kind in genotype.kinds:
-            _draw_without_dot(genotype, kind, folder)
-
-
-def _draw_with_dot(genotype: AnyCell, folder: Path) -> str:
-    """Graphviz's pictures of the cells; returns the reason where there are none."""
-    try:
-        import graphviz
-    except ImportError:
-        return "no Python package `graphviz`"
-    graphs = {kind: cell_graph(genotype, kind) for kind in genotype.kinds}
-    for kind, graph in graphs.items():
-        graph.save(folder / f"{kind}.gv")
-    try:
-        for kind, graph in graphs.items():
-            (folder / f"{kind}.svg").write_bytes(graph.pipe("svg", quiet=True))
-            graph.attr(dpi="200")
-            (folder / f"{kind}.png").write_bytes(graph.pipe("png", quiet=True))
-    except graphviz.ExecutableNotFound:
-        return "no `dot` on PATH"
-    except graphviz.CalledProcessError as error:
-        return f"`dot` fails ({cli.one_line(' '.join(error.stderr.decode(errors='replace').split())[:200])})"
-    return ""
-
-
-def _draw_without_dot(genotype: AnyCell, kind: str, folder: Path) -> None:
-    """Draw a cell like a map of a railway: each operation on a lane of its own, which ends in its target.
-
-    A lane leaves its source in the gap right of it, and a node stands in the midst of the lanes that end there, so that
-    no line runs through a node or a label.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import FancyArrowPatch
-    from matplotlib.path import Path as Curve
-
-    step, bend, half_node = 3.2, 1.0, 0.2  # in inches: column to column, the bend of a line, half a node's width
-    edges = sorted(genotype.edges(kind), key=lambda edge: edge.target)
-    states = genotype.states(kind)
-    inputs = [state for state, (_, role) in states.items() if role == "input"]
-    depth: dict[int | str, int] = dict.fromkeys(inputs, 0)
-    lanes: dict[int | str, list[float]] = {}
-    for index, (_, target, source) in enumerate(edges):
-        depth[target] = max(depth.get(target, 0), depth.setdefault(source, 1) + 1)
-        lanes.setdefault(target, []).append(-0.55 * index)
-    right, bottom = step * max(depth.values()) + (2.2 if "output" in states else 0), -0.55 * max(len(edges) - 1, 2)
-    place: dict[int | str, tuple[float, float]] = {
-        **{state: (0.0, bottom / 2 + 0.6 * (len(inputs) - 1 - 2 * number)) for number, state in enumerate(inputs)},
-        # A state that nothing leads to stands below the lanes.
-        **{state: (step * depth.get(state, 1), bottom - 0.55) for state in states if state not in inputs},
-        **{node: (step * depth[node], sum(ys) / len(ys)) for node, ys in lanes.items()},
-        **({"output": (right, bottom / 2)} if "output" in states else {}),
-    }
-    figure = Figure(figsize=(right + 1.2, 1.6 - bottom))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.6, right + 0.6), ylim=(bottom - 1.1, 0.5))
-    axes.axis("off")
-
-    def line(source: tuple[float, float], lane: float, target: tuple[float, float], **style: Any) -> None:
-        """An arrow from `source` to the lane, along it, and to `target`."""
-        (x, y), (end, end_y) = source, target
-        points = [(x, y), (x + bend / 2, y), (x + bend / 2, lane), (x + bend, lane)]
-        points += [(end - bend / 2, lane), (end - bend / 6, lane), (end - bend / 3, end_y), (end, end_y)]
-        path = Curve(points, [Curve.MOVETO, *[Curve.CURVE4] * 3, Curve.LINETO, *[Curve.CURVE4] * 3])
-        axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=13, **style))
-
-    for operation, target, source in edges:
-        lane, (x, y) = lanes[target].pop(0), place[target]
-        shade = color(operation)
-        style = "--" if operation == "skip_connect" else "-"
-        begin, end = (place[source][0] + half_node, place[source][1]), (x - half_node, y + (lane - y) / 4)
-        line(begin, lane, end, color=shade, linestyle=style, linewidth=1.6)
-        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
-        axes.text(x - 1.3, lane, operation, color=shade, fontsize=12, ha="center", va="center", bbox=box)
-    for node in genotype.concat(kind):
-        x, y = place[node]
-        line((x + half_node, y), y, (right - half_node, bottom / 2), color=CONCAT_COLOR, linewidth=1.2)
-    for state, (name, role) in states.items():
-        fill, border = NODE_COLORS[role]
-        box = {"boxstyle": "round,pad=0.45", "facecolor": fill, "edgecolor": border}
-        label = name if role == "node" else f"${name}$"
-        axes.text(*place[state], label, fontsize=15, ha="center", va="center", bbox=box)
-    for suffix in ("svg", "png"):
-        figure.savefig(folder / f"{kind}.{suffix}", dpi=200)
+    for kind in genotype.kinds:
+        write_atomically(folder / f"{kind}.gv", cell_graph(genotype, kind).source)
+        figure = cell_figure(genotype, kind)
+        for suffix in ("svg", "png"):
+            picture = io.BytesIO()
+            figure.savefig(picture, format=suffix, dpi=200)
+            write_atomically(folder / f"{kind}.{suffix}", picture.getvalue())
 
 
 def _name(spec: str) -> str:

@@ -1,6 +1,5 @@
 """GPU behaviour, tested without a GPU: memory formats, second derivatives, low precision, devices."""
 
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +13,6 @@ import kernels
 import mixed_operations
 import search.bilevel
 import utils
-from analysis.draw import draw_genotype
 from benchmarks import low_precision, search_step
 from cli import InputError
 from genotypes import load_genotype
@@ -326,16 +324,6 @@ def test_operator_calls_are_not_counted_on_a_gpu_unless_asked_for(accelerator, c
     monkeypatch.setattr(search_step, "take_turns", lambda contenders, rounds: dict.fromkeys(contenders, timing))
     (row,) = search_step.measure(search_step.Settings(ways=["auto"], count=count), "darts")
     assert len(asked) == counted == ("operator_calls" in row)
-
-
-def test_a_search_draws_its_cells_where_the_package_graphviz_is_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "graphviz", None)
-    draw_genotype(load_genotype("DARTS_V2"), tmp_path / "cells")
-    said = "no Python package `graphviz`, so matplotlib draws the cells; for Graphviz's drawing: pip install graphviz"
-    assert capsys.readouterr().err == said + "\n"
-    assert {path.name for path in (tmp_path / "cells").iterdir()} == {
-        f"{kind}.{suffix}" for kind in ("normal", "reduce") for suffix in ("png", "svg")
-    }
 
 
 def small_search(method="lambda-darts", channels=3, images=40, **changes):

@@ -17,7 +17,6 @@ import nasbench201.train_search
 import train.test
 from analysis.compare import grouped
 from analysis.curves import load_course, plot_search
-from analysis.draw import draw_genotype
 from benchmarks.plain import as_plain, plain_supernet
 from cli import InputError
 from genotypes import Edge
@@ -92,17 +91,6 @@ def test_a_text_that_is_no_cell_is_refused():
     for text in ("", "|skip_connect~0|", *changed, "{}", '{"arch": 3}', '{"arch": '):
         with pytest.raises(ValueError, match=r"no cell|expected a JSON object|the string of a cell"):
             parse_cell(text)
-
-
-def test_the_cell_is_drawn_with_all_its_operations(tmp_path):
-    for number, arch in enumerate((CONVOLUTIONS, "|none~0|+|none~0|nor_conv_1x1~1|+|none~0|none~1|avg_pool_3x3~2|")):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        draw_genotype(parse_cell(arch), folder)
-        assert {path.name for path in folder.iterdir()} == {"cell.gv", "cell.svg", "cell.png"}
-        graph = (folder / "cell.gv").read_text()
-        assert graph.count("nor_conv_3x3") == arch.count("nor_conv_3x3")
-        assert "label=none" not in graph
 
 
 # ---------------------------------------------------------------------------------------------------------- networks

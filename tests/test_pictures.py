@@ -1,8 +1,6 @@
-"""Pictures: the drawings hold the genotype and nothing else, the curves the run's figures."""
+"""The curves of a run show its figures."""
 
 import csv
-import re
-import shutil
 
 import numpy as np
 import pytest
@@ -10,96 +8,7 @@ import yaml
 from PIL import Image
 
 from analysis.curves import load_course, plot_search, search_figure
-from analysis.draw import COLORS, cell_graph, color
-from genotypes import CELLS, PRIMITIVES
 from spaces import SPACES
-from tests.helpers import script, script_in_process
-
-PICTURES = [f"{kind}.{suffix}" for kind in ("normal", "reduce") for suffix in ("gv", "png", "svg")]
-STATES = {"c_{k-2}": 0, "c_{k-1}": 1, **{str(node - 2): node for node in range(2, 7)}}
-
-
-def parse(source):
-    """(operation, target, source) of the drawn operations, the concatenated nodes and the names of the drawn states."""
-    operations = dict(re.findall(r"^\t(e\d+) \[label=(\w+) ", source, re.MULTILINE))
-    lines = re.findall(r'^\t"?([^"\s]+)"? -> "?([^"\s]+)"? ', source, re.MULTILINE)
-    names = re.findall(r'^\t"?([^"\s]+)"? \[label=.* fillcolor=', source, re.MULTILINE)
-    begins = {end: begin for begin, end in lines if end in operations}
-    ends = {begin: end for begin, end in lines if begin in operations}
-    edges = [(operation, STATES[ends[e]], STATES[begins[e]]) for e, operation in operations.items()]
-    concat = [STATES[begin] for begin, end in lines if end == "c_{k}"]
-    assert len(lines) == 2 * len(edges) + len(concat)
-    return edges, concat, set(names)
-
-
-@pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("kind", ["normal", "reduce"])
-def test_a_drawing_has_the_edges_of_the_genotype_and_no_others(name, kind):
-    genotype = CELLS[name]
-    edges, concat, names = parse(cell_graph(genotype, kind).source)
-    assert edges == genotype.edges(kind)
-    assert concat == genotype.concat(kind)
-    assert names == {"c_{k-2}", "c_{k-1}", "c_{k}"} | {str(edge.target - 2) for edge in genotype.edges(kind)}
-
-
-def test_darts_v2_is_drawn_as_its_paper_prints_it():
-    edges, _, names = parse(cell_graph(CELLS["DARTS_V2"], "normal").source)
-    assert sorted(edges) == [
-        ("dil_conv_3x3", 5, 2),
-        *(("sep_conv_3x3", target, source) for target in (2, 3) for source in (0, 1)),
-        ("sep_conv_3x3", 4, 1),
-        ("skip_connect", 4, 0),
-        ("skip_connect", 5, 0),
-    ]
-    assert names == {"c_{k-2}", "c_{k-1}", "0", "1", "2", "3", "c_{k}"}
-
-
-def test_a_dropped_node_is_not_drawn():
-    _, concat, names = parse(cell_graph(CELLS["FairDARTS_a"], "normal").source)
-    assert names == {"c_{k-2}", "c_{k-1}", "0", "2", "3", "c_{k}"}
-    assert concat == [2, 4, 5]
-
-
-def test_only_skip_connections_are_dashed_and_no_two_kinds_share_a_color():
-    source = cell_graph(CELLS["DARTS_V2"], "reduce").source
-    shades = dict(re.findall(r' -> .*color="(#\w+)".* style=(\w+)', source))
-    assert shades == {color("skip_connect"): "dashed", color("max_pool_3x3"): "solid"}
-    # `none` and nor_conv_* are in no genotype
-    assert len({color(operation) for operation in PRIMITIVES}) == len(COLORS) - 3
-
-
-@pytest.mark.skipif(shutil.which("dot") is None, reason="no dot on PATH")
-def test_the_command_draws_both_cells_and_names_the_files(tmp_path):
-    result = script("analysis/draw.py", "DARTS_V2", "--out", tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert sorted(result.stdout.splitlines()) == [str(tmp_path / name) for name in PICTURES]
-    for kind in ("normal", "reduce"):
-        svg = (tmp_path / f"{kind}.svg").read_text()
-        drawn = re.findall(r">(\w+_\w+)</text>", svg)
-        assert sorted(drawn) == sorted(edge.operation for edge in CELLS["DARTS_V2"].edges(kind))
-        width, height = Image.open(tmp_path / f"{kind}.png").size
-        assert width > 1200 and width > height > 400
-
-
-@pytest.mark.parametrize("said", ["", 'Format: "svg" not recognized. Perhaps "dot -c" needs to be run'])
-def test_without_a_dot_that_works_matplotlib_draws_and_one_line_says_how_to_get_it(tmp_path, monkeypatch, said):
-    path, out = tmp_path / "path", tmp_path / "cells"
-    path.mkdir()
-    if said:
-        (path / "dot").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
-        (path / "dot").chmod(0o755)
-    monkeypatch.setenv("PATH", str(path))
-    result = script_in_process("analysis/draw.py", "FairDARTS_a", "--out", out)
-    assert result.returncode == 0
-    assert len(result.stderr.splitlines()) == 1 and "apt-get install graphviz" in result.stderr
-    assert f"`dot` fails ({said})" in result.stderr if said else "no `dot` on PATH" in result.stderr
-    assert sorted(path.name for path in out.iterdir()) == PICTURES
-    for kind in ("normal", "reduce"):
-        assert parse((out / f"{kind}.gv").read_text())[0] == CELLS["FairDARTS_a"].edges(kind)
-        drawn = re.findall(r"<!-- (\w+_\w+) -->", (out / f"{kind}.svg").read_text())
-        assert sorted(drawn) == sorted(edge.operation for edge in CELLS["FairDARTS_a"].edges(kind))
-        width, height = Image.open(out / f"{kind}.png").size
-        assert width > 1200 and width > height > 400
 
 
 def make_run(folder, epochs, space="s1", own=(), **changes):

@@ -4,19 +4,24 @@ python imagenet/export.py runs/imagenet              # runs/imagenet/model.onnx 
 python imagenet/export.py runs/imagenet/checkpoints/step_01250.ckpt --out exported
 
 The network takes images (B, 3, H, W) in [0, 1], normalized by the mean and std that both files name, and gives logits
-(B, classes). ONNX's runtime must give the logits that torch gives, or nothing is written.
+(B, classes). If ONNX Runtime's logits differ from torch's, nothing is written.
 """
 
+import importlib.util
 import json
 import logging
 import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cli
 from cli import InputError, Seed, blaming, option
 from files import check_new_file, write_atomically, write_new
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PROG = "export.py"
 #: largest difference of two logits, relative to the largest logit: float32 rounding in another order
@@ -28,16 +33,54 @@ class ExportSettings:
     """export"""
 
     out: str = option("", "folder of the files; by default the run's, or that of the checkpoint")
-    seed: Seed = option(0, "of the images that torch and ONNX's runtime are compared on")
+    seed: Seed = option(0, "of the images that torch and ONNX Runtime are compared on")
+
+
+def to_onnx(network: "nn.Module", images: "Tensor", about: dict[str, str]) -> bytes:
+    """The network as an ONNX model for any number of images, with `about` as its metadata."""
+    import onnx
+    import torch
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter warns of its own code
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            network,
+            (images,),
+            path,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            external_data=False,
+            verbose=False,
+        )
+        model = onnx.load(path)
+    onnx.helper.set_model_props(model, about)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def largest_difference(content: bytes, network: "nn.Module", images: "Tensor") -> float:
+    """The largest difference between ONNX Runtime's logits and the network's, relative to its largest logit."""
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = network(images)
+    (logits,) = session.run(None, {"images": images.numpy()})
+    return ((torch.from_numpy(logits) - expected).abs().max() / expected.abs().max()).item()
 
 
 def main() -> None:
     parser = cli.parser_for(ExportSettings, PROG, __doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="a run folder of imagenet/train.py, finished or not, or a checkpoint file")
     given = parser.parse_args()
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{package} is not installed; run pip install -e '.[export]'")
 
-    import onnx
-    import onnxruntime
     import torch
     from safetensors.torch import save
 
@@ -57,45 +100,18 @@ def main() -> None:
     network = Logits(load_network(checkpoint)).float().eval()
     trained = checkpoint["hyper_parameters"]
     settings = trained["settings"]
-    about = {
-        "genotype": json.dumps(trained["genotype"]),
-        "classes": json.dumps(trained["classes"]),
-        "mean": json.dumps(MEAN),
-        "std": json.dumps(STD),
-        **{name: str(settings[name]) for name in ("image_size", "init_channels", "layers")},
-    }
+    about = {name: json.dumps(trained[name]) for name in ("genotype", "classes")}
+    about |= {"mean": json.dumps(MEAN), "std": json.dumps(STD)}
+    about |= {name: str(settings[name]) for name in ("image_size", "init_channels", "layers")}
 
-    size = settings["image_size"]
     torch.manual_seed(given.seed)
-    images = torch.randn(3, 3, size, size)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        warnings.simplefilter("ignore")  # of the exporter's own making
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            network,
-            (images[:2],),
-            path,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            external_data=False,
-            verbose=False,
-        )
-        model = onnx.load(path)
-    onnx.helper.set_model_props(model, about)
-    onnx.checker.check_model(model)
-    content = model.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    difference = 0.0
-    for batch in (images[:1], images):  # another number of images than it was made with
-        with torch.no_grad():
-            expected = network(batch)
-        (came,) = session.run(None, {"images": batch.numpy()})
-        difference = max(difference, ((torch.from_numpy(came) - expected).abs().max() / expected.abs().max()).item())
+    images = torch.randn(3, 3, settings["image_size"], settings["image_size"])
+    content = to_onnx(network, images[:2], about)
+    # with other numbers of images than the model was made with
+    difference = max(largest_difference(content, network, batch) for batch in (images[:1], images))
     if not difference <= TOLERANCE:
         raise InputError(
-            f"checkpoint: with its weights ONNX's runtime differs from torch by {difference:.1e} of the largest logit; "
+            f"checkpoint: ONNX Runtime's logits differ from torch's by {difference:.1e} of the largest logit; "
             f"expected at most {TOLERANCE:.0e}"
         )
     state = {name: value.contiguous() for name, value in network.network.state_dict().items()}

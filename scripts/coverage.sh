@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# How much of each module of the root the tests run, in their own process and in the scripts that they start.
-# Fails where that is less than 95 % of a module's lines. What only a GPU runs is left out, as pyproject.toml says.
+# Measures how much of each module of the root the tests run, in their own process and in the scripts that they start.
+# Fails if the tests run less than 95 % of a module's lines.
 #   bash scripts/coverage.sh [pytest arguments]
 set -euo pipefail
+extras=dev,cluster,export
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 "$python" -m pip install --quiet --disable-pip-version-check "coverage~=7.17.4"
 "$python" -m coverage erase

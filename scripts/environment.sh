@@ -1,4 +1,5 @@
-# Sourced by the other scripts: makes .venv where there is none and installs requirements.txt where that has changed.
+# Sourced by the other scripts: makes .venv if there is none, and installs requirements.txt and the extras of
+# pyproject.toml that the variable `extras` names (dev,cluster,export) if they have changed.
 # Afterwards $python is the environment's interpreter, and the working folder is the repository's root.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ ! -x .venv/bin/python ]; then
@@ -17,9 +18,12 @@ if [ ! -x .venv/bin/python ]; then
     "$base" -m venv .venv
 fi
 python=$PWD/.venv/bin/python
-# The stamp is a copy of what was installed: a second run installs nothing.
-if ! cmp -s requirements.txt .venv/requirements.installed; then
-    echo "installing requirements.txt into .venv (a few GB the first time)"
-    "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
-    cp requirements.txt .venv/requirements.installed
+# The stamp is a copy of the requirements that were installed: a second run installs nothing.
+extras=${extras:-}
+stamp=.venv/installed${extras:+-$extras}
+wanted=$(cat requirements.txt && { [ -z "$extras" ] || sed -n '/optional-dependencies/,/^$/p' pyproject.toml; })
+if [ "$wanted" != "$(cat "$stamp" 2>/dev/null)" ]; then
+    echo "installing requirements.txt${extras:+ and the extras $extras} into .venv (3 GB to download the first time)"
+    "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt ${extras:+-e ".[$extras]"}
+    echo "$wanted" >"$stamp"
 fi

@@ -17,6 +17,7 @@ case $out in
     "" | /*) ;;
     *) out=$PWD/$out ;;
 esac
+extras=export
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 out=${out:-runs/imagenet}
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count() or 1)')

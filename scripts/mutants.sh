@@ -3,6 +3,7 @@
 #   bash scripts/mutants.sh [what to mutate, such as "genotypes*"]
 # Afterwards `.venv/bin/mutmut results` lists those that nothing noticed, and `.venv/bin/mutmut show NAME` shows one.
 set -euo pipefail
+extras=dev
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 "$python" -m pip install --quiet --disable-pip-version-check "mutmut~=3.8.1"
 export OMP_NUM_THREADS=1

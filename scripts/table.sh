@@ -3,6 +3,7 @@
 #   bash scripts/table.sh NAME [reproduce.py arguments]
 set -euo pipefail
 here=$PWD
+extras=cluster
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 root=$PWD
 cd "$here"

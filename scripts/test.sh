@@ -4,6 +4,7 @@
 #   bash scripts/test.sh --all                    # all checks and all tests
 #   bash scripts/test.sh tests/test_x.py -k name  # arguments of pytest: the tests they select, slow ones included
 set -euo pipefail
+extras=dev,cluster,export
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 case "${1:-}" in
     "") tests=(-m "not slow") ;;

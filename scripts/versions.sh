@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tests with the oldest or the newest releases that requirements.txt admits, in an environment of their own
-# (.venv-oldest, .venv-newest; some 6 GB each). PYTHON names another interpreter than python3.
+# The tests with the oldest or the newest releases that requirements.txt and the extras admit, in an environment of
+# their own (.venv-oldest, .venv-newest; 7 GB each). PYTHON names another interpreter than python3.
 #   bash scripts/versions.sh oldest|newest [pytest arguments]
-# The oldest are the lower bounds themselves: pip refuses them where they do not go together.
+# The oldest releases are the lower bounds themselves; pip reports an error if they conflict.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 which=${1:-}
@@ -17,8 +17,8 @@ esac
 shift
 environment=.venv-$which
 [ -x "$environment/bin/python" ] || "${PYTHON:-python3}" -m venv "$environment"
-sed -nE 's/^([a-z0-9_-]+)>=([0-9.]+),.*/\1==\2/p' requirements.txt >"$environment/bounds.txt"
-"$environment/bin/python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" -r requirements.txt
+sed -nE 's/^(.*")?([a-z0-9_-]+)>=([0-9.]+),.*/\2==\3/p' requirements.txt pyproject.toml >"$environment/bounds.txt"
+"$environment/bin/python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" -r requirements.txt -e ".[dev,cluster,export]"
 "$environment/bin/python" --version
 "$environment/bin/python" -m pip freeze --exclude-editable
 "$environment/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

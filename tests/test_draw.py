@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from analysis.draw import COLORS, cell_figure, cell_graph, color, draw_genotype
-from genotypes import CELLS, PRIMITIVES
+from genotypes import CELLS, PRIMITIVES, make_genotype
 from nasbench201.cells import parse_cell
 from tests.helpers import script_in_process
 
@@ -88,6 +88,16 @@ def assert_nothing_overlaps(genotype, kind):
 @pytest.mark.parametrize("name", CELLS)
 def test_no_label_node_or_line_of_a_published_cell_overlaps_another(name, kind):
     assert_nothing_overlaps(CELLS[name], kind)
+
+
+def test_nothing_overlaps_in_a_chain_of_skips_or_with_two_operations_on_every_edge():
+    chain = [("skip_connect", source) for source in (0, 1, 0, 2, 3, 2, 4, 0)]
+    full = [(name, end, start) for end in range(2, 6) for start in range(end) for name in ("noise", "skip_connect")]
+    nodes = (2, 3, 4, 5)
+    genotype = make_genotype({"normal": chain, "normal_concat": nodes, "reduce": full, "reduce_concat": nodes})
+    for kind, edges in (("normal", 8), ("reduce", 28)):
+        assert len(genotype.edges(kind)) == edges
+        assert_nothing_overlaps(genotype, kind)
 
 
 @pytest.mark.parametrize("arch", CELLS_201)

@@ -26,8 +26,8 @@ def parse(source):
     return edges, [STATES[begin] for begin, _, operation in found if not operation]
 
 
-@pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("kind", ["normal", "reduce"])
+@pytest.mark.parametrize("name", CELLS)
 def test_a_graph_has_the_edges_of_the_genotype_and_no_others(name, kind):
     genotype = CELLS[name]
     source = cell_graph(genotype, kind).source
@@ -85,7 +85,7 @@ def assert_nothing_overlaps(genotype, kind):
 
 
 @pytest.mark.parametrize("kind", ["normal", "reduce"])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", ["AmoebaNet", "DARTS_V2", "DARTSminus_cifar10_s4_0", "FairDARTS_a", "FairDARTS_e"])
 def test_no_label_node_or_line_of_a_published_cell_overlaps_another(name, kind):
     assert_nothing_overlaps(CELLS[name], kind)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cli
 from files import write_atomically
 from genotypes import AnyCell, Edge
+from lib import options
 from nasbench201.cells import load_any
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _name(spec: str) -> str:
 
 
 def main() -> None:
-    parser = cli.Parser(prog=PROG, description=__doc__.splitlines()[0])
+    parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument(
         "genotype", type=str, help="a published cell, a string of NAS-Bench-201, a genotype file or a run folder"
     )

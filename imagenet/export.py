@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
-from cli import InputError, Seed, blaming, option
+from cli import InputError, blaming
 from files import check_new_file, write_atomically, write_new
+from lib import options
+from lib.options import Seed, argument, option
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,10 +32,11 @@ TOLERANCE = 1e-4
 
 @dataclass
 class ExportSettings:
-    """export"""
+    """The settings of an export."""
 
-    out: str = option("", "folder of the files; by default the run's, or that of the checkpoint")
-    seed: Seed = option(0, "of the images that torch and ONNX Runtime are compared on")
+    checkpoint: str = argument("Run folder of imagenet/train.py, finished or not, or one of its checkpoint files.")
+    out: str = option("", "Folder of the files. By default the folder of the run or of the checkpoint.")
+    seed: Seed = option(0, "Seed of the images on which torch and ONNX Runtime are compared.")
 
 
 def to_onnx(network: "nn.Module", images: "Tensor", about: dict[str, str]) -> bytes:
@@ -74,9 +77,7 @@ def largest_difference(content: bytes, network: "nn.Module", images: "Tensor") -
 
 
 def main() -> None:
-    parser = cli.parser_for(ExportSettings, PROG, __doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="a run folder of imagenet/train.py, finished or not, or a checkpoint file")
-    given = parser.parse_args()
+    given = options.parse(ExportSettings, PROG, __doc__.splitlines()[0])
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise InputError(f"{package} is not installed; run pip install -e '.[export]'")

@@ -14,6 +14,7 @@ import cli
 from cli import blaming
 from files import is_picture, read_text
 from imagenet.layout import find_split
+from lib import options
 
 PROG = "prepare.py"
 
@@ -75,7 +76,7 @@ def sort_pictures(folder: Path, classes: dict[str, str]) -> int:
 
 
 def main() -> None:
-    parser = cli.Parser(prog=PROG, description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("data", help="ILSVRC's folder (with Data/CLS-LOC/val) or one with val/")
     truth_help = "ILSVRC2012_validation_ground_truth.txt of the development kit, or Kaggle's LOC_val_solution.csv"
     parser.add_argument("--ground_truth", required=True, help=truth_help)

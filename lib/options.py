@@ -179,6 +179,19 @@ def parser_for(kind: type, prog: str, description: str) -> Parser:
     return parser
 
 
+def reader(kind: Any) -> Callable[[Any], Any]:
+    """The `type` of add_argument for words of this kind."""
+    base, limits, _ = _parts(kind)
+
+    def read(word: Any) -> Any:
+        try:
+            return _read_single(base, limits, word)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
 def _of_flag(kind: Any, default: Any) -> tuple[str, dict[str, Any]]:
     """What `--help` adds to the text of a flag, and the keywords of its add_argument."""
     if kind is bool:
@@ -187,15 +200,9 @@ def _of_flag(kind: Any, default: Any) -> tuple[str, dict[str, Any]]:
     choices = get_args(base) if get_origin(base) is Literal else ()
     metavar = f"{{{','.join(choices)}}}" if choices else {str: "TEXT", int: "N", float: "X"}[base]
 
-    def read(word: Any) -> Any:
-        try:
-            return _read_single(base, limits, word)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
     shown = [] if default in (None, "") else ["default: %(default)s"]
     details = "; ".join([*(limit.text for limit in limits), *shown])
-    keywords = {"type": read, "metavar": metavar, **({"nargs": "+"} if several else {})}
+    keywords = {"type": reader(kind), "metavar": metavar, **({"nargs": "+"} if several else {})}
     return f"({details})" if details else "", keywords
 
 

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jsonargparse.typing import PositiveInt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
 import cli
 from cli import blaming
 from files import check_new_file, write_new
+from lib import options
 from nasbench201.cells import EDGES, OPERATIONS, Cell201, load_cell, make_cell, operations_of
 from nasbench201.sources import DATASETS, EPOCHS, FORMAT, SPLITS, Dataset, Epochs, Split, build, checksum, column_name
 
@@ -310,7 +310,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--dataset": {"type": Dataset, "default": "cifar10", "help": "data set"},
     "--split": {"type": Split, "default": "test", "help": "split of the data set"},
     "--epochs": {"type": Epochs, "default": 200, "help": "training budget"},
-    "--count": {"type": PositiveInt, "default": 10, "help": "number of cells"},
+    "--count": {"type": options.reader(options.PositiveInt), "default": 10, "help": "number of cells"},
     "--json": {"action": "store_true", "help": "print JSON"},
     "--trust": {"action": "store_true", "help": "unpickle the .pth, which runs any code in it: only if you trust it"},
 }
@@ -325,10 +325,10 @@ COMMANDS = {
 
 
 def main() -> None:
-    parser = cli.Parser(prog=PROG, description=__doc__.splitlines()[0], usage=f"{PROG} COMMAND ...")
+    parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0], usage=f"{PROG} COMMAND ...")
     subcommands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for command, (_, help, names) in COMMANDS.items():
-        subparser = cli.Parser(description=help, allow_abbrev=False)
+        subparser = options.Parser(description=help, allow_abbrev=False)
         for name in names:
             subparser.add_argument(name, **ARGUMENTS[name])
         if command == "build":

@@ -181,9 +181,9 @@ def _name(spec: str) -> str:
 def main() -> None:
     parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument(
-        "genotype", type=str, help="a published cell, a string of NAS-Bench-201, a genotype file or a run folder"
+        "genotype", type=str, help="A published cell, a string of NAS-Bench-201, a genotype file or a run folder."
     )
-    parser.add_argument("--out", type=str, metavar="DIR", help="folder of the pictures (default: cells/<genotype>)")
+    parser.add_argument("--out", type=str, metavar="DIR", help="Folder of the pictures. By default cells/<genotype>.")
     arguments = parser.parse_args()
     with cli.blaming("genotype"):
         genotype = load_any(arguments.genotype)

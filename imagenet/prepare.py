@@ -76,11 +76,11 @@ def sort_pictures(folder: Path, classes: dict[str, str]) -> int:
 
 
 def main() -> None:
-    parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("data", help="ILSVRC's folder (with Data/CLS-LOC/val) or one with val/")
-    truth_help = "ILSVRC2012_validation_ground_truth.txt of the development kit, or Kaggle's LOC_val_solution.csv"
+    parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="ILSVRC's folder (with Data/CLS-LOC/val) or one with val/.")
+    truth_help = "ILSVRC2012_validation_ground_truth.txt of the development kit, or Kaggle's LOC_val_solution.csv."
     parser.add_argument("--ground_truth", required=True, help=truth_help)
-    parser.add_argument("--meta", help="meta.mat of the development kit; by default the one beside the ground truth")
+    parser.add_argument("--meta", help="meta.mat of the development kit. By default the one beside the ground truth.")
     given = parser.parse_args()
     with blaming("data"):
         folder = find_split(Path(given.data), "val")

@@ -110,9 +110,10 @@ def read_value(kind: Any, value: Any) -> Any:
 
 def _read_single(base: Any, limits: Sequence[Limit], value: Any) -> Any:
     if get_origin(base) is Literal:
-        if value not in get_args(base):
-            raise ValueError(f"{value!r}, expected one of {', '.join(map(repr, get_args(base)))}")
-        return value
+        for choice in get_args(base):
+            if value in (choice, str(choice)):
+                return choice
+        raise ValueError(f"{value!r}, expected one of {', '.join(map(repr, get_args(base)))}")
     names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
     expected = ", ".join([f"expected {names[base]}", *(limit.text for limit in limits)])
     numeric = base in (int, float)
@@ -144,7 +145,10 @@ def _check_size(number: float) -> None:
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A parser whose errors are InputErrors."""
+    """A parser whose errors are InputErrors, and whose help has no names of types."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(formatter_class=argparse.HelpFormatter, allow_abbrev=False, **keywords)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if isinstance(ex, argparse.ArgumentError) and ex.argument_name:
@@ -160,8 +164,6 @@ def parser_for(kind: type, prog: str, description: str) -> Parser:
         prog=prog,
         usage=" ".join(["%(prog)s [--FLAG VALUE ...]", *(name.upper() for name in by_name if name not in flags)]),
         description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument("--config", action="config", metavar="FILE.yaml", help="Read settings from this file.")
     kinds, groups = get_type_hints(kind, include_extras=True), {}

@@ -22,7 +22,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from safetensors import SafetensorError
@@ -299,28 +299,54 @@ def _plot_command(given: Any) -> None:
     print(out)
 
 
-CELL = "index, string, genotype file or run folder"
+CELL = "Index, string, genotype file or run folder of a cell."
+
+
+def _choice(kind: Any, default: Any, help: str) -> dict[str, Any]:
+    """The keywords of add_argument for one of the values of a Literal."""
+    choices = ",".join(map(str, get_args(kind)))
+    shown = f" (default: {default})" if default is not None else ""
+    return {
+        "type": options.reader(kind),
+        "default": default,
+        "metavar": f"{{{choices}}}",
+        "help": f"{help}{shown}.",
+    }
+
+
 #: the arguments of the commands; those without dashes are named in messages by their metavar
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "sources": {"nargs": "+", "metavar": "SOURCE", "help": "the official .pth, or .csv and .csv.gz with accuracies"},
-    "table": {"metavar": "TABLE", "help": "file that build has made"},
-    "out": {"metavar": "OUT", "help": "file to make: table.safetensors, or a picture that ends in .png, .svg or .pdf"},
+    "sources": {
+        "nargs": "+",
+        "metavar": "SOURCE",
+        "help": "The official .pth, or .csv or .csv.gz files.",
+    },
+    "table": {"metavar": "TABLE", "help": "Table that build has made."},
+    "out": {"metavar": "OUT", "help": "New file: table.safetensors, or a picture that ends in .png, .svg or .pdf."},
     "cell": {"metavar": "CELL", "help": CELL},
     "cells": {"nargs": "+", "metavar": "CELL", "help": CELL},
-    "--dataset": {"type": Dataset, "default": "cifar10", "help": "data set"},
-    "--split": {"type": Split, "default": "test", "help": "split of the data set"},
-    "--epochs": {"type": Epochs, "default": 200, "help": "training budget"},
-    "--count": {"type": options.reader(options.PositiveInt), "default": 10, "help": "number of cells"},
-    "--json": {"action": "store_true", "help": "print JSON"},
-    "--trust": {"action": "store_true", "help": "unpickle the .pth, which runs any code in it: only if you trust it"},
+    "--dataset": _choice(Dataset, "cifar10", "Data set"),
+    "--split": _choice(Split, "test", "Split of the data set"),
+    "--epochs": _choice(Epochs, 200, "Training budget in epochs"),
+    "--count": {
+        "type": options.reader(options.PositiveInt),
+        "default": 10,
+        "metavar": "N",
+        "help": "Number of cells (default: 10).",
+    },
+    "--json": {"action": "store_true", "help": "Print JSON."},
+    "--trust": {
+        "action": "store_true",
+        "help": "Unpickle the .pth, which runs any code in it.",
+    },
 }
 ACCURACY = ("--dataset", "--split", "--epochs")
 COMMANDS = {
-    "build": (_build_command, "make a table from the official .pth or from CSV files", ("sources", "out", "--trust")),
-    "query": (_query_command, "everything that a table has on a cell", ("table", "cell", "--json")),
-    "best": (_best_command, "the best cells", ("table", *ACCURACY, "--count", "--json")),
-    "rank": (_rank_command, "the ranks of cells among all", ("table", "cells", *ACCURACY, "--json")),
-    "plot": (_plot_command, "a picture of all cells, some of them marked", ("table", "out", *ACCURACY)),
+    "build": (_build_command, "Make a table from the official .pth or from CSV files.", ("sources", "out", "--trust")),
+    "query": (_query_command, "Print everything that the table has on a cell.", ("table", "cell", "--json")),
+    "best": (_best_command, "Print the best cells.", ("table", *ACCURACY, "--count", "--json")),
+    "rank": (_rank_command, "Print the ranks of cells among all cells.", ("table", "cells", *ACCURACY, "--json")),
+    "plot": (_plot_command, "Plot all cells and mark some of them.", ("table", "out", *ACCURACY)),
 }
 
 
@@ -328,12 +354,12 @@ def main() -> None:
     parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0], usage=f"{PROG} COMMAND ...")
     subcommands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for command, (_, help, names) in COMMANDS.items():
-        subparser = options.Parser(description=help, allow_abbrev=False)
+        subparser = options.Parser(description=help)
         for name in names:
             subparser.add_argument(name, **ARGUMENTS[name])
         if command == "build":
-            budgets = "training budget of each CSV file in turn (default: 200)"
-            subparser.add_argument("--epochs", type=Epochs, nargs="+", help=budgets)
+            budgets = _choice(Epochs, None, "Training budget of each CSV file in turn, 200 if not given")
+            subparser.add_argument("--epochs", nargs="+", **budgets)
         if command == "plot":
             subparser.add_argument("cells", metavar="CELL", nargs="*", default=[], help=CELL)
         subcommands.add_subcommand(command, subparser, help=help)

@@ -3,6 +3,7 @@
 python analysis/card.py runs/imagenet
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,14 @@ def write_card(run: Path) -> Path:
     """Write model_card.md, cells/ and curves.png to the folder of a finished retraining.
 
     Raises:
-        ValueError: it is no such folder, or a file of it is damaged.
-        OSError: a file cannot be read or written.
+        ValueError: The folder is not that of a finished retraining, or a file of it is damaged.
+        OSError: A file cannot be read or written.
     """
     require(run, "result.json", "config.yaml", "genotype.json")
     try:
         result, config = read_json(run / "result.json"), read_yaml(run / "config.yaml")
         cells = load_any(str(run))
-        kinds = cells.kinds
-        text = card(result, config, kinds)
+        text = card(result, config, cells.kinds)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{run} is not as a retraining leaves it: {' '.join(str(error).split())}") from error
     draw_genotype(cells, run / "cells")
@@ -39,38 +39,54 @@ def write_card(run: Path) -> Path:
     return path
 
 
+def escape(value: object) -> str:
+    """A value as one line of Markdown that reads as it is: no heading, table, link, emphasis or HTML comes of it."""
+    return re.sub(r"[\\`*\[\]<>#|&~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(str(value).split()))
+
+
+def code(value: object) -> str:
+    """A value as a code span of a table."""
+    line = " ".join(str(value).split()).replace("|", r"\|")
+    fence = _fence(line, 1)
+    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
+
+
+def _fence(text: str, least: int) -> str:
+    """More backticks than any row of them in a text."""
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
 def card(result: dict[str, Any], config: dict[str, Any], kinds: tuple[str, ...]) -> str:
     """The text of a card.
 
     Args:
-        result: of result.json.
-        config: of config.yaml.
-        kinds: of the cells.
+        result: The content of result.json.
+        config: The content of config.yaml.
+        kinds: The kinds of cells.
     """
     origin = config["provenance"]
     data = config.get("dataset", Path(config["data"]).name)
     rows = {
         "test accuracy (top-1)": f"{100 * result['accuracy']:.2f} %",
         **({"test accuracy (top-5)": f"{100 * result['top5']:.2f} %"} if "top5" in result else {}),
-        "test images": result["test_images"],
+        "test images": escape(result["test_images"]),
         "parameters": f"{result['params'] / 1e6:.3f} M (without the auxiliary head)",
         "multiply-adds": f"{result['multiply_adds'] / 1e6:.1f} M (convolutions and linear layers, one image)",
-        "data": f"{data}, {len(result['classes'])} classes",
-        "commit": f"`{origin['commit']}`",
-        "device": origin["device"],
-        "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
+        "data": f"{escape(data)}, {len(result['classes'])} classes",
+        "commit": code(origin["commit"]),
+        "device": escape(origin["device"]),
+        "versions": escape(", ".join(f"{name} {version}" for name, version in origin["versions"].items())),
     }
-    recipe = {name: value for name, value in config.items() if name not in (*PLACE, "provenance", "arch")}
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    settings = "\n".join(f"| `--{name}` | {value} |" for name, value in recipe.items())
+    recipe = {
+        code(f"--{name}"): escape(value) for name, value in config.items() if name not in (*PLACE, "provenance", "arch")
+    }
     drawings = "\n\n".join(f"![the {kind} cell](cells/{kind}.png)" for kind in kinds)
-    return f"""# {config["arch"]} on {data}
+    fence = _fence(origin["command"], 3)
+    return f"""# {escape(config["arch"])} on {escape(data)}
 
-The test images were scored every epoch for the record; nothing was chosen by them: the accuracy is the last epoch's.
+The test images were scored in every epoch, but no choice depends on them: the accuracy is that of the last epoch.
 
-| | |
-|---|---|
-{table}
+{_table(rows)}
 
 {drawings}
 
@@ -78,16 +94,18 @@ The test images were scored every epoch for the record; nothing was chosen by th
 
 ## Recipe
 
-| | |
-|---|---|
-{settings}
+{_table(recipe)}
 
 Made with
 
-```bash
+{fence}bash
 {origin["command"]}
-```
+{fence}
 """
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-"""Charts for a page: matplotlib's SVG, whose colors are the page's own, so that they follow its light or dark theme."""
+"""Charts for a page: matplotlib's SVG in the page's own colors, so that they follow its light or dark theme."""
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,14 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from analysis.compare import Panel, curve_of
+from analysis.curves import leave_out_outliers, number
+from analysis.draw import COLORS
+from analysis.runs import Entry
+
+if TYPE_CHECKING:
+    from analysis.page import Row
 
 #: stand for the page's variables until the drawing is done
 INK, GRID = "#010101", "#020202"
@@ -28,56 +37,112 @@ class Line(NamedTuple):
 
     x: np.ndarray
     y: np.ndarray
-    color: str  # a CSS color, such as var(--method-0)
-    series: str  # its class, by which the page shows and hides it
-    title: str  # what it is, for whoever points at it
+    series: str  # its class, by which the page shows and hides it, and the variable of its color
+    title: str  # its name, shown under the pointer
     width: float = 1.0
     dashed: bool = False
     opacity: float = 1.0
 
 
-def line_chart(lines: Sequence[Line], label: str) -> Markup:
+def curves(rows: Sequence["Row"], panel: Panel) -> Markup | None:
+    """A chart of all searches of a column: each seed as a thin line, the mean of a method as a thick one."""
+    lines = []
+    for row in rows:
+        measured = [(e.seed, curve_of(e.course.metrics, panel)) for e in row.entries if e.course is not None]
+        found = [(f"seed {seed}", values) for seed, values in measured if values is not None]
+        style = (1.0, False, 0.45) if len(found) > 1 else (1.8, False, 1.0)
+        drawn = [(*curve, style) for curve in found]
+        if len(found) > 1:
+            shortest = min(len(values) for _, values in found)
+            mean = np.mean([values[:shortest] for _, values in found], axis=0)
+            drawn.append((f"mean of {len(found)} seeds", mean, (2.2, False, 1.0)))
+        for name, values, style in drawn:
+            title = f"{row.method}, {name}: {number(values[-1], '.3g')} after epoch {len(values)}"
+            lines.append(Line(np.arange(1, len(values) + 1), values, row.series, title, *style))
+    label = f"{panel.title} against epoch"
+    return line_chart(lines, label, panel.integer, panel.outliers) if lines else None
+
+
+def eigenvalues(rows: Sequence["Row"]) -> Markup | None:
+    """The dominant eigenvalue of the validation loss's Hessian in alpha, along the searches that have it measured."""
+    lines = []
+    for row in rows:
+        for entry in row.entries:
+            if entry.eigenvalues is not None:
+                epochs, values = entry.eigenvalues[["epoch", "eigenvalue_1"]].to_numpy().T
+                title = f"{row.method}, seed {entry.seed}: {number(values[-1], '.3g')}"
+                lines.append(Line(epochs, values, row.series, title, 1.8))
+    return line_chart(lines, "dominant eigenvalue of the Hessian against epoch") if lines else None
+
+
+def operation_series(operation: str) -> str:
+    """The page's variable for a kind of operation."""
+    return next(kind for kind in COLORS if operation.startswith(kind)).replace("_", "-")
+
+
+def trajectories(entry: Entry) -> dict[str, Markup]:
+    """kind of cell -> the mixing weights of its operations over the epochs, mean over the edges."""
+    charts = {}
+    for kind, mixing in entry.course.mixing.items() if entry.course is not None else ():
+        lines = []
+        for operation, weights in mixing.items():
+            title = f"{operation}: {weights[-1]:.3f} at the end"
+            series, dashed = operation_series(operation), operation.endswith("5x5")
+            lines.append(Line(np.arange(len(weights)), weights, series, title, 1.8, dashed))
+        charts[kind] = line_chart(lines, f"mixing weights of the {kind} cell, {entry.method}, seed {entry.seed}")
+    return charts
+
+
+def line_chart(lines: Sequence[Line], label: str, integer: bool = False, outliers: bool = True) -> Markup:
     """Curves over epochs.
 
     Args:
-        label: what the chart shows, for those who cannot see it.
+        label: The chart's name, for a screen reader.
+        integer: Whether the ticks are whole numbers.
+        outliers: Whether the axis holds values far below the others.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
-        for number, line in enumerate(lines):
-            (drawn,) = axes.plot(
+        for index, line in enumerate(lines):
+            axes.plot(
                 line.x,
                 line.y,
-                color=f"#{number + 16:06x}",
+                color=f"#{index + 16:06x}",
                 linewidth=line.width,
                 linestyle="--" if line.dashed else "-",
                 alpha=line.opacity,
                 marker="o" if np.isfinite(line.y).sum() == 1 else None,
                 markersize=3,
+                gid=f"series-{index}",
             )
-            drawn.set_gid(f"series-{number}")
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=integer, steps=[1, 2, 5, 10] if integer else None))
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axes.set_xlabel("epoch", labelpad=1)
+        if not outliers:
+            leave_out_outliers(axes)
         return _svg(figure, label, lines)
 
 
-def surface_chart(x: np.ndarray, y: np.ndarray, values: np.ndarray, label: str) -> Markup:
-    """Contours of a surface around the point 0, 0.
-
-    Args:
-        x, y: (points,) the two axes.
-        values: (points of y, points of x).
-    """
+def surface(entry: Entry) -> Markup | None:
+    """The validation loss around alpha as contours; None where it was not measured on a whole grid."""
+    if entry.surface is None:
+        return None
+    grid = entry.surface.pivot_table(index="y", columns="x", values="loss")
+    if min(grid.shape) < 2 or grid.isna().any(axis=None):
+        return None
+    x, y, values = grid.columns.to_numpy(), grid.index.to_numpy(), grid.to_numpy()
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
         axes.contourf(x, y, values, levels=14, cmap="viridis")
         lines = axes.contour(x, y, values, levels=14, colors="white", linewidths=0.4, alpha=0.6)
-        axes.clabel(lines, lines.levels[::3], fontsize=7, fmt="%.2f", colors="white")
+        digits = max(0, math.ceil(-math.log10(lines.levels[1] - lines.levels[0])))  # equal labels for no two levels
+        axes.clabel(
+            lines, lines.levels[::3], fontsize=7, fmt=lambda value: number(value, f".{digits}f"), colors="white"
+        )
         axes.plot([0], [0], marker="+", color="white", markersize=9)
         axes.grid(False)
-        return _svg(figure, label, [])
+        return _svg(figure, f"validation loss around alpha, {entry.method}, seed {entry.seed}", [])
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -94,13 +159,14 @@ def _figure() -> tuple[Figure, Axes]:
 def _svg(figure: Figure, label: str, lines: Sequence[Line]) -> Markup:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    drawing = text.getvalue()
-    drawing = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text.getvalue(), flags=re.DOTALL)
     drawing = drawing[drawing.index("viewBox") :]
     drawing = f'<svg role="img" aria-label="{escape(label)}" {drawing}'
     drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing).replace("xlink:href", "href")
     drawing = re.sub(r"font-family: [^;\"]*", "font-family: inherit", drawing)
     drawing = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 inherit", drawing)
+    # coordinates, which are within quotes, to a hundredth; labels stay as they are
+    drawing = re.sub(r'="[^"]*"', lambda quoted: re.sub(r"(\d+\.\d\d)\d+", r"\1", quoted[0]), drawing)
 
     def named(match: re.Match) -> str:
         line = lines[int(match[1])]
@@ -108,8 +174,7 @@ def _svg(figure: Figure, label: str, lines: Sequence[Line]) -> Markup:
 
     drawing = re.sub(r'<g id="series-(\d+)">', named, drawing)
     drawing = re.sub(r' id="[A-Za-z_.0-9]+_\d+"', "", drawing)
-    for number, line in enumerate(lines):
-        drawing = drawing.replace(f"#{number + 16:06x}", line.color)
+    for index, line in enumerate(lines):
+        drawing = drawing.replace(f"#{index + 16:06x}", f"var(--{line.series})")
     drawing = drawing.replace(INK, "var(--ink-soft)").replace(GRID, "var(--grid)")
-    drawing = re.sub(r"(\d+\.\d\d)\d+", r"\1", drawing)
     return Markup(re.sub(r"\n\s*", " ", drawing))

@@ -3,31 +3,70 @@
 python analysis/compare.py runs/darts runs/lambda-darts --out compare.png
 """
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import cli
-from analysis.curves import Course, dress, load_course, title
+from analysis.colors import METHODS, assign
+from analysis.curves import Course, dress, leave_out_outliers, load_course, save, title
 from cli import InputError
 from files import check_new_file
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PROG = "compare.py"
-#: colors of the groups: Okabe and Ito's, for any color vision
-SHADES = ("#0064a8", "#d55e00", "#007f5c", "#9a4c86", "#9c6b00", "#3a5a78", "#56b4e9", "#000000")
-#: title -> column of metrics.csv or what those of the kinds of cells begin with, a factor, and how kinds are joined
-PANELS = {
-    "Layer alignment Λ (valid)": ("valid_alignment", 1, np.mean),
-    "Skip connections": ("skip_connect", 1, np.sum),
-    "Accuracy of the supernet (train) [%]": ("train_accuracy", 100, np.mean),
-    "Accuracy of the supernet (valid) [%]": ("valid_accuracy", 100, np.mean),
-    "Entropy of p [nats]": ("entropy", 1, np.mean),
-    "The cell's test accuracy in the table [%]": ("table_test_accuracy", 1, np.mean),
-}
 
 
+class Panel(NamedTuple):
+    """A curve of each search: a column of metrics.csv, or those of its kinds of cells together."""
+
+    title: str
+    about: str
+    column: str  # its name, or how the names of the kinds' columns begin
+    scale: float = 1
+    integer: bool = False  # kinds are added up, and the ticks are whole numbers
+    outliers: bool = True  # the axis holds values far below the others
+
+
+PANELS = (
+    Panel(
+        "Layer alignment Λ",
+        "Mean cosine between the layers' architecture gradients, on validation batches (Λ-DARTS, figure 1).",
+        "valid_alignment",
+    ),
+    Panel(
+        "Skip connections",
+        "In the cell that each epoch's alpha stands for. A search collapses when they take over.",
+        "skip_connect",
+        integer=True,
+    ),
+    Panel(
+        "The cell's test accuracy in the table [%]",
+        "After 200 epochs of training, for the cell that each epoch's alpha stands for.",
+        "table_test_accuracy",
+        outliers=False,
+    ),
+    Panel(
+        "Accuracy of the supernet (valid) [%]",
+        "On the half of the training images that alpha sees.",
+        "valid_accuracy",
+        100,
+        outliers=False,
+    ),
+    Panel(
+        "Accuracy of the supernet (train) [%]",
+        "On the half of the training images that the weights see.",
+        "train_accuracy",
+        100,
+        outliers=False,
+    ),
+    Panel("Entropy of p [nats]", "Of an edge's mixing weights, or of its gates: 0 when one is chosen.", "entropy"),
+)
 #: settings that two seeds of one search may differ in
 NOT_COMPARED = {
     *("seed", "seeds", "save", "resume", "device", "data", "download", "halves", "table", "table_dataset"),
@@ -62,24 +101,26 @@ def grouped(courses: list[Course]) -> dict[str, list[Course]]:
 def compare_figure(courses: list[Course]) -> Figure:
     """A panel for each quantity that a course has: its mean over the seeds, and each seed as a thin line."""
     groups = grouped(courses)
-    names = {name for course in courses for name in course.metrics.dtype.names}
-    panels = {text: panel for text, panel in PANELS.items() if any(name.startswith(panel[0]) for name in names)}
+    panels = [panel for panel in PANELS if any(curve_of(course.metrics, panel) is not None for course in courses)]
+    shades = assign({name: members[0].config.get("method", "darts") for name, members in groups.items()})
     rows = -(-len(panels) // 3)
     figure = Figure(figsize=(13, 3.4 * rows + 0.7), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    for axes, (text, (column, scale, join)) in zip(
-        figure.subplots(rows, 3, squeeze=False).flat, panels.items(), strict=False
-    ):
-        dress(axes, text)
-        for shade, (name, members) in zip(SHADES, groups.items(), strict=False):
-            curves = [scale * _column(member.metrics, column, join) for member in members]
-            shortest = min(map(len, curves))
-            epochs = np.arange(1, shortest + 1)
-            marker = "o" if shortest < 2 else None
+    for axes, panel in zip(figure.subplots(rows, 3, squeeze=False).flat, panels, strict=False):
+        dress(axes, panel.title)
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=panel.integer))
+        for name, members in groups.items():
+            shade = METHODS[shades[name]][0]
+            curves = [curve for member in members if (curve := curve_of(member.metrics, panel)) is not None]
             for curve in curves:
+                marker = "o" if len(curve) < 2 else None
                 axes.plot(np.arange(1, len(curve) + 1), curve, color=shade, linewidth=0.8, alpha=0.4, marker=marker)
-            mean = np.mean([curve[:shortest] for curve in curves], axis=0)
-            axes.plot(epochs, mean, color=shade, linewidth=2.2, marker=marker, label=name)
+            shortest = min(map(len, curves), default=0)
+            mean = np.mean([curve[:shortest] for curve in curves], axis=0) if curves else []
+            marker = "o" if shortest == 1 else None
+            axes.plot(np.arange(1, shortest + 1), mean, color=shade, linewidth=2.2, marker=marker, label=name)
+        if not panel.outliers:
+            leave_out_outliers(axes)
     for axes in figure.axes[len(panels) :]:
         axes.remove()
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -88,10 +129,12 @@ def compare_figure(courses: list[Course]) -> Figure:
     return figure
 
 
-def _column(metrics: np.ndarray, column: str, join: Callable) -> np.ndarray:
-    """A column, or those of each kind of cell that begin with its name, joined; nan where it was not measured."""
-    names = [name for name in metrics.dtype.names if name.startswith(column)]
-    return join([metrics[name] for name in names], axis=0) if names else np.full(len(metrics), np.nan)
+def curve_of(metrics: "pd.DataFrame", panel: Panel) -> np.ndarray | None:
+    """The values of a panel, (epochs,); None where they were not measured."""
+    columns = metrics.filter(regex=rf"^{panel.column}(_\w+)?$")
+    if columns.isna().all(axis=None):
+        return None
+    return panel.scale * (columns.sum(axis=1) if panel.integer else columns.mean(axis=1)).to_numpy()
 
 
 def expanded(runs: list[str]) -> list[Path]:
@@ -118,10 +161,10 @@ def main() -> None:
         check_new_file(Path(arguments.out))
     with cli.blaming("runs"):
         courses = [load_course(run) for run in expanded(arguments.runs)]
-    if len(grouped(courses)) > len(SHADES):
-        raise InputError(f"runs: {len(grouped(courses))} different searches, expected {len(SHADES)} at most")
+    if len(grouped(courses)) > len(METHODS):
+        raise InputError(f"runs: {len(grouped(courses))} different searches, expected {len(METHODS)} at most")
     with cli.blaming("--out"):
-        compare_figure(courses).savefig(arguments.out, dpi=150)
+        save(compare_figure(courses), Path(arguments.out))
     print(arguments.out)
 
 

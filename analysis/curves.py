@@ -5,29 +5,31 @@ python analysis/curves.py runs/imagenet
 """
 
 import io
-import math
 import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 import cli
+from analysis.colors import METHODS
 from analysis.draw import color
-from files import read_yaml
-from parsing import open_csv
+from files import read_yaml, write_atomically
 from search.settings import method_settings
 from spaces import SPACES
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PROG = "curves.py"
-#: of two curves in a panel, the first and the second; told apart with any color vision
-PAIR = ("#0064a8", "#d55e00")
+#: the first curve of a panel without a method, and the further ones, which are dashed and dotted
+FIRST, OTHERS = "#0064a8", "#000000"
 #: how the title names a setting that is not the method's own
 SWITCHES = {
     "relaxation": "{}",
@@ -39,16 +41,18 @@ SWITCHES = {
 
 
 class Panel(NamedTuple):
-    """One or two columns of metrics.csv over the epochs."""
+    """Up to three columns of metrics.csv over the epochs."""
 
     title: str
     columns: dict[str, str]  # label of the curve -> column
     scale: float = 1
     logarithmic: bool = False
+    integer: bool = False  # ticks at whole numbers
+    outliers: bool = True  # the axis holds values far below the others
 
 
 LOSS = Panel("Loss", {"train": "train_loss", "valid": "valid_loss"})
-ACCURACY = Panel("Accuracy [%]", {"train": "train_accuracy", "valid": "valid_accuracy"}, scale=100)
+ACCURACY = Panel("Accuracy [%]", {"train": "train_accuracy", "valid": "valid_accuracy"}, scale=100, outliers=False)
 ALIGNMENT = Panel("Layer alignment Λ", {"train": "train_alignment", "valid": "valid_alignment"})
 GRADIENTS = Panel(
     "Norm of the gradient in w",
@@ -57,8 +61,8 @@ GRADIENTS = Panel(
 )
 #: of a retraining
 LOSS_TEST = Panel("Loss", {"train": "train_loss", "test": "test_loss"})
-ACCURACY_TEST = Panel("Accuracy [%]", {"train": "train_accuracy", "test": "test_accuracy"}, scale=100)
-TOP5 = Panel("Label among the first five [%]", {"train": "train_top5", "test": "test_top5"}, scale=100)
+ACCURACY_TEST = Panel("Accuracy [%]", {"train": "train_accuracy", "test": "test_accuracy"}, scale=100, outliers=False)
+TOP5 = Panel("Top-5 accuracy [%]", {"train": "train_top5", "test": "test_top5"}, scale=100, outliers=False)
 LEARNING_RATE = Panel("Learning rate", {"learning rate": "learning_rate"})
 #: what only some methods and spaces measure
 OWN = (
@@ -75,24 +79,25 @@ OWN = (
         {
             "test": "table_test_accuracy",
             "valid": "table_valid_accuracy",
-            "valid, after 12 epochs": "table_valid_accuracy_12",
+            "valid (12 epochs)": "table_valid_accuracy_12",
         },
+        outliers=False,
     ),
-    Panel("The cell's rank of 15,625", {"rank": "table_rank"}, logarithmic=True),
+    Panel("The cell's rank of 15,625", {"rank": "table_rank"}, logarithmic=True, integer=True),
     Panel("Regret to the best cell [points]", {"regret": "table_regret"}),
 )
 
 
-def _by_kind(title: str, column: str, kinds: Iterable[str], scale: float = 1) -> Panel:
+def _by_kind(title: str, column: str, kinds: Iterable[str], scale: float = 1, integer: bool = False) -> Panel:
     """A curve for each kind of cell."""
-    return Panel(title, {kind: f"{column}_{kind}" for kind in kinds}, scale)
+    return Panel(title, {kind: f"{column}_{kind}" for kind in kinds}, scale, integer=integer)
 
 
 class Course(NamedTuple):
-    """What a run folder says of its search."""
+    """A search as its run folder records it."""
 
     config: dict[str, Any]
-    metrics: np.ndarray  # a record for each epoch, its fields the columns of metrics.csv; nan where not measured
+    metrics: "pd.DataFrame"  # metrics.csv, a row for each epoch; nan where not measured
     #: kind of cell -> operation -> its mixing weight before the first and after each epoch, (epochs + 1,):
     #: the mean over those edges that have the operation among their candidates
     mixing: dict[str, dict[str, np.ndarray]]
@@ -105,23 +110,22 @@ def require(run: Path, *names: str) -> None:
             raise ValueError(f"{run} has no {name}; expected the folder of a run, its first epoch done")
 
 
-def read_columns(path: Path) -> np.ndarray:
-    """A CSV file of numbers as records, one field a column; nan where a cell is empty.
+def read_columns(path: Path) -> "pd.DataFrame":
+    """A CSV file of numbers; an empty cell is nan.
 
     Raises:
-        ValueError: it is none.
-        OSError: it cannot be read.
+        ValueError: The file is not a table of numbers, or has no rows.
+        OSError: The file cannot be read.
     """
-    rows = []
-    with open_csv(path) as reader:
-        head = next(reader, [])
-        for row in reader:
-            if len(row) != len(head):
-                raise ValueError(f"line {reader.line_num}: {len(row)} cells, expected {len(head)}")
-            rows.append(tuple(float(cell) if cell else math.nan for cell in row))
-        if not rows:
-            raise ValueError("no rows")
-        return np.array(rows, dtype=[(name, float) for name in head])
+    import pandas as pd  # here: --help and a training's start do not wait for it
+
+    try:
+        columns = pd.read_csv(path, dtype=float, index_col=False, float_precision="round_trip")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if columns.empty:
+        raise ValueError(f"{path}: no rows")
+    return columns
 
 
 def _read_alphas(path: Path, kind: str) -> np.ndarray:
@@ -146,7 +150,7 @@ def load_course(run: Path, config: dict[str, Any] | None = None) -> Course:
         config = read_yaml(run / "config.yaml") if config is None else config
         title(config)
         metrics = read_columns(run / "metrics.csv")
-        missing = {"epoch", "train_loss", "gradient_norm_layer_0"} - set(metrics.dtype.names)
+        missing = {"epoch", "train_loss", "gradient_norm_layer_0"} - set(metrics)
         if missing:
             raise ValueError(f"metrics.csv has no {', '.join(sorted(missing))}")
         mixing = {}
@@ -166,6 +170,18 @@ def _mixing_weights(alpha: np.ndarray, relaxation: str) -> np.ndarray:
     return np.exp(alpha - total)
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all, in the format that its suffix names.
+
+    Raises:
+        ValueError: There is no such format.
+        OSError: The file cannot be written.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format=path.suffix[1:] or "png")
+    write_atomically(path, content.getvalue())
+
+
 def plot_search(run: Path) -> None:
     """Write curves.png to the folder of a search.
 
@@ -173,7 +189,7 @@ def plot_search(run: Path) -> None:
         ValueError: it is no run folder of a search, or a file of it is damaged.
         OSError: a file cannot be read or written.
     """
-    search_figure(load_course(run)).savefig(run / "curves.png", dpi=150)
+    save(search_figure(load_course(run)), run / "curves.png")
 
 
 def plot_retraining(run: Path) -> None:
@@ -187,19 +203,19 @@ def plot_retraining(run: Path) -> None:
     try:
         metrics = read_columns(run / "metrics.csv")
         config = read_yaml(run / "config.yaml")
-        missing = {"epoch", "learning_rate", *LOSS_TEST.columns.values()} - set(metrics.dtype.names)
+        missing = {"epoch", "learning_rate", *LOSS_TEST.columns.values()} - set(metrics)
         if missing:
             raise ValueError(f"metrics.csv has no {', '.join(sorted(missing))}")
         heading = f"Retraining of {config['arch']} on {config.get('dataset', Path(config['data']).name)}"
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{run} is not as a retraining leaves it: {' '.join(str(error).split())}") from error
-    panels = [LOSS_TEST, ACCURACY_TEST, *([TOP5] if "test_top5" in metrics.dtype.names else []), LEARNING_RATE]
+    panels = [LOSS_TEST, ACCURACY_TEST, *([TOP5] if "test_top5" in metrics else []), LEARNING_RATE]
     figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     figure.suptitle(f"{heading}, seed {config['seed']}", fontsize=14, parse_math=False)
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        _plot_panel(axes, panel, metrics)
-    figure.savefig(run / "curves.png", dpi=150)
+        _plot_panel(axes, panel, metrics, FIRST)
+    save(figure, run / "curves.png")
 
 
 def search_figure(course: Course) -> Figure:
@@ -208,9 +224,10 @@ def search_figure(course: Course) -> Figure:
     What only its method measures comes in further rows, above the last.
     """
     config, metrics = course.config, course.metrics
+    shade = METHODS.get(config.get("method", "darts"), (FIRST,))[0]
     space = SPACES[config["space"]]
     gates = _by_kind("Gates over the threshold [%]", "gates_over_threshold", space.cells, scale=100)
-    own = [panel for panel in (*OWN, gates) if set(panel.columns.values()) & set(metrics.dtype.names)]
+    own = [panel for panel in (*OWN, gates) if set(panel.columns.values()) & set(metrics)]
     extra = -(-len(own) // 3)
     figure = Figure(figsize=(12, 9.6 + 2.9 * extra), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
@@ -226,18 +243,18 @@ def search_figure(course: Course) -> Figure:
     layers, gradients, entropy = row(1)
     skips, *mixing = row(2 + extra, 1 + len(space.cells))
 
-    _plot_panel(loss, LOSS, metrics)
-    _plot_panel(accuracy, ACCURACY, metrics)
-    _plot_panel(alignment, ALIGNMENT, metrics)
+    _plot_panel(loss, LOSS, metrics, shade)
+    _plot_panel(accuracy, ACCURACY, metrics, shade)
+    _plot_panel(alignment, ALIGNMENT, metrics, shade)
     _plot_layers(layers, metrics)
-    _plot_panel(gradients, GRADIENTS, metrics)
+    _plot_panel(gradients, GRADIENTS, metrics, shade)
     name = "Entropy of the gates [nats]" if config.get("relaxation") == "sigmoid" else "Entropy of p [nats]"
-    _plot_panel(entropy, _by_kind(name, "entropy", space.cells), metrics)
+    _plot_panel(entropy, _by_kind(name, "entropy", space.cells), metrics, shade)
     # under a threshold a cell has any number of edges
     free = str(config.get("selection", "argmax")).startswith("threshold")
     name = "Skip connections" if free else f"Skip connections (of {space.derived_edges})"
-    skip_panel = _by_kind(name, "skip_connect", space.cells)
-    _plot_panel(skips, skip_panel, metrics)
+    skip_panel = _by_kind(name, "skip_connect", space.cells, integer=True)
+    _plot_panel(skips, skip_panel, metrics, shade)
     most = max(metrics[column].max() for column in skip_panel.columns.values())
     skips.set_ylim(-0.3, max(space.derived_edges, most) + 0.3)
     for axes, kind in zip(mixing, space.cells, strict=True):
@@ -248,7 +265,7 @@ def search_figure(course: Course) -> Figure:
     for index in range(extra):
         panels = own[index::extra]
         for axes, panel in zip(row(2 + index, len(panels)), panels, strict=True):
-            _plot_panel(axes, panel, metrics)
+            _plot_panel(axes, panel, metrics, shade)
     handles = {line.get_label(): line for axes in mixing for line in axes.lines}
     figure.legend(handles=handles.values(), loc="outside lower right", ncols=len(handles), frameon=False)
     return figure
@@ -278,17 +295,51 @@ def dress(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.set_xlabel("epoch")
+    axes.set_xlabel("epoch", loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.ticklabel_format(axis="y", useOffset=False)
 
 
-def _logarithmic(axes: Axes) -> None:
+def number(value: float, spec: str = "g") -> str:
+    """A number with a typographic minus sign."""
+    return f"{value:{spec}}".replace("-", "−")
+
+
+def _logarithmic(axes: Axes, integer: bool) -> None:
+    """A logarithmic axis of y, with two labels or more however narrow it is."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-    axes.yaxis.set_major_formatter("{x:g}")
+    if high < 2 * low:
+        axes.set_ylim(low / 2, 2 * high)
+    if high < 10 * low:
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=integer, steps=[1, 2, 5, 10]))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def leave_out_outliers(axes: Axes) -> None:
+    """Begin the axis of y above values far below the others; triangles at its foot mark where a curve is lower.
+
+    A value is far below the others when Tukey's fence, 1.5 interquartile ranges below the first quartile, is above it.
+    """
+    curves = [np.asarray(line.get_xydata(), dtype=float) for line in axes.lines]
+    values = np.concatenate([curve[:, 1] for curve in curves] or [[]])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return
+    first, third = np.quantile(values, (0.25, 0.75))
+    kept = values[values >= first - 1.5 * (third - first)]
+    if len(kept) == len(values):
+        return
+    margin = 0.05 * (kept.max() - kept.min()) or 1
+    foot = kept.min() - margin
+    for curve, line in zip(curves, list(axes.lines), strict=True):
+        below = curve[curve[:, 1] < foot, 0]
+        style = {"color": line.get_color(), "alpha": line.get_alpha(), "markersize": 4, "label": "_below"}
+        axes.plot(below, np.full(len(below), foot), "v", linestyle="", clip_on=False, gid=line.get_gid(), **style)
+    axes.set_ylim(foot, kept.max() + margin)
 
 
 def _curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> None:
@@ -296,41 +347,44 @@ def _curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> 
     axes.plot(epochs, values, marker="o" if len(epochs) < 20 else None, markersize=4, linewidth=1.8, **style)
 
 
-def _plot_panel(axes: Axes, panel: Panel, metrics: np.ndarray) -> None:
+def _plot_panel(axes: Axes, panel: Panel, metrics: "pd.DataFrame", shade: str) -> None:
     """A column never measured is left out; a lone one needs no legend."""
     dress(axes, panel.title)
-    measured = {label: column for label, column in panel.columns.items() if column in metrics.dtype.names}
-    for shade, style, (label, column) in zip(PAIR, ("-", "--"), measured.items(), strict=False):
-        values = panel.scale * metrics[column]
+    if panel.integer:
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    measured = {label: column for label, column in panel.columns.items() if column in metrics}
+    styles = ((shade, "-"), (OTHERS, "--"), (OTHERS, ":"))
+    for (paint, style), (label, column) in zip(styles, measured.items(), strict=False):
+        values = panel.scale * metrics[column].to_numpy()
         if not np.isnan(values).all():
-            _curve(axes, metrics["epoch"], values, label=label, color=shade, linestyle=style)
+            _curve(axes, metrics["epoch"].to_numpy(), values, label=label, color=paint, linestyle=style)
     if panel.logarithmic:
-        _logarithmic(axes)
+        _logarithmic(axes, panel.integer)
     if not axes.lines:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="gray")
     elif len(panel.columns) > 1:
-        axes.legend(frameon=False)
+        _legend(axes, axes.lines, [str(line.get_label()) for line in axes.lines])
+    if not panel.outliers:
+        leave_out_outliers(axes)
 
 
-def _plot_layers(axes: Axes, metrics: np.ndarray) -> None:
+def _plot_layers(axes: Axes, metrics: "pd.DataFrame") -> None:
     """The norm of each layer's gradient dL/dp_l, from the first layer (dark) to the last (light)."""
     dress(axes, "|dL/dp| of the layers")
-    columns = [name for name in metrics.dtype.names if name.startswith("gradient_norm_layer_")]
+    columns = [name for name in metrics if name.startswith("gradient_norm_layer_")]
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(columns)))
     for column, shade in zip(columns, shades, strict=True):
-        _curve(axes, metrics["epoch"], metrics[column], color=shade)
-    _logarithmic(axes)
+        _curve(axes, metrics["epoch"].to_numpy(), metrics[column].to_numpy(), color=shade)
+    _logarithmic(axes, integer=False)
+    _legend(axes, [axes.lines[0], axes.lines[-1]], ["first", "last"])
+
+
+def _legend(axes: Axes, lines: Iterable[Any], labels: list[str]) -> None:
+    """A legend below the axis, beside its label, where no curve passes."""
+    style = {"handlelength": 1.6, "columnspacing": 1.2, "frameon": False, "borderpad": 0, "borderaxespad": 0}
     axes.legend(
-        [axes.lines[0], axes.lines[-1]],
-        ["first", "last"],
-        loc="lower right",
-        bbox_to_anchor=(1.02, 1),
-        ncols=2,
-        handlelength=1.2,
-        columnspacing=1.2,
-        frameon=False,
-        borderpad=0,
+        list(lines), labels, loc="upper right", bbox_to_anchor=(1, -0.11), ncols=len(labels), fontsize=9, **style
     )
 
 

@@ -18,6 +18,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
 from cli import InputError, PositiveFloat, Seed, option
+from files import write_atomically
 from search.settings import DataSettings, SearchSettings, SpaceSettings, SplitSettings, SupernetSettings, load_settings
 
 PROG = "derivatives.py"
@@ -138,6 +139,8 @@ def plot(rows: list[dict], path: Path) -> None:
     """Norm and cosine against epsilon, a column for each term."""
     from matplotlib.figure import Figure
 
+    from analysis.curves import save
+
     figure = Figure(figsize=(12, 6), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, sharey="row")
     titles = {
@@ -164,7 +167,7 @@ def plot(rows: list[dict], path: Path) -> None:
     axes[0, 0].set_ylabel("norm of the difference")
     axes[1, 0].set_ylabel("cosine with the exact term")
     axes[0, 2].legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def main() -> None:
@@ -188,10 +191,10 @@ def main() -> None:
     from rich.table import Table
 
     cli.new_folder(out, "--out")
-    (out / "derivatives.json").write_text(
-        json.dumps({"command": cli.command_line(), "settings": asdict(search_settings), "rows": rows}, indent=1) + "\n"
-    )
-    plot(rows, out / "derivatives.png")
+    content = {"command": cli.command_line(), "settings": asdict(search_settings), "rows": rows}
+    with cli.blaming("--out"):
+        write_atomically(out / "derivatives.json", json.dumps(content, indent=1) + "\n")
+        plot(rows, out / "derivatives.png")
     table = Table("term", "precision", "epsilon", "norm", "exact norm", "cosine")
     for row in rows:
         table.add_row(

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
+from analysis.colors import METHODS
 from cli import InputError, option
 from files import read_json, write_atomically, write_csv
 from nasbench201.settings import SCRIPT as SCRIPT_201
-from parsing import open_csv
 from search.settings import SCRIPT, CommonSettings, load_settings
 from spaces import SPACES
 
@@ -178,18 +178,14 @@ def kept_rows(path: Path, columns: list[str], made: dict[str, Any]) -> dict[int,
     """
     if not path.exists():
         return {}
+
+    from analysis.curves import read_columns
+
     with cli.blaming("run"):
-        with open_csv(path) as reader:
-            head = next(reader, [])
-            if head != columns:
-                raise ValueError(
-                    f"its columns are {', '.join(head) or 'none'}; "
-                    f"expected {', '.join(columns)} (--count), or no such file"
-                )
-            rows = [
-                {"epoch": int(epoch), **dict(zip(columns[1:], map(float, values), strict=True))}
-                for epoch, *values in reader
-            ]
+        table = read_columns(path)
+        if list(table) != columns:
+            raise ValueError(f"{path} has the columns {', '.join(table)}; expected {', '.join(columns)} (--count)")
+        rows = table.astype({"epoch": int}).to_dict("records")
         earlier = read_json(path.with_suffix(".json"))
         if not isinstance(earlier, dict):
             raise ValueError(f"{path.with_suffix('.json')} does not say how {path.name} was made")
@@ -204,7 +200,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"epoch {row['epoch']}  eigenvalues {values}  loss {row['loss']:.4f}"
 
 
-def plot(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
+def plot(rows: list[dict[str, Any]], heading: str, shade: str, path: Path) -> None:
     """The eigenvalues over the epochs, from the largest (dark) to the smallest (light), and the loss.
 
     Raises:
@@ -214,7 +210,7 @@ def plot(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from analysis.curves import dress
+    from analysis.curves import dress, save
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     figure.suptitle(heading, fontsize=min(13, 1000 / len(heading)), parse_math=False)
@@ -226,8 +222,8 @@ def plot(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
     for name, shade in zip(names, matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(names))), strict=True):
         eigenvalues.plot(epochs, [row[name] for row in rows], color=shade, **style)
     eigenvalues.axhline(0, color="gray", linewidth=0.8)
-    loss.plot(epochs, [row["loss"] for row in rows], color="#0064a8", **style)
-    figure.savefig(path, dpi=150)
+    loss.plot(epochs, [row["loss"] for row in rows], color=shade, **style)
+    save(figure, path)
 
 
 def main() -> None:
@@ -240,7 +236,7 @@ def main() -> None:
     from analysis.curves import title
 
     with cli.blaming("run"):
-        plot(rows, title(asdict(stored)), run / "hessian.png")
+        plot(rows, title(asdict(stored)), METHODS[stored.method][0], run / "hessian.png")
     print(f"{run / 'hessian.csv'}\n{run / 'hessian.png'}")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import NonNegativeInt, restricted_number_type
 
 import cli
+from analysis.colors import METHODS
 from analysis.hessian import MeasureSettings, read_command_line
 from cli import InputError, PositiveFloat, option
 from files import write_atomically, write_csv
@@ -79,14 +80,16 @@ def landscape(valid: "ValidationLoss", epoch: int, points: int, radius: float) -
     return rows
 
 
-def plot(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
-    """The contours of loss and accuracy, and the checkpoint's alpha as a cross.
+def plot(rows: list[dict[str, Any]], heading: str, shade: str, path: Path) -> None:
+    """The contours of loss and accuracy, and the checkpoint's alpha as a dot.
 
     Raises:
         OSError: the picture cannot be written.
     """
     import numpy as np
     from matplotlib.figure import Figure
+
+    from analysis.curves import save
 
     points = round(len(rows) ** 0.5)
     x, y, loss, accuracy = (
@@ -98,10 +101,10 @@ def plot(rows: list[dict[str, Any]], heading: str, path: Path) -> None:
     for axes, (name, values, colors) in zip(figure.subplots(1, 2), panels, strict=True):
         contours = axes.contourf(x, y, values, levels=20, cmap=colors)
         figure.colorbar(contours, ax=axes)
-        axes.plot(0, 0, "x", color="#d55e00", markersize=9, markeredgewidth=2)
+        axes.plot(0, 0, "o", color=shade, markersize=8, markeredgecolor="white", markeredgewidth=1.5)
         axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
         axes.set(xlabel="along $d_1$ [units of α]", ylabel="along $d_2$ [units of α]", aspect="equal")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def main() -> None:
@@ -120,7 +123,7 @@ def main() -> None:
     with cli.blaming("run"):
         write_csv(run / "landscape.csv", rows)
         write_atomically(run / "landscape.json", json.dumps({"command": cli.command_line()}) + "\n")
-        plot(rows, f"{title(asdict(stored))}, epoch {epoch}", run / "landscape.png")
+        plot(rows, f"{title(asdict(stored))}, epoch {epoch}", METHODS[stored.method][0], run / "landscape.png")
     print(f"{run / 'landscape.csv'}\n{run / 'landscape.png'}")
 
 

@@ -1,7 +1,6 @@
-"""The page of a report, made of what lies in run folders; report.py writes it, and report.html is its form."""
+"""The page of a report, made from run folders with the template report.html; report.py writes it."""
 
 import json
-import math
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -10,110 +9,67 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import cli
-from analysis.charts import Line, line_chart, surface_chart
+from analysis.charts import curves, eigenvalues, operation_series, surface, trajectories
+from analysis.colors import METHODS, assign
+from analysis.compare import PANELS
+from analysis.curves import number
 from analysis.draw import COLORS, color
 from analysis.runs import ACCURACY, DATASETS, Entry, load_entries
-from analysis.samples import Paired, Summary, compare_paired, summarize
+from analysis.samples import Paired, compare_paired, summarize
 from files import read_yaml
 
 HERE = Path(__file__).resolve().parent
-#: where no figure of a paper was read in its source
+#: shown when no figure of a paper was read in its source
 UNKNOWN = "not available"
-#: what an address within quotes may have as it is
+#: characters that a quoted address may contain as they are
 SAFE = " =/:;,.()-+'"
-#: colors of the methods; the page has as many variables
-SHADES = 8
-
-
-@dataclass
-class Quantity:
-    """A curve over a search's epochs: the columns of metrics.csv that begin so, put together."""
-
-    title: str
-    about: str
-    column: str
-    factor: float = 1
-    together: Any = np.mean
-
-    def of(self, entry: Entry) -> np.ndarray | None:
-        """The curve of a search, (epochs,); None where it was not measured."""
-        if entry.course is None:
-            return None
-        metrics = entry.course.metrics
-        names = [name for name in metrics.dtype.names if name == self.column or name.startswith(f"{self.column}_")]
-        values = self.together([metrics[name] for name in names], axis=0) * self.factor if names else None
-        return values if values is not None and np.isfinite(values).any() else None
-
-
-ALIGNMENT = Quantity(
-    "Layer alignment Λ",
-    "Mean cosine between the layers' architecture gradients, on validation batches (Λ-DARTS, figure 1).",
-    "valid_alignment",
-)
-SKIPS = Quantity(
-    "Skip connections",
-    "Of the cell that each epoch's alpha stands for: collapse is the rise of this curve.",
-    "skip_connect",
-    together=np.sum,
-)
-QUANTITIES = (
-    Quantity(
-        "The cell's accuracy in the table [%]",
-        "Test accuracy, after 200 epochs of training, of the cell that each epoch's alpha stands for.",
-        "table_test_accuracy",
-    ),
-    Quantity(
-        "Accuracy of the supernet [%]", "On the half of the training images that alpha sees.", "valid_accuracy", 100
-    ),
-    ALIGNMENT,
-    SKIPS,
-    Quantity("Training accuracy of the supernet [%]", "On the half that the weights see.", "train_accuracy", 100),
-    Quantity("Entropy of p [nats]", "Of an edge's mixing weights (of its gates): 0 where one is chosen.", "entropy"),
-)
-
-
-@dataclass
-class Cost:
-    """What a method's runs took, on average; None where there is none yet."""
-
-    search: float | None  # seconds of its epochs
-    epoch: float | None  # of one of them
-    retraining: float | None
-    memory: float | None  # MiB, the most of all searches
-    published: str
 
 
 @dataclass
 class Row:
-    """A method in a column of a table."""
+    """A method in a column of a table.
+
+    Attributes:
+        series: The method whose color it has.
+        runs: A row for each entry: seed, scores and figures.
+    """
 
     method: str
-    shade: str
+    series: str
     entries: list[Entry]
-    values: dict[int, float]  # seed -> the first figure
-    summary: Summary | None
-    paired: Paired | None
-    published: str
-    others: dict[str, str]
-    numbers: dict[str, float]  # what the others are sorted by
-    published_others: dict[str, str]  # of these, what a paper says; "" where none does
-    cost: "Cost"
-    skips: Summary | None
-    alignment: Summary | None
-    params: float | None
+    runs: pd.DataFrame
+
+    def values(self, name: str) -> pd.Series:
+        """seed -> a score or figure, of those entries that have it."""
+        return self.runs.set_index("seed")[name].dropna() if name in self.runs else pd.Series(dtype=float)
+
+    def mean(self, name: str, digits: int = 2) -> str:
+        """Mean and deviation as the papers print them: 93.76 ± 0.12."""
+        values = self.values(name)
+        deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+        return shown(values.mean(), digits) + deviation
+
+    @property
+    def note(self) -> str:
+        return self.entries[0].note
+
+    def published(self, figures: Iterable[dict[str, Any]], metric: str) -> str:
+        return published(figures, self.entries[0].origin, metric)
 
 
-def mean_and_deviation(summary: Summary | None, digits: int = 2) -> str:
-    """As the papers print it: 93.76 ± 0.12."""
-    if summary is None:
-        return "–"
-    text = f"{summary.mean:.{digits}f}"
-    return text if summary.deviation is None else f"{text} ± {summary.deviation:.{digits}f}"
+def shown(value: float | None, digits: int = 2, sign: str = "") -> str:
+    """A number for a table; a dash for none."""
+    return "–" if value is None or pd.isna(value) else number(value, f"{sign}.{digits}f")
+
+
+def small(text: object, note: str) -> str:
+    """A cell with a note behind its text."""
+    return Markup("{} <small>{}</small>").format(text, note) if note else str(text)
 
 
 def load_published() -> list[dict[str, Any]]:
@@ -122,7 +78,7 @@ def load_published() -> list[dict[str, Any]]:
 
 
 def published(figures: Iterable[dict[str, Any]], origin: dict[str, Any], metric: str) -> str:
-    """What a paper says of a method in a space, or "not available"."""
+    """The figure of a paper for a method in a space, or "not available"."""
     asked = {name: origin.get(name) for name in ("space", "dataset", "method")}
     if set(origin) <= set(asked):
         for figure in figures:
@@ -133,58 +89,12 @@ def published(figures: Iterable[dict[str, Any]], origin: dict[str, Any], metric:
     return UNKNOWN
 
 
-def _maybe(values: list[float]) -> Summary | None:
-    return summarize(values) if values else None
-
-
-def rows_of(entries: list[Entry], metric: str, figures: list[dict[str, Any]], shades: dict[str, str]) -> list[Row]:
-    """The rows of a column, in the order of `shades`; the first method is what the others are compared with."""
-    rows: list[Row] = []
-    for method in [method for method in shades if any(entry.method == method for entry in entries)]:
-        own = sorted((entry for entry in entries if entry.method == method), key=lambda entry: entry.seed)
-        values = {entry.seed: entry.scores[metric] for entry in own if metric in entry.scores}
-        searched = [entry for entry in own if entry.course is not None]
-        skips = [float(entry.skips) for entry in searched]
-        ends = [ALIGNMENT.of(entry) for entry in searched]
-        ends = [float(np.nanmean(end[-max(1, len(end) // 4) :])) for end in ends if end is not None]
-        others, numbers = {}, {}
-        for name in other_metrics(entries, metric):
-            summary = _maybe([entry.scores[name] for entry in own if name in entry.scores])
-            digits = 0 if name == "rank" else 2
-            others[name], numbers[name] = mean_and_deviation(summary, digits), summary.mean if summary else math.nan
-        params = [entry.params for entry in own if entry.params is not None]
-        rows.append(
-            Row(
-                method,
-                shades[method],
-                own,
-                values,
-                _maybe(list(values.values())),
-                compare_paired(rows[0].values, values) if rows else None,
-                published(figures, own[0].origin, metric),
-                others,
-                numbers,
-                {
-                    name: found if (found := published(figures, own[0].origin, name)) != UNKNOWN else ""
-                    for name in others
-                },
-                cost_of(own, published(figures, own[0].origin, "search GPU-days")),
-                _maybe(skips),
-                _maybe(ends),
-                float(np.mean(params)) if params else None,
-            )
-        )
-    return rows
-
-
-def cost_of(entries: list[Entry], published: str) -> Cost:
-    """What a method's runs took so far."""
-    seconds = {step: [e.seconds[step] for e in entries if step in e.seconds] for step in ("search", "retrain")}
-    means = {step: float(np.mean(values)) if values else None for step, values in seconds.items()}
-    epochs = sum(entry.epochs["search"][0] for entry in entries if "search" in entry.seconds)
-    memory = max((entry.memory for entry in entries if entry.memory is not None), default=None)
-    each = sum(seconds["search"]) / epochs if epochs else None
-    return Cost(means["search"], each, means["retrain"], memory, published)
+def rows_of(entries: list[Entry]) -> list[Row]:
+    """The rows of a column, in the order of the entries."""
+    runs = pd.DataFrame([{"method": e.method, "seed": e.seed, **e.scores, **e.figures} for e in entries])
+    shades = assign({entry.method: str(entry.origin.get("method")) for entry in entries})
+    groups = runs.groupby("method", sort=False)
+    return [Row(name, shades[name], [entries[index] for index in own.index], own) for name, own in groups]
 
 
 def first_metric(entries: list[Entry]) -> str:
@@ -195,143 +105,154 @@ def first_metric(entries: list[Entry]) -> str:
     return next((name for name in asked if name in names), names[0] if names else ACCURACY)
 
 
-def other_metrics(entries: list[Entry], metric: str) -> list[str]:
-    """The other figures of a column."""
-    return [name for name in dict.fromkeys(name for e in entries for name in e.scores) if name != metric]
-
-
-def curves(rows: list[Row], quantity: Quantity) -> Markup | None:
-    """A chart of all searches of a column: each seed as a thin line, the mean of a method as a thick one."""
+def results(rows: list[Row], metric: str, figures: list[dict[str, Any]]) -> pd.DataFrame:
+    """Measured beside published; the first method is the one that the others are compared with."""
     lines = []
     for row in rows:
-        found = [(entry, quantity.of(entry)) for entry in row.entries]
-        found = [(entry, values) for entry, values in found if values is not None]
-        for entry, values in found:
-            title = f"{row.method}, seed {entry.seed}: {values[-1]:.3g} after epoch {len(values)}"
-            thin = (1.0, False, 0.45) if len(found) > 1 else (1.8, False, 1.0)
-            lines.append(Line(np.arange(1, len(values) + 1), values, row.shade, series(row), title, *thin))
-        if len(found) > 1:
-            shortest = min(len(values) for _, values in found)
-            mean = np.mean([values[:shortest] for _, values in found], axis=0)
-            title = f"{row.method}, mean of {len(found)} seeds: {mean[-1]:.3g} after epoch {shortest}"
-            lines.append(Line(np.arange(1, shortest + 1), mean, row.shade, series(row), title, 2.2))
-    return line_chart(lines, f"{quantity.title} against epoch") if lines else None
+        values = row.values(metric)
+        low, high = summarize(list(values))[3:] if len(values) else (None, None)
+        pair = compare_paired(rows[0].values(metric).to_dict(), values.to_dict()) if row is not rows[0] else None
+        lines.append(
+            {
+                "Seeds": small(len(values), f"of {len(row.entries)}"),
+                metric + (" [%]" if metric != "rank" else ""): row.mean(metric),
+                "95 % interval": "–" if low is None else f"{shown(low)} – {shown(high)}",
+                "Every seed": ", ".join(map(shown, values)) or "–",
+                f"Against {rows[0].method}": difference(pair),
+                "Published": row.published(figures, metric),
+                "Skips": ", ".join(f"{skips:.0f}" for skips in row.values("skips")) or "–",
+                "Alignment": row.mean("alignment"),
+                "Params [M]": shown(row.values("params").mean() / 1e6, 3),
+            }
+        )
+    table = pd.DataFrame(lines)
+    return table if (table["Params [M]"] != "–").any() else table.drop(columns="Params [M]")
 
 
-def series(row: Row) -> str:
-    """The class of a method's curves."""
-    return row.shade.removeprefix("var(--").removesuffix(")")
+def difference(pair: Paired | None) -> str:
+    """The mean difference of two methods, and its p."""
+    if pair is None:
+        return "–"
+    note = "" if pair.p is None else f"p = {number(pair.p, '.3g')}, {pair.count} pairs"
+    return small(shown(pair.difference, sign="+"), note)
 
 
-def eigenvalues(rows: list[Row]) -> Markup | None:
-    """The dominant eigenvalue of the validation loss's Hessian in alpha, along the searches that have it measured."""
+def others(rows: list[Row], names: list[str], figures: list[dict[str, Any]]) -> pd.DataFrame:
+    """The other scores of a column."""
+
+    def cell(row: Row, name: str) -> str:
+        found = row.published(figures, name)
+        return small(row.mean(name, 0 if name == "rank" else 2), f"published: {found}" if found != UNKNOWN else "")
+
+    return pd.DataFrame([{name: cell(row, name) for name in names} for row in rows])
+
+
+def pairs(rows: list[Row], metric: str) -> pd.DataFrame:
+    """Every method against every other: the row's values less the column's."""
+    values = {row.method: row.values(metric).to_dict() for row in rows}
+
+    def cell(own: dict[int, float], against: dict[int, float]) -> str:
+        return "–" if own is against else difference(compare_paired(against, own))
+
+    return pd.DataFrame([{other: cell(own, values[other]) for other in values} for own in values.values()])
+
+
+def cost(rows: list[Row], figures: list[dict[str, Any]]) -> pd.DataFrame:
+    """The time and memory of a method's runs so far."""
     lines = []
     for row in rows:
-        for entry in row.entries:
-            if entry.eigenvalues is not None:
-                values = entry.eigenvalues["eigenvalue_1"]
-                title = f"{row.method}, seed {entry.seed}: {values[-1]:.3g}"
-                lines.append(Line(entry.eigenvalues["epoch"], values, row.shade, series(row), title, 1.8))
-    return line_chart(lines, "dominant eigenvalue of the Hessian against epoch") if lines else None
+        search, epochs = row.values("search"), row.values("search_epochs").sum()
+        lines.append(
+            {
+                "Search [min]": shown(search.mean() / 60, 1),
+                "Seconds an epoch": shown(search.sum() / epochs if epochs else None, 1),
+                "Retraining [min]": shown(row.values("retrain").mean() / 60, 1),
+                "Memory of the search [MiB]": shown(row.values("memory").max(), 0),
+                "Published search cost": row.published(figures, "search GPU-days"),
+            }
+        )
+    return pd.DataFrame(lines)
 
 
-def surface(entry: Entry) -> Markup | None:
-    """The loss around alpha, where it was measured."""
-    if entry.surface is None:
-        return None
-    x, y = np.unique(entry.surface["x"]), np.unique(entry.surface["y"])
-    if len(x) * len(y) != len(entry.surface) or min(len(x), len(y)) < 2:
-        return None
-    order = np.lexsort((entry.surface["x"], entry.surface["y"]))
-    values = entry.surface["loss"][order].reshape(len(y), len(x))
-    return surface_chart(x, y, values, f"validation loss around alpha, {entry.method}, seed {entry.seed}")
+def state(rows: list[Row], metric: str) -> pd.DataFrame:
+    """Every entry, how far it is, and its commands."""
+    opening, lines = Markup('<details><summary>{}</summary><pre tabindex="0">{}</pre></details>'), []
+    for entry in (entry for row in rows for entry in row.entries):
+        progress = ", ".join(f"{step} {done} of {total} epochs" for step, (done, total) in entry.progress.items())
+        lines.append(
+            {
+                "Seed": str(entry.seed),
+                "State": "finished" if entry.finished else progress or "waiting",
+                metric: shown(entry.scores.get(metric)),
+                "Folder": opening.format(entry.folder, "\n".join(entry.commands)),
+            }
+        )
+    return pd.DataFrame(lines)
 
 
-def operation_color(operation: str) -> str:
-    """The page's variable for a kind of operation."""
-    return f"var(--{next(kind for kind in COLORS if operation.startswith(kind)).replace('_', '-')})"
-
-
-def trajectories(entry: Entry) -> dict[str, Markup]:
-    """kind of cell -> the mixing weights of its operations over the epochs, mean over the edges."""
-    charts = {}
-    for kind, mixing in entry.course.mixing.items():
-        lines = [
-            Line(
-                np.arange(len(weights)),
-                weights,
-                operation_color(operation),
-                "operation",
-                f"{operation}: {weights[-1]:.3f} at the end",
-                1.8,
-                operation.endswith("5x5"),
-            )
-            for operation, weights in mixing.items()
-        ]
-        charts[kind] = line_chart(lines, f"mixing weights of the {kind} cell, {entry.method}, seed {entry.seed}")
-    return charts
+def section(index: int, entries: list[Entry], order: dict[str, Any], figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """All that the page shows of a column of a table."""
+    rows, metric = rows_of(entries), first_metric(entries)
+    names = [name for name in dict.fromkeys(name for e in entries for name in e.scores) if name != metric]
+    common = [len(rows[0].values(metric).index.intersection(row.values(metric).index)) for row in rows[1:]]
+    return {
+        "id": f"s{index}",
+        "column": entries[0].column,
+        "scale": order.get("scale", ""),
+        "source": order.get("source", ""),
+        "metric": metric,
+        "rows": rows,
+        "commands": [line for entry in entries for line in entry.commands],
+        "measurements": [line for entry in entries for line in entry.measurements],
+        "results": results(rows, metric, figures),
+        "references": _references(figures, entries[0].origin, metric),
+        "others": others(rows, names, figures) if names else None,
+        "pairs": pairs(rows, metric) if len(rows) > 2 else None,
+        "common": max(common, default=0),
+        "cost": cost(rows, figures),
+        "listed": [row for row in rows for _ in row.entries],
+        "state": state(rows, metric),
+        "alphas": [(row, e, trajectories(e)) for row in rows for e in [_searched(row)] if e is not None],
+        "charts": [(panel, chart) for panel in PANELS if (chart := curves(rows, panel)) is not None],
+        "cells": _cells(rows),
+        "eigenvalues": eigenvalues(rows),
+        "surfaces": [(r, e, chart) for r in rows for e in r.entries if (chart := surface(e)) is not None],
+        "operations": sorted({name for e in entries if e.course for m in e.course.mixing.values() for name in m}),
+    }
 
 
 def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, list[str], bool]:
     """The page of some run folders.
 
     Args:
-        command: that makes the page.
-        refresh: seconds after which it loads itself again; 0 for never.
+        command: The command that makes the page.
+        refresh: Seconds after which the page reloads itself; 0 for never.
 
     Returns:
-        The page, what could not be read, and whether all runs are finished.
+        The page, the reasons why runs could not be read, and whether all runs are finished.
 
     Raises:
-        ValueError: there is no run.
-        OSError: a folder cannot be read.
+        ValueError: There is no run.
+        OSError: A folder cannot be read.
     """
     entries, problems = load_entries(list(paths))
-    figures = load_published()
-    orders = _orders(entries)
+    figures, orders = load_published(), _orders(entries)
     groups: dict[tuple[Path | None, str, str], list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: _place(entry, orders)):
         groups.setdefault((entry.root, entry.table, entry.column), []).append(entry)
     roots = {(root, table) for root, table, _ in groups}
     twice = {table for _, table in roots if sum(table == other for _, other in roots) > 1}
-    sections = []
-    for number, ((root, table, column), own) in enumerate(groups.items()):
-        methods = list(dict.fromkeys(entry.method for entry in own))
-        shades = {method: f"var(--method-{index % SHADES})" for index, method in enumerate(methods)}
-        metric = first_metric(own)
-        rows = rows_of(own, metric, figures, shades)
-        values = [value for row in rows for value in row.values.values()]
-        sections.append(
-            {
-                "id": f"s{number}",
-                "table": f"{table} ({root})" if table in twice else table,
-                "column": column,
-                "scale": orders.get(root, {}).get("scale", ""),
-                "source": orders.get(root, {}).get("source", ""),
-                "metric": metric,
-                "others": other_metrics(own, metric),
-                "rows": rows,
-                "range": (min(values), max(values)) if values else None,
-                "references": _references(figures, own[0].origin, metric),
-                "pairs": _pairs(rows),
-                "common": max((row.paired.count for row in rows if row.paired), default=0),
-                "charts": [(q, chart) for q in QUANTITIES if (chart := curves(rows, q)) is not None],
-                "alphas": [
-                    (row, entry.seed, trajectories(entry))
-                    for row in rows
-                    if (entry := next((e for e in row.entries if e.course is not None), None))
-                ],
-                "cells": _cells(rows),
-                "eigenvalues": eigenvalues(rows),
-                "surfaces": [(e, chart) for row in rows for e in row.entries if (chart := surface(e)) is not None],
-                "operations": sorted({name for e in own if e.course for m in e.course.mixing.values() for name in m}),
-            }
-        )
+    sections = [
+        {
+            "table": f"{table} ({root})" if table in twice else table,
+            **section(index, own, orders.get(root, {}), figures),
+        }
+        for index, ((root, table, _), own) in enumerate(groups.items())
+    ]
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"mean": mean_and_deviation, "duration": cli.duration, "picture": _picture, "series": series}
-    environment.filters |= {"operation_color": operation_color, "sum_values": lambda seconds: sum(seconds.values())}
+    environment.filters |= {"picture": _picture, "operation_series": operation_series, "shown": shown}
     page = environment.get_template("report.html").render(
         sections=sections,
         entries=entries,
@@ -339,19 +260,23 @@ def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, l
         command=command,
         refresh=refresh,
         written=time.strftime("%Y-%m-%d %H:%M"),
+        computing=cli.duration(sum(e.figures.get(step, 0) for e in entries for step in ("search", "retrain"))),
+        method_colors=METHODS,
         operation_colors={kind.replace("_", "-"): color(kind) for kind in COLORS},
         finished=sum(entry.finished for entry in entries),
-        devices=sorted({device for entry in entries for device in entry.devices}),
-        commits=sorted({commit for entry in entries for commit in entry.commits}),
+        devices=sorted(set().union(*(entry.devices for entry in entries))),
+        commits=sorted(set().union(*(entry.commits for entry in entries))),
     )
     return page, problems, all(entry.finished for entry in entries)
 
 
-def _orders(entries: list[Entry]) -> dict[Path, dict[str, Any]]:
-    """What the tables' files say of their entries' order: folder -> scale, source, columns and methods."""
-    orders = {}
-    for root in dict.fromkeys(entry.root for entry in entries if entry.root is not None):
+def _orders(entries: list[Entry]) -> dict[Path | None, dict[str, Any]]:
+    """The order of the entries in the tables' files: folder -> scale, source, columns and methods."""
+    orders: dict[Path | None, dict[str, Any]] = {}
+    for root in {entry.root for entry in entries if entry.root is not None}:
         try:
+            if (root / "table.yaml").is_symlink():
+                continue
             about = read_yaml(root / "table.yaml")
             parts = {axis: [str(name) for name in about["table"][axis]] for axis in ("columns", "methods")}
             orders[root] = {"scale": str(about["scale"]), "source": str(about["table"].get("source", "")), **parts}
@@ -360,19 +285,18 @@ def _orders(entries: list[Entry]) -> dict[Path, dict[str, Any]]:
     return orders
 
 
-def _place(entry: Entry, orders: dict[Path, dict[str, Any]]) -> tuple:
-    """Where an entry stands: as in its table's file; what is in none, behind that and by name."""
+def _place(entry: Entry, orders: dict[Path | None, dict[str, Any]]) -> tuple:
+    """The place of an entry: as in its table's file, and behind these by name."""
     order = orders.get(entry.root, {"columns": [], "methods": []})
-    places = [
+    column, method = (
         order[axis].index(name) if name in order[axis] else len(order[axis])
         for axis, name in (("columns", entry.column), ("methods", entry.method))
-    ]
-    column, method = places
+    )
     return (entry.root is None, str(entry.root), column, entry.column, method, entry.method, entry.seed)
 
 
 def _references(figures: list[dict[str, Any]], origin: dict[str, Any], metric: str) -> list[tuple[str, str, str]]:
-    """What a space's own table says: name, figure and source."""
+    """The figures of a space's own table: name, figure and source."""
     return [
         (figure["reference"], f"{figure['value']:.2f}", figure["source"])
         for figure in figures
@@ -380,16 +304,15 @@ def _references(figures: list[dict[str, Any]], origin: dict[str, Any], metric: s
     ]
 
 
-def _cells(rows: list[Row]) -> list[tuple[int, list[tuple[Row, Entry, dict[str, bytes]]]]]:
-    """seed -> the drawings of all methods, side by side."""
-    drawn = [(row, entry, pictures) for row in rows for entry in row.entries if (pictures := entry.pictures)]
-    seeds = sorted({entry.seed for _, entry, _ in drawn})
-    return [(seed, [cell for cell in drawn if cell[1].seed == seed]) for seed in seeds]
+def _searched(row: Row) -> Entry | None:
+    """The first entry of a method that has finished an epoch of its search."""
+    return next((entry for entry in row.entries if entry.course is not None), None)
 
 
-def _pairs(rows: list[Row]) -> list[list[Paired | None]]:
-    """Every method against every other, the row's less the column's."""
-    return [[None if a is b else compare_paired(b.values, a.values) for b in rows] for a in rows]
+def _cells(rows: list[Row]) -> dict[int, list[tuple[Row, Entry]]]:
+    """seed -> the methods whose cells are drawn, side by side."""
+    seeds = sorted({entry.seed for row in rows for entry in row.entries if entry.pictures})
+    return {s: [(row, e) for row in rows for e in row.entries if e.seed == s and e.pictures] for s in seeds}
 
 
 def _picture(drawing: bytes) -> str:

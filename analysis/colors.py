@@ -1,0 +1,34 @@
+"""One color for each method, the same in every figure and on the report's page."""
+
+from collections.abc import Mapping
+
+#: method -> its color on white and in the report's dark theme. The eight differ under protanopia, deuteranopia and
+#: tritanopia too, and have a contrast of 3 or more with the background.
+METHODS = {
+    "darts": ("#5f637b", "#ffffff"),
+    "darts-2nd": ("#002c7d", "#3d74ee"),
+    "lambda-darts": ("#832000", "#c44200"),
+    "lambda-darts-exact": ("#ba8e00", "#d3ae08"),
+    "darts-minus": ("#01a69b", "#22b4a4"),
+    "fair-darts": ("#0070d0", "#8ad1ff"),
+    "idarts": ("#500029", "#8a6290"),
+    "darts-pt": ("#9b6020", "#ffe350"),
+}
+
+
+def assign(rows: Mapping[str, str]) -> dict[str, str]:
+    """The method whose color each row of a table takes: its own, as far as no earlier row has taken it.
+
+    Rows of one method, such as those of an ablation, take the colors that are left; from the ninth row on they repeat.
+
+    Args:
+        rows: name of a row -> its method.
+    """
+    chosen: dict[str, str] = {}
+    for name, method in rows.items():
+        if method in METHODS and method not in chosen.values():
+            chosen[name] = method
+    left = [method for method in METHODS if method not in chosen.values()]
+    for number, name in enumerate(name for name in rows if name not in chosen):
+        chosen[name] = left[number] if number < len(left) else list(METHODS)[number % len(METHODS)]
+    return {name: chosen[name] for name in rows}

@@ -131,10 +131,11 @@ def compare_figure(courses: list[Course]) -> Figure:
 
 def curve_of(metrics: "pd.DataFrame", panel: Panel) -> np.ndarray | None:
     """The values of a panel, (epochs,); None where they were not measured."""
-    columns = metrics.filter(regex=rf"^{panel.column}(_\w+)?$")
-    if columns.isna().all(axis=None):
+    names = [name for name in metrics if name == panel.column or name.startswith(f"{panel.column}_")]
+    values = metrics[names].to_numpy() * panel.scale
+    if not np.isfinite(values).any():
         return None
-    return panel.scale * (columns.sum(axis=1) if panel.integer else columns.mean(axis=1)).to_numpy()
+    return values.sum(axis=1) if panel.integer else values.mean(axis=1)
 
 
 def expanded(runs: list[str]) -> list[Path]:

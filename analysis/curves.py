@@ -120,7 +120,7 @@ def read_columns(path: Path) -> "pd.DataFrame":
     import pandas as pd  # here: --help and a training's start do not wait for it
 
     try:
-        columns = pd.read_csv(path, dtype=float, index_col=False, float_precision="round_trip")
+        columns = pd.read_csv(path, dtype=float, index_col=False)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if columns.empty:
@@ -337,6 +337,8 @@ def leave_out_outliers(axes: Axes) -> None:
     foot = kept.min() - margin
     for curve, line in zip(curves, list(axes.lines), strict=True):
         below = curve[curve[:, 1] < foot, 0]
+        if not len(below):
+            continue
         style = {"color": line.get_color(), "alpha": line.get_alpha(), "markersize": 4, "label": "_below"}
         axes.plot(below, np.full(len(below), foot), "v", linestyle="", clip_on=False, gid=line.get_gid(), **style)
     axes.set_ylim(foot, kept.max() + margin)

@@ -64,7 +64,7 @@ class Row:
 
 def shown(value: float | None, digits: int = 2, sign: str = "") -> str:
     """A number for a table; a dash for none."""
-    return "–" if value is None or pd.isna(value) else number(value, f"{sign}.{digits}f")
+    return "–" if value is None or pd.isna(value) else number(value, f"{sign}z.{digits}f")
 
 
 def small(text: object, note: str) -> str:

@@ -152,7 +152,7 @@ def test_under_a_threshold_the_axis_of_the_skip_connections_holds_more_than_eigh
     course = load_course(tmp_path / "run")
     free = selection.startswith("threshold")
     if free:
-        course.metrics["skip_connect_reduce"][1] = 13
+        course.metrics.loc[1, "skip_connect_reduce"] = 13
     skips = search_figure(course).axes[6]
     assert skips.get_title(loc="left") == ("Skip connections" if free else "Skip connections (of 8)")
     assert skips.get_ylim()[1] == pytest.approx(13.3 if free else 8.3)

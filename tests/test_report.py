@@ -2,25 +2,32 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
 from html import unescape
+from itertools import combinations
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from analysis.charts import Line, line_chart
+from analysis.colors import METHODS, assign
+from analysis.curves import leave_out_outliers
 from analysis.page import build, published
 from analysis.runs import load_entries
+from search.settings import SearchSettings
 from tests.helpers import ROOT, script, script_in_process, slower
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-METHODS = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-darts"}
+NAMES = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-darts"}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,7 @@ def place(unit: Path, folder: Path, column: str, method: str, seed: int, accurac
         "column": column,
         "method": method,
         "seed": seed,
-        "published_for": {"space": "s5", "dataset": "cifar10", "method": METHODS.get(method, "none")},
+        "published_for": {"space": "s5", "dataset": "cifar10", "method": NAMES.get(method, "none")},
         "scored": True,
         "steps": {"search": {"script": "search/train_search.py"}, "retrain": {"script": "train/train.py"}},
     }
@@ -121,7 +128,7 @@ def test_the_entries_of_a_table_are_read_with_their_figures(table):
     assert len(finished) == 14
     entry = next(e for e in finished if (e.column, e.method, e.seed) == ("S2", "Λ-DARTS", 1))
     assert entry.scores["test accuracy"] == pytest.approx(93.5)
-    assert entry.epochs == {"search": (2, 2), "retrain": (2, 2)}
+    assert entry.progress == {"search": (2, 2), "retrain": (2, 2)}
     assert [command.split()[1] for command in entry.commands] == [
         "search/train_search.py",
         "train/train.py",
@@ -137,7 +144,7 @@ def test_the_page_sets_measured_beside_published_with_all_seeds(table):
     assert "14 of 16 entries finished" in text
     assert "91.00 ± 1.00" in text  # DARTS, 90 91 92
     assert "90.00 – 92.00" in text  # its interval: 1/27 = 3.7 % for either end
-    assert "90.00 91.00 92.00" in text
+    assert "90.00, 91.00, 92.00" in text
     # differences 2, 2.5, 4: all signs alike, 2 of 8
     assert "+2.83 p = 0.25, 3 pairs" in text
     assert "97.46 ± 0.049 (mean of seven runs; FairDARTS's repository)" in text
@@ -222,16 +229,116 @@ def test_what_a_run_says_is_shown_and_never_executed(unit, tmp_path):
     assert "<script>hacked" not in page and "<img src=x" not in page and "c &amp; d" in page
 
 
+#: how a run with a link is made: a part of it moves away, and a link to it takes its place
+LINKS = ["search/cells/normal.svg", "search/metrics.csv", "search/config.yaml", "search/cells", "search", "score.json"]
+
+
+@pytest.mark.parametrize("part", LINKS)
+def test_a_link_in_a_run_folder_is_named_and_brings_nothing_onto_the_page(table, tmp_path, part):
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    for seed in (0, 1):
+        shutil.copytree(table / "s2" / "0" / f"seed-{seed}", runs / "s2" / "0" / f"seed-{seed}")
+    place = runs / "s2" / "0" / "seed-1" / part
+    place.rename(elsewhere)
+    place.symlink_to(elsewhere)
+    if part.endswith(".svg"):
+        elsewhere.write_text("<svg>root:x:0:0</svg>")
+    page, problems, _ = build([runs], "c")
+    assert len(problems) == 1 and f"{part} is a link" in problems[0] and "seed-1" in problems[0]
+    assert "1 of 1 entries" in text_of(page) and "root:x" not in page
+
+
+def test_a_pipe_in_the_place_of_a_drawing_is_not_read(table, tmp_path):
+    shutil.copytree(table / "s2" / "0" / "seed-0", tmp_path / "r" / "seed-0")
+    (tmp_path / "r/seed-0/search/cells/normal.svg").unlink()
+    os.mkfifo(tmp_path / "r/seed-0/search/cells/normal.svg")
+    with pytest.raises(ValueError, match=r"normal\.svg is a link or a special file"):
+        build([tmp_path / "r"], "c")
+
+
+def test_a_section_without_an_epoch_says_so(unit, tmp_path):
+    page, _, _ = build([unit / "retrain"], "c")
+    assert text_of(page).count("No search here has finished an epoch.") == 2
+    shutil.copytree(unit / "retrain", tmp_path / "run", ignore=shutil.ignore_patterns("cells"))
+    assert "No cell here is drawn yet." in text_of(build([tmp_path / "run"], "c")[0])
+
+
+def test_each_method_has_one_color_that_any_color_vision_tells_apart():
+    """Against all others in OKLab, as seen with each kind of dichromacy (Machado et al., 2009), and on the page."""
+    assert list(METHODS) == list(get_args(get_type_hints(SearchSettings)["method"]))
+
+    def rgb(color: str) -> np.ndarray:  # linear
+        parts = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+    def oklab(linear: np.ndarray) -> np.ndarray:
+        cones = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
+        axes = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
+        return np.array(axes) @ np.cbrt(np.array(cones) @ np.clip(linear, 0, 1))
+
+    visions = {
+        "normal": np.eye(3),
+        "protan": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+        "deutan": [[0.3673, 0.8606, -0.2279], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+        "tritan": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+    }
+    for theme, background in enumerate(("#ffffff", "#1c2024")):
+        colors = [rgb(pair[theme]) for pair in METHODS.values()]
+        for vision in map(np.array, visions.values()):
+            seen = [oklab(vision @ color) for color in colors]
+            # Okabe and Ito's eight colors are 0.076 apart
+            assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 0.1
+        luminances = [np.dot((0.2126, 0.7152, 0.0722), color) + 0.05 for color in (rgb(background), *colors)]
+        assert all(max(own / luminances[0], luminances[0] / own) >= 3 for own in luminances[1:])
+
+
+def test_a_row_has_its_methods_color_and_no_other_row_has_it():
+    assert assign({"A": "idarts", "B": "darts"}) == {"A": "idarts", "B": "darts"}
+    ablation = assign({f"λ {number}": "lambda-darts" for number in range(8)})
+    assert ablation["λ 0"] == "lambda-darts" and sorted(ablation.values()) == sorted(METHODS)
+    assert assign({"none": "", "Λ-DARTS": "lambda-darts"})["Λ-DARTS"] == "lambda-darts"
+
+
+def labels_of(drawing: str) -> list[str]:
+    """The tick labels of the axis of y, which stand left of it."""
+    return re.findall(r"text-anchor: end[^>]*>([^<]*)</text>", drawing)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "integer"),
+    [(0.0012, 0.0028, False), (-0.0004, 0.0001, False), (0, 1, True), (93.001, 93.004, False)],
+)
+def test_no_tick_label_is_repeated_and_minus_signs_are_typographic(low, high, integer):
+    drawing = line_chart([Line(np.arange(3), np.array([low, high, low]), "darts", "a")], "chart", integer)
+    labels = labels_of(drawing)
+    assert len(labels) == len(set(labels)) >= 2
+    assert not any("-" in label for label in labels)
+    assert not integer or all(re.fullmatch("−?[0-9]+", label) for label in labels)
+    assert low >= 0 or any(label.startswith("−") for label in labels)
+
+
+def test_an_accuracy_far_below_the_others_is_a_triangle_at_the_foot_of_the_axis():
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.plot(np.arange(12), [10, *range(85, 96)])
+    leave_out_outliers(axes)
+    assert 80 < axes.get_ylim()[0] < 85
+    line, triangles = axes.lines
+    np.testing.assert_array_equal(triangles.get_xydata(), [[0, axes.get_ylim()[0]]])
+    assert line.get_color() == triangles.get_color()
+    leave_out_outliers(axes := figure.add_subplot())  # a chart without curves stays as it is
+
+
 def test_a_chart_follows_the_pages_colors_and_names_its_curves():
     values = np.array([0.1, 0.25, 0.5])
-    drawing = line_chart([Line(np.arange(3), values, "var(--method-3)", "method-3", "a <b> & c")], "alignment")
-    assert "var(--method-3)" in drawing and "var(--grid)" in drawing and "<title>a &lt;b&gt; &amp; c</title>" in drawing
-    assert 'class="method-3"' in drawing and 'aria-label="alignment"' in drawing
+    drawing = line_chart([Line(np.arange(3), values, "idarts", "a <b> & c")], "alignment")
+    assert "var(--idarts)" in drawing and "var(--grid)" in drawing and "<title>a &lt;b&gt; &amp; c</title>" in drawing
+    assert 'class="idarts"' in drawing and 'aria-label="alignment"' in drawing
     assert "#01010" not in drawing and "#02020" not in drawing and "#00001" not in drawing
     identifiers = re.findall(r' id="([^"]+)"', drawing)
     assert len(set(identifiers)) == len(identifiers)
     # the curve itself: three points, equally far apart, rising (y falls)
-    path = re.search(r'class="method-3"><title>.*?</title>\s*<path d="([^"]+)"', drawing)[1]
+    path = re.search(r'class="idarts"><title>.*?</title>\s*<path d="([^"]+)"', drawing)[1]
     x, y = np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", path), dtype=float).T
     assert np.diff(x)[0] == pytest.approx(np.diff(x)[1], abs=0.02) and (np.diff(y) < 0).all()
     assert np.diff(y)[1] / np.diff(y)[0] == pytest.approx(0.25 / 0.15, rel=1e-2)
@@ -389,11 +496,11 @@ def test_tables_sort_by_mouse_and_by_keyboard(page):
 
 def test_a_method_is_hidden_and_shown_and_a_column_picked(page):
     page.click("#tab-curves")
-    curve = page.locator("#curves svg .method-1 path").first
+    curve = page.locator("#curves svg .lambda-darts path").first
     assert curve.is_visible()
-    page.focus('#curves .key[data-series="method-1"]')
+    page.focus('#curves .key[data-series="lambda-darts"]')
     page.keyboard.press("Space")
-    assert not curve.is_visible() and page.locator("#curves svg .method-0 path").first.is_visible()
+    assert not curve.is_visible() and page.locator("#curves svg .darts path").first.is_visible()
     page.keyboard.press("Space")
     assert curve.is_visible()
     all_columns = page.input_value("#column")

@@ -148,7 +148,7 @@ def surface(entry: Entry) -> Markup | None:
 def _figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4, 2.5))
     figure.patch.set_alpha(0)
-    axes = figure.add_axes((0.13, 0.155, 0.83, 0.82))
+    axes = figure.add_axes((0.16, 0.155, 0.8, 0.82))
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=GRID, linewidth=0.6)

@@ -88,9 +88,9 @@ OWN = (
 )
 
 
-def _by_kind(title: str, column: str, kinds: Iterable[str], scale: float = 1, integer: bool = False) -> Panel:
+def _by_kind(title: str, column: str, kinds: Iterable[str], **options: Any) -> Panel:
     """A curve for each kind of cell."""
-    return Panel(title, {kind: f"{column}_{kind}" for kind in kinds}, scale, integer=integer)
+    return Panel(title, {kind: f"{column}_{kind}" for kind in kinds}, **options)
 
 
 class Course(NamedTuple):
@@ -104,7 +104,7 @@ class Course(NamedTuple):
 
 
 def require(run: Path, *names: str) -> None:
-    """Refuse a folder that lacks a file of a run: ValueError."""
+    """Raise a ValueError for a folder that lacks a file of a run."""
     for name in names:
         if not (run / name).is_file():
             raise ValueError(f"{run} has no {name}; expected the folder of a run, its first epoch done")
@@ -142,8 +142,8 @@ def load_course(run: Path, config: dict[str, Any] | None = None) -> Course:
         config: the content of config.yaml, where it is known already.
 
     Raises:
-        ValueError: it is no run folder of a search, or a file of it is damaged.
-        OSError: a file cannot be read.
+        ValueError: The folder is not that of a search, or a file of it is damaged.
+        OSError: A file cannot be read.
     """
     require(run, "config.yaml", "metrics.csv", "alphas.npz")
     try:
@@ -183,12 +183,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def plot_search(run: Path) -> None:
-    """Write curves.png to the folder of a search.
-
-    Raises:
-        ValueError: it is no run folder of a search, or a file of it is damaged.
-        OSError: a file cannot be read or written.
-    """
+    """Write curves.png to the folder of a search; ValueError or OSError, as `load_course`."""
     save(search_figure(load_course(run)), run / "curves.png")
 
 
@@ -196,8 +191,8 @@ def plot_retraining(run: Path) -> None:
     """Write curves.png to the folder of a retraining.
 
     Raises:
-        ValueError: it is no run folder of a retraining, or a file of it is damaged.
-        OSError: a file cannot be read or written.
+        ValueError: The folder is not that of a retraining, or a file of it is damaged.
+        OSError: A file cannot be read or written.
     """
     require(run, "config.yaml", "metrics.csv")
     try:
@@ -308,11 +303,13 @@ def number(value: float, spec: str = "g") -> str:
 def _logarithmic(axes: Axes, integer: bool) -> None:
     """A logarithmic axis of y, with two labels or more however narrow it is."""
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [[]])
+    values = values[values > 0]
+    low, high = (values.min(), values.max()) if len(values) else axes.get_ylim()
     if high < 2 * low:
         axes.set_ylim(low / 2, 2 * high)
-    if high < 10 * low:
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=integer, steps=[1, 2, 5, 10]))
+    if high < 5 * low:  # else two of 1, 2, 5, 10, ... or more are within
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=integer, steps=[1, 2, 5, 10]))
     else:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
@@ -386,7 +383,7 @@ def _legend(axes: Axes, lines: Iterable[Any], labels: list[str]) -> None:
     """A legend below the axis, beside its label, where no curve passes."""
     style = {"handlelength": 1.6, "columnspacing": 1.2, "frameon": False, "borderpad": 0, "borderaxespad": 0}
     axes.legend(
-        list(lines), labels, loc="upper right", bbox_to_anchor=(1, -0.11), ncols=len(labels), fontsize=9, **style
+        list(lines), labels, loc="upper right", bbox_to_anchor=(1, -0.15), ncols=len(labels), fontsize=9, **style
     )
 
 

@@ -130,9 +130,40 @@ def test_each_quantity_of_a_method_has_a_panel_and_no_panels_overlap(tmp_path, c
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
     assert not any(a.overlaps(b) for a, b in pairs)
+    for axes in figure.axes:  # a legend covers neither a curve nor the axis's label
+        legend = axes.get_legend() and axes.get_legend().get_window_extent()
+        assert not legend or not any(legend.overlaps(b) for b in (axes.bbox, axes.xaxis.label.get_window_extent()))
     # the panels fill their rows: as many end at the right edge as there are rows
     right = max(axes.get_position().x1 for axes in figure.axes)
     assert sum(axes.get_position().x1 > right - 0.02 for axes in figure.axes) == 3 + -(-count // 3)
+
+
+@pytest.mark.parametrize("ranks", [(1, 1), (3, 4), (1, 9), (5, 40), (20, 15_000)])
+def test_a_panel_of_ranks_has_two_labels_or_more_all_whole(tmp_path, ranks):
+    make_run(tmp_path / "run", 2, own=["table_rank"])
+    course = load_course(tmp_path / "run")
+    course.metrics["table_rank"] = ranks
+    (panel,) = [axes for axes in search_figure(course).axes if "rank" in axes.get_title(loc="left")]
+    low, high = panel.get_ylim()
+    assert low < min(ranks) <= max(ranks) < high
+    ticks = [tick for tick in panel.get_yticks() if low <= tick <= high]
+    labels = panel.yaxis.get_major_formatter().format_ticks(ticks)
+    assert len(set(labels)) == len(ticks) >= 2 and all(tick == round(tick) for tick in ticks)
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    make_run(tmp_path / "run", 1)
+    (tmp_path / "run/curves.png").write_bytes(b"earlier")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        plot_search(tmp_path / "run")
+    assert (tmp_path / "run/curves.png").read_bytes() == b"earlier"
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "alphas.npz",
+        "config.yaml",
+        "curves.png",
+        "metrics.csv",
+    ]
 
 
 def test_gates_are_drawn_as_sigmoids(tmp_path):

@@ -20,7 +20,7 @@ from analysis.compare import PANELS
 from analysis.curves import number
 from analysis.draw import COLORS, color
 from analysis.runs import ACCURACY, DATASETS, Entry, load_entries
-from analysis.samples import Paired, compare_paired, summarize
+from analysis.samples import Paired, compare_paired, interval
 from files import read_yaml
 
 HERE = Path(__file__).resolve().parent
@@ -110,7 +110,7 @@ def results(rows: list[Row], metric: str, figures: list[dict[str, Any]]) -> pd.D
     lines = []
     for row in rows:
         values = row.values(metric)
-        low, high = summarize(list(values))[3:] if len(values) else (None, None)
+        low, high = interval(values)
         pair = compare_paired(rows[0].values(metric).to_dict(), values.to_dict()) if row is not rows[0] else None
         lines.append(
             {
@@ -194,7 +194,6 @@ def section(index: int, entries: list[Entry], order: dict[str, Any], figures: li
     """All that the page shows of a column of a table."""
     rows, metric = rows_of(entries), first_metric(entries)
     names = [name for name in dict.fromkeys(name for e in entries for name in e.scores) if name != metric]
-    common = [len(rows[0].values(metric).index.intersection(row.values(metric).index)) for row in rows[1:]]
     return {
         "id": f"s{index}",
         "column": entries[0].column,
@@ -208,11 +207,10 @@ def section(index: int, entries: list[Entry], order: dict[str, Any], figures: li
         "references": _references(figures, entries[0].origin, metric),
         "others": others(rows, names, figures) if names else None,
         "pairs": pairs(rows, metric) if len(rows) > 2 else None,
-        "common": max(common, default=0),
         "cost": cost(rows, figures),
         "listed": [row for row in rows for _ in row.entries],
         "state": state(rows, metric),
-        "alphas": [(row, e, trajectories(e)) for row in rows for e in [_searched(row)] if e is not None],
+        "alphas": [(row, e, trajectories(e)) for row in rows for e in [e for e in row.entries if e.course][:1]],
         "charts": [(panel, chart) for panel in PANELS if (chart := curves(rows, panel)) is not None],
         "cells": _cells(rows),
         "eigenvalues": eigenvalues(rows),
@@ -302,11 +300,6 @@ def _references(figures: list[dict[str, Any]], origin: dict[str, Any], metric: s
         for figure in figures
         if "reference" in figure and figure["space"] == origin.get("space") and figure["metric"] == metric
     ]
-
-
-def _searched(row: Row) -> Entry | None:
-    """The first entry of a method that has finished an epoch of its search."""
-    return next((entry for entry in row.entries if entry.course is not None), None)
 
 
 def _cells(rows: list[Row]) -> dict[int, list[tuple[Row, Entry]]]:

@@ -12,7 +12,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
@@ -43,6 +43,51 @@ class Settings(MeasureSettings, SupernetSettings, SpaceSettings, SplitSettings, 
     """All settings."""
 
 
+def terms_of(
+    state: Any,
+    now: Any,
+    batches: tuple,
+    momentum: list,
+    search_settings: SearchSettings,
+    derivatives: str,
+    epsilon: float,
+) -> dict[str, list]:
+    """The terms of a search's step at a training and a validation batch, in its own precision."""
+    from architect import implicit, unrolled
+    from gradients import Objective, regularized_gradient
+
+    objective = Objective(state.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
+    weights, (batch, valid) = state.layer_weights(), map(state.cast, batches)
+    ahead = unrolled(
+        objective,
+        weights,
+        batch,
+        valid,
+        now.learning_rate,
+        [buffer.to(weights[0].dtype) for buffer in momentum],
+        search_settings.momentum,
+        search_settings.weight_decay,
+        derivatives,
+        epsilon,
+    )
+    series = implicit(
+        objective,
+        weights,
+        batch,
+        valid,
+        now.learning_rate,
+        search_settings.neumann_terms,
+        derivatives,
+        epsilon,
+    )
+    regularized = regularized_gradient(objective, weights, batch, search_settings.reg, derivatives, epsilon)
+    return {
+        "regularizer": regularized.regularizer_gradient,
+        "unrolled": ahead.mixed,
+        "implicit": series.mixed,
+    }
+
+
 def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     """One row for each term, precision and epsilon: the difference's norm, the exact norm, the cosine between them.
 
@@ -51,8 +96,7 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     epsilon is 0.01. The Hessian's products in s are always exact, and the radius of "implicit" is that of v_0.
     """
     import data
-    from architect import implicit, unrolled
-    from gradients import Objective, cosine, norm, regularized_gradient
+    from gradients import Objective, cosine, norm
     from lib.checkpoints import load_last
     from search.bilevel import Search, schedule
     from utils import Averages, prepare_device
@@ -78,50 +122,21 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
         objective = Objective(search.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
         for batch in data.cycle(search.batches(0)[0], settings.steps):
             search.weight_step(objective, search.cast(batch), 0.0, False, Averages())
-    train_batch, valid_batch = (next(iter(batches)) for batches in search.batches(len(search.rows)))
+    batches = tuple(next(iter(part)) for part in search.batches(len(search.rows)))
 
     double = Search(replace(search_settings, precision="64-true"), dataset, device)
     double.supernet.load_state_dict(search.supernet.state_dict())
     double.architecture.load_state_dict(search.architecture.state_dict())
 
     def terms(state: Search, derivatives: str, epsilon: float) -> dict[str, list]:
-        objective = Objective(state.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
-        weights, batch, valid = state.layer_weights(), state.cast(train_batch), state.cast(valid_batch)
-        ahead = unrolled(
-            objective,
-            weights,
-            batch,
-            valid,
-            now.learning_rate,
-            [buffer.to(weights[0].dtype) for buffer in search.momentum_buffers()],
-            search_settings.momentum,
-            search_settings.weight_decay,
-            derivatives,
-            epsilon,
-        )
-        series = implicit(
-            objective,
-            weights,
-            batch,
-            valid,
-            now.learning_rate,
-            search_settings.neumann_terms,
-            derivatives,
-            epsilon,
-        )
-        regularized = regularized_gradient(objective, weights, batch, settings.reg, derivatives, epsilon)
-        return {
-            "regularizer": regularized.regularizer_gradient,
-            "unrolled": ahead.mixed,
-            "implicit": series.mixed,
-        }
+        return terms_of(state, now, batches, search.momentum_buffers(), search_settings, derivatives, epsilon)
 
     exact = terms(double, "exact", 1.0)
     rows = []
     for precision, state in (("float64", double), ("float32", search)):
         for epsilon in settings.epsilons:
-            for term, gradient in terms(state, "difference", epsilon).items():
-                gradient = [g.double() for g in gradient]
+            for term, found in terms(state, "difference", epsilon).items():
+                gradient = [g.double() for g in found]
                 rows.append(
                     {
                         "term": term,

@@ -11,6 +11,7 @@ import cli
 from analysis.curves import plot_retraining, require
 from analysis.draw import draw_genotype
 from files import read_json, read_yaml, write_atomically
+from lib import options
 from nasbench201.cells import load_any
 
 PROG = "card.py"
@@ -109,8 +110,8 @@ def _table(rows: dict[str, str]) -> str:
 
 
 def main() -> None:
-    parser = cli.Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=str, help="a run folder of a finished retraining")
+    parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=str, help="Run folder of a finished retraining.")
     run = Path(parser.parse_args().run)
     with cli.blaming("run"):
         print(write_card(run))

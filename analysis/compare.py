@@ -15,6 +15,7 @@ from analysis.colors import METHODS, assign
 from analysis.curves import Course, dress, leave_out_outliers, load_course, save, title
 from cli import InputError
 from files import check_new_file
+from lib import options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,9 +155,11 @@ def expanded(runs: list[str]) -> list[Path]:
 
 
 def main() -> None:
-    parser = cli.Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=str, nargs="+", help="run folders of searches, any number of each kind")
-    parser.add_argument("--out", type=str, default="compare.png", metavar="PNG", help="picture to write")
+    parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=str, nargs="+", help="Run folders of searches, any number of each kind.")
+    parser.add_argument(
+        "--out", type=str, default="compare.png", metavar="PNG", help="Picture to write (default: compare.png)."
+    )
     arguments = parser.parse_args()
     with cli.blaming("--out"):
         check_new_file(Path(arguments.out))

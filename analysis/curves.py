@@ -21,6 +21,7 @@ import cli
 from analysis.colors import METHODS
 from analysis.draw import color
 from files import read_yaml, write_atomically
+from lib import options
 from search.settings import method_settings
 from spaces import SPACES
 
@@ -388,8 +389,8 @@ def _legend(axes: Axes, lines: Iterable[Any], labels: list[str]) -> None:
 
 
 def main() -> None:
-    parser = cli.Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=str, help="a run folder of a search or of a retraining")
+    parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=str, help="Run folder of a search or of a retraining.")
     run = Path(parser.parse_args().run)
     with cli.blaming("run"):
         (plot_search if (run / "alphas.npz").exists() else plot_retraining)(run)

@@ -12,35 +12,38 @@ import json
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from typing import Literal
 
 import cli
-from cli import InputError, PositiveFloat, Seed, option
+from cli import InputError
 from files import write_atomically
-from search.settings import DataSettings, SearchSettings, SpaceSettings, SplitSettings, SupernetSettings, load_settings
+from lib import options
+from lib.options import Channels, Fraction, Layers, NonNegativeInt, PositiveFloat, PositiveInt, Seed, option
+from lib.settings import DEVICE_HELP, ImageSettings
+from search.settings import SearchSettings, load_settings
 
 PROG = "derivatives.py"
 
 
-@dataclass
-class MeasureSettings:
-    """measurement"""
-
-    run: str = option("", "run folder whose settings and last checkpoint are used, in place of the flags below")
-    steps: NonNegativeInt = option(60, "weight steps to take first, where no run is given")
-    batch_size: PositiveInt = option(48, "images of the training and of the validation batch")
-    reg: Literal["corr", "signcorr"] = option("corr", "layer alignment whose gradient is taken")
-    epsilons: tuple[PositiveFloat, ...] = option((1e-11, 1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), "radii to measure")
-    seed: Seed = option(0, "of the weights and the batches, where no run is given")
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
-    out: str = option("derivatives", "folder for derivatives.json and derivatives.png")
+EPSILONS = (1e-11, 1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass
-class Settings(MeasureSettings, SupernetSettings, SpaceSettings, SplitSettings, DataSettings):
-    """All settings."""
+class Settings(ImageSettings):
+    """The settings of a measurement. Those of the data and the supernet have no effect beside --run."""
+
+    run: str = option("", "Run folder whose settings and last checkpoint are used.")
+    steps: NonNegativeInt = option(60, "Weight steps to take first, if --run is not given.")
+    batch_size: PositiveInt = option(48, "Images of the training and of the validation batch.")
+    reg: Literal["corr", "signcorr"] = option("corr", "Layer alignment whose gradient is taken.")
+    epsilons: list[PositiveFloat] | None = option(None, f"Radii to measure. By default {' '.join(map(str, EPSILONS))}.")
+    seed: Seed = option(0, "Seed of the weights and the batches, if --run is not given.")
+    device: str = option("auto", DEVICE_HELP)
+    out: str = option("derivatives", "Folder for derivatives.json and derivatives.png.")
+    space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s5", "Search space.")
+    layers: Layers = option(8, "Number of cells.")
+    init_channels: Channels = option(16, "Channels C of the first cells.")
+    train_portion: Fraction = option(0.5, "Share of the training images for the weights.")
 
 
 def terms_of(
@@ -134,7 +137,7 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     exact = terms(double, "exact", 1.0)
     rows = []
     for precision, state in (("float64", double), ("float32", search)):
-        for epsilon in settings.epsilons:
+        for epsilon in settings.epsilons or EPSILONS:
             for term, found in terms(state, "difference", epsilon).items():
                 gradient = [g.double() for g in found]
                 rows.append(
@@ -186,14 +189,17 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
-    if not settings.epsilons:
-        raise InputError("--epsilons: [], expected one or more")
+    parsed = options.parse_given(Settings, PROG, __doc__.splitlines()[0])
+    settings = parsed.settings
+    stored = {
+        field.name
+        for field in fields(Settings)
+        if field.name not in ("run", "batch_size", "reg", "epsilons", "device", "out")
+    }
+    if settings.run and parsed.flags & stored:
+        flags = ", ".join(f"--{name}" for name in sorted(parsed.flags & stored))
+        raise InputError(f"--run: the run keeps its own settings; {flags} cannot be given beside it")
     if settings.run:
-        ignored = {field.name for base in Settings.__bases__[1:] for field in fields(base)}
-        given = sorted(f"--{name}" for name in ignored if getattr(settings, name) != getattr(Settings(), name))
-        if given:
-            raise InputError(f"--run: the run keeps its own settings; {', '.join(given)} cannot be given beside it")
         search_settings = load_settings(Path(settings.run), "--run")
     else:
         own = {field.name for field in fields(SearchSettings)}

@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
-
 import cli
 from analysis.colors import METHODS
-from cli import InputError, option
+from cli import InputError
 from files import read_json, write_atomically, write_csv
+from lib.options import NonNegativeInt, PositiveInt, argument, option, parse, stored_settings
+from lib.settings import DEVICE_HELP
 from nasbench201.settings import SCRIPT as SCRIPT_201
 from search.settings import SCRIPT, CommonSettings, load_settings
 from spaces import SPACES
@@ -39,20 +39,21 @@ Given = TypeVar("Given", bound="MeasureSettings")
 
 @dataclass
 class MeasureSettings:
-    """measurement"""
+    """The settings of a measurement of a search."""
 
-    batches: PositiveInt = option(1, "batches of the validation images that the loss is the mean of")
-    batch_size: NonNegativeInt = option(0, "images of a batch; 0: as many as in the search")
-    precision: Literal["32-true", "64-true"] = option("32-true", "of the supernet's passes")
-    data: str = option("", "folder of the data set's files; by default the search's")
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    run: str = argument("Run folder of search/train_search.py or nasbench201/train_search.py.")
+    batches: PositiveInt = option(1, "Batches of the validation images over which the loss is averaged.")
+    batch_size: NonNegativeInt = option(0, "Images of a batch. 0 takes the number of the search.")
+    precision: Literal["32-true", "64-true"] = option("32-true", "Precision of the supernet's passes.")
+    data: str = option("", "Folder of the data set's files. By default the folder of the search.")
+    device: str = option("auto", DEVICE_HELP)
 
 
 @dataclass
 class Settings(MeasureSettings):
-    """eigenvalues"""
+    """The settings of a measurement of eigenvalues."""
 
-    count: PositiveInt = option(1, "how many eigenvalues, those of largest magnitude")
+    count: PositiveInt = option(1, "Number of eigenvalues, those of largest magnitude.")
 
 
 def search_settings(run: Path, given: MeasureSettings) -> CommonSettings:
@@ -61,7 +62,7 @@ def search_settings(run: Path, given: MeasureSettings) -> CommonSettings:
     Raises:
         InputError: `run` is no run folder of a search.
     """
-    of_201 = cli.setting(run, "run", "space") == "nasbench201"
+    of_201 = stored_settings(run, "run").get("space") == "nasbench201"
     stored = load_settings(run, "run", SCRIPT_201 if of_201 else SCRIPT)
     return replace(
         stored,
@@ -82,10 +83,8 @@ def read_command_line(kind: type[Given], prog: str, description: str) -> tuple[G
     Raises:
         InputError: it is no run folder of a search.
     """
-    parser = cli.parser_for(kind, prog, description)
-    parser.add_argument("run", type=str, help="a run folder of search/train_search.py or nasbench201/train_search.py")
-    namespace = parser.parse_args()
-    settings, run = cli.make(kind, namespace), Path(namespace.run)
+    settings = parse(kind, prog, description)
+    run = Path(settings.run)
     return settings, run, search_settings(run, settings)
 
 

@@ -11,15 +11,14 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from jsonargparse.typing import NonNegativeInt, restricted_number_type
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cli
 from analysis.colors import METHODS
 from analysis.hessian import MeasureSettings, read_command_line
-from cli import InputError, PositiveFloat, option
+from cli import InputError
 from files import write_atomically, write_csv
+from lib.options import Limit, NonNegativeInt, PositiveFloat, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,19 +26,19 @@ if TYPE_CHECKING:
     from analysis.validation import ValidationLoss
 
 PROG = "landscape.py"
-Points = restricted_number_type("Points", int, [(">=", 2), ("<=", 1000)])
+Points = Annotated[int, Limit("2 to 1000", lambda n: 2 <= n <= 1000)]
 
 
 @dataclass
 class Settings(MeasureSettings):
-    """landscape"""
+    """The settings of a landscape."""
 
-    epoch: NonNegativeInt = option(0, "epoch whose checkpoint is the centre; 0: the last one kept")
-    points: Points = option(21, "points along each side of the grid; the centre is one where they are odd")
+    epoch: NonNegativeInt = option(0, "Epoch whose checkpoint is the center. 0 takes the last one.")
+    points: Points = option(21, "Points along each side of the grid. The center is one of them if the number is odd.")
     radius: PositiveFloat = option(
         1.0,
-        "half a side of the grid, in units of alpha. A direction spreads over all n alphas: at its end they have moved "
-        "by RADIUS / sqrt(n) in root mean square, 0.07 for the 196 of s5 and 0.18 for the 30 of NAS-Bench-201",
+        "Half a side of the grid, in units of alpha. A direction spreads over all n alphas: at its end they have moved "
+        "by RADIUS / sqrt(n) in root mean square, 0.07 for the 196 of s5 and 0.18 for the 30 of NAS-Bench-201.",
     )
 
 

@@ -10,10 +10,9 @@ The page is a single file that asks for nothing from the network.
 import time
 from pathlib import Path
 
-from jsonargparse.typing import PositiveInt
-
 import cli
 from files import write_atomically
+from lib import options
 
 PROG = "report.py"
 #: how a page says whose it is
@@ -21,11 +20,12 @@ GENERATOR = b'<meta name="generator" content="analysis/report.py">'
 
 
 def main() -> None:
-    parser = cli.Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=str, nargs="+", help="folders of tables, of runs, or single run folders")
-    parser.add_argument("out", type=str, help="the page to write, OUT.html")
-    parser.add_argument("--watch", action="store_true", help="write it again until all runs are finished, or Ctrl-C")
-    parser.add_argument("--every", type=PositiveInt, default=30, help="seconds between two pages of --watch")
+    parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
+    every = options.reader(options.PositiveInt)
+    parser.add_argument("runs", nargs="+", help="Folders of tables, folders of runs, or run folders.")
+    parser.add_argument("out", help="Page to write, OUT.html.")
+    parser.add_argument("--watch", action="store_true", help="Write the page again until all runs are finished.")
+    parser.add_argument("--every", type=every, default=30, metavar="N", help="Seconds between two pages (default: 30).")
     given = parser.parse_args()
     out, paths = Path(given.out), [Path(run) for run in given.runs]
     if out.suffix != ".html":

@@ -9,10 +9,9 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt
-
 import cli
-from cli import ImageSizeOrOwn, InputError, option
+from cli import InputError
+from lib.options import Channels, ImageSizeOrOwn, Layers, argument, option, parse
 from nasbench201.cells import Cell201, load_any
 
 PROG = "size.py"
@@ -20,34 +19,29 @@ PROG = "size.py"
 
 @dataclass
 class SizeSettings:
-    """network"""
+    """The network whose size is computed."""
 
+    genotype: str = argument("A published cell, a string of NAS-Bench-201, a genotype file or a run folder.")
     dataset: Literal["cifar10", "cifar100", "svhn", "digits", "imagenet"] = option(
-        "cifar10", "gives the stem, the image size and the classes"
+        "cifar10", "Data set, which determines the stem, the image size and the classes."
     )
-    init_channels: NonNegativeInt = option(
-        0, "channels C of the first cells; 0 for the papers': 36, on ImageNet 48, in NAS-Bench-201 16"
+    init_channels: Channels | None = option(
+        None, "Channels C of the first cells. By default 36, on ImageNet 48, in NAS-Bench-201 16."
     )
-    layers: NonNegativeInt = option(
-        0, "number of cells, in NAS-Bench-201 of a stage; 0 for the papers': 20, on ImageNet 14, in NAS-Bench-201 5"
+    layers: Layers | None = option(
+        None, "Number of cells, in NAS-Bench-201 of a stage. By default 20, on ImageNet 14, in NAS-Bench-201 5."
     )
-    auxiliary: bool = option(False, "count the auxiliary head's parameters")
-    image_size: ImageSizeOrOwn = option(0, "height and width in pixels; 0 for the data set's")
+    auxiliary: bool = option(False, "Count the parameters of the auxiliary head.")
+    image_size: ImageSizeOrOwn = option(0, "Height and width in pixels. 0 takes those of the data set.")
 
 
 def main() -> None:
-    parser = cli.parser_for(SizeSettings, PROG, __doc__.splitlines()[0])
-    parser.add_argument("genotype", help="a published cell, a string of NAS-Bench-201, a genotype file or a run folder")
-    settings = parser.parse_args()
+    settings = parse(SizeSettings, PROG, __doc__.splitlines()[0])
     with cli.blaming("genotype"):
         genotype = load_any(settings.genotype)
     of_201 = isinstance(genotype, Cell201)
     if of_201 and settings.auxiliary:
         raise InputError("--auxiliary: the network of NAS-Bench-201 has no auxiliary head")
-    if settings.init_channels and not 2 <= settings.init_channels <= 4096:
-        raise InputError(f"--init_channels: {settings.init_channels}, expected 2 to 4096")
-    if settings.layers > 1000:
-        raise InputError(f"--layers: {settings.layers}, expected 1000 at most")
 
     # Imported here: --help and wrong input are answered before torch is loaded.
     import torch

@@ -1,22 +1,21 @@
-"""The papers' tables as grids of runs: a YAML file of columns and methods becomes searches, retrainings and scores.
+"""The papers' tables as grids of runs. A YAML file of columns and methods becomes searches, retrainings and scores.
 
-A table's file has
+The file of a table has
 
-    title, source      what the table is, and the paper it is of
-    scripts            search: and, where its cells are trained, retrain: the scripts of its steps
-    search, retrain    flags of every search and of every retraining
+    title, source      the table and its paper
+    scripts            search: and, if its cells are retrained, retrain: the scripts
+    search, retrain    flags of all searches and of all retrainings
     columns            name: {search, retrain}: flags of a column, such as a space and a data set
-    methods            name: {search, retrain}: flags of a row, such as a --method
-    scales             name: {seeds, search, retrain}: the size of everything, and, where it has fewer of them, its
-                       columns and methods; override: {method: {search, retrain}} is for a method alone
+    methods            name: {search, retrain}: flags of a row, such as a method
+    scales             name: {seeds, search, retrain}: the size of the runs; optionally columns and methods, to leave
+                       out others, and override: {method: {search, retrain}}, flags of one method
 
-A later one of these wins: every run's, the column's, the method's, the scale's, the scale's for the method. Light:
-nothing here imports torch.
+Later flags override earlier ones: all runs, column, method, scale, the scale's override. Nothing here imports torch.
 """
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,42 +23,46 @@ from typing import Any
 
 import cli
 from cli import InputError, blaming
+from files import read_yaml
 
 TABLES = Path(__file__).resolve().parent / "tables"
-
-#: flags that say where something lies or what a run uses, not how it is made
-PLACE = ("data", "download", "table", "device", "devices", "num_nodes", "workers")
-#: flags that are the table's own business
+#: the scripts of each step, and the script that scores a retraining
+SCRIPTS = {
+    "search": {"search/train_search.py": "", "nasbench201/train_search.py": ""},
+    "retrain": {
+        "train/train.py": "train/test.py",
+        "nasbench201/train.py": "train/test.py",
+        "imagenet/train.py": "imagenet/test.py",
+    },
+}
+#: flags that a resumed run takes anew
+PLACE = ("data", "table", "device", "devices", "num_nodes")
+#: flags that a table sets itself
 RESERVED = {"save", "resume", "seed", "seeds", "arch", "config", "help", "print_config", "provenance"}
-#: the keys of a table's file, and of its parts
-KEYS = {"title", "source", "scripts", "search", "retrain", "columns", "methods", "scales"}
-STEPS = ("search", "retrain")
-SCALE_KEYS = {*STEPS, "seeds", "columns", "methods", "override"}
-
-
-@dataclass(frozen=True)
-class Step:
-    """A run of one script."""
-
-    name: str  # search or retrain
-    script: str
-    flags: Mapping[str, Any]
-    epochs: int
-    scored_by: str = ""  # the script that scores a retraining
-
-    def made_by(self) -> dict[str, Any]:
-        """What must stay the same while a run goes on."""
-        return {"script": self.script, **{name: flag for name, flag in self.flags.items() if name not in PLACE}}
+#: the form of a table's file; the key "" stands for any name
+FLAGS = {"": bool | int | float | str}
+RUNS: dict[str, Any] = {"search": FLAGS, "retrain": FLAGS}
+FORM = {
+    "title": str,
+    "source": str,
+    "scripts": {"search": str, "retrain": str},
+    **RUNS,
+    "columns": {"": RUNS},
+    "methods": {"": RUNS},
+    "scales": {"": {**RUNS, "seeds": int, "columns": list, "methods": list, "override": {"": RUNS}}},
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """One entry of a table with one seed: a search and, where cells are trained, a retraining."""
+    """One entry of a table with one seed: a search and, if the table retrains cells, a retraining."""
 
     column: str
     method: str
     seed: int
-    steps: tuple[Step, ...]
+    steps: Mapping[str, Mapping[str, Any]]  # flags of search and retrain
+    published_for: Mapping[str, Any]  # space, dataset and method of the published figures; may be empty
+    note: str  # flags of the scale for this method alone
 
     @property
     def name(self) -> str:
@@ -67,7 +70,7 @@ class Unit:
 
     @property
     def folder(self) -> Path:
-        """Its place in a table's folder."""
+        """Its path in the folder of the table."""
         return Path(slug(self.column), slug(self.method), f"seed-{self.seed}")
 
 
@@ -78,133 +81,105 @@ def slug(name: str) -> str:
 
 
 def arguments(flags: Mapping[str, Any]) -> list[str]:
-    """Flags as a command line has them."""
+    """Flags as the arguments of a command line."""
     line: list[str] = []
     for name, value in flags.items():
-        if isinstance(value, bool):
-            line.append(f"--{name}" if value else f"--no_{name}")
-        elif isinstance(value, list):
-            line += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            line += [f"--{name}", str(value)]
+        line += [f"--{name}" if value else f"--no_{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
     return line
 
 
-def _search_epochs(script: str, flags: Mapping[str, Any]) -> int:
-    from search.settings import SCRIPT, check_combination
+def check(value: Any, form: Any, where: str) -> None:
+    """Compare a part of a table, or of --set, with its form.
 
-    if script.startswith("nasbench201"):
-        from nasbench201.settings import SCRIPT
-    settings, given = cli.parse_with_preset(SCRIPT.settings, script, "", arguments(flags), SCRIPT.preset)
-    check_combination(settings, given.flags)
-    return settings.epochs
-
-
-def _retrain_epochs(script: str, flags: Mapping[str, Any]) -> int:
-    module = import_module(script.removesuffix(".py").replace("/", "."))
-    return cli.parse(module.TrainSettings, script, "", arguments(flags)).epochs
-
-
-@dataclass(frozen=True)
-class Script:
-    """A script that a table may run."""
-
-    epochs: Callable[[str, Mapping[str, Any]], int]  # checks its flags with its own parser, and says how many it runs
-    scored_by: str = ""  # the script that scores a retraining
-
-
-#: the scripts that a table may run, for each step
-SCRIPTS = {
-    "search": {
-        "search/train_search.py": Script(_search_epochs),
-        "nasbench201/train_search.py": Script(_search_epochs),
-    },
-    "retrain": {
-        "train/train.py": Script(_retrain_epochs, scored_by="train/test.py"),
-        "nasbench201/train.py": Script(_retrain_epochs, scored_by="train/test.py"),
-        "imagenet/train.py": Script(_retrain_epochs, scored_by="imagenet/test.py"),
-    },
-}
+    Raises:
+        ValueError: It does not have the form; `where` begins the message.
+    """
+    if not isinstance(form, dict):
+        if not isinstance(value, form) or (form is int and value is True):
+            names = {str: "text", int: "a number", list: "a list"}
+            raise ValueError(f"{where}: {value!r}, expected {names.get(form, 'one number, word, true or false')}")
+        if isinstance(value, str) and (value.startswith("-") or not value.isprintable()):
+            raise ValueError(f"{where}: {value!r}, expected one word that is no flag")
+        return
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{where}: {value!r}, expected names and their values")
+    for name, part in value.items():
+        if form is FLAGS and name in RESERVED:
+            raise ValueError(f"{where}: {name}: the table itself sets this flag; expected another")
+        if form is FLAGS and not name.isidentifier():
+            raise ValueError(f"{where}: {name!r}, expected the name of a flag, without dashes")
+        if name not in form and "" not in form:
+            raise ValueError(f"{where}: {name!r}, expected {', '.join(form)}")
+        check(part, form.get(name, form.get("")), f"{where}: {name}")
 
 
 def load_table(given: str) -> dict[str, Any]:
     """A table by its name in scripts/tables/, or from a file.
 
     Raises:
-        InputError: there is none, or its file is not as the head of this module says.
+        InputError: There is no such table, or its file does not have the form that this module describes.
     """
     path = Path(given) if given.endswith((".yaml", ".yml")) else TABLES / f"{given}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in TABLES.glob("*.yaml")))
         raise InputError(f"--table: {given!r}, expected one of {known}, or a file FILE.yaml")
     with blaming("--table"):
-        table = cli.read_yaml(path)
+        table = read_yaml(path)
     with blaming(f"--table: {path}"):
-        _check(table)
+        _check_table(table)
     return table
 
 
-def _mapping(value: Any, where: str, keys: Sequence[str] | set[str] | None = None) -> dict[str, Any]:
-    """A mapping from strings, of known keys where they are given: ValueError."""
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{where} is {value!r}, expected names and what they stand for")
-    unknown = sorted(set(value) - set(value if keys is None else keys))
-    if unknown:
-        raise ValueError(f"{where} has {', '.join(unknown)}; expected {', '.join(sorted(keys or ()))}")
-    return value
-
-
-def _flags(value: Any, where: str) -> None:
-    """Raise a ValueError for anything that is not a flag of a script."""
-    for name, flag in _mapping(value, where).items():
-        if name in RESERVED:
-            raise ValueError(f"{where} has {name}, which the table itself gives its runs")
-        if not name.isidentifier():
-            raise ValueError(f"{where} has {name!r}, expected the name of a flag, without dashes")
-        parts = flag if isinstance(flag, list) else [flag]
-        if any(isinstance(part, dict | list) for part in parts):
-            raise ValueError(f"{where}: {name} is {flag!r}, expected the value of a flag")
-
-
-def _check(table: Any) -> None:
-    """Refuse what no grid can be made of: ValueError."""
-    _mapping(table, "the table", KEYS)
-    missing = sorted({"title", "scripts", "columns", "methods", "scales"} - set(table))
-    if missing:
-        raise ValueError(f"it has no {', '.join(missing)}")
-    for step, script in _mapping(table["scripts"], "scripts", STEPS).items():
+def _check_table(table: Any) -> None:
+    check(table, FORM, "the table")
+    missing = [name for name in ("title", "scripts", "columns", "methods", "scales") if not table.get(name)]
+    if missing or "search" not in table["scripts"]:
+        raise ValueError(f"the table: no {', '.join(missing) or 'search script'}")
+    for step, script in table["scripts"].items():
         if script not in SCRIPTS[step]:
             raise ValueError(f"scripts: {step}: {script!r}, expected {' or '.join(SCRIPTS[step])}")
-    if "search" not in table["scripts"]:
-        raise ValueError("scripts has no search")
-    for part in STEPS:
-        _flags(table.get(part, {}), part)
     for axis in ("columns", "methods"):
-        slugs: dict[str, str] = {}
-        for name, flags in _mapping(table[axis], axis).items():
-            for step, own in _mapping(flags, f"{axis}: {name}", STEPS).items():
-                _flags(own, f"{axis}: {name}: {step}")
-            other = slugs.setdefault(slug(name), name)
-            if not slug(name) or other != name:
-                raise ValueError(
-                    f"{axis}: {name!r} and {other!r} have one folder; expected letters or digits that differ"
-                )
-        if not table[axis]:
-            raise ValueError(f"{axis} is empty")
-    for name, scale in _mapping(table["scales"], "scales").items():
-        _mapping(scale, f"scales: {name}", SCALE_KEYS)
-        for step in STEPS:
-            _flags(scale.get(step, {}), f"scales: {name}: {step}")
-        for method, flags in _mapping(scale.get("override", {}), f"scales: {name}: override", table["methods"]).items():
-            for step, own in _mapping(flags, f"scales: {name}: override: {method}", STEPS).items():
-                _flags(own, f"scales: {name}: override: {method}: {step}")
-        seeds = scale.get("seeds")
-        if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
-            raise ValueError(f"scales: {name}: seeds: {seeds!r}, expected how many, 1 or more")
-        for axis in ("columns", "methods"):
-            chosen = scale.get(axis, [])
-            if not isinstance(chosen, list) or not all(name in table[axis] for name in map(str, chosen)):
-                raise ValueError(f"scales: {name}: {axis}: {chosen!r}, expected a list of {', '.join(table[axis])}")
+        folders = [slug(name) for name in table[axis]]
+        if len({*folders, ""}) <= len(folders):
+            raise ValueError(f"{axis}: {', '.join(table[axis])}: two share a folder; expected other letters")
+    for name, scale in table["scales"].items():
+        if scale.get("seeds", 0) < 1:
+            raise ValueError(f"scales: {name}: seeds: {scale.get('seeds')!r}, expected 1 or more")
+        for axis, names in (("columns", "columns"), ("methods", "methods"), ("override", "methods")):
+            unknown = [entry for entry in scale.get(axis, ()) if entry not in [*table[names]]]
+            if unknown:
+                raise ValueError(f"scales: {name}: {axis}: {unknown[0]!r}, expected some of {', '.join(table[names])}")
+
+
+def check_line(script: str, line: list[str]) -> None:
+    """Parse a command line with the script's own parser.
+
+    Raises:
+        InputError: The script rejects it.
+    """
+    module = import_module(script.removesuffix(".py").replace("/", "."))
+    if script in SCRIPTS["search"]:
+        module.resolve(line, module.SCRIPT)
+    else:
+        cli.parse(module.TrainSettings, script, "", line)
+
+
+def _merged(step: str, *parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a step; later parts override earlier ones."""
+    return {name: value for part in parts for name, value in part.get(step, {}).items()}
+
+
+def _chosen(table: Mapping[str, Any], size: Mapping[str, Any], axis: str, given: Sequence[str]) -> list[str]:
+    """The columns or rows to run. A row has its name in the table, and that of its --method."""
+    names = {name: {name} for name in table[axis]}
+    if axis == "methods":
+        for name, row in table["methods"].items():
+            names[name].add(_merged("search", table, row).get("method", "lambda-darts"))
+    known = set().union(*names.values())
+    for name in given:
+        if name not in known:
+            raise InputError(f"--{axis}: {name!r}, expected some of {', '.join(sorted(known))}")
+    return [name for name in names if names[name] & set(given)] or size.get(axis) or list(names)
 
 
 def expand(
@@ -215,46 +190,57 @@ def expand(
     methods: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Unit]:
-    """All units of a table, those with the first seed first.
+    """All entries of a table, ordered by seed.
 
     Args:
-        seeds: how many, from 0; 0 for the scale's number.
-        columns, methods: those to take; none for the scale's.
-        overrides: flags of search and retrain that win over the table's.
+        seeds: Number of seeds, from 0 on; 0 for the scale's.
+        columns, methods: Those to run; by default the scale's. A method has its name in the table and that of --method.
+        overrides: Flags of search and retrain that override the table's.
 
     Raises:
-        InputError: there is no such scale, column or method, or a script refuses a flag.
+        InputError: There is no such scale, column or method, or a script rejects a flag.
     """
     if scale not in table["scales"]:
         raise InputError(f"--scale: {scale!r}, expected one of {', '.join(table['scales'])}")
     size = table["scales"][scale]
-    chosen = {}
-    for axis, given in (("columns", columns), ("methods", methods)):
-        unknown = sorted(set(given) - set(table[axis]))
-        if unknown:
-            raise InputError(f"--{axis}: {unknown[0]!r}, expected some of {', '.join(table[axis])}")
-        chosen[axis] = list(dict.fromkeys(given)) or [str(name) for name in size.get(axis, [])] or list(table[axis])
-    units = []
-    epochs: dict[tuple[str, ...], int] = {}
-    for seed, column, method in itertools.product(range(seeds or size["seeds"]), chosen["columns"], chosen["methods"]):
-        parts = (
-            table,
-            table["columns"][column],
-            table["methods"][method],
-            size,
-            size.get("override", {}).get(method, {}),
-        )
-        steps = []
-        for name, script in [(name, table["scripts"][name]) for name in STEPS if name in table["scripts"]]:
-            flags = {flag: value for part in parts for flag, value in part.get(name, {}).items()}
-            flags |= (overrides or {}).get(name, {})
-            made_by = (script, *arguments(flags))
-            if made_by not in epochs:
+    chosen = (_chosen(table, size, "columns", columns), _chosen(table, size, "methods", methods))
+    checked, units = set(), []
+    for seed, column, method in itertools.product(range(seeds or size["seeds"]), *chosen):
+        own = size.get("override", {}).get(method, {})
+        named = (table, table["columns"][column], table["methods"][method])
+        steps = {}
+        for step, script in sorted(table["scripts"].items(), reverse=True):  # the search first
+            flags = _merged(step, *named, size, own, overrides or {})
+            line = (script, *arguments(flags))
+            if line not in checked:
                 try:
-                    epochs[made_by] = SCRIPTS[name][script].epochs(script, flags)
+                    check_line(script, [*line[1:]])
                 except InputError as error:
                     raise InputError(f"--table, --set: {column}, {method}, {script}: {error}") from error
-            scored_by = SCRIPTS[name][script].scored_by
-            steps.append(Step(name, script, {**flags, "seed": seed}, epochs[made_by], scored_by))
-        units.append(Unit(column, method, seed, tuple(steps)))
+            checked.add(line)
+            steps[step] = {**flags, "seed": seed}
+        published = published_for(_merged("search", *named), steps, table["scripts"])
+        note = "; ".join(f"{step}: {' '.join(arguments(flags))}" for step, flags in own.items())
+        units.append(Unit(column, method, seed, steps, published, note))
     return units
+
+
+def published_for(
+    named: Mapping[str, Any], steps: Mapping[str, Mapping[str, Any]], scripts: Mapping[str, str]
+) -> dict[str, Any]:
+    """The space, data set and method whose published figures apply; empty for a variant of a method.
+
+    Args:
+        named: Flags of the search in the table, without the scale and --set. They name the data set of a folder.
+    """
+    if not set(named) <= {"space", "dataset", "method"}:
+        return {}
+    search, last = steps["search"], steps.get("retrain", steps["search"])
+    own = {"dataset": "cifar10", "space": "s5", "method": "lambda-darts", **search}
+    dataset = named.get("dataset", "cifar10") if own["dataset"] == "folder" else own["dataset"]
+    if scripts.get("retrain") == "imagenet/train.py":
+        dataset = "imagenet" if last.get("classes") == 1000 else "other"
+    elif last.get("dataset", "cifar10") != own["dataset"]:
+        dataset = "other"
+    space = "nasbench201" if scripts["search"].startswith("nasbench201") else own["space"]
+    return {"space": space, "dataset": dataset, "method": own["method"]}

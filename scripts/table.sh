@@ -1,10 +1,29 @@
 #!/usr/bin/env bash
-# A table by its name: what the scripts of the tables call.
+# Reproduce a table by its name; the scripts of the tables call this one.
 #   bash scripts/table.sh NAME [reproduce.py arguments]
+# --help and --dry_run install nothing. Any other call makes .venv first, with Ray.
 set -euo pipefail
-here=$PWD
+here=$PWD root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+for argument in "$@"; do
+    case $argument in
+        -h | --help | --dry_run)
+            python=$root/.venv/bin/python
+            [ -x "$python" ] || python=${PYTHON:-python3}
+            if "$python" -c "import jsonargparse, yaml" 2>/dev/null; then
+                PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$python" "$root/scripts/reproduce.py" --table "$@"
+            fi
+            makes="bash scripts/environment.sh makes the environment"
+            if [ "$argument" = --dry_run ]; then
+                echo "table.sh: error: --dry_run: $python has no jsonargparse or no PyYAML; $makes" >&2
+                exit 2
+            fi
+            sed -n '1,/^"""$/{s/^"""//;p}' "$root/scripts/reproduce.py"
+            echo "To see all arguments, install the project: $makes."
+            exit 0
+            ;;
+    esac
+done
 extras=cluster
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-root=$PWD
+source "$root/scripts/environment.sh"
 cd "$here"
 exec "$python" "$root/scripts/reproduce.py" --table "$@"

@@ -89,6 +89,7 @@ def run_job(job: Job, *previous: object) -> None:
         if job.finished():
             return
         line, log = job.command(), job.folder / f"{job.kind}.log"
+        os.environ["OMP_NUM_THREADS"] = str(job.threads)
         status = _execute(line, log)
         last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
         if status == 130:
@@ -187,8 +188,7 @@ def run_jobs(ray: Any, entries: Sequence[Sequence[Job]], report: Callable[[Job, 
                 previous: tuple[Any, ...] = ()
                 for job in waiting.popleft():
                     options = {"num_cpus": job.cpus, "num_gpus": job.gpus, "name": f"{job.kind} {job.folder}"}
-                    environment = {"env_vars": {"OMP_NUM_THREADS": str(job.threads)}}
-                    task = remote.options(runtime_env=environment, **options).remote(job, *previous)
+                    task = remote.options(**options).remote(job, *previous)
                     running[task], previous = job, (task,)
             for task in ray.wait(list(running), timeout=1.0)[0]:
                 reason = ""

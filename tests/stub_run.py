@@ -1,10 +1,8 @@
 """A run that trains nothing, for tests of tables: it leaves the files of a run, and can fail, die or wait.
 
-    python tests/stub_run.py --save RUN --epochs 3 --seed 0 [--arch SEARCH]    # with --arch, a retraining
-    python tests/stub_run.py --resume RUN
-    python tests/stub_run.py RUN                                               # the score of a retraining
-
-A process of it takes 0.1 seconds, because it does not import torch.
+python tests/stub_run.py --save RUN --epochs 3 --seed 0 [--arch SEARCH]    # with --arch, a retraining
+python tests/stub_run.py --resume RUN
+python tests/stub_run.py RUN                                               # the score of a retraining
 """
 
 import argparse
@@ -14,7 +12,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +33,9 @@ def parse(line: list[str]) -> argparse.Namespace:
     return parser.parse_args(line)
 
 
-def epochs(script: str, flags: Mapping[str, Any]) -> int:
-    """The number of epochs of a run with these flags, for scripts/grid.py."""
-    from scripts.grid import arguments
-
-    return parse(arguments(flags)).epochs
+def resolve(line: list[str], script: str) -> argparse.Namespace:
+    """Check a command line, for scripts/grid.py."""
+    return parse(line)
 
 
 def write(path: Path, text: str) -> None:
@@ -62,7 +57,8 @@ def run(given: dict[str, Any], folder: Path) -> None:
             (folder / f"time-{time.time_ns()}").touch()
             if epoch == given["die_at"]:
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(600)
+            for _ in range(6000):  # ray.cancel cannot interrupt a long sleep
+                time.sleep(0.1)
         # Each epoch's value follows from all before it: a run that lost or repeated one ends in another genotype.
         before = rows[-1]["value"] if rows else f"{value} {given['seed']}"
         value_now = hashlib.sha256(f"{before} {epoch}".encode()).hexdigest()[:8]
@@ -72,7 +68,7 @@ def run(given: dict[str, Any], folder: Path) -> None:
         write(folder / "metrics.csv", "\n".join(lines) + "\n")
     write(folder / "genotype.json", json.dumps({"genotype": rows[-1]["value"]}))
     if given["arch"]:
-        write(folder / "model_card.md", "A stub.\n")
+        write(folder / "result.json", "{}")
 
 
 def stop(signum: int, frame: object) -> None:
@@ -90,7 +86,7 @@ def main() -> None:
     if resume:
         given = json.loads((resume / "config.yaml").read_text())
     else:
-        save.mkdir(parents=True)
+        save.mkdir(parents=True, exist_ok=True)
         write(save / "config.yaml", json.dumps(given))
     run(given, resume or save)
 

@@ -148,8 +148,6 @@ def cluster(address: str) -> Iterator[Any]:
     # Ray runs its workers at nice 15 by default, where any other work would starve them.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A run whose process is killed takes the processes that it started with it.
-    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a job without a GPU sees none
     try:
         import ray

@@ -174,12 +174,12 @@ def _chosen(table: Mapping[str, Any], size: Mapping[str, Any], axis: str, given:
     names = {name: {name} for name in table[axis]}
     if axis == "methods":
         for name, row in table["methods"].items():
-            names[name].add(_merged("search", table, row).get("method", "lambda-darts"))
+            names[name].add(str(_merged("search", table, row).get("method", "lambda-darts")))
     known = set().union(*names.values())
     for name in given:
         if name not in known:
             raise InputError(f"--{axis}: {name!r}, expected some of {', '.join(sorted(known))}")
-    return [name for name in names if names[name] & set(given)] or size.get(axis) or list(names)
+    return [name for name in names if names[name] & {*(given or size.get(axis) or names)}]
 
 
 def expand(

@@ -3,7 +3,7 @@
 #   bash scripts/imagenet.sh ARCH DATA [OUT [train.py arguments]]
 #   bash scripts/imagenet.sh LambdaDARTS_corr_0 /data/ILSVRC runs/imagenet --precision bf16-mixed
 # ARCH is a published cell, a genotype file or the run folder of a search; DATA is ILSVRC's folder.
-# Stopped, the same command goes on, with the next batch. PYTHON names another interpreter than the environment's.
+# If it stops, the same command continues with the next batch. PYTHON names another interpreter to make .venv with.
 set -euo pipefail
 if [ $# -lt 2 ] || [ ! -d "$2" ]; then
     printf "imagenet.sh: error: ARCH DATA: %q %q, expected a cell and the folder of the pictures\n" "${1:-}" "${2:-}" >&2
@@ -21,9 +21,9 @@ extras=export
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 out=${out:-runs/imagenet}
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count() or 1)')
-if [ -e "$out/result.json" ]; then
+if [ -f "$out/result.json" ]; then # as files.is_finished
     echo "$out is finished"
-elif [ -e "$out/config.yaml" ]; then
+elif [ -f "$out/config.yaml" ]; then
     "$python" imagenet/train.py --resume "$out" --data "$data" --devices "$gpus"
 else
     "$python" imagenet/train.py --arch "$arch" --data "$data" --devices "$gpus" --save "$out" "${@:4}"

@@ -23,7 +23,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
 from cli import InputError, NonNegativeFloat, blaming, option
-from files import parse_yaml, read_json, read_yaml, write_atomically
+from files import parse_yaml, read_yaml, write_atomically
 from lib.sweep import ROOT, Job, cluster, run_jobs, shown
 from scripts.grid import FLAGS, PLACE, SCRIPTS, Unit, arguments, check, expand, load_table
 
@@ -105,7 +105,7 @@ def jobs_of(unit: Unit, scripts: Mapping[str, str], out: Path, threads: int, gpu
         moved = {name: value for name, value in flags.items() if name in PLACE}
         begin = [scripts[step], *arguments({**cell, **flags, "save": runs[step]})]
         resume = [scripts[step], "--resume", runs[step], *arguments(moved)]
-        devices = flags.get("devices", 0)
+        devices = int(flags.get("devices", 0))
         jobs.append(Job(step, folder, begin, resume, threads, max(threads, devices), max(gpus, devices) if gpus else 0))
     if scorer := SCRIPTS[step][scripts[step]]:
         score = [scorer, runs[step], *arguments({name: value for name, value in flags.items() if name == "data"})]
@@ -114,6 +114,16 @@ def jobs_of(unit: Unit, scripts: Mapping[str, str], out: Path, threads: int, gpu
     else:
         return jobs
     return [*jobs, Job("score", folder, score, score, threads, threads, gpus)]
+
+
+def read_stored(path: Path, *keys: str) -> Any:
+    """A part of a YAML or JSON file that this script wrote. ValueError if the file is corrupt."""
+    value = read_yaml(path)
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise ValueError(f"{path} is corrupt: no {key}")
+        value = value[key]
+    return value
 
 
 def write_unit(path: Path, unit: Unit, table: Mapping[str, Any], scored: bool) -> None:
@@ -133,17 +143,16 @@ def write_unit(path: Path, unit: Unit, table: Mapping[str, Any], scored: bool) -
         "scored": scored,
         "steps": settings,
     }
-    if path.exists():
-        before = read_json(path)
-        if not isinstance(before, dict) or not isinstance(before.get("steps"), dict):
-            raise ValueError(f"{path} is corrupt; expected a file that {PROG} wrote")
-        for step, now in settings.items():
-            was = before["steps"].get(step, now)
-            if was != now and (path.parent / step / "config.yaml").exists():
-                name = next(name for name in {**was, **now} if was.get(name) != now.get(name))
+    before = read_stored(path, "steps") if path.exists() else {}
+    for step, now in settings.items():
+        if not (path.parent / step / "config.yaml").exists():
+            continue
+        was = before.get(step, now)
+        for name in {**was, **now}:
+            if was.get(name) != now.get(name):
+                begun, wanted = was.get(name, "not given"), now.get(name, "not given")
                 raise ValueError(
-                    f"{path.parent / step} began with {name} {was.get(name, 'not given')}, and the table says "
-                    f"{now.get(name, 'not given')}; expected the same, or another folder"
+                    f"{path.parent / step} began with {name} {begun}, the table says {wanted}; use a new folder"
                 )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
@@ -151,15 +160,13 @@ def write_unit(path: Path, unit: Unit, table: Mapping[str, Any], scored: bool) -
 
 def check_out(out: Path, title: str) -> bool:
     """Whether the table's folder is new. InputError if it belongs to something else."""
-    path = out / "table.yaml"
-    if not path.is_file():
+    if not (out / "table.yaml").is_file():
         cli.check_new_folder(out, "--out")
         return True
     with blaming("--out"):
-        about = read_yaml(path)
-        table = about.get("table") if isinstance(about, dict) else None
-        if not isinstance(table, dict) or table.get("title") != title:
-            raise ValueError(f"{out} holds another table than {title!r}; name another folder")
+        stored = read_stored(out / "table.yaml", "table", "title")
+        if stored != title:
+            raise ValueError(f"{out} holds the table {stored!r}, not {title!r}; name another folder")
     return False
 
 
@@ -208,10 +215,9 @@ def reproduce(settings: Settings) -> int:
 def run(ray: Any, out: Path, entries: Mapping[Unit, list[Job]]) -> int:
     """Run the entries of a table. Returns 0 if all finished, else 1."""
     names = {out / unit.folder: unit.name for unit in entries}
-    todo = [jobs for jobs in entries.values() if not all(job.finished() for job in jobs)]
+    todo = [[job for job in jobs if not job.finished()] for jobs in entries.values()]
     failed: dict[Path, str] = {}
-    begin, left = time.monotonic(), sum(not job.finished() for jobs in todo for job in jobs)
-    ended = 0
+    begin, left, ended = time.monotonic(), sum(map(len, todo)), 0
 
     def finished() -> str:
         whole = sum(all(job.finished() for job in jobs) for jobs in entries.values())
@@ -230,7 +236,7 @@ def run(ray: Any, out: Path, entries: Mapping[Unit, list[Job]]) -> int:
 
     print(f"{out}: {finished()}", flush=True)
     try:
-        run_jobs(ray, todo, report)
+        run_jobs(ray, [jobs for jobs in todo if jobs], report)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{finished()}; the same command continues") from None
     for folder, reason in failed.items():

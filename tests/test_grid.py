@@ -1,14 +1,17 @@
 """Tables as grids of runs: their flags, their entries, and the tables that are refused."""
 
+import os
 import shlex
+import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
 
 from cli import InputError
 from scripts.grid import TABLES, expand, load_table, slug
-from tests.helpers import ROOT, TABLE, script_in_process, write_table
+from tests.helpers import ROOT, TABLE, assert_refused, script_in_process, write_table
 
 
 def test_flags_of_the_scale_win_over_the_methods_over_the_columns_over_those_of_all():
@@ -21,8 +24,7 @@ def test_flags_of_the_scale_win_over_the_methods_over_the_columns_over_those_of_
     }
     (unit,) = expand(table, "x", overrides={"search": {"batch_size": 8}})
     flags = {"layers": 4, "init_channels": 3, "momentum": 0.7, "epochs": 5, "space": "s2", "method": "darts"}
-    assert unit.steps[0].flags == {**flags, "grad_clip": 2, "batch_size": 8, "seed": 0}
-    assert unit.steps[0].epochs == 5
+    assert unit.steps["search"] == {**flags, "grad_clip": 2, "batch_size": 8, "seed": 0}
 
 
 def test_a_table_expands_into_every_method_in_every_column_with_every_seed():
@@ -30,8 +32,7 @@ def test_a_table_expands_into_every_method_in_every_column_with_every_seed():
     assert [(u.method, u.seed) for u in units] == [("DARTS", 0), ("DARTS-", 0), ("DARTS", 1), ("DARTS-", 1)]
     assert len(expand(TABLE, "paper")) == 8 and len(expand(TABLE, "paper", seeds=1, methods=["DARTS"])) == 1
     assert len({unit.folder for unit in units}) == 4
-    # without a number of epochs in the table, the script's own
-    assert [step.epochs for step in expand(TABLE, "paper")[0].steps] == [50, 600]
+    assert list(units[0].steps) == ["search", "retrain"]
 
 
 def test_names_that_differ_in_signs_have_folders_of_their_own():
@@ -45,7 +46,7 @@ def test_the_tables_that_come_along_are_taken_by_their_scripts(name):
     assert {"paper", "small"} <= set(table["scales"])
     for scale in table["scales"]:
         units = expand(table, scale)
-        assert units and all(step.epochs >= 1 for unit in units for step in unit.steps)
+        assert units
         folders = [unit.folder for unit in units]
         assert len(set(folders)) == len(folders)
 
@@ -53,22 +54,120 @@ def test_the_tables_that_come_along_are_taken_by_their_scripts(name):
 def test_the_paper_scale_of_s1_to_s4_is_that_of_the_papers():
     units = {(u.column, u.method): u for u in expand(load_table("robust"), "paper", seeds=1)}
     for column, channels, layers in (("S1 CIFAR-10", 36, 20), ("S2 CIFAR-10", 16, 20), ("S4 SVHN", 16, 8)):
-        flags = units[column, "DARTS"].steps[1].flags
+        flags = units[column, "DARTS"].steps["retrain"]
         assert (flags["init_channels"], flags["layers"], flags["auxiliary"]) == (channels, layers, True)
-        assert units[column, "DARTS"].steps[1].epochs == 600
-    assert units["S2 CIFAR-10", "FairDARTS"].steps[0].epochs == 50
+        assert "epochs" not in flags  # train/train.py's own 600
+    assert "epochs" not in units["S2 CIFAR-10", "FairDARTS"].steps["search"]
 
 
-def test_every_table_has_a_script_which_takes_the_users_own_folder_for_its_paths(tmp_path):
-    scripts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "scripts").glob("*.sh")}
+def test_methods_have_their_names_in_the_table_and_those_of_method():
+    def rows(name: str, *methods: str) -> list[str]:
+        return list(dict.fromkeys(unit.method for unit in expand(load_table(name), "small", 1, (), methods)))
+
+    assert rows("robust", "lambda-darts", "darts-pt") == ["Λ-DARTS", "DARTS-PT"]
+    assert rows("robust", "Λ-DARTS, exact", "darts") == ["DARTS", "Λ-DARTS, exact"]
+    assert len(rows("lambda", "lambda-darts")) == 6  # the method of all runs
+    with pytest.raises(InputError, match="--methods: 'lambda', expected some of"):
+        rows("robust", "lambda")
+
+
+def installed(tmp_path, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """A table script in a copy of the repository that has no .venv, of which nothing may be made."""
+    root = tmp_path / "copy"
+    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs", "data", "docs"))
+    before = {path for path in root.rglob("*") if "__pycache__" not in path.parts}
+    command = list(map(str, ["bash", root / "scripts" / "s1_s4.sh", *arguments]))
+    environment = {**os.environ, "PYTHONPATH": "", **environment}
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert {path for path in root.rglob("*") if "__pycache__" not in path.parts} == before
+    return result
+
+
+def test_table_scripts_answer_without_installing_anything(tmp_path):
     for table in TABLES.glob("*.yaml"):
-        assert any(f'/table.sh" {table.stem} ' in text for text in scripts.values()), table
-    if not (ROOT / ".venv" / "bin" / "python").exists():
-        pytest.skip("no .venv here: the scripts would make one")
+        scripts = [path for path in (ROOT / "scripts").glob("*.sh") if f'/table.sh" {table.stem} ' in path.read_text()]
+        assert len(scripts) == 1, table
     (tmp_path / "images").mkdir()
-    command = ["bash", ROOT / "scripts" / "s1_s4.sh", "--scale", "small", "--data", "images", "--out", "o", "--dry_run"]
-    said = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    arguments = ("--scale", "small", "--data", "images", "--out", "o", "--dry_run")
+    said = installed(tmp_path, *arguments, PYTHON=sys.executable).stdout
     assert f"--data {tmp_path / 'images'}" in said and f"--save {tmp_path / 'o'}/" in said
+
+
+@pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--dry_run", 2)])
+def test_table_scripts_say_what_to_install(tmp_path, flag, status):
+    (tmp_path / "bare").mkdir()
+    bare = tmp_path / "bare" / "python3"
+    bare.write_text("#!/bin/sh\nexit 1\n")  # a Python that has no packages
+    bare.chmod(0o755)
+    result = installed(tmp_path, flag, PYTHON=str(bare))
+    assert result.returncode == status and "scripts/environment.sh" in result.stdout + result.stderr
+    assert ("python scripts/reproduce.py --table" in result.stdout) == (status == 0)
+    assert len(result.stderr.splitlines()) == (status != 0)
+
+
+#: values that add no flag, in a table's file and in --set; and a part of the message
+REJECTED = [
+    ("!!python/object/apply:os.system [touch executed]", "not plain YAML"),
+    ("!!python/name:os.system", "not plain YAML"),
+    ("!mine s2", "not plain YAML"),
+    ("!!set {s2}", "expected one"),
+    ("!!binary czI=", "expected one"),
+    ("[s2, --save=elsewhere]", "expected one"),
+    ("[s2]", "expected one"),
+    ("{s2: --save=elsewhere}", "expected one"),
+    ("{}", "expected one"),
+    ("--save=elsewhere", "no flag"),
+    ("-h", "no flag"),
+    ("'--save'", "no flag"),
+    ('"s2\\0"', "no flag"),
+    ("2026-01-01", "expected one"),
+    ("null", "expected one"),
+    ("", "expected one"),
+    ("[1", "not plain YAML"),
+    ("s9", "--space"),
+]
+
+
+@pytest.mark.parametrize(("value", "reason"), REJECTED)
+def test_a_flag_is_one_plain_value_in_a_table_and_in_set(tmp_path, value, reason):
+    text = yaml.safe_dump(changed(columns={"S2": {"search": {"space": "here"}}}))
+    text = text.replace("space: here", f"space: {value}")
+    (tmp_path / "table.yaml").write_text(text)
+    given = ("--out", tmp_path / "out", "--dry_run")
+    whole = write_table(tmp_path)
+    for table, own in ((tmp_path / "table.yaml", ()), (whole, ("--set", f"search.space={value}"))):
+        result = script_in_process("scripts/reproduce.py", "--table", table, "--scale", "tiny", *given, *own)
+        assert_refused(result, reason, "--set" if own else "--table")
+    assert not (tmp_path / "out").exists() and not (ROOT / "executed").exists() and not (ROOT / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("epohcs", "--epohcs"),
+        ("Epochs", "--Epochs"),
+        ("save", "itself sets"),
+        ("print_config", "itself sets"),
+        ("batch-size", "without dashes"),
+        ("--epochs", "without dashes"),
+        ("a b", "without dashes"),
+    ],
+)
+def test_a_flag_has_a_name_that_its_script_knows_in_a_table_and_in_set(tmp_path, name, reason):
+    table = tmp_path / "table.yaml"
+    table.write_text(yaml.safe_dump(changed(search={**TABLE["search"], name: 3})))
+    whole = write_table(tmp_path)
+    for path, own in ((table, ()), (whole, ("--set", f"search.{name}=3"))):
+        result = script_in_process("scripts/reproduce.py", "--table", path, "--scale", "tiny", "--dry_run", *own)
+        assert_refused(result, reason, "--set" if own else "--table")
+
+
+@pytest.mark.parametrize(
+    "text", ["epochs", "=3", "score.epochs=1", "search.=1", "a.b.epochs=1", "search.search.epochs=1"]
+)
+def test_set_names_a_flag_and_maybe_its_step(tmp_path, text):
+    result = script_in_process("scripts/reproduce.py", "--table", write_table(tmp_path), "--dry_run", "--set", text)
+    assert_refused(result, "--set", "expected flag=value")
 
 
 def changed(**parts) -> dict:
@@ -78,18 +177,19 @@ def changed(**parts) -> dict:
 @pytest.mark.parametrize(
     ("table", "mentions"),
     [
-        ({}, ["has no", "title"]),
+        ({}, ["no title"]),
         (changed(colums={}), ["colums"]),
         (changed(scripts={"search": "rm.py"}), ["rm.py", "search/train_search.py"]),
-        (changed(scripts={"retrain": "train/train.py"}), ["no search"]),
-        (changed(columns={}), ["columns", "empty"]),
+        (changed(scripts={"retrain": "train/train.py"}), ["no search script"]),
+        (changed(columns={}), ["no columns"]),
         (changed(methods={"DARTS": 3}), ["methods: DARTS"]),
         (changed(methods={"DARTS": {"train": {}}}), ["train"]),
-        (changed(methods={"a b": {}, "A-B": {}}), ["one folder"]),
+        (changed(methods={"a b": {}, "A-B": {}}), ["share a folder"]),
         (changed(scales={"x": {"seeds": 0}}), ["seeds: 0"]),
         (changed(scales={"x": {"seeds": True}}), ["seeds"]),
         (changed(scales={"x": {"seeds": 1, "columns": [10]}}), ["10", "S2"]),
         (changed(search={"arch": "DARTS_V2"}), ["search", "arch"]),
+        (changed(scales={"x": {}}), ["seeds: None"]),
         (changed(scales={"x": {"seeds": 1, "columns": ["S9"]}}), ["S9", "S2"]),
         (changed(scales={"x": {"seeds": 1, "override": {"PT": {}}}}), ["PT"]),
         ("- a\n- b\n", ["names"]),

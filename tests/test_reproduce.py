@@ -205,19 +205,18 @@ def test_real_runs_of_a_table_end_like_their_plain_commands_though_one_is_killed
 @pytest.mark.slow
 @linux
 def test_thirty_entries_leave_no_process_and_no_shared_memory(tmp_path):
-    def leftovers() -> tuple[set[str], set[str]]:
-        ours = {
-            line for line in subprocess.check_output(["ps", "-eo", "pid,args"], text=True).splitlines() if "ray" in line
+    def left() -> set[str]:
+        lines = subprocess.check_output(["ps", "-eo", "pid,args"], text=True).splitlines()
+        return {line for line in lines if "ray::" in line or "raylet" in line} | {
+            path.name for path in Path("/dev/shm").iterdir()
         }
-        return ours, {path.name for path in Path("/dev/shm").iterdir()}
 
-    before = leftovers()
-    arguments = ("--table", write_table(tmp_path, STUBS), "--scale", "long", "--seeds", 30, *UNDISTURBED)
-    run = start(*arguments, "--out", tmp_path / "out")
+    before = left()
+    table = write_table(tmp_path, {**STUBS, "scripts": {"search": SCRIPT}})
+    run = start("--table", table, "--scale", "long", "--seeds", 30, "--out", tmp_path / "out", *UNDISTURBED)
     said, _ = run.communicate(timeout=500)
     assert run.returncode == 0 and "30 of 30 entries finished" in said, said
-    after = leftovers()
-    assert (after[0] - before[0], after[1] - before[1]) == (set(), set())
+    assert left() - before == set()
 
 
 def test_without_ray_a_table_says_how_to_install_it(tmp_path, monkeypatch):

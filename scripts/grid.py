@@ -21,9 +21,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import cli
 from cli import InputError, blaming
 from files import read_yaml
+from lib import options
 
 TABLES = Path(__file__).resolve().parent / "tables"
 #: the scripts of each step, and the script that scores a retraining
@@ -161,7 +161,7 @@ def check_line(script: str, line: list[str]) -> None:
     if script in SCRIPTS["search"]:
         module.resolve(line, module.SCRIPT)
     else:
-        cli.parse(module.TrainSettings, script, "", line)
+        options.parse(module.TrainSettings, script, "", line)
 
 
 def _merged(step: str, *parts: Mapping[str, Any]) -> dict[str, Any]:

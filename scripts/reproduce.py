@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import cli
-from cli import InputError, NonNegativeFloat, blaming, option
+from cli import InputError, blaming
 from files import parse_yaml, read_yaml, write_atomically
+from lib import options
+from lib.options import NonNegativeFloat, NonNegativeInt, PositiveInt, option
 from lib.sweep import ROOT, Job, cluster, run_jobs, shown
 from scripts.grid import FLAGS, PLACE, SCRIPTS, Unit, arguments, check, expand, load_table
 
@@ -36,26 +37,26 @@ MAY_CHANGE = (*PLACE, "download", "workers")
 
 @dataclass
 class Settings:
-    """table"""
+    """The settings of a table."""
 
-    table: str = option("", "a table in scripts/tables/ by its name, or a file FILE.yaml of your own")
-    scale: str = option("paper", "size of the runs: paper, small, or another scale of the table")
-    seeds: NonNegativeInt = option(0, "number of seeds, from 0 on; 0: the scale's")
-    columns: list[str] = option(None, "run these columns only")
-    methods: list[str] = option(None, "run these rows only, by their --method, such as lambda-darts, or by their name")
-    set: list[str] = option(
-        None, "override flags of the scripts: images=2000 for all runs, search.epochs=10 for the searches only"
+    table: str = option("", "A table in scripts/tables/ by its name, or a file FILE.yaml of your own.")
+    scale: str = option("paper", "Size of the runs: paper, small, or another scale of the table.")
+    seeds: NonNegativeInt = option(0, "Number of seeds, from 0 on; 0 takes the scale's.")
+    columns: list[str] | None = option(None, "Run these columns only.")
+    methods: list[str] | None = option(None, "Run these rows only, by their --method or by their name in the table.")
+    set: list[str] | None = option(
+        None, "Override flags of the scripts: images=2000 for all runs, search.epochs=10 for the searches only."
     )
-    out: str = option("", "folder of all runs; by default runs/<table>-<scale>")
-    data: str = option("", "folder of the data sets' files")
-    download: bool = option(False, "download the files of cifar10, cifar100 or svhn if they are missing")
-    nasbench_table: str = option("", "accuracy table that nasbench201/table.py made, to score the cells of that space")
-    address: str = option("", "address of a Ray cluster, auto or HOST:PORT; by default one is started on this machine")
-    cpus_per_run: PositiveInt = option(1, "CPU cores and threads of each run")
-    gpus_per_run: NonNegativeFloat = option(
-        None, "GPUs of each run; with 0.25 four runs share one. By default 1 if there are any, else 0"
+    out: str = option("", "Folder of all runs; by default runs/<table>-<scale>.")
+    data: str = option("", "Folder of the data sets' files.")
+    download: bool = option(False, "Download the files of cifar10, cifar100 or svhn if they are missing.")
+    nasbench_table: str = option("", "Accuracy table that nasbench201/table.py made, to score the cells of that space.")
+    address: str = option("", "Address of a Ray cluster, auto or HOST:PORT; by default one is started on this machine.")
+    cpus_per_run: PositiveInt = option(1, "CPU cores and threads of each run.")
+    gpus_per_run: NonNegativeFloat | None = option(
+        None, "GPUs of each run; with 0.25 four runs share one. By default 1 if there are any, else 0."
     )
-    dry_run: bool = option(False, "print the commands and run nothing")
+    dry_run: bool = option(False, "Print the commands and run nothing.")
 
 
 def from_root(path: str | Path) -> str:
@@ -246,7 +247,7 @@ def run(ray: Any, out: Path, entries: Mapping[Unit, list[Job]]) -> int:
 
 
 def main() -> None:
-    settings = cli.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
     status = reproduce(settings)
     if status:
         sys.exit(status)

@@ -298,5 +298,5 @@ def test_a_table_may_change_until_a_run_begins(tmp_path):
     assert json.loads(path.read_text())["steps"]["search"]["epochs"] == 1
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "config.yaml").write_text("begun")
-    with pytest.raises(ValueError, match="epochs 1, and the table says 6"):
+    with pytest.raises(ValueError, match="epochs 1, the table says 6"):
         write_unit(path, unit, TABLE, True)

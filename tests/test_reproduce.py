@@ -172,7 +172,7 @@ def test_stopping_a_table_stops_its_runs_and_the_same_command_continues(tmp_path
         wait_for(lambda number=number: len(list(out.rglob("time-*"))) == number)  # its search waits for ten minutes
         if signum == signal.SIGINT:
             other = script_in_process("scripts/reproduce.py", *arguments, "--out", out)
-            assert_refused(other, "--out", "in use by process")
+            assert_refused(other, "--out", "in use")
         run.send_signal(signum)
         said, _ = run.communicate(timeout=100)
         assert run.returncode == 130, said

@@ -198,7 +198,8 @@ def run_jobs(ray: Any, entries: Sequence[Sequence[Job]], report: Callable[[Job, 
     except BaseException:
         for task in running:
             ray.cancel(task)
-        ray.wait(list(running), num_returns=max(1, len(running)), timeout=STOPPING + 10)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=STOPPING + 10)
         raise
 
 

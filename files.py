@@ -129,6 +129,8 @@ def hold(folder: Path) -> Iterator[None]:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(f"{folder} is in use by another process") from error
+        except OSError as error:  # a file system without locks
+            raise OSError(error.errno, error.strerror, str(folder / LOCK)) from error
         for path in folder.glob("**/.*.tmp"):
             path.unlink()
         yield

@@ -297,7 +297,7 @@ def test_halves_that_do_not_divide_the_images_are_refused(tmp_path, train, valid
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"0 1 2 3", "cannot be read as JSON"),
+        (b"0 1 2 3", "is not JSON"),
         (b'{"train": "\xff"}', "is not UTF-8 text"),
         (b"[0, 1]", 'no "train" of the form'),
         (b'{"train": ["int", ["0", "1"]]}', 'no "valid" of the form'),

@@ -20,7 +20,7 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("start", [pytest.param("after weight steps", marks=pytest.mark.slow), "at a run's checkpoint"])
 def test_small_differences_are_the_derivative_in_double_precision_and_large_ones_are_not(tmp_path, run, start):
     place = ("--run", run) if start == "at a run's checkpoint" else (*SMALL, "--steps", 2)
-    arguments = ("--epsilons", "[1e-10, 1.0]", "--batch_size", 8, "--out", tmp_path / "out")
+    arguments = ("--epsilons", 1e-10, 1.0, "--batch_size", 8, "--out", tmp_path / "out")
     result = script_in_process("analysis/derivatives.py", *place, *arguments)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "out/derivatives.json").read_text())["rows"]

@@ -6,13 +6,12 @@ import itertools
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -352,22 +351,6 @@ def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
         run_search(settings, run, resumed=True)
     assert next(hours) > 10
     assert list(differences(straight, run)) == []
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
-def test_a_folder_is_synced_where_its_file_system_can_do_that(tmp_path, monkeypatch, number):
-    """Some refuse it of a folder; an error of the disk is another matter."""
-    sync = os.fsync
-
-    def refuse(descriptor):
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(number, os.strerror(number))
-        sync(descriptor)
-
-    monkeypatch.setattr(files.os, "fsync", refuse)
-    with nullcontext() if number == errno.EINVAL else pytest.raises(OSError, match="Input/output error"):
-        write_atomically(tmp_path / "file", "content")
-    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):

@@ -383,9 +383,8 @@ def _plot_layers(axes: Axes, metrics: "pd.DataFrame") -> None:
 def _legend(axes: Axes, lines: Iterable[Any], labels: list[str]) -> None:
     """A legend below the axis, beside its label, where no curve passes."""
     style = {"handlelength": 1.6, "columnspacing": 1.2, "frameon": False, "borderpad": 0, "borderaxespad": 0}
-    axes.legend(
-        list(lines), labels, loc="upper right", bbox_to_anchor=(1, -0.15), ncols=len(labels), fontsize=9, **style
-    )
+    place = {"loc": "upper right", "bbox_to_anchor": (1, -0.15), "ncols": len(labels)}
+    axes.legend(list(lines), labels, fontsize=9, **place, **style)
 
 
 def main() -> None:

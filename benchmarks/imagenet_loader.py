@@ -102,15 +102,37 @@ def jitter_rates(settings: Settings, device: Any) -> dict[str, float]:
     return rates
 
 
+def make_step(network: Any, precision: str, layout: Any, device: Any) -> Callable[[Any, Any], None]:
+    """A training step of the network on images and labels of the device."""
+    import torch
+
+    from lib.retraining import cross_entropy
+    from utils import autocast
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-5)
+
+    def train(images: torch.Tensor, labels: torch.Tensor) -> None:
+        with autocast(precision, device):
+            logits, auxiliary_logits = network(images.to(memory_format=layout))
+            loss = cross_entropy(logits, labels, 0.1)
+            if auxiliary_logits is not None:
+                loss = loss + 0.4 * cross_entropy(auxiliary_logits, labels, 0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+
+    return train
+
+
 def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]:
     """Images per second of every part, alone and together, of the pictures in an `imagenet.images.Tree`."""
     import torch
     from torch.utils.data import DataLoader
 
     from imagenet.images import Decoder, Key, begin_worker, collate, normalize
-    from lib.retraining import cross_entropy
     from model import NetworkImageNet, smallest_image
-    from utils import autocast, memory_format, prepare_device
+    from utils import memory_format, prepare_device
 
     device, size = prepare_device(settings.device), settings.batch_size
     torch.manual_seed(settings.seed)
@@ -122,21 +144,10 @@ def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]
     network = network.to(device).to(memory_format=layout).train()
     if settings.compile:
         network.compile()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-5)
+    train = make_step(network, settings.precision, layout, device)
 
     def augment(batch: Any) -> torch.Tensor:
         return normalize(batch.images.to(device, non_blocking=True))
-
-    def train(images: torch.Tensor, labels: torch.Tensor) -> None:
-        with autocast(settings.precision, device):
-            logits, auxiliary_logits = network(images.to(memory_format=layout))
-            loss = cross_entropy(logits, labels, 0.1)
-            if auxiliary_logits is not None:
-                loss = loss + 0.4 * cross_entropy(auxiliary_logits, labels, 0.1)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimizer.step()
 
     def rate(what: Callable[[], Any], warm_up: int = 2) -> float:
         return images_per_second(what, size, settings.rounds, device, warm_up)

@@ -144,11 +144,22 @@ def _check_size(number: float) -> None:
         raise ValueError(f"{number}, expected a number that float32 can hold")
 
 
+def with_underscores(word: str) -> str:
+    """A word of the command line, with `_` for each `-` in the name of a flag."""
+    flag, equals, value = word.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word
+
+
 class Parser(jsonargparse.ArgumentParser):
-    """A parser whose errors are InputErrors, and whose help has no names of types."""
+    """A parser whose errors are InputErrors, whose help has no names of types, and to which `-` is `_` in flags."""
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(formatter_class=argparse.HelpFormatter, allow_abbrev=False, **keywords)
+
+    def parse_args(self, args: Sequence[str] | None = None, **keywords: Any) -> Any:  # type: ignore[override]
+        return super().parse_args(
+            [with_underscores(word) for word in (sys.argv[1:] if args is None else args)], **keywords
+        )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if isinstance(ex, argparse.ArgumentError) and ex.argument_name:
@@ -238,12 +249,13 @@ def parse_given(
     """
     kinds = get_type_hints(kind, include_extras=True)
     known = {*kinds, *(f"no_{name}" for name in kinds if kinds[name] is bool), "config", "print_config", "help"}
-    arguments, flags = _normalize(sys.argv[1:] if arguments is None else arguments, known)
+    words = [with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    flags = _flags(words, known)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("config", "method", "space"):
         early.add_argument(f"--{name}")
     try:
-        chosen, rest = early.parse_known_args(arguments)
+        chosen, rest = early.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise InputError(f"{error.argument_name}: {error.message}") from error
     config = {}
@@ -268,26 +280,19 @@ def parse_given(
     return Parsed(settings, given, config)
 
 
-def _normalize(arguments: Sequence[str], known: set[str]) -> tuple[list[str], set[str]]:
-    """The command line with `_` for `-` in its flags, and the names of its flags.
+def _flags(words: Sequence[str], known: set[str]) -> set[str]:
+    """The names of the flags on a command line.
 
     Raises:
         InputError: A flag is unknown; the message names the nearest ones.
     """
-    words, flags = [], set()
-    for word in arguments:
-        flag, equals, value = word.partition("=")
-        if flag.startswith("--") and flag != "--":
-            name = flag[2:].replace("-", "_")
-            if name not in known:
-                initials = [other for other in sorted(known) if "".join(p[:1] for p in other.split("_")) == name]
-                near = dict.fromkeys([*initials, *difflib.get_close_matches(name, sorted(known))])
-                meant = f"; did you mean {' or '.join(f'--{other}' for other in near)}?" if near else ""
-                raise InputError(f"{flag}: unknown flag{meant or '; --help lists all flags'}")
-            flags.add(name)
-            word = f"--{name}{equals}{value}"
-        words.append(word)
-    return words, flags
+    names = {word[2:].partition("=")[0] for word in words if word.startswith("--") and word != "--"}
+    for name in sorted(names - known):
+        initials = [other for other in sorted(known) if "".join(part[:1] for part in other.split("_")) == name]
+        near = dict.fromkeys([*initials, *difflib.get_close_matches(name, sorted(known))])
+        meant = f"did you mean {' or '.join(f'--{other}' for other in near)}?" if near else "--help lists all flags"
+        raise InputError(f"--{name}: unknown flag; {meant}")
+    return names
 
 
 def check_needs(settings: Any, names: set[str]) -> None:

@@ -124,7 +124,7 @@ def test_a_wrong_settings_file_is_rejected(tmp_path, content, message):
         ("--lr", "; did you mean --learning_rate?"),
         ("--wd", "; did you mean --weight_decay?"),
         ("--epoch", "; did you mean --epochs"),
-        ("--no-auxilary", "; did you mean"),
+        ("--no_cutuot", "; did you mean --no_cutout"),
         ("--qqqqq", "; --help lists all flags"),
     ],
 )

@@ -76,7 +76,7 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}," if error.problem_mark else ""
         raise ValueError(f"{source}{line} is not plain YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-99-99
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-99-99
         raise ValueError(f"{source} is not plain YAML: {error}") from error
 
 
@@ -88,7 +88,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # not through a link
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 import cli
 from benchmarks.search_step import Method, step_of
+from files import is_finished
 from lib import options
 from lib.options import Channels, ImageSizeOrOwn, Layers, PositiveInt, Seed, option
 from search.settings import method_settings
@@ -85,7 +86,7 @@ def run_search(method: str, common: dict, run: Path) -> dict:
     """Search with a method, or go on with that: its command, peak memory in MiB and skip connections."""
     given = {"method": method, **common, **FLAGS.get(method, {}), "save": str(run)}
     command = ["search/train_search.py", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
-    if not (run / "genotype.json").exists():
+    if not is_finished(run, "search"):
         resumed = ["search/train_search.py", "--resume", str(run)]
         subprocess.run([sys.executable, *(resumed if run.exists() else command)], check=True)
     with open(run / "metrics.csv", newline="") as file:

@@ -8,13 +8,14 @@ You can interrupt the script and run it again: pictures that are already in the 
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import cli
-from cli import blaming
+from cli import InputError, blaming
 from files import is_picture, read_text
 from imagenet.layout import find_split
-from lib import options
+from lib.options import argument, option, parse
 
 PROG = "prepare.py"
 
@@ -75,13 +76,22 @@ def sort_pictures(folder: Path, classes: dict[str, str]) -> int:
     return len(raw)
 
 
+@dataclass
+class Settings:
+    """The settings of a preparation."""
+
+    data: str = argument("ILSVRC's folder (with Data/CLS-LOC/val) or one with val/.")
+    ground_truth: str = option(
+        "",
+        "ILSVRC2012_validation_ground_truth.txt of the development kit, or Kaggle's LOC_val_solution.csv.",
+    )
+    meta: str = option("", "meta.mat of the development kit. By default the one beside the ground truth.")
+
+
 def main() -> None:
-    parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument("data", help="ILSVRC's folder (with Data/CLS-LOC/val) or one with val/.")
-    truth_help = "ILSVRC2012_validation_ground_truth.txt of the development kit, or Kaggle's LOC_val_solution.csv."
-    parser.add_argument("--ground_truth", required=True, help=truth_help)
-    parser.add_argument("--meta", help="meta.mat of the development kit. By default the one beside the ground truth.")
-    given = parser.parse_args()
+    given = parse(Settings, PROG, __doc__.splitlines()[0])
+    if not given.ground_truth:
+        raise InputError("--ground_truth: no file is given; expected the list of the images' classes")
     with blaming("data"):
         folder = find_split(Path(given.data), "val")
     truth = Path(given.ground_truth)

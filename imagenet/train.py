@@ -22,6 +22,7 @@ from cli import InputError, blaming
 from genotypes import load_genotype
 from lib import launch, options
 from lib.options import (
+    AtLeastTwo,
     Channels,
     ImageSize,
     Layers,
@@ -63,7 +64,7 @@ class TrainSettings(RetrainSettings):
     auxiliary: bool = of_network(True, "Train with an auxiliary head after the second reduction cell.")
 
     epochs: PositiveInt = of_recipe(250, "Epochs of training.")
-    batch_size: PositiveInt = of_recipe(1024, "Images per step, on all devices together.")
+    batch_size: AtLeastTwo = of_recipe(1024, "Images per step, on all devices together.")
     learning_rate: PositiveFloat = of_recipe(0.5, "Initial learning rate, before the warm-up's factor.")
     schedule: Literal["linear", "cosine"] = of_recipe(
         "linear",

@@ -168,7 +168,7 @@ class TensorImages(Images):
 
 
 def tensor_images(settings: Any) -> TensorImages:
-    """The data set that the flags of `DataSettings` name.
+    """The data set that the flags of `ImageSettings` name.
 
     Raises:
         InputError: its files are missing or damaged, or the cutout is larger than the images.

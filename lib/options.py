@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import reprlib
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -103,7 +104,7 @@ def read_value(kind: Any, value: Any) -> Any:
         return None
     if several:
         if not isinstance(value, list):
-            raise ValueError(f"{value!r}, expected a list, such as [1, 2]")
+            raise ValueError(f"{reprlib.repr(value)}, expected a list, such as [1, 2]")
         return [_read_single(base, limits, item) for item in value]
     return _read_single(base, limits, value)
 
@@ -113,15 +114,15 @@ def _read_single(base: Any, limits: Sequence[Limit], value: Any) -> Any:
         for choice in get_args(base):
             if value in (choice, str(choice)):
                 return choice
-        raise ValueError(f"{value!r}, expected one of {', '.join(map(repr, get_args(base)))}")
+        raise ValueError(f"{reprlib.repr(value)}, expected one of {', '.join(map(repr, get_args(base)))}")
     names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
     expected = ", ".join([f"expected {names[base]}", *(limit.text for limit in limits)])
     numeric = base in (int, float)
     if not isinstance(value, (base, str, int) if numeric else base) or (numeric and isinstance(value, bool)):
-        raise ValueError(f"{value!r}, {expected}")
+        raise ValueError(f"{reprlib.repr(value)}, {expected}")
     try:
         result = base(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{value!r}, {expected}") from None
     if not all(limit.accepts(result) for limit in limits):
         raise ValueError(f"{value}, {expected}")
@@ -270,6 +271,8 @@ def parse_given(
             rest.append(f"--{name}={value}")
         elif name in config:
             first[name] = config[name]
+    if config.get("resume"):
+        raise InputError(f"--config: {chosen.config}: resume: expected it on the command line only")
     parser = parser_for(kind, prog, description)
     parser.set_defaults({**preset(first), **config})
     namespace = parser.parse_args(rest)
@@ -369,5 +372,10 @@ def resume(given: Parsed, prog: str, movable: Sequence[str] = ()) -> Any:
     if others:
         flags = ", ".join(f"--{name}" for name in others)
         raise InputError(f"--resume: the run keeps its own settings; {flags} cannot be given beside it")
+    if given.config:
+        raise InputError("--resume: the run keeps its own settings; --config cannot be given beside it")
     stored = load_settings(type(given.settings), prog, Path(given.settings.resume), "--resume")
-    return dataclasses.replace(stored, **{name: getattr(given.settings, name) for name in given.flags - {"resume"}})
+    moved = {name: getattr(given.settings, name) for name in given.flags - {"resume"}}
+    settings = dataclasses.replace(stored, **moved)
+    check_needs(settings, set(moved))
+    return settings

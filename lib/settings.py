@@ -20,7 +20,7 @@ class RunSettings:
     seed: Seed = of_run(0, "Seed of the weights, the order of the images and the augmentation.")
     save: str = of_run("", "New folder of the run. By default a folder in runs/ named after the settings and the time.")
     resume: str = of_run(
-        "", "Run folder to resume with its own settings. Only --device and the flags that name files may be added."
+        "", "Run folder to resume. It keeps its settings, except where its data lie and what it runs on."
     )
     device: str = of_run("auto", DEVICE_HELP)
     tf32: bool = of_execution(
@@ -61,7 +61,7 @@ class ImageSettings:
     cutout: bool = of_data(False, "Augment the images with cutout.")
     cutout_length: PositiveInt = of_data(
         16,
-        "Side of the cutout in pixels, rounded down to an even number.",
+        "Side of the cutout in pixels, rounded down to an even number, at least 2 and less than the image's side.",
         need=Need("--cutout", lambda s: s.cutout),
     )
 

@@ -45,7 +45,7 @@ class CheckpointIO(TorchCheckpointIO):
 
 
 def make_trainer(settings: Any, run: Path) -> Trainer:
-    """The Trainer that the flags of `DevicesSettings` and of the recipe describe.
+    """The Trainer that the flags of `RetrainSettings` and of the recipe describe.
 
     Raises:
         InputError: this machine has no such devices, or the precision is not for them.

@@ -322,7 +322,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "The official .pth, or .csv or .csv.gz files.",
     },
     "table": {"metavar": "TABLE", "help": "Table that build has made."},
-    "out": {"metavar": "OUT", "help": "New file: table.safetensors, or a picture that ends in .png, .svg or .pdf."},
+    "out": {"metavar": "OUT", "help": "New file: the table, or for plot a picture that ends in .png, .svg or .pdf."},
     "cell": {"metavar": "CELL", "help": CELL},
     "cells": {"nargs": "+", "metavar": "CELL", "help": CELL},
     "--dataset": _choice(Dataset, "cifar10", "Data set"),

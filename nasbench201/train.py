@@ -18,7 +18,7 @@ from pathlib import Path
 import cli
 from cli import InputError, blaming
 from lib import launch, options
-from lib.options import Channels, Layers, NonNegativeFloat, PositiveFloat, PositiveInt
+from lib.options import AtLeastTwo, Channels, Layers, NonNegativeFloat, PositiveFloat, PositiveInt
 from lib.settings import ImageSettings, RetrainSettings
 from nasbench201.cells import Cell201, load_cell
 
@@ -40,7 +40,7 @@ class TrainSettings(RetrainSettings, ImageSettings):
     cells_per_stage: Layers = of_network(5, "Cells N of each of the three stages.")
 
     epochs: PositiveInt = of_recipe(200, "Epochs of training.")
-    batch_size: PositiveInt = of_recipe(256, "Images per step, on all devices together.")
+    batch_size: AtLeastTwo = of_recipe(256, "Images per step, on all devices together.")
     learning_rate: PositiveFloat = of_recipe(0.1, "Learning rate at the start of the cosine, which ends at 0.")
     momentum: PositiveFloat = of_recipe(0.9, "Momentum of SGD, in Nesterov's form.")
     weight_decay: NonNegativeFloat = of_recipe(5e-4, "Weight decay of SGD.")

@@ -15,6 +15,7 @@ Later flags override earlier ones: all runs, column, method, scale, the scale's 
 
 import itertools
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -94,15 +95,16 @@ def check(value: Any, form: Any, where: str) -> None:
     Raises:
         ValueError: It does not have the form; `where` begins the message.
     """
+    shown = reprlib.repr(value)
     if not isinstance(form, dict):
         if not isinstance(value, form) or (form is int and value is True):
             names = {str: "text", int: "a number", list: "a list"}
-            raise ValueError(f"{where}: {value!r}, expected {names.get(form, 'one number, word, true or false')}")
+            raise ValueError(f"{where}: {shown}, expected {names.get(form, 'one number, word, true or false')}")
         if isinstance(value, str) and (value.startswith("-") or not value.isprintable()):
-            raise ValueError(f"{where}: {value!r}, expected one word that is no flag")
+            raise ValueError(f"{where}: {shown}, expected one word that is no flag")
         return
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{where}: {value!r}, expected names and their values")
+        raise ValueError(f"{where}: {shown}, expected names and their values")
     for name, part in value.items():
         if form is FLAGS and name in RESERVED:
             raise ValueError(f"{where}: {name}: the table itself sets this flag; expected another")

@@ -41,20 +41,20 @@ class Settings:
 
     table: str = option("", "A table in scripts/tables/ by its name, or a file FILE.yaml of your own.")
     scale: str = option("paper", "Size of the runs: paper, small, or another scale of the table.")
-    seeds: NonNegativeInt = option(0, "Number of seeds, from 0 on; 0 takes the scale's.")
+    seeds: NonNegativeInt = option(0, "Number of seeds, starting with seed 0. 0 takes the number of the scale.")
     columns: list[str] | None = option(None, "Run these columns only.")
     methods: list[str] | None = option(None, "Run these rows only, by their --method or by their name in the table.")
     set: list[str] | None = option(
         None, "Override flags of the scripts: images=2000 for all runs, search.epochs=10 for the searches only."
     )
-    out: str = option("", "Folder of all runs; by default runs/<table>-<scale>.")
+    out: str = option("", "Folder of all runs. By default runs/<table>-<scale>.")
     data: str = option("", "Folder of the data sets' files.")
     download: bool = option(False, "Download the files of cifar10, cifar100 or svhn if they are missing.")
     nasbench_table: str = option("", "Accuracy table that nasbench201/table.py made, to score the cells of that space.")
-    address: str = option("", "Address of a Ray cluster, auto or HOST:PORT; by default one is started on this machine.")
+    address: str = option("", "Address of a Ray cluster, auto or HOST:PORT. By default one is started on this machine.")
     cpus_per_run: PositiveInt = option(1, "CPU cores and threads of each run.")
     gpus_per_run: NonNegativeFloat | None = option(
-        None, "GPUs of each run; with 0.25 four runs share one. By default 1 if there are any, else 0."
+        None, "GPUs of each run. With 0.25 four runs share one. By default 1 if there are any, else 0."
     )
     dry_run: bool = option(False, "Print the commands and run nothing.")
 

@@ -6,14 +6,14 @@ set -euo pipefail
 here=$PWD root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 for argument in "$@"; do
     case $argument in
-        -h | --help | --dry_run)
+        -h | --help | --dry[-_]run*)
             python=$root/.venv/bin/python
             [ -x "$python" ] || python=${PYTHON:-python3}
             if "$python" -c "import jsonargparse, yaml" 2>/dev/null; then
                 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$python" "$root/scripts/reproduce.py" --table "$@"
             fi
-            makes="bash scripts/environment.sh makes the environment"
-            if [ "$argument" = --dry_run ]; then
+            makes="pip install -r requirements.txt -e '.[cluster]' installs what is missing"
+            if [[ $argument = --dry* ]]; then
                 echo "table.sh: error: --dry_run: $python has no jsonargparse or no PyYAML; $makes" >&2
                 exit 2
             fi

@@ -97,8 +97,6 @@ def check(settings: CommonSettings) -> None:
         known = ("none", *ALPHA_REGULARIZERS)
         raise InputError(f"--alpha_reg: {settings.alpha_reg!r}, expected one of {', '.join(known)}")
     check_precision(settings)
-    if settings.batch_size < 2:
-        raise InputError(f"--batch_size: {settings.batch_size}, expected 2 or more: batch norm compares images")
 
 
 def check_precision(settings: CommonSettings) -> None:

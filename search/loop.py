@@ -11,7 +11,7 @@ import cli
 import data
 from analysis.draw import draw_genotype
 from cli import InputError, blaming, open_folder, saving
-from files import write_atomically
+from files import is_finished, write_atomically
 from genotypes import AnyCell
 from lib import checkpoints
 from search.bilevel import Search, schedule
@@ -56,6 +56,9 @@ def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None =
         whole: what --resume goes on with, where this run is a part of it.
     """
     settings, run = resolved.settings, resolved.run
+    if resolved.resumed and is_finished(run, "search"):
+        print(f"run {run} is finished")
+        return
     state = open_search(settings, kind)
     flag = "--resume" if resolved.resumed else "--save"
     with open_folder(run, flag, new=not resolved.resumed):

@@ -51,7 +51,7 @@ of_method, of_data, of_space, of_mixing, of_weights, of_alpha, of_regularizer, o
 
 AUXILIARY = Need("--auxiliary_skip skip or conv1", lambda s: s.auxiliary_skip != "none")
 IMPLICIT = Need("--hypergradient implicit", lambda s: s.hypergradient == "implicit")
-REGULARIZED = Need("--reg corr or signcorr", lambda s: s.reg != "none")
+REGULARIZED = Need("--reg other than none", lambda s: s.reg != "none")
 
 
 @dataclass
@@ -88,7 +88,7 @@ class CommonSettings(RunSettings, ImageSettings):
     )
 
     epochs: PositiveInt = of_weights(50, "Epochs of the search.")
-    batch_size: PositiveInt = of_weights(64, "Images per step.")
+    batch_size: AtLeastTwo = of_weights(64, "Images per step.")
     learning_rate: PositiveFloat = of_weights(0.025, "Initial learning rate of the weights.")
     learning_rate_min: NonNegativeFloat = of_weights(0.001, "Learning rate of the weights at the end of the cosine.")
     momentum: NonNegativeFloat = of_weights(0.9, "Momentum of the weights' SGD.")
@@ -130,13 +130,13 @@ class CommonSettings(RunSettings, ImageSettings):
     alpha_reg_weight: NonNegativeFloat = of_alpha(
         10.0,
         "Weight w01 of alpha's regularizer.",
-        need=Need("--alpha_reg zero_one_l2 or zero_one_l1", lambda s: s.alpha_reg != "none"),
+        need=Need("--alpha_reg other than none", lambda s: s.alpha_reg != "none"),
     )
     derivatives: Literal["difference", "exact"] = of_alpha(
         "difference",
         "Compute second derivatives by central differences, as the papers did, or exactly by a second backward pass.",
         need=Need(
-            "--reg corr or signcorr, or --hypergradient unrolled or implicit",
+            "--reg other than none, or --hypergradient unrolled or implicit",
             lambda s: s.reg != "none" or s.hypergradient != "first",
         ),
     )
@@ -153,7 +153,7 @@ class CommonSettings(RunSettings, ImageSettings):
         1e-4,
         "Radius of the regularizer's differences.",
         need=Need(
-            "--reg corr or signcorr with --derivatives difference, or --compare_derivatives",
+            "--reg other than none with --derivatives difference, or --compare_derivatives",
             lambda s: (s.reg != "none" and s.derivatives == "difference") or s.compare_derivatives,
         ),
     )
@@ -169,8 +169,8 @@ class CommonSettings(RunSettings, ImageSettings):
     )
     threshold: Gate = of_cell(
         0.85,
-        "Smallest gate of an operation that the threshold rules keep.",
-        need=Need("--selection threshold_sparse or threshold_edge", lambda s: s.selection.startswith("threshold")),
+        "Smallest gate of an operation that the threshold rules keep and the log counts.",
+        need=Need("--relaxation sigmoid", lambda s: s.relaxation == "sigmoid"),
     )
     finetune_epochs: NonNegativeInt = of_cell(
         5,
@@ -198,7 +198,7 @@ class SearchSettings(CommonSettings):
         "s5",
         "Search space: s1 to s4 are RobustDARTS's; s5 is DARTS's without none, which are FairDARTS's seven operations.",
     )
-    layers: Layers = of_space(8, "Number of cells.")
+    layers: Layers = of_space(8, "Number of cells, at least 3, or 4 with a regularizer of the weights.")
 
 
 def preset(given: Mapping[str, Any]) -> dict[str, Any]:

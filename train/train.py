@@ -22,7 +22,7 @@ import cli
 from cli import InputError, blaming
 from genotypes import load_genotype
 from lib import launch, options
-from lib.options import Channels, Layers, Need, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+from lib.options import AtLeastTwo, Channels, Layers, Need, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from lib.settings import ImageSettings, RetrainSettings
 
 PROG = "train.py"
@@ -41,7 +41,7 @@ class TrainSettings(RetrainSettings, ImageSettings):
     auxiliary: bool = of_network(False, "Train with an auxiliary head after the second reduction cell.")
 
     epochs: PositiveInt = of_recipe(600, "Epochs of training.")
-    batch_size: PositiveInt = of_recipe(96, "Images per step, on all devices together.")
+    batch_size: AtLeastTwo = of_recipe(96, "Images per step, on all devices together.")
     learning_rate: PositiveFloat = of_recipe(0.025, "Learning rate at the start of the cosine, which ends at 0.")
     momentum: NonNegativeFloat = of_recipe(0.9, "Momentum of SGD.")
     weight_decay: NonNegativeFloat = of_recipe(3e-4, "Weight decay of SGD.")

@@ -60,6 +60,8 @@ def main() -> None:
     search_settings = replace(stored, device=settings.device, **changes)
     check_combination(search_settings)
     options.check_needs(search_settings, set(changes))
+    if settings.threshold is not None and not search_settings.selection.startswith("threshold"):
+        raise InputError(f"--threshold: this flag has no effect with --selection {search_settings.selection}")
     folder = Path(settings.save or run / "selections" / _name(search_settings))
     if (folder / "genotype.json").exists():
         raise InputError(f"--save: {folder} holds a cell already; expected another folder")

@@ -4,8 +4,6 @@ import csv
 import gzip
 import json
 import os
-import subprocess
-import sys
 from collections import OrderedDict
 
 import numpy as np
@@ -14,17 +12,14 @@ import torch
 from nas_201_api import NASBench201API, ResultsCount
 from nas_201_api.api_utils import ArchResults
 from PIL import Image
-from safetensors.numpy import load_file, save_file
 
 from cli import InputError
 from nasbench201.cells import all_cells, make_cell, operations_of, parse_cell
 from nasbench201.sources import build
 from nasbench201.table import Table, main, open_table
-from tests.helpers import ROOT, local_data, run_main, script
+from tests.helpers import local_data, run_main, script
 
 ARCHS = [cell.arch for cell in all_cells()][4321:4326]
-CONVOLUTIONS = make_cell(["nor_conv_3x3"] * 6)
-SKIPS = make_cell(["skip_connect"] * 6)
 TEST = ("cifar10", "cifar100", "imagenet16_120")
 
 
@@ -64,20 +59,18 @@ def printed(capsys, *arguments):
 def test_the_published_accuracies(published):
     table = open_table(published)
     assert len(table) == 15625
-    assert table.cell(1462) == CONVOLUTIONS and table.cell(1835) == SKIPS
-    for index, accuracies in ((1462, [93.76, 71.11, 41.44]), (1835, [54.30, 15.61, 16.32])):
+    convolutions, skips = 1462, 1835
+    assert table.cell(convolutions) == make_cell(["nor_conv_3x3"] * 6)
+    assert table.cell(skips) == make_cell(["skip_connect"] * 6)
+    for index, accuracies in ((convolutions, [93.76, 71.11, 41.44]), (skips, [54.30, 15.61, 16.32])):
         assert [round(table.accuracy(index, dataset, "test"), 2) for dataset in TEST] == accuracies
     for dataset, accuracy in zip(TEST, [94.37, 73.51, 47.31], strict=True):
         best = int(table.column(dataset, "test", 200).argmax())
         assert table.accuracy(best, dataset, "test") == pytest.approx(accuracy, abs=0.005)
         assert table.rank(best, dataset) == 1 and table.regret(best, dataset) == 0
-    assert table.accuracy(1462, "cifar10", "valid", 12) == pytest.approx(69.078)
-    assert table.regret(1835, "cifar10") == pytest.approx(94.3733 - 54.2967, abs=1e-3)
+    assert table.accuracy(convolutions, "cifar10", "valid", 12) == pytest.approx(69.078)
+    assert table.regret(skips, "cifar10") == pytest.approx(94.3733 - 54.2967, abs=1e-3)
     assert [table.index(table.cell(index)) for index in range(0, 15625, 97)] == list(range(0, 15625, 97))
-
-
-def test_isomorphic_cells_are_those_of_the_same_form(published):
-    table = open_table(published)
     forms = {}
     for index in range(len(table)):
         forms.setdefault(table.cell(index).canonical(), []).append(index)
@@ -93,12 +86,6 @@ def test_equal_cells_share_the_best_rank_and_unknown_ones_have_none():
     assert table.regret(0, "cifar10") == 20 and np.isnan(table.regret(3, "cifar10"))
     with pytest.raises(ValueError, match="unknown"):
         table.rank(3, "cifar10")
-    with pytest.raises(ValueError, match="index 5, expected 0 to 4"):
-        table.cell(5)
-    with pytest.raises(ValueError, match="not among the 5 cells"):
-        table.index(SKIPS)
-    with pytest.raises(ValueError, match="the table has cifar10_test_200"):
-        table.column("cifar10", "test", 12)
 
 
 def test_sources_in_another_order_are_joined_by_cell(tmp_path):
@@ -152,15 +139,12 @@ def write_official(path, trained=lambda epochs: SETS, wrap=float, **options):
 
 
 # The official file predates torch's zip files, and NumPy 1 called its module numpy.core.
-@pytest.mark.parametrize(
-    ("wrap", "zip_file", "module"),
-    [(float, True, b""), (np.float64, False, b"numpy._core"), (np.float64, False, b"numpy.core")],
-)
-def test_the_official_layout_gives_what_the_package_gives(tmp_path, capsys, wrap, zip_file, module):
-    content = write_official(tmp_path / "official.pth", wrap=wrap, _use_new_zipfile_serialization=zip_file)
+@pytest.mark.parametrize(("wrap", "old"), [(float, False), (np.float64, True)])
+def test_the_official_layout_gives_what_the_package_gives(tmp_path, capsys, wrap, old):
+    content = write_official(tmp_path / "official.pth", wrap=wrap, _use_new_zipfile_serialization=not old)
     written = (tmp_path / "official.pth").read_bytes()
-    assert (b"numpy._core.multiarray" in written) == bool(module)
-    (tmp_path / "official.pth").write_bytes(written.replace(b"numpy._core", module or b"numpy._core"))
+    assert (b"numpy._core.multiarray" in written) == old
+    (tmp_path / "official.pth").write_bytes(written.replace(b"numpy._core", b"numpy.core"))
     run_main(main, "build", tmp_path / "official.pth", tmp_path / "t.safetensors")
     table, package = open_table(tmp_path / "t.safetensors"), NASBench201API(content, verbose=False)
     assert len(table.available()) == 4 * 3 * 2
@@ -207,112 +191,61 @@ def test_a_file_with_code_is_not_read_unless_trusted(tmp_path, capsys):
         run_main(main, *command)
     assert not (tmp_path / "executed").exists() and not (tmp_path / "t.safetensors").exists()
     run_main(main, *command, "--trust")
-    errors = capsys.readouterr().err
-    assert "warning: --trust" in errors and "any code" in errors
+    assert "warning: --trust" in capsys.readouterr().err
     assert (tmp_path / "executed").exists() and len(open_table(tmp_path / "t.safetensors")) == 5
-
-
-def test_a_pth_that_is_not_the_official_file_is_rejected(tmp_path):
-    content = write_official(tmp_path / "whole.pth", lambda epochs: ["cifar10"])
-    whole = (tmp_path / "whole.pth").read_bytes()
-    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "empty.pth").write_bytes(b"")
-    torch.save({"model": torch.zeros(3)}, tmp_path / "checkpoint.pth")
-    infos = content["arch2infos"]
-    torch.save({**content, "arch2infos": {i: infos[i] for i in (0, 1, 2, 4)}}, tmp_path / "incomplete.pth")
-    torch.save({**content, "arch2infos": {**infos, 1: {**infos[1], "full": None}}}, tmp_path / "odd.pth")
-    torch.save({**content, "meta_archs": ARCHS[:1] * 5}, tmp_path / "twice.pth")
-    for name, mention in {
-        "cut": "damaged",
-        "empty": "damaged",
-        "checkpoint": "expected the official",
-        "incomplete": "not as NAS-Bench-201 stores its results .KeyError: 3",
-        "odd": "not as NAS-Bench-201 stores",
-        "twice": "5 cells, some more than once",
-    }.items():
-        for trust in (False, True):
-            with pytest.raises(ValueError, match=mention) as caught:
-                build([tmp_path / f"{name}.pth"], tmp_path / "t.safetensors", trust=trust)
-            assert f"{name}.pth" in str(caught.value) and "\n" not in str(caught.value)
-    assert not (tmp_path / "t.safetensors").exists()
 
 
 # Bad input; more of it is in invocations.txt
 
 
-def test_csvs_that_cannot_be_read_or_joined_are_rejected(tmp_path):
-    whole = write_csv(tmp_path / "whole.csv")
-    packed = write_csv(tmp_path / "packed.csv.gz")
+def test_sources_that_cannot_be_read_or_joined_are_rejected(tmp_path):
+    content = write_official(tmp_path / "whole.pth", lambda epochs: ["cifar10"])
+    whole = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    torch.save({"model": torch.zeros(3)}, tmp_path / "checkpoint.pth")
+    torch.save({**content, "arch2infos": {0: content["arch2infos"][0]}}, tmp_path / "incomplete.pth")
+    write_csv(tmp_path / "whole.csv")
     write_csv(tmp_path / "fewer.csv", ARCHS[1:])
-    write_csv(tmp_path / "others.csv", [*ARCHS[1:], SKIPS.arch])
-    (tmp_path / "cut.csv.gz").write_bytes(packed.read_bytes()[:-20])
-    (tmp_path / "plain.csv.gz").write_bytes(whole.read_bytes())
     (tmp_path / "bare.csv").write_text("arch,cifar10_test\n")
-    (tmp_path / "archs.csv").write_text(f"arch\n{ARCHS[0]}\n")
-    for sources, epochs, mentions in [
-        (["cut.csv.gz"], None, ["cut.csv.gz"]),
-        (["plain.csv.gz"], None, ["plain.csv.gz", "gzip"]),
-        (["bare.csv"], None, ["bare.csv: no cells"]),
-        (["archs.csv"], None, ["archs.csv: columns arch; expected arch and"]),
-        (["whole.csv", "fewer.csv"], [200, 12], ["fewer.csv", "differ from those of", "whole.csv (4 and 5)"]),
-        (["whole.csv", "others.csv"], [200, 12], ["others.csv", "differ from those of"]),
+    (tmp_path / "cut.csv.gz").write_bytes(write_csv(tmp_path / "packed.csv.gz").read_bytes()[:-20])
+    for sources, reason in [
+        (["cut.pth"], r"cut\.pth.*damaged"),
+        (["checkpoint.pth"], r"checkpoint\.pth.*expected the official"),
+        (["incomplete.pth"], r"incomplete\.pth.*not as NAS-Bench-201 stores its results"),
+        (["cut.csv.gz"], r"cut\.csv\.gz"),
+        (["bare.csv"], r"bare\.csv: no cells"),
+        (["whole.csv", "fewer.csv"], r"fewer\.csv.*differ from those of.*whole\.csv \(4 and 5\)"),
     ]:
-        with pytest.raises((ValueError, OSError)) as caught:
+        epochs = [200, 12] if len(sources) == 2 else None
+        with pytest.raises((ValueError, OSError), match=reason):
             build([tmp_path / source for source in sources], tmp_path / "t.safetensors", epochs)
-        for mention in mentions:
-            assert mention in str(caught.value)
     assert not (tmp_path / "t.safetensors").exists()
-
-
-def test_a_damaged_table_is_rejected(small, tmp_path):
-    data, arrays, other = small.read_bytes(), load_file(small), tmp_path / "other"
-    # one accuracy changed, with the checksum of the others
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    save_file({**arrays, "cifar10_test_200": arrays["cifar10_test_200"] + 1}, other, header)
-    changed = other.read_bytes()
-    save_file({"weight": np.zeros(3)}, other)
-    for content, mention in [
-        (other.read_bytes(), "not a table .'__metadata__'"),
-        (changed, "damaged or not a table .its checksum does not match"),
-        (data[:-10], "damaged"),
-        (b"", "damaged"),
-    ]:
-        other.write_bytes(content)
-        with pytest.raises(ValueError, match=f"{mention}.*build it again"):
-            open_table(other)
 
 
 # The command line
 
 
-def test_a_cell_is_named_by_its_index_its_string_or_a_run(small, tmp_path, capsys):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "genotype.json").write_text(parse_cell(ARCHS[3]).to_json())
-    answers = [printed(capsys, "query", small, cell, "--json") for cell in (3, ARCHS[3], run)]
+def test_query_best_and_rank(small, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/genotype.json").write_text(parse_cell(ARCHS[3]).to_json())
+    answers = [printed(capsys, "query", small, cell, "--json") for cell in (3, ARCHS[3], tmp_path / "run")]
     assert len(set(answers)) == 1
     found = json.loads(answers[0])
     assert found["index"] == 3 and found["arch"] == ARCHS[3] and found["of"] == 5
     test = next(row for row in found["accuracies"] if row["split"] == "test")
     assert test["accuracy"] == 63.25 and test["rank"] == 2 and test["regret"] == 1
     text = printed(capsys, "query", small, 3)
-    assert ARCHS[3] in text and "63.25" in text and "isomorphic cells" in text
-
-
-def test_best_and_rank(small, capsys):
+    assert ARCHS[3] in text and "63.25" in text
     best = json.loads(printed(capsys, "best", small, "--count", 2, "--json"))
     assert [(row["rank"], row["index"], row["accuracy"]) for row in best] == [(1, 4, 64.25), (2, 3, 63.25)]
-    lines = printed(capsys, "rank", small, 0, ARCHS[4], "--split", "valid").splitlines()
-    assert [line.split() for line in lines[1:]] == [
-        ["5", "0", "50.00", "4.00", ARCHS[0]],
-        ["1", "4", "54.00", "0.00", ARCHS[4]],
-    ]
+    first, second = printed(capsys, "rank", small, 0, ARCHS[4], "--split", "valid").splitlines()[1:]
+    assert first.split() == ["5", "0", "50.00", "4.00", ARCHS[0]]
+    assert second.split() == ["1", "4", "54.00", "0.00", ARCHS[4]]
 
 
 def test_plot_writes_a_picture_of_the_cells(published, small, tmp_path):
-    out = tmp_path / "all.png"
-    run_main(main, "plot", published, out, 1462, SKIPS.arch, "--dataset", "imagenet16_120")
-    assert Image.open(out).size == (1650, 840)
+    run_main(main, "plot", published, tmp_path / "all.png", 1462, 1835, "--dataset", "imagenet16_120")
+    assert Image.open(tmp_path / "all.png").size == (1650, 840)
     # a table of fewer cells, without the one of skip connections only
     run_main(main, "plot", small, tmp_path / "small.svg", 2)
     assert (tmp_path / "small.svg").read_text().startswith("<?xml")
@@ -320,6 +253,5 @@ def test_plot_writes_a_picture_of_the_cells(published, small, tmp_path):
 
 def test_a_table_is_opened_without_torch(small):
     code = "import sys; from nasbench201.table import open_table; open_table(sys.argv[1]).rank(1, 'cifar10'); "
-    code += "print(*{'torch', 'matplotlib', 'rich'} & set(sys.modules))"
-    command = [sys.executable, "-c", code, str(small)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "\n"
+    result = script("-c", code + "print('torch' in sys.modules)", small)
+    assert result.stdout == "False\n", result.stderr

@@ -9,19 +9,16 @@ from genotypes import CELLS, PRIMITIVES
 from model import NetworkCIFAR, NetworkImageNet, size
 from model_search import Supernet, cell_kinds
 from operations import OPERATIONS, drop_path
-from spaces import EDGES, SPACES
+from spaces import SPACES
 
 DARTS_SPACES = ("s1", "s2", "s3", "s4", "s5")
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("image_size", [7, 8])
-def test_an_operation_keeps_or_halves_the_size_rounding_up(name, stride, image_size):
-    operation = OPERATIONS[name](6, stride, True)
-    output = operation(torch.randn(2, 6, image_size, image_size))
-    expected = -(-image_size // stride)
-    assert output.shape == (2, 6, expected, expected)
+def test_an_operation_keeps_or_halves_the_size_rounding_up(name):
+    for stride, image_size, expected in ((1, 7, 7), (2, 7, 4), (2, 8, 4)):
+        output = OPERATIONS[name](6, stride, True)(torch.randn(2, 6, image_size, image_size))
+        assert output.shape == (2, 6, expected, expected)
 
 
 def test_every_primitive_of_a_genotype_and_every_candidate_of_a_space_is_an_operation():
@@ -33,16 +30,6 @@ def test_every_primitive_of_a_genotype_and_every_candidate_of_a_space_is_an_oper
 def test_average_pooling_does_not_count_its_padding():
     ones = torch.ones(1, 1, 5, 5)
     assert torch.equal(OPERATIONS["avg_pool_3x3"](1, 1, True)(ones), ones)
-
-
-def test_factorized_reduction_takes_even_pixels_in_one_half_and_odd_ones_in_the_other():
-    reduce = OPERATIONS["skip_connect"](2, 2, False).eval()
-    nn.init.ones_(reduce.conv_1.weight)
-    nn.init.ones_(reduce.conv_2.weight)
-    image = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 2, 4, 4)
-    output = reduce(image) * (1 + reduce.bn.eps) ** 0.5
-    torch.testing.assert_close(output[0, 0] / 2, torch.tensor([[0.0, 2.0], [8.0, 10.0]]))
-    torch.testing.assert_close(output[0, 1] / 2, torch.tensor([[5.0, 7.0], [13.0, 15.0]]))
 
 
 @pytest.mark.parametrize("image_size", [7, 8])
@@ -81,11 +68,6 @@ def test_reduction_cells_stand_at_a_third_and_two_thirds():
     assert [layer for layer, kind in enumerate(cell_kinds(20)) if kind == "reduce"] == [6, 13]
 
 
-def test_edges_are_numbered_node_by_node():
-    assert EDGES[:5] == ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
-    assert len(EDGES) == 14
-
-
 @pytest.mark.parametrize("space", DARTS_SPACES)
 def test_supernet_at_one_hot_weights_is_that_operation_alone(space):
     """With all weight on one operation an edge is that operation: other edges and operations play no part."""
@@ -118,23 +100,21 @@ def test_supernet_in_s1_has_the_candidates_of_each_edge():
 
 
 @pytest.mark.parametrize(
-    ("name", "network", "channels", "layers", "auxiliary", "pixels", "params", "multiply_adds", "tolerance"),
+    ("name", "network", "auxiliary", "params", "multiply_adds", "tolerance"),
     [
-        ("DARTS_V2", NetworkCIFAR, 36, 20, False, 32, 3.349e6, 528.4e6, 2e-4),
-        ("LambdaDARTS_corr_0", NetworkCIFAR, 36, 20, False, 32, 3.321e6, 522.6e6, 2e-4),
-        ("DARTS_V2", NetworkImageNet, 48, 14, False, 224, 4.719e6, 529.9e6, 2e-4),
-        ("LambdaDARTS_corr_0", NetworkImageNet, 48, 14, False, 224, 4.793e6, 530.7e6, 2e-4),
+        ("DARTS_V2", NetworkCIFAR, False, 3.349e6, 528.4e6, 2e-4),
+        ("LambdaDARTS_corr_0", NetworkCIFAR, False, 3.321e6, 522.6e6, 2e-4),
+        ("DARTS_V2", NetworkImageNet, False, 4.719e6, 529.9e6, 2e-4),
+        ("LambdaDARTS_corr_0", NetworkImageNet, False, 4.793e6, 530.7e6, 2e-4),
         # with the auxiliary head, as FairDARTS counts
-        ("FairDARTS_a", NetworkCIFAR, 36, 20, True, 32, 2.83e6, 373e6, 1e-2),
-        ("FairDARTS_b", NetworkCIFAR, 36, 20, True, 32, 3.88e6, 536e6, 1e-2),
-        ("FairDARTS_d", NetworkCIFAR, 36, 20, True, 32, 3.84e6, 532e6, 1e-2),
+        ("FairDARTS_a", NetworkCIFAR, True, 2.83e6, 373e6, 1e-2),
+        ("FairDARTS_d", NetworkCIFAR, True, 3.84e6, 532e6, 1e-2),
     ],
 )
-def test_size_is_the_published_one(
-    name, network, channels, layers, auxiliary, pixels, params, multiply_adds, tolerance
-):
+def test_size_is_the_published_one(name, network, auxiliary, params, multiply_adds, tolerance):
+    channels, layers, classes, pixels = (36, 20, 10, 32) if network is NetworkCIFAR else (48, 14, 1000, 224)
     with torch.device("meta"):
-        built = network(CELLS[name], channels, layers, 1000 if pixels == 224 else 10, auxiliary=auxiliary)
+        built = network(CELLS[name], channels, layers, classes, auxiliary=auxiliary)
     measured = size(built, 3, pixels)
     assert measured["params"] == pytest.approx(params, rel=tolerance)
     assert measured["multiply_adds"] == pytest.approx(multiply_adds, rel=tolerance)

@@ -2,7 +2,6 @@
 
 RECORD is the folder of the record. FAULT is a JSON list: a kind, and its rank, epoch and step. The kinds are the keys
 of SIGNALS ("stop" is in a step of the test) and "spoil" (the loss is NaN).
-A script of its own: it imports nothing that the training does not.
 """
 
 import json

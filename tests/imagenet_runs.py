@@ -1,11 +1,12 @@
 """What the tests of ImageNet's retraining share: tiny pictures, and runs on them in this process and in others."""
 
-import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from lib import checkpoints
 from lib.retraining import Retraining
-from tests.helpers import ROOT, last_checkpoint, script_in_process
+from tests.helpers import ROOT, last_checkpoint, script_in_process, without_figures
 
 CELL = "LambdaDARTS_corr_0"
 TRAIN, TEST, EXPORT = (f"imagenet/{name}.py" for name in ("train", "test", "export"))
@@ -24,7 +25,6 @@ SMALL = (
     "--epochs", 3, "--workers", 0, "--device", "cpu", "--precision", "64-true",
 )  # fmt: skip
 CLASSES = ("n01440764", "n01443537", "n01484850")
-EXACT = {"rtol": 0, "atol": 0}
 #: float64, with sums in another order
 CLOSE = {"rtol": 1e-6, "atol": 1e-9}
 #: the environment of a job of SLURM with one process
@@ -50,18 +50,9 @@ def make_tree(root):
     return root
 
 
-def copy(tree, root, without=()):
-    for path in tree.rglob("*.JPEG"):
-        place = root / path.relative_to(tree)
-        if place.parent.relative_to(root) not in without:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(path.read_bytes())
-    return root
-
-
 def with_truncated(tree, root):
     """A copy of the pictures, and the one of them that is cut short."""
-    copy(tree, root)
+    shutil.copytree(tree, root)
     truncated = root / "Data/CLS-LOC/train" / CLASSES[1] / f"{CLASSES[1]}_3.JPEG"
     truncated.write_bytes(truncated.read_bytes()[:300])
     return truncated
@@ -76,10 +67,7 @@ def settings(tree, run, *more):
 
 def train(*arguments, figures=False):
     """Call imagenet/train.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not figures:
-            patch.setattr("analysis.card.draw_genotype", lambda *_: None)
-            patch.setattr("analysis.card.plot_retraining", lambda *_: None)
+    with nullcontext() if figures else without_figures():
         return script_in_process(TRAIN, *arguments)
 
 
@@ -158,14 +146,8 @@ def weights(run):
     return checkpoints.load(last_checkpoint(run))["state_dict"]
 
 
-def assert_same_weights(run, other, **tolerance):
+def assert_same_weights(run, other, rtol=0, atol=0):
     a, b = weights(run), weights(other)
     assert a.keys() == b.keys()
     for name, value in a.items():
-        torch.testing.assert_close(b[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
-
-
-def scores(run):
-    """The rows of metrics.csv without the seconds."""
-    with open(run / "metrics.csv", newline="") as file:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+        torch.testing.assert_close(b[name], value, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")

@@ -41,16 +41,16 @@ def test_digits_are_split_by_class_and_never_shared_between_training_and_test():
 
 
 def test_a_folder_becomes_its_images_in_the_order_of_its_classes(tmp_path):
-    loaded = data.load("folder", str(write_folder(tmp_path)))
+    write_folder(tmp_path, size=(24, 12))
+    (tmp_path / "train/.cache").mkdir()
+    (tmp_path / "train/cat/._0.png").write_bytes(b"")
+    loaded = data.load("folder", str(tmp_path))
     assert loaded.classes == ("cat", "dog")
     assert loaded.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    expected = np.asarray(Image.open(tmp_path / "train/dog/1.png")).transpose(2, 0, 1)
+    # cropped to the centre
+    expected = np.asarray(Image.open(tmp_path / "train/dog/1.png")).transpose(2, 0, 1)[:, :, 6:18]
     assert np.array_equal(loaded.train.images[4].numpy(), expected)
-
-
-def test_a_folder_of_oblong_images_is_scaled_and_cropped_to_the_centre(tmp_path):
-    loaded = data.load("folder", str(write_folder(tmp_path, size=(24, 12))), image_size=6)
-    assert loaded.train.images.shape[1:] == (3, 6, 6)
+    assert data.load("folder", str(tmp_path), image_size=6).train.images.shape[1:] == (3, 6, 6)
 
 
 def test_a_folder_has_one_channel_where_all_its_images_are_gray(tmp_path):
@@ -62,28 +62,17 @@ def test_a_folder_has_one_channel_where_all_its_images_are_gray(tmp_path):
     assert data.load("folder", str(tmp_path)).in_channels == 1
 
 
-def test_hidden_files_and_folders_are_no_data(tmp_path):
-    write_folder(tmp_path)
-    (tmp_path / "train/.cache").mkdir()
-    (tmp_path / "train/cat/._0.png").write_bytes(b"")
-    assert len(data.load("folder", str(tmp_path)).train) == 6
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (lambda root: shutil.rmtree(root / "test/dog"), "differ in their classes: dog"),
-        (lambda root: [path.unlink() for path in (root / "train/dog").iterdir()], "no images in"),
-        (
-            lambda root: Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(root / "train/cat/0.png"),
-            "more than 8 bits",
-        ),
-    ],
-)
-def test_a_folder_that_is_not_as_expected_is_named(tmp_path, damage, says):
-    damage(write_folder(tmp_path))
-    with pytest.raises(ValueError, match=says):
-        data.load("folder", str(tmp_path))
+def test_a_folder_that_is_not_as_expected_is_named(tmp_path):
+    root = write_folder(tmp_path)
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(root / "train/cat/0.png")
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        data.load("folder", str(root))
+    shutil.rmtree(root / "test/dog")
+    with pytest.raises(ValueError, match="differ in their classes: dog"):
+        data.load("folder", str(root))
+    (root / "test/dog").mkdir()
+    with pytest.raises(ValueError, match="no images in"):
+        data.load("folder", str(root))
 
 
 def test_cifar10_and_cifar100_load_from_their_official_layout(tmp_path, monkeypatch):
@@ -104,15 +93,15 @@ def test_cifar10_and_cifar100_load_from_their_official_layout(tmp_path, monkeypa
     for number, batch in enumerate(batches, 1):
         write(f"cifar-10-batches-py/data_batch_{number}", batch)
     write("cifar-10-batches-py/test_batch", images(10, "labels", 10))
-    names = [f"class {number}" for number in range(10)]
-    write("cifar-10-batches-py/batches.meta", {"label_names": names})
+    names = [f"class {number}" for number in range(100)]
+    write("cifar-10-batches-py/batches.meta", {"label_names": names[:10]})
     write("cifar-100-python/train", images(200, "fine_labels", 100))
     write("cifar-100-python/test", images(100, "fine_labels", 100))
-    write("cifar-100-python/meta", {"fine_label_names": [str(i) for i in range(100)]})
+    write("cifar-100-python/meta", {"fine_label_names": names})
     monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
 
     cifar10 = data.load("cifar10", str(tmp_path))
-    assert (len(cifar10.train), len(cifar10.test), cifar10.classes) == (100, 10, tuple(names))
+    assert (len(cifar10.train), len(cifar10.test), cifar10.classes) == (100, 10, tuple(names[:10]))
     assert np.array_equal(cifar10.train.images[0].numpy(), batches[0]["data"][0].reshape(3, 32, 32))
     assert len(data.load("cifar100", str(tmp_path)).classes) == 100
 
@@ -225,9 +214,7 @@ def test_the_halves_of_the_benchmark_are_those_its_file_lists(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("0 1 2 3", "is not JSON"),
         ('{"train": ["int", ["0", "1"]]}', 'no "valid" of the form'),
-        ('{"train": ["int", [0, 1]], "valid": ["int", [2, 3]]}', 'no "train" of the form'),
         ('{"train": ["int", ["0", "1"]], "valid": ["int", ["2", "4"]]}', "lists image 4; expected 0 to 3"),
         ('{"train": ["int", ["0", "1", "2"]], "valid": ["int", ["2", "3"]]}', "lists image 2 twice"),
         ('{"train": ["int", ["0", "1"]], "valid": ["int", ["3"]]}', "lists 3 images; expected all 4"),

@@ -74,18 +74,15 @@ def test_the_states_have_the_papers_names_and_are_those_with_a_live_edge():
 
 
 def test_a_node_behind_dead_nodes_alone_is_dead_in_whatever_order_the_edges_stand():
-    """3 has no edge: so 4 has none, nor 5; 6 has one from an input, and 7 one from 6."""
-    cell = [(7, 6), (5, 4), (4, 3), (6, 5), (6, 1)]
-    genotype = make_genotype(darts_v2(normal=[["skip_connect", *states] for states in cell], normal_concat=[7, 6, 5]))
-    assert genotype.edges("normal") == [Edge("skip_connect", 7, 6), Edge("skip_connect", 6, 1)]
-    assert genotype.concat("normal") == [7, 6]
-
-
-def test_fair_darts_drops_a_node_without_edges_and_the_edges_that_leave_it():
     # node 3 of FairDARTS_g's normal cell has no edge, so its skip connection into node 4 goes too
     assert Edge("skip_connect", 4, 3) in [Edge(*entry) for entry in CELLS["FairDARTS_g"].normal]
     assert Edge("skip_connect", 4, 3) not in CELLS["FairDARTS_g"].edges("normal")
     assert CELLS["FairDARTS_g"].concat("normal") == [2, 4, 5]
+    # 3 has no edge: so 4 has none, nor 5; 6 has one from an input, and 7 one from 6
+    cell = [(7, 6), (5, 4), (4, 3), (6, 5), (6, 1)]
+    genotype = make_genotype(darts_v2(normal=[["skip_connect", *states] for states in cell], normal_concat=[7, 6, 5]))
+    assert genotype.edges("normal") == [Edge("skip_connect", 7, 6), Edge("skip_connect", 6, 1)]
+    assert genotype.concat("normal") == [7, 6]
 
 
 @pytest.mark.parametrize(
@@ -93,9 +90,6 @@ def test_fair_darts_drops_a_node_without_edges_and_the_edges_that_leave_it():
     [
         ({"normal": [["sep_conv_9x9", 0], ["skip_connect", 1]]}, "normal, edge 0: operation 'sep_conv_9x9', expected"),
         ({"reduce": [["skip_connect", 0], ["none", 1]]}, "reduce, edge 1: operation 'none', expected one of"),
-        ({"normal": [["skip_connect", 0], ["skip_connect", 2]]}, "normal, edge 1: source 2 of node 2, expected"),
-        ({"normal": [["skip_connect", 0], ["skip_connect", -1]]}, "normal, edge 1: source -1 of node 2, expected"),
-        ({"normal": [["skip_connect", 1, 0]]}, "normal, edge 0: source 0 of node 1, expected"),
         ({"reduce": [["skip_connect", 4, 4]]}, "reduce, edge 0: source 4 of node 4, expected"),
         ({"normal": [["skip_connect", 0], ["skip_connect", True]]}, "normal, edge 1: expected whole numbers"),
         ({"normal": [["skip_connect", 0]]}, "normal: expected two edges for each node, got 1 edges"),
@@ -105,9 +99,7 @@ def test_fair_darts_drops_a_node_without_edges_and_the_edges_that_leave_it():
             "normal, edge 1: skip_connect 1 -> 2 stands twice",
         ),
         ({"reduce": [["skip_connect", 3, 2]], "reduce_concat": [3]}, "reduce_concat: expected a node with a path from"),
-        ({"normal": []}, "normal: expected a list of edges, got []"),
         ({"normal_concat": [2, 2]}, "normal_concat: expected distinct nodes from 2 to 5, got [2, 2]"),
-        ({"normal_concat": []}, "normal_concat: expected distinct nodes from 2 to 5, got []"),
         ({"reduce_concat": [1, 2]}, "reduce_concat: expected distinct nodes from 2 to 5, got [1, 2]"),
         # a cell of one node, and one of FairDARTS's form whose last node is 6
         ({"normal": [["skip_connect", 0], ["skip_connect", 1]]}, "normal_concat: expected distinct nodes from 2 to 2"),
@@ -115,7 +107,6 @@ def test_fair_darts_drops_a_node_without_edges_and_the_edges_that_leave_it():
             {"normal": [["skip_connect", 6, 0]], "normal_concat": [7]},
             "expected distinct nodes from 2 to 6, got [7]",
         ),
-        ({"extra": 1, "more": 2}, "the genotype has 'extra', 'more'"),
     ],
 )
 def test_a_wrong_genotype_is_refused_with_the_reason(changes, reason):
@@ -132,14 +123,11 @@ def test_a_wrong_genotype_is_refused_with_the_reason(changes, reason):
         ("[1, 2]", "expected an object with normal, normal_concat, reduce, reduce_concat, got [1, 2]"),
         ("Genotype(normal=__import__('os').getcwd())", "expected lists of edges and numbers"),
         ("Genotype(normal=1, **{})", "expected Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)"),
-        ("Genotype(1, 2, 3, 4)", "expected Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)"),
-        ("Genotype(normal=list(2, 6))", "expected lists of edges and numbers, got 'list(2, 6)'"),
         ("Genotype(normal_concat=range(2))", "normal_concat: expected range(first, last + 1), got range(2,)"),
         ("Genotype(normal=range(2, 101))", "normal: expected range(first, last + 1), got range(2, 101)"),
-        ("Genotype(normal=range(0, 100))", "the genotype lacks normal_concat, reduce, reduce_concat"),
         ('{"normal": [], "reduce": [], "normal": []}', "normal: given twice, expected once"),
     ],
-    ids=range(12),
+    ids=range(9),
 )
 def test_text_that_is_no_genotype_is_refused_and_never_run(text, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):
@@ -162,15 +150,7 @@ def test_a_genotype_loads_by_name_by_file_and_by_run_folder(tmp_path):
     assert load_genotype(str(tmp_path)) == CELLS["DARTS_V1"]
 
 
-@pytest.mark.parametrize(("name", "similar"), [("DARTS_V3", "DARTS_V2, DARTS_V1, P_DARTS"), ("?", "DARTS_V2")])
-def test_an_unknown_name_is_refused_with_those_most_like_it(name, similar):
-    with pytest.raises(ValueError, match=rf"expected a cell of genotypes.py \(such as {similar}\)"):
-        load_genotype(name)
-
-
-def test_a_file_or_folder_without_a_genotype_is_named(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path}: a folder without genotype.json; expected a finished run"):
-        load_genotype(str(tmp_path))
+def test_a_file_without_a_genotype_is_named(tmp_path):
     path = tmp_path / "genotype.json"
     path.write_text("[]", encoding="utf-8")
     for spec in (tmp_path, path):

@@ -11,21 +11,8 @@ from pathlib import Path
 
 import cli
 from imagenet import train
-from imagenet.images import Decoder
+from imagenet.images import Decoder, Key
 from lib.retraining import Retraining
-
-
-def record(seen: list) -> None:
-    """From now on, append (epoch, picture) to `seen` for each training picture that this process decodes."""
-    read = Decoder.__getitem__
-
-    def remember(decoder, key):
-        if decoder.seed is not None:
-            seen.append((key.epoch, key.number))
-        return read(decoder, key)
-
-    Decoder.__getitem__ = remember
-
 
 SIGNALS = {
     "kill": signal.SIGKILL,
@@ -34,6 +21,14 @@ SIGNALS = {
     "preempt": signal.SIGUSR1,
     "interrupt": signal.SIGINT,
 }
+#: (epoch, picture) for each training picture that this process decodes
+seen: list = []
+
+
+def decode(decoder: Decoder, key: Key, read=Decoder.__getitem__) -> tuple:
+    if decoder.seed is not None:
+        seen.append((key.epoch, key.number))
+    return read(decoder, key)
 
 
 def fail(kind: str, *moment: int) -> None:
@@ -55,8 +50,7 @@ def fail(kind: str, *moment: int) -> None:
 
 
 def main() -> None:
-    seen: list = []
-    record(seen)
+    Decoder.__getitem__ = decode
     if "FAULT" in os.environ:
         fail(*json.loads(os.environ["FAULT"]))
     train.main()

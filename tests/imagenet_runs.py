@@ -1,6 +1,5 @@
 """What the tests of ImageNet's retraining share: tiny pictures, and runs on them in this process and in others."""
 
-import json
 import os
 import shutil
 import signal
@@ -78,12 +77,12 @@ def trained(*arguments, **options):
     return result
 
 
-def stopped(*arguments, signum=signal.SIGTERM, at=(1, 1)):
-    """Call imagenet/train.py and send it a signal in this epoch and step."""
+def stopped(*arguments, signum=signal.SIGTERM):
+    """Call imagenet/train.py and send it a signal in the second step of the second epoch."""
     own = Retraining.training_step
 
     def step(module, batch, number):
-        if (module.current_epoch, number) == at:
+        if (module.current_epoch, number) == (1, 1):
             os.kill(os.getpid(), signum)
         return own(module, batch, number)
 
@@ -104,15 +103,16 @@ def environment(**more):
     return {**clean, **{name: str(value) for name, value in more.items()}}
 
 
-def start(*command, **options):
+def recorded(record, *arguments, env=None, launcher=()):
+    """Start imagenet/train.py with a record of the pictures that it decodes."""
+    os.makedirs(record, exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, *map(str, command)],
+        [sys.executable, *map(str, (*launcher, "tests/imagenet_process.py", *arguments))],
         cwd=ROOT,
-        env=options.pop("env", environment()),
+        env={**(env or environment()), "RECORD": str(record)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
@@ -125,18 +125,6 @@ def finish(*processes):
 def ended_well(*processes):
     for status, _, errors in finish(*processes):
         assert status == 0, errors
-
-
-def recorded(record, *arguments, env=None, launcher=()):
-    """Start imagenet/train.py with a record of the pictures that it decodes."""
-    record.mkdir(exist_ok=True)
-    options = {**(env or environment()), "RECORD": str(record)}
-    return start(*launcher, "tests/imagenet_process.py", *arguments, env=options)
-
-
-def decoded(record):
-    """[(epoch, picture)] of each process."""
-    return [[tuple(pair) for pair in json.loads(path.read_text())] for path in sorted(record.glob("*.json"))]
 
 
 # Results

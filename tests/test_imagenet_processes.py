@@ -5,6 +5,7 @@ Each process on a CPU normalizes by the statistics of its own images; only GPUs 
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -13,16 +14,13 @@ from lib.trainer import epochs_done
 from tests.helpers import assert_refused, last_checkpoint, metrics
 from tests.imagenet_runs import (
     CLOSE,
-    TRAIN,
     assert_same_weights,
-    decoded,
     ended_well,
     environment,
     finish,
     make_tree,
     recorded,
     settings,
-    start,
     train,
     trained,
 )
@@ -33,25 +31,24 @@ def tree(tmp_path_factory):
     return make_tree(tmp_path_factory.mktemp("pictures") / "ILSVRC")
 
 
-def two(run, tree, *more, record=None, **options):
+def two(run, tree, env=None):
     """Start a run of two processes, with 11 steps an epoch."""
-    arguments = settings(tree, run, "--devices", 2, "--batch_size", 4, *more)
-    return recorded(record or run.parent / f"{run.name}.record", *arguments, **options)
+    return recorded(f"{run}.record", *settings(tree, run, "--devices", 2, "--batch_size", 4), env=env)
 
 
 @pytest.fixture(scope="module")
 def finished(tree, tmp_path_factory):
     """A run of two processes."""
-    folder = tmp_path_factory.mktemp("two")
-    ended_well(two(folder / "run", tree, record=folder / "record"))
-    return folder / "run"
+    run = tmp_path_factory.mktemp("two") / "run"
+    ended_well(two(run, tree))
+    return run
 
 
 def test_two_processes_share_the_pictures(finished):
     """Each picture is decoded once an epoch."""
-    parts = decoded(finished.parent / "record")
+    parts = [json.loads(path.read_text()) for path in Path(f"{finished}.record").glob("*.json")]
     assert len(parts) == 2
-    assert sorted(parts[0] + parts[1]) == [(epoch, picture) for epoch in range(3) for picture in range(45)]
+    assert sorted(parts[0] + parts[1]) == [[epoch, picture] for epoch in range(3) for picture in range(45)]
     assert abs(len(parts[0]) - len(parts[1])) <= 3
     orders = [[picture for at, picture in parts[0] if at == epoch] for epoch in range(3)]
     assert orders[0] != orders[1] != orders[2]
@@ -112,16 +109,6 @@ def test_a_run_goes_on_with_another_number_of_devices_between_epochs(tree, finis
 
 
 @pytest.mark.slow
-def test_accumulated_passes_in_an_allocation_without_srun(tree, tmp_path):
-    """An allocation of SLURM's is not a launcher: the first process starts the second one."""
-    allocation = environment(SLURM_NTASKS=1, SLURM_JOB_NAME="x", SLURM_JOB_ID=5, SLURM_NTASKS_PER_NODE=1)
-    both = start(TRAIN, *settings(tree, tmp_path / "run", "--accumulate", 2, "--devices", 2), env=allocation)
-    ((status, output, errors),) = finish(both)
-    assert status == 0, errors
-    assert "3 epochs on 2 x cpu" in output
-
-
-@pytest.mark.slow
 def test_two_nodes_start_a_killed_process_again_and_the_run_ends_as_if_not(tree, finished, tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -130,7 +117,8 @@ def test_two_nodes_start_a_killed_process_again_and_the_run_ends_as_if_not(tree,
         "-m", "torch.distributed.run", "--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d", "--rdzv_id",
         "test", "--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", "127.0.0.1", "--max_restarts", 2,
     )  # fmt: skip
-    arguments = settings(tree, tmp_path / "run", "--checkpoint_steps", 1, "--batch_size", 4)
+    run = tmp_path / "run"
+    arguments = settings(tree, run, "--checkpoint_steps", 1, "--batch_size", 4)
     # Rank 1, in the second epoch. Torch's launcher shares its store with those it starts again, which find there what
     # the dead have written (pytorch issue 135712), unless it is told not to.
     env = environment(FAULT='["kill", 1, 1, 5]', TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1)
@@ -138,9 +126,9 @@ def test_two_nodes_start_a_killed_process_again_and_the_run_ends_as_if_not(tree,
     output, errors = ("".join(parts) for parts in list(zip(*ended, strict=True))[1:])
     assert all(status == 0 for status, *_ in ended), errors
     assert "exitcode: -9" in errors  # it was killed indeed
-    assert output.count(f"run {tmp_path / 'run'}: 2 epochs on 2 x cpu, the first from batch 6 of 11") == 1
-    assert_same_weights(tmp_path / "run", finished, **CLOSE)
-    assert [row["epoch"] for row in metrics(tmp_path / "run")] == ["1", "2", "3"]
+    assert output.count(f"run {run}: 2 epochs on 2 x cpu, the first from batch 6 of 11") == 1
+    assert_same_weights(run, finished, **CLOSE)
+    assert [row["epoch"] for row in metrics(run)] == ["1", "2", "3"]
 
 
 @pytest.mark.slow

@@ -30,10 +30,10 @@ def devkit(root, text="2\n1\n\n3\n1\n2\n3\n\n"):
     return root / "truth.txt"
 
 
-def kaggle(root, between="\r\n"):
+def kaggle(root):
     """Kaggle's file, which is in no order."""
     lines = [f"{name},{CLASSES[label - 1]} 1 2 3 4 " for name, label in zip(NAMES, LABELS, strict=True)]
-    (root / "truth.csv").write_text(between.join(["ImageId,PredictionString", *reversed(lines), ""]))
+    (root / "truth.csv").write_text("\r\n".join(["ImageId,PredictionString", *reversed(lines), ""]))
     return root / "truth.csv"
 
 
@@ -52,11 +52,7 @@ def test_the_raw_pictures_are_sorted_and_a_second_time_only_counted(tmp_path, fo
     said = sort(tmp_path, truth)
     assert "6 pictures moved" in said and "val: 6 pictures in 3 classes" in said
     assert sorted(path.name for path in folder.iterdir()) == list(CLASSES)
-    (tmp_path / "Data/CLS-LOC/train" / CLASSES[0]).mkdir(parents=True)
-    (tmp_path / "Data/CLS-LOC/train" / CLASSES[0] / "0.JPEG").touch()
-    said = sort(tmp_path, truth)
-    assert "0 pictures moved" in said and "val: 6 pictures in 3 classes" in said
-    assert "train: 1 pictures in 1 classes" in said
+    assert "0 pictures moved" in sort(tmp_path, truth)
 
 
 def test_interrupted_sorting_goes_on_beside_other_files_with_meta_elsewhere(tmp_path, folder):

@@ -15,13 +15,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_regularizer_of_the_readme_is_searched_with(tmp_path, monkeypatch):
     monkeypatch.setitem(REGULARIZERS, "balance", None)  # so that it goes again
     example = re.search(r"## Add a regularizer.*?```python\n(.*?)```", README, re.DOTALL).group(1)
-    assert len([line for line in example.splitlines() if line.strip()]) <= 10
     program = tmp_path / "balance.py"
     program.write_text(f"{example}\nfrom search.train_search import main\n\nmain()\n")
     run = tmp_path / "run"
-    flags = (
-        "--dataset digits --images 64 --space s2 --layers 4 --init_channels 2 --batch_size 30 --epochs 2 --device cpu"
-    )
+    flags = "--dataset digits --images 64 --space s2 --layers 4 --init_channels 2 --batch_size 30 --epochs 2"
     with without_figures():
         result = script_in_process(program, *flags.split(), "--reg", "balance", "--derivatives", "exact", "--save", run)
     assert result.returncode == 0, result.stderr

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cli import InputError
-from scripts.grid import TABLES, expand, load_table, slug
+from scripts.grid import TABLES, expand, load_table
 from tests.helpers import ROOT, TABLE, assert_refused, script_in_process, write_table
 
 
@@ -35,20 +35,13 @@ def test_a_table_expands_into_every_method_in_every_column_with_every_seed():
     assert list(units[0].steps) == ["search", "retrain"]
 
 
-def test_names_that_differ_in_signs_have_folders_of_their_own():
-    assert slug("DARTS-") != slug("DARTS") and slug("Λ-DARTS, exact") == "lambda-darts-exact"
-    assert slug("λ 0.25") == "lambda-0.25" and slug("../../x") == "x"
-
-
 @pytest.mark.parametrize("name", sorted(path.stem for path in TABLES.glob("*.yaml")))
 def test_the_tables_that_come_along_are_taken_by_their_scripts(name):
     table = load_table(name)
     assert {"paper", "small"} <= set(table["scales"])
     for scale in table["scales"]:
-        units = expand(table, scale)
-        assert units
-        folders = [unit.folder for unit in units]
-        assert len(set(folders)) == len(folders)
+        folders = [unit.folder for unit in expand(table, scale)]
+        assert len(set(folders)) == len(folders) > 0
 
 
 def test_the_paper_scale_of_s1_to_s4_is_that_of_the_papers():
@@ -71,100 +64,60 @@ def test_methods_have_their_names_in_the_table_and_those_of_method():
         rows("robust", "lambda")
 
 
-def installed(tmp_path, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    """A table script in a copy of the repository that has no .venv, of which nothing may be made."""
-    root = tmp_path / "copy"
-    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs", "data", "docs"))
-    before = {path for path in root.rglob("*") if "__pycache__" not in path.parts}
-    command = list(map(str, ["bash", root / "scripts" / "s1_s4.sh", *arguments]))
-    environment = {**os.environ, "PYTHONPATH": "", **environment}
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
-    assert {path for path in root.rglob("*") if "__pycache__" not in path.parts} == before
-    return result
-
-
 def test_table_scripts_answer_without_installing_anything(tmp_path):
+    """In a copy of the repository without .venv; the second Python has no packages."""
     for table in TABLES.glob("*.yaml"):
         scripts = [path for path in (ROOT / "scripts").glob("*.sh") if f'/table.sh" {table.stem} ' in path.read_text()]
         assert len(scripts) == 1, table
-    (tmp_path / "images").mkdir()
-    arguments = ("--scale", "small", "--data", "images", "--out", "o", "--dry_run")
-    said = installed(tmp_path, *arguments, PYTHON=sys.executable).stdout
-    assert f"--data {tmp_path / 'images'}" in said and f"--save {tmp_path / 'o'}/" in said
-
-
-@pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--dry_run", 2)])
-def test_table_scripts_say_what_to_install(tmp_path, flag, status):
-    (tmp_path / "bare").mkdir()
-    bare = tmp_path / "bare" / "python3"
-    bare.write_text("#!/bin/sh\nexit 1\n")  # a Python that has no packages
+    root, bare = tmp_path / "copy", tmp_path / "python3"
+    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs", "data", "docs"))
+    bare.write_text("#!/bin/sh\nexit 1\n")
     bare.chmod(0o755)
-    result = installed(tmp_path, flag, PYTHON=str(bare))
-    assert result.returncode == status and "scripts/environment.sh" in result.stdout + result.stderr
-    assert ("python scripts/reproduce.py --table" in result.stdout) == (status == 0)
-    assert len(result.stderr.splitlines()) == (status != 0)
+    (tmp_path / "images").mkdir()
+
+    def answer(python: object, *arguments: str) -> subprocess.CompletedProcess:
+        command = ["bash", str(root / "scripts/s1_s4.sh"), *arguments]
+        environment = {**os.environ, "PYTHONPATH": "", "PYTHON": str(python)}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+
+    said = answer(sys.executable, "--scale", "small", "--data", "images", "--out", "o", "--dry_run").stdout
+    assert f"--data {tmp_path / 'images'}" in said and f"--save {tmp_path / 'o'}/" in said
+    assert_refused(answer(bare, "--dry_run"), "scripts/environment.sh")
+    usage = answer(bare, "--help")
+    assert usage.returncode == 0 and "python scripts/reproduce.py --table" in usage.stdout
+    assert not (root / ".venv").exists() and not (tmp_path / "o").exists()
 
 
-#: values that add no flag, in a table's file and in --set; and a part of the message
+#: flags and values in a table's file and in --set, and a part of the message
 REJECTED = [
-    ("!!python/object/apply:os.system [touch executed]", "not plain YAML"),
-    ("!!python/name:os.system", "not plain YAML"),
-    ("!mine s2", "not plain YAML"),
-    ("!!set {s2}", "expected one"),
-    ("!!binary czI=", "expected one"),
-    ("[s2, --save=elsewhere]", "expected one"),
-    ("[s2]", "expected one"),
-    ("{s2: --save=elsewhere}", "expected one"),
-    ("{}", "expected one"),
-    ("--save=elsewhere", "no flag"),
-    ("-h", "no flag"),
-    ("'--save'", "no flag"),
-    ('"s2\\0"', "no flag"),
-    ("2026-01-01", "expected one"),
-    ("null", "expected one"),
-    ("", "expected one"),
-    ("[1", "not plain YAML"),
-    ("s9", "--space"),
+    ("space", "!!python/object/apply:os.system [touch executed]", "not plain YAML"),
+    ("space", "!mine s2", "not plain YAML"),
+    ("space", "[1", "not plain YAML"),
+    ("space", "!!binary czI=", "expected one"),
+    ("space", "[s2, --save=elsewhere]", "expected one"),
+    ("space", "{s2: --save=elsewhere}", "expected one"),
+    ("space", "--save=elsewhere", "no flag"),
+    ("space", "-h", "no flag"),
+    ("space", '"s2\\0"', "no flag"),
+    ("space", "s9", "--space"),
+    ("Epochs", "3", "--Epochs"),
+    ("print_config", "3", "itself sets"),
+    ("batch-size", "3", "without dashes"),
 ]
 
 
-@pytest.mark.parametrize(("value", "reason"), REJECTED)
-def test_a_flag_is_one_plain_value_in_a_table_and_in_set(tmp_path, value, reason):
-    text = yaml.safe_dump(changed(columns={"S2": {"search": {"space": "here"}}}))
-    text = text.replace("space: here", f"space: {value}")
-    (tmp_path / "table.yaml").write_text(text)
-    given = ("--out", tmp_path / "out", "--dry_run")
-    whole = write_table(tmp_path)
-    for table, own in ((tmp_path / "table.yaml", ()), (whole, ("--set", f"search.space={value}"))):
-        result = script_in_process("scripts/reproduce.py", "--table", table, "--scale", "tiny", *given, *own)
+@pytest.mark.parametrize(("name", "value", "reason"), REJECTED)
+def test_a_flag_of_a_table_or_of_set_has_a_known_name_and_a_plain_value(tmp_path, name, value, reason):
+    text = yaml.safe_dump(changed(columns={"S2": {"search": {"name": "value"}}}))
+    (tmp_path / "table.yaml").write_text(text.replace("name: value", f"{name}: {value}"))
+    given = ("--scale", "tiny", "--out", tmp_path / "out", "--dry_run")
+    for table, own in ((tmp_path / "table.yaml", ()), (write_table(tmp_path), ("--set", f"search.{name}={value}"))):
+        result = script_in_process("scripts/reproduce.py", "--table", table, *given, *own)
         assert_refused(result, reason, "--set" if own else "--table")
     assert not (tmp_path / "out").exists() and not (ROOT / "executed").exists() and not (ROOT / "elsewhere").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("epohcs", "--epohcs"),
-        ("Epochs", "--Epochs"),
-        ("save", "itself sets"),
-        ("print_config", "itself sets"),
-        ("batch-size", "without dashes"),
-        ("--epochs", "without dashes"),
-        ("a b", "without dashes"),
-    ],
-)
-def test_a_flag_has_a_name_that_its_script_knows_in_a_table_and_in_set(tmp_path, name, reason):
-    table = tmp_path / "table.yaml"
-    table.write_text(yaml.safe_dump(changed(search={**TABLE["search"], name: 3})))
-    whole = write_table(tmp_path)
-    for path, own in ((table, ()), (whole, ("--set", f"search.{name}=3"))):
-        result = script_in_process("scripts/reproduce.py", "--table", path, "--scale", "tiny", "--dry_run", *own)
-        assert_refused(result, reason, "--set" if own else "--table")
-
-
-@pytest.mark.parametrize(
-    "text", ["epochs", "=3", "score.epochs=1", "search.=1", "a.b.epochs=1", "search.search.epochs=1"]
-)
+@pytest.mark.parametrize("text", ["=3", "search.=1", "search.search.epochs=1"])
 def test_set_names_a_flag_and_maybe_its_step(tmp_path, text):
     result = script_in_process("scripts/reproduce.py", "--table", write_table(tmp_path), "--dry_run", "--set", text)
     assert_refused(result, "--set", "expected flag=value")
@@ -177,28 +130,19 @@ def changed(**parts) -> dict:
 @pytest.mark.parametrize(
     ("table", "mentions"),
     [
-        ({}, ["no title"]),
-        (changed(colums={}), ["colums"]),
-        (changed(scripts={"search": "rm.py"}), ["rm.py", "search/train_search.py"]),
         (changed(scripts={"retrain": "train/train.py"}), ["no search script"]),
         (changed(columns={}), ["no columns"]),
-        (changed(methods={"DARTS": 3}), ["methods: DARTS"]),
         (changed(methods={"DARTS": {"train": {}}}), ["train"]),
         (changed(methods={"a b": {}, "A-B": {}}), ["share a folder"]),
         (changed(scales={"x": {"seeds": 0}}), ["seeds: 0"]),
-        (changed(scales={"x": {"seeds": True}}), ["seeds"]),
-        (changed(scales={"x": {"seeds": 1, "columns": [10]}}), ["10", "S2"]),
         (changed(search={"arch": "DARTS_V2"}), ["search", "arch"]),
-        (changed(scales={"x": {}}), ["seeds: None"]),
         (changed(scales={"x": {"seeds": 1, "columns": ["S9"]}}), ["S9", "S2"]),
         (changed(scales={"x": {"seeds": 1, "override": {"PT": {}}}}), ["PT"]),
-        ("- a\n- b\n", ["names"]),
-        ("a: [", ["YAML"]),
     ],
 )
 def test_a_table_that_makes_no_grid_is_refused_in_a_line(tmp_path, table, mentions):
     path = tmp_path / "table.yaml"
-    path.write_text(table if isinstance(table, str) else yaml.safe_dump(table), encoding="utf-8")
+    path.write_text(yaml.safe_dump(table), encoding="utf-8")
     with pytest.raises(InputError) as error:
         load_table(str(path))
     for mention in [str(path), "--table", *mentions]:
@@ -208,9 +152,8 @@ def test_a_table_that_makes_no_grid_is_refused_in_a_line(tmp_path, table, mentio
 def test_a_dry_run_prints_the_commands_and_writes_nothing(tmp_path):
     table = write_table(tmp_path)
     before = sorted(tmp_path.iterdir())
-    lines = script_in_process(
-        "scripts/reproduce.py", "--table", table, "--scale", "tiny", "--dry_run", "--out", tmp_path / "o"
-    ).stdout
+    arguments = ("--table", table, "--scale", "tiny", "--dry_run", "--out", tmp_path / "o")
+    lines = script_in_process("scripts/reproduce.py", *arguments).stdout
     commands = [shlex.split(line)[:2] for line in lines.splitlines()]
     assert commands == [["python", name] for name in ("search/train_search.py", "train/train.py", "train/test.py")] * 4
     assert sorted(tmp_path.iterdir()) == before

@@ -1,40 +1,23 @@
-"""Bounds of the requirements, and scripts without them."""
+"""Scripts without packages that they need only later, or not at all."""
 
-import json
-import re
 import subprocess
 import sys
-import tomllib
 
 from tests.helpers import ROOT, assert_refused, script, script_in_process
 
-#: prints, for each of some scripts, the end of its --help and whether it imported torch
+#: runs --help of scripts; fails where one prints no usage or imports torch
 HELPS = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, runpy, sys
 
-found = {}
 for script in sys.argv[1:]:
-    out, err = io.StringIO(), io.StringIO()
     sys.argv = [script, "--help"]
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
         try:
             runpy.run_path(script, run_name="__main__")
         except SystemExit as end:
-            status = end.code or 0
-    found[script] = [status, "usage:" in out.getvalue(), err.getvalue(), "torch" in sys.modules]
-print(json.dumps(found))
+            assert not end.code, script
+    assert "usage:" in out.getvalue() and "torch" not in sys.modules, script
 """
-
-
-def test_the_lower_bounds_are_what_the_oldest_environment_installs():
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    lines = [*(line for line in lines if line[0] not in "#-"), *(line for extra in extras.values() for line in extra)]
-    command = re.search(r"sed -nE '.*' requirements.txt pyproject.toml", (ROOT / "scripts/versions.sh").read_text())[0]
-    pinned = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert pinned.splitlines() == [
-        re.fullmatch(r"([\w-]+)>=([\d.]+),<[\d.]+", line).expand(r"\1==\2") for line in lines
-    ]
 
 
 def test_help_imports_no_torch():
@@ -42,8 +25,7 @@ def test_help_imports_no_torch():
     runnable = [name for name in files.split() if '\nif __name__ == "__main__":' in (ROOT / name).read_text("utf-8")]
     scripts = [name.removesuffix("/__main__.py") for name in runnable if not name.startswith("tests/")]
     result = script("-c", HELPS, *scripts)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == {name: [0, True, "", False] for name in scripts}
+    assert len(scripts) > 20 and (result.returncode, result.stderr) == (0, "")
 
 
 def test_an_export_without_its_extra_says_how_to_install_it(monkeypatch, tmp_path):

@@ -148,19 +148,3 @@ def test_a_threshold_selection_may_have_more_than_eight_skip_connections(tmp_pat
     skips = search_figure(course).axes[6]
     assert skips.get_title(loc="left") == ("Skip connections" if free else "Skip connections (of 8)")
     assert skips.get_ylim()[1] == pytest.approx(13.3 if free else 8.3)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("config.yaml", "space: s9"),
-        ("metrics.csv", "a,b\n1,2\n"),
-        ("alphas.npz", "PK\x03\x04"),
-    ],
-)
-def test_a_damaged_run_folder_is_refused_in_one_line(tmp_path, name, content):
-    make_run(tmp_path / "run", epochs=2)
-    (tmp_path / "run" / name).write_text(content)
-    with pytest.raises(ValueError) as refusal:
-        plot_search(tmp_path / "run")
-    assert len(str(refusal.value).splitlines()) == 1

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from files import write_atomically
+
 SCRIPT = "tests/stub_run.py"
 
 
@@ -38,12 +40,6 @@ def resolve(line: list[str], script: str) -> argparse.Namespace:
     return parse(line)
 
 
-def write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def run(given: dict[str, Any], folder: Path) -> None:
     checkpoint = folder / "checkpoint.json"
     rows = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
@@ -61,23 +57,19 @@ def run(given: dict[str, Any], folder: Path) -> None:
                 time.sleep(0.1)
         # Each epoch's value follows from all before it: a run that lost or repeated one ends in another genotype.
         before = rows[-1]["value"] if rows else f"{value} {given['seed']}"
-        value_now = hashlib.sha256(f"{before} {epoch}".encode()).hexdigest()[:8]
-        rows.append({"epoch": epoch, "value": value_now, "seconds": time.monotonic() - begin})
-        write(checkpoint, json.dumps(rows))
+        after = hashlib.sha256(f"{before} {epoch}".encode()).hexdigest()[:8]
+        rows.append({"epoch": epoch, "value": after, "seconds": time.monotonic() - begin})
+        write_atomically(checkpoint, json.dumps(rows))
         lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
-        write(folder / "metrics.csv", "\n".join(lines) + "\n")
-    write(folder / "genotype.json", json.dumps({"genotype": rows[-1]["value"]}))
+        write_atomically(folder / "metrics.csv", "\n".join(lines) + "\n")
+    write_atomically(folder / "genotype.json", json.dumps({"genotype": rows[-1]["value"]}))
     if given["arch"]:
-        write(folder / "result.json", "{}")
-
-
-def stop(signum: int, frame: object) -> None:
-    sys.exit(130)
+        write_atomically(folder / "result.json", "{}")
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: sys.exit(130))
     if not sys.argv[1].startswith("--"):
         print(json.dumps({"accuracy": int(json.loads(Path(sys.argv[1], "genotype.json").read_text())["genotype"], 16)}))
         return
@@ -87,7 +79,7 @@ def main() -> None:
         given = json.loads((resume / "config.yaml").read_text())
     else:
         save.mkdir(parents=True, exist_ok=True)
-        write(save / "config.yaml", json.dumps(given))
+        write_atomically(save / "config.yaml", json.dumps(given))
     run(given, resume or save)
 
 

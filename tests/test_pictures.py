@@ -114,19 +114,6 @@ def test_each_quantity_of_a_method_has_a_panel_and_no_panels_overlap(tmp_path, c
         assert not legend or not any(legend.overlaps(b) for b in (axes.bbox, axes.xaxis.label.get_window_extent()))
 
 
-@pytest.mark.parametrize("ranks", [(1, 1), (3, 4), (20, 15_000)])
-def test_a_panel_of_ranks_has_whole_numbers_for_labels(tmp_path, ranks):
-    make_run(tmp_path / "run", 2, own=["table_rank"])
-    course = load_course(tmp_path / "run")
-    course.metrics["table_rank"] = ranks
-    (panel,) = [axes for axes in search_figure(course).axes if "rank" in axes.get_title(loc="left")]
-    low, high = panel.get_ylim()
-    assert low < min(ranks) <= max(ranks) < high
-    ticks = [tick for tick in panel.get_yticks() if low <= tick <= high]
-    labels = panel.yaxis.get_major_formatter().format_ticks(ticks)
-    assert len(set(labels)) == len(ticks) >= 2 and all(tick == round(tick) for tick in ticks)
-
-
 def test_gates_are_drawn_as_sigmoids(tmp_path):
     make_run(tmp_path / "run", 2, space="s2", relaxation="sigmoid")
     alphas = np.load(tmp_path / "run/alphas.npz")["normal"]

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
-import search.bilevel
 import utils
 from architect import first_order, implicit, unrolled
 from benchmarks.plain import plain_supernet
 from gradients import Objective, regularized_gradient
-from kernels import average_pool, batch_norm, grouped_conv2d
+from kernels import batch_norm, grouped_conv2d
 from mixed_operations import MixedEdges
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
@@ -38,8 +37,6 @@ from utils import StepProgress
 DOUBLE = torch.float64
 #: edges computed one after another, or side by side
 WAYS = [False, True]
-#: the operations of S2 are those of S3 without `none`, and those of S5 almost those of S1
-SPACES_BY_TIER = [pytest.param(space, marks=pytest.mark.slow if space in ("s2", "s5") else ()) for space in SPACES]
 
 
 def twins(space, auxiliary_skip, together, dtype=DOUBLE, device="cpu", channels=4, layers=5):
@@ -57,10 +54,16 @@ def twins(space, auxiliary_skip, together, dtype=DOUBLE, device="cpu", channels=
     return supernet, plain
 
 
+def noise_images(count=24):
+    """A data set of random images."""
+    torch.manual_seed(0)
+    images = data.ImageSet(torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (count,)))
+    return data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
+
+
 @pytest.mark.parametrize("together", WAYS)
 @pytest.mark.parametrize(
     ("space", "auxiliary_skip"),
-    # The auxiliary skip knows nothing of the other operations, and NAS-Bench-201 has no edges of stride 2.
     [*((space, "skip") for space in SPACES), ("s3", "none"), ("s2", "conv1"), ("nasbench201", "conv1")],
 )
 def test_every_gradient_is_that_of_the_plain_supernet(space, auxiliary_skip, together, same_noise):
@@ -70,7 +73,8 @@ def test_every_gradient_is_that_of_the_plain_supernet(space, auxiliary_skip, tog
 
 
 @pytest.mark.parametrize("together", WAYS)
-@pytest.mark.parametrize("space", SPACES_BY_TIER)
+# The operations of S2 are those of S3 without `none`, and those of S5 almost those of S1.
+@pytest.mark.parametrize("space", ["s1", "s3", "s4"])
 def test_second_derivatives_are_those_of_the_plain_supernet(space, together, same_noise):
     supernet, plain = twins(space, "none", together, layers=4)
     batch, weights = batch_and_weights(supernet, images=4, pixels=8)
@@ -90,22 +94,20 @@ def test_the_architecture_gradient_of_every_kind_is_that_of_the_plain_supernet(m
     valid, _ = batch_and_weights(supernet, images=5)
     totals = []
     for network in (supernet, plain):
-        objective = Objective(network, skip_beta=0.5)
+        objective, buffers = Objective(network, skip_beta=0.5), [torch.zeros_like(w) for w in network.parameters()]
         if method == "first":
-            totals.append(first_order(objective, weights, valid).total)
+            result = first_order(objective, weights, valid)
         elif method == "unrolled":
-            buffers = [torch.zeros_like(w) for w in network.parameters()]
-            momentum = {"momentum_buffers": buffers, "momentum": 0.9, "weight_decay": 3e-4}
-            result = unrolled(objective, weights, batch, valid, xi=0.025, **momentum, derivatives=derivatives)
-            totals.append(result.total)
+            result = unrolled(objective, weights, batch, valid, 0.025, buffers, 0.9, 3e-4, derivatives=derivatives)
         else:
             result = implicit(objective, weights, batch, valid, gamma=0.025, terms=2, derivatives=derivatives)
-            totals.append(result.total)
+        totals.append(result.total)
     assert relative_error(*totals) < 1e-9
 
 
 @pytest.mark.parametrize("together", WAYS)
-@pytest.mark.parametrize("space", SPACES_BY_TIER)
+# The operations of S2 are those of S3 without `none`, and those of S5 almost those of S1.
+@pytest.mark.parametrize("space", ["s1", "s3", "s4"])
 def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, together, same_noise, monkeypatch):
     supernet, plain = twins(space, "none", together, torch.float32, channels=8, layers=4)
     batch, weights = batch_and_weights(supernet, torch.float32, images=16, pixels=16)
@@ -113,22 +115,13 @@ def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, t
     assert_single_precision_gradients_of(supernet, plain, ours, batch, weights, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        *("darts-2nd", "lambda-darts", "darts-minus", "fair-darts", "idarts"),
-        *(pytest.param(method, marks=pytest.mark.slow) for method in ("darts", "lambda-darts-exact")),
-    ],
-)
+@pytest.mark.parametrize("method", ["darts-2nd", "lambda-darts", "darts-minus", "fair-darts", "idarts"])
 def test_three_steps_of_a_search_are_those_of_the_plain_supernet(method):
     """A search in float64, and the same with the plain supernet in its place."""
     settings = method_settings(
         method, space="s2", layers=4, init_channels=2, batch_size=8, precision="64-true", device="cpu", epochs=2
     )
-    torch.manual_seed(0)
-    images = data.ImageSet(torch.randint(0, 256, (48, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (48,)))
-    dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
-    searches = [Search(settings, dataset, torch.device("cpu")) for _ in range(2)]
+    searches = [Search(settings, noise_images(48), torch.device("cpu")) for _ in range(2)]
     fast, slow = searches
     slow.supernet = plain_supernet(fast.supernet)
     slow.make_optimizers()
@@ -169,10 +162,9 @@ def test_drop_path_draws_for_each_edge_on_its_own():
     assert (shares - torch.eye(3)).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("size", [1, 5, 6, 8])
-@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("size", [1, 5, 8])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 2), (5, 2), (7, 1)])
 def test_a_depthwise_convolution_and_its_derivatives_are_the_librarys(kernel_size, stride, dilation, size):
     torch.manual_seed(0)
     x = torch.randn(3, 4, size, size + 2, dtype=DOUBLE).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -185,14 +177,6 @@ def test_a_depthwise_convolution_and_its_derivatives_are_the_librarys(kernel_siz
     torch.testing.assert_close(*first)
     directions = [torch.randn_like(gradient) for gradient in first[0]]
     torch.testing.assert_close(*[torch.autograd.grad(gradients, (x, weight), directions) for gradients in first])
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 8])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_average_pooling_does_not_count_the_padding(stride, size):
-    x = torch.randn(3, 4, size, size + 1, dtype=DOUBLE).contiguous(memory_format=torch.channels_last)
-    expected = F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
-    torch.testing.assert_close(average_pool(x, stride), expected)
 
 
 def exactness(norm_of):
@@ -232,13 +216,6 @@ def test_batch_norm_and_its_second_derivatives_are_the_librarys(affine):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-3)
 
 
-def noise_images():
-    """A data set of random images, which are one step an epoch."""
-    torch.manual_seed(0)
-    images = data.ImageSet(torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (24,)))
-    return data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
-
-
 def small_search(**changes):
     """A search on a few images."""
     settings = method_settings(
@@ -255,7 +232,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.mark.slow
 @needs_compiler
 def test_compiled_cells_search_alike(monkeypatch):
-    """Traced and differentiated ahead of time; the last step, code for the machine, is left out here."""
+    """Traced and differentiated ahead of time; machine code is not generated here."""
     monkeypatch.setattr(utils, "COMPILER", "aot_eager")
     for derivatives in ("difference", "exact"):
         settings = settings_of_201("lambda-darts", batch_size=8, derivatives=derivatives, epsilon_0=1e-2)
@@ -275,16 +252,18 @@ def test_a_compiled_edge_of_every_operation_computes_alike(stride):
     eager = MixedEdges([(0, 1)], [SPACES["s5"].cells["normal"][0]], 4, [stride], "skip")
     compiled = copy.deepcopy(eager)
     compiled.compile(backend="aot_eager")
+    x, weights = (
+        torch.randn(6, 4, 8, 8).contiguous(memory_format=torch.channels_last),
+        torch.rand(1, 7).requires_grad_(),
+    )
     results = []
     for edge in (eager, compiled):
-        torch.manual_seed(1)
-        x, weights = torch.randn(6, 4, 8, 8), torch.rand(1, 7, requires_grad=True)
-        _, y = edge([x.contiguous(memory_format=torch.channels_last)], weights, 0.0, 0.5)
+        _, y = edge([x], weights, 0.0, 0.5)
         results.append([y, *torch.autograd.grad(y.square().sum(), [weights, *edge.parameters()])])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow  # for torch.compile alone takes seconds to import
+@pytest.mark.slow  # importing torch.compile takes seconds
 def test_a_failing_compiler_is_warned_of_once_and_the_search_goes_on(monkeypatch):
     def broken(*_):
         raise RuntimeError("no compiler here")
@@ -300,18 +279,12 @@ def test_a_failing_compiler_is_warned_of_once_and_the_search_goes_on(monkeypatch
     assert all(map(torch.equal, measured, weights_after_an_epoch(small_search())))
 
 
-def test_cuda_graphs_are_for_cuda_alone():
-    with pytest.raises(search.bilevel.InputError, match="--cuda_graphs: the device is cpu"):
-        small_search(cuda_graphs=True)
-
-
 def test_contiguous_gradients_leave_a_cell():
     """Batch norm's backward is several times slower on others."""
     supernet, _ = twins("s2", "none", False, torch.float32)
     batch, weights = batch_and_weights(supernet, torch.float32)
-    seen = []
-    cell = supernet.cells[0]
-    forward = cell.edges.forward
+    seen, edges = [], supernet.cells[0].edges
+    forward = edges.forward
 
     def watched(*arguments):
         states = forward(*arguments)
@@ -319,7 +292,7 @@ def test_contiguous_gradients_leave_a_cell():
             state.register_hook(lambda g: seen.append(g.is_contiguous(memory_format=torch.channels_last)))
         return states
 
-    cell.edges.forward = watched
+    edges.forward = watched
     images = batch.images.contiguous(memory_format=torch.channels_last)
     nn.functional.cross_entropy(supernet(images, weights), batch.labels).backward()
     assert seen == [True] * 4

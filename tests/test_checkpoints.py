@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lib import checkpoints
 from lib.checkpoints import CorruptError, load, load_last, number, paths, save
 from tests.helpers import ROOT, flat
 
@@ -25,24 +24,6 @@ def test_what_is_written_comes_back_bit_for_bit_and_in_its_memory_format(tmp_pat
     assert all(state["tensors"][name].stride() == tensor.stride() for name, tensor in TENSORS.items())
 
 
-@pytest.mark.slow
-def test_any_changed_bit_is_noticed_or_changes_nothing(tmp_path):
-    """A bit between the members of the archive may change unnoticed: nothing reads it."""
-    path, state = tmp_path / "step_1.ckpt", {"weight": torch.arange(6.0), "rows": [{"loss": 0.1}]}
-    save(path, state)
-    whole, noticed = path.read_bytes(), 0
-    for bit in range(8 * len(whole)):
-        changed = bytearray(whole)
-        changed[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(changed)
-        try:
-            assert flat(load(path)) == flat(state), bit
-        except CorruptError as error:
-            assert str(error).startswith(f"{path} is corrupt")
-            noticed += 1
-    assert noticed > 4 * len(whole)
-
-
 def test_a_bit_changed_within_a_tensor_is_noticed(tmp_path):
     """torch.load alone would return the changed number."""
     path = tmp_path / "step_1.ckpt"
@@ -56,40 +37,16 @@ def test_a_bit_changed_within_a_tensor_is_noticed(tmp_path):
         load(path)
 
 
-def test_a_tensor_whose_attributes_say_that_it_is_a_folder_is_noticed(tmp_path):
-    """torch.load would return what happens to be in memory."""
-    path = tmp_path / "step_1.ckpt"
-    save(path, {"weight": torch.ones(4)})
-    content = bytearray(path.read_bytes())
-    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"data/0"))  # of the central directory
-    content[entry + 38] ^= 0x10
-    path.write_bytes(content)
-    with pytest.raises(CorruptError, match="data/0"):
-        load(path)
-
-
-def test_a_file_that_is_cut_is_corrupt(tmp_path):
-    path = tmp_path / "step_1.ckpt"
-    save(path, STATE)
-    whole = path.read_bytes()
-    for length in range(0, len(whole), 11):
-        path.write_bytes(whole[:length])
-        with pytest.raises(CorruptError, match=r"step_1\.ckpt is corrupt or not a checkpoint"):
-            load(path)
-
-
 def test_a_corrupt_last_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys):
-    files = [tmp_path / f"epoch_{epoch:05d}.ckpt" for epoch in (1, 2, 3)]
-    for epoch, path in enumerate(files, 1):
-        save(path, {"epoch": epoch}, keep=3)
-    assert load_last(tmp_path) == (files[2], {"epoch": 3}) and not capsys.readouterr().err
-    files[2].write_bytes(files[2].read_bytes()[:-1])
-    files[1].write_bytes(b"")
-    assert load_last(tmp_path) == (files[0], {"epoch": 1})
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "epoch_00003" in said[0] and "going on from epoch_00002" in said[0]
-    assert "epoch_00002" in said[1] and "going on from epoch_00001" in said[1]
-    files[0].write_bytes(b"junk")
+    first, last = (tmp_path / f"epoch_{epoch:05d}.ckpt" for epoch in (1, 2))
+    for epoch, path in enumerate((first, last), 1):
+        save(path, {"epoch": epoch})
+    assert load_last(tmp_path) == (last, {"epoch": 2}) and not capsys.readouterr().err
+    last.write_bytes(last.read_bytes()[:-1])
+    assert load_last(tmp_path) == (first, {"epoch": 1})
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{last} is corrupt" in said and "going on from epoch_00001" in said
+    first.write_bytes(b"")
     with pytest.raises(CorruptError, match="epoch_00001"):
         load_last(tmp_path)
 
@@ -103,19 +60,7 @@ def test_the_last_ones_are_kept_and_those_of_later_steps_go(tmp_path):
     assert [number(path) for path in paths(tmp_path)] == [50]
 
 
-def test_a_file_that_cannot_be_written_leaves_those_before(tmp_path, monkeypatch):
-    save(tmp_path / "step_1.ckpt", {})
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoints, "write_atomically", full)
-    with pytest.raises(OSError, match="No space left"):
-        save(tmp_path / "step_2.ckpt", {})
-    assert load_last(tmp_path) == (tmp_path / "step_1.ckpt", {})
-
-
-def test_only_the_official_file_of_imagenet16_is_unpickled_freely():
+def test_only_the_official_file_of_imagenet16_is_unpickled_without_limits():
     names = ("pickle.dump", "pickle.load", "allow_pickle=True", "weights_only=False")
     everything = [path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.is_file()]
     sources = [path for path in everything if not path.parts[0].startswith(".") and path.parts[0] != "tests"]

@@ -2,22 +2,18 @@
 
 import random
 import signal
-import time
 
 import pytest
 
 from scripts.torture import KINDS, differences, torture
 from search.settings import load_settings
-from tests.helpers import assert_same_run, last_checkpoint, run_search, start, until, without_figures, write_folder
-
-#: a first-order search with its regularizer, a second-order one, seeds in turn, and a retraining's Trainer
-MECHANISMS = ("lambda-darts", "darts-2nd", "nasbench201", "retraining", "imagenet")
+from tests.helpers import assert_same_run, last_checkpoint, run_search, start, until, without_figures
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("name", ["lambda-darts", "darts-pt", "nasbench201", "retraining", "imagenet"])
 def test_runs_that_are_killed_end_like_one_that_was_not(tmp_path, name):
-    """Two kills each; scripts/torture.sh does so to all kinds of runs, as long as one likes."""
+    """Two kills each; scripts/torture.sh repeats this for all kinds of runs."""
     figures = torture(name, 2, tmp_path, random.Random(list(KINDS).index(name)))
     assert figures.faults == [] and figures.kills.total() == 2 and figures.files > 5
 
@@ -44,31 +40,3 @@ def test_the_drill_tells_runs_apart_by_all_but_their_places(tmp_path):
         (run / "config.yaml").write_text(f"arch: {run}/search\nepochs: {epochs}\nsave: {name}\n")
     assert list(differences(tmp_path / "a", tmp_path / "b")) == []
     assert ["config.yaml differs" in line for line in differences(tmp_path / "a", tmp_path / "c")] == [True]
-
-
-@pytest.mark.slow
-def test_a_selection_killed_between_and_in_its_fine_tunings_ends_like_one_that_was_not(tmp_path):
-    moments = random.Random(17)
-    root, run = write_folder(tmp_path / "data", per_class=24, size=(4, 4)), tmp_path / "run"
-    command = (
-        f"--method darts-pt --dataset folder --data {root} --space s2 --layers 4 --init_channels 2 --batch_size 12"
-        f" --epochs 1 --finetune_epochs 1 --device cpu --save {run}"
-    ).split()
-    checkpoints, done = run / "perturbation/checkpoints", ""
-    for _ in range(2):
-        with start("search/train_search.py", *command) as process:
-            # Until it has got on by a stage, and a while into one of the next: a selection takes about ten seconds.
-            while process.poll() is None and max((p.name for p in checkpoints.glob("stage_*")), default="") <= done:
-                time.sleep(0.01)
-            time.sleep(moments.uniform(0, 2))
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
-        done = max(path.name for path in checkpoints.glob("stage_*"))
-        command = ["--resume", str(run)]
-    assert not (run / "genotype.json").exists()
-    with without_figures():
-        run_search(load_settings(run), run, resumed=True)
-        undisturbed = run_search(load_settings(run), tmp_path / "undisturbed")
-    assert_same_run(undisturbed, run)
-    scores = [(folder / "perturbation/scores.csv").read_text() for folder in (undisturbed, run)]
-    assert scores[0] == scores[1]

@@ -1,11 +1,11 @@
 """Wrong invocations of every script: one line on stderr, exit status 2, and nothing written.
 
-The table is invocations.txt: a command behind a dollar sign, as a user types it in the repository's root, and below it
-the line that answers it, broken where it is long; between them, behind a >, what was printed before. $tmp is the folder
-that `place` fills. The commands run in this process, and torch is imported once for all of them; those behind `shell$`
-run in a real shell, at least one of each kind of script. `slow` stands before the mark of a slow one.
+Each entry of invocations.txt is a command after a dollar sign, what it prints on stdout after a >, and the line that it
+prints on stderr, which may be broken. $tmp is the folder that `place` fills. Commands after `shell$` run in a real
+shell, the others in this process. `slow` precedes the mark of a slow one.
 """
 
+import itertools
 import json
 import os
 import re
@@ -106,21 +106,17 @@ def place(tmp_path_factory) -> Path:
     write("selected/config.yaml", digits)
     write("selected/selections/argmax/genotype.json", CELL)
 
-    def images(
-        name: str, classes: tuple[str, ...] = ("cat", "dog"), splits: tuple[str, ...] = ("train", "test")
-    ) -> None:
-        for split in splits:
-            for label in classes:
-                for number in range(2):
-                    path = folder / name / split / label / f"{number}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    def images(name: str, classes: str, splits: str) -> None:
+        for split, label, number in itertools.product(splits.split(), classes.split(), range(2)):
+            path = folder / name / split / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
 
-    images("images/whole", splits=("train", "test", "val"))
-    images("images/one", ("cat",), ("train", "test", "val"))
-    images("images/untested", splits=("train",))
-    images("images/cut")
-    images("images/junk")
+    images("images/whole", "cat dog", "train test val")
+    images("images/one", "cat", "train test val")
+    images("images/untested", "cat dog", "train")
+    images("images/cut", "cat dog", "train test")
+    images("images/junk", "cat dog", "train test")
     cut = folder / "images/cut/test/dog/1.png"
     cut.write_bytes(cut.read_bytes()[:40])
     write("images/junk/train/cat/0.png", bytes(range(256)))
@@ -134,7 +130,7 @@ def place(tmp_path_factory) -> Path:
     write("tables/column.csv", f"arch,mnist_test\n{archs[0]},60\n")
     write("tables/columns.csv", f"arch,cifar10_test,cifar10_test\n{archs[0]},60,60\n")
     write("tables/fields.csv", f"arch,cifar10_test\n{archs[0]}\n")
-    for name, accuracy in (("nan", "nan"), ("blank", ""), ("word", "high"), ("negative", "-1"), ("share", "100.5")):
+    for name, accuracy in (("nan", "nan"), ("blank", ""), ("word", "high"), ("share", "100.5")):
         write(f"tables/{name}.csv", f"arch,cifar10_test\n{archs[0]},{accuracy}\n")
     write("tables/twice.csv", f"arch,cifar10_test\n{archs[0]},60\n{archs[0]},60\n")
     write("tables/cell.csv", "arch,cifar10_test\n|none~0|,60\n")
@@ -143,7 +139,6 @@ def place(tmp_path_factory) -> Path:
     write("grids/script.yaml", {**TABLE, "scripts": {"search": "rm.py"}})
     write("grids/untitled.yaml", "{}")
     write("grids/list.yaml", "- a\n- b\n")
-    write("grids/twice.yaml", yaml.safe_dump(TABLE) + "title: Another\n")
     write("other/table.yaml", "scale: tiny\ntable: {title: Another}\n")
     write("halves.json", {"train": ["int", ["0", "1"]]})
 
@@ -158,16 +153,10 @@ def place(tmp_path_factory) -> Path:
 
 
 def in_a_shell(command: str, place: Path) -> subprocess.CompletedProcess:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHON": sys.executable,
-        "CUDA_VISIBLE_DEVICES": "",
-        "tmp": str(place),
-    }
-    return subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    own = {"PATH": path, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "tmp": str(place)}
+    line, options = ["bash", "-c", command], {"capture_output": True, "text": True, "timeout": 600}
+    return subprocess.run(line, cwd=ROOT, env={**os.environ, **own}, **options)
 
 
 def in_this_process(command: str, place: Path) -> subprocess.CompletedProcess:

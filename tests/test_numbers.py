@@ -47,40 +47,30 @@ def test_on_a_gpu_the_watch_looks_every_fifty_steps_and_before_a_checkpoint():
     ("what", "named"),
     [
         ("weights", "train_loss is nan in epoch 2, step 2"),
-        pytest.param("weights' gradient", "gradient of the weights is inf in epoch 2, step 2", marks=pytest.mark.slow),
-        pytest.param("validation images", "valid_loss is nan in epoch 2, step 2", marks=pytest.mark.slow),
-        pytest.param("alpha's gradient", "gradient of alpha is nan in epoch 2, step 2", marks=pytest.mark.slow),
-        pytest.param("alpha", "alpha is inf in epoch 2, step 2", marks=pytest.mark.slow),
+        ("weights' gradient", "gradient of the weights is inf in epoch 2, step 2"),
+        ("alpha", "alpha is inf in epoch 2, step 2"),
     ],
 )
 def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, undisturbed, monkeypatch, what, named):
-    """And goes on from the checkpoint before, once the cause is gone, as if nothing had been."""
-    steps = {"alpha_step": 0, "weight_step": 0}
-    run, own = tmp_path / "run", {name: getattr(Search, name) for name in steps}
+    """And resumes from the checkpoint before it, once the cause is gone, to the same end."""
+    run, calls = tmp_path / "run", []
+    name = "alpha_step" if what == "alpha" else "weight_step"
+    own = getattr(Search, name)
 
-    def spoil(name):
-        def step(state, objective, *batches):
-            steps[name] += 1  # of three an epoch
-            if steps[name] == 5 and name == ("weight_step" if what.startswith("weights") else "alpha_step"):
-                if what == "weights":
-                    with torch.no_grad():
-                        next(state.supernet.parameters()).fill_(torch.nan)
-                elif what == "weights' gradient":
-                    next(iter(objective.parameters)).register_hook(lambda gradient: gradient.fill_(torch.inf))
-                elif what == "validation images":
-                    batches = (batches[0], batches[1]._replace(images=batches[1].images * torch.nan), *batches[2:])
-                elif what == "alpha's gradient":
-                    spoiled = [torch.full_like(alpha, torch.nan) for alpha in state.architecture.parameters()]
-                    patch.setattr(state.architecture, "gradients", lambda *_: spoiled)
-                else:
-                    state.alpha_optimizer.param_groups[0]["lr"] = torch.inf
-            own[name](state, objective, *batches)
-
-        return step
+    def step(state, objective, *batches):
+        calls.append(name)
+        if len(calls) == 5:  # of three an epoch
+            if what == "weights":
+                with torch.no_grad():
+                    next(state.supernet.parameters()).fill_(torch.nan)
+            elif what == "weights' gradient":
+                next(iter(objective.parameters)).register_hook(lambda gradient: gradient.fill_(torch.inf))
+            else:
+                state.alpha_optimizer.param_groups[0]["lr"] = torch.inf
+        own(state, objective, *batches)
 
     with monkeypatch.context() as patch:
-        for name in steps:
-            patch.setattr(Search, name, spoil(name))
+        patch.setattr(Search, name, step)
         with pytest.raises(FloatingPointError, match=named):
             run_search(TINY, run)
     assert last_checkpoint(run).name == "epoch_00001.ckpt" and not (run / "genotype.json").exists()
@@ -141,26 +131,13 @@ def row(saturated_normal=0.0, layers=(1.0, 1.0, 1.0)):
     }
 
 
-def test_each_warning_is_said_once():
-    assert new_warnings([row()]) == []
+def test_each_warning_is_given_once():
     assert new_warnings([row(0.4), row(0.49)]) == []
     (said,) = new_warnings([row(0.4), row(0.5)])
     assert said.startswith("alpha is saturated: 50 % of the edges of the normal cell")
     assert new_warnings([row(0.5), row(0.6)]) == []
-    (said,) = new_warnings([row(), row(layers=(1.0, 0.0, 1e-7))])
-    assert said.startswith("the architecture gradient vanishes in layer 1, 2:")
     (said,) = new_warnings([row(layers=(1.0, 0.0, 1.0)), row(layers=(1.0, 0.0, 1e-7))])
     assert said.startswith("the architecture gradient vanishes in layer 2:")
-    (said,) = new_warnings([row(layers=(0.0, 0.0, 0.0))])
-    assert "layer 0, 1, 2" in said
-
-
-@pytest.mark.slow
-def test_a_search_whose_alpha_runs_away_says_so(tmp_path, capsys):
-    run_search(replace(TINY, arch_learning_rate=20.0, epochs=3), tmp_path / "run")
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: alpha is saturated")]
-    assert {line.split(" of the edges of the ")[1].split(" cell")[0] for line in said} == {"normal", "reduce"}
-    assert len(said) == 2
 
 
 @pytest.mark.slow

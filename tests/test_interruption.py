@@ -11,7 +11,7 @@ from tests.helpers import assert_same_run, last_checkpoint, run_search, start, u
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lambda-darts", "darts-pt", "nasbench201", "retraining", "imagenet"])
+@pytest.mark.parametrize("name", ["lambda-darts", "darts-2nd", "nasbench201", "retraining", "imagenet"])
 def test_runs_that_are_killed_end_like_one_that_was_not(tmp_path, name):
     """Two kills each; scripts/torture.sh repeats this for all kinds of runs."""
     figures = torture(name, 2, tmp_path, random.Random(list(KINDS).index(name)))

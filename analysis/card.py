@@ -19,6 +19,13 @@ PROG = "card.py"
 PLACE = ("data", "save", "resume", "device", "devices", "num_nodes", "workers", "download", "checkpoint_steps", "table")
 
 
+def add_card(run: Path) -> None:
+    """Write the card of a finished retraining if it is missing. An error is a warning, as the result is written."""
+    if not (run / "model_card.md").exists():
+        with cli.warning(f"no model card; python analysis/card.py {run} writes it"):
+            write_card(run)
+
+
 def write_card(run: Path) -> Path:
     """Write model_card.md, cells/ and curves.png to the folder of a finished retraining.
 

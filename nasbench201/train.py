@@ -69,7 +69,10 @@ def find_cell(settings: TrainSettings) -> Cell201:
 
 def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     """Train the network and leave a run folder, or resume the one that is there."""
+    from analysis.card import add_card
+
     if resumed and launch.finished(run):
+        add_card(run)  # a run may have been killed after its result
         return
     if resumed and (run / "genotype.json").exists():
         with blaming("--resume"):
@@ -80,7 +83,6 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     # Imported here: --help, a wrong flag and a wrong cell are answered before torch is loaded.
     import torch
 
-    from analysis.card import write_card
     from lib.images import tensor_images
     from lib.retraining import Recipe, cosine
     from lib.trainer import fit, make_module, make_trainer, open_run, write_result
@@ -99,8 +101,7 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
             with torch.device("meta"):
                 cost = size(Network(cell, *shape), images.in_channels, images.image_size)
             write_result(run, module, images, rows, cost)
-            with cli.warning(f"no model card; python analysis/card.py {run} writes it"):
-                write_card(run)
+            add_card(run)
 
 
 def main() -> None:

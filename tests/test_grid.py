@@ -82,7 +82,7 @@ def test_table_scripts_answer_without_installing_anything(tmp_path):
 
     said = answer(sys.executable, "--scale", "small", "--data", "images", "--out", "o", "--dry_run").stdout
     assert f"--data {tmp_path / 'images'}" in said and f"--save {tmp_path / 'o'}/" in said
-    assert_refused(answer(bare, "--dry_run"), "scripts/environment.sh")
+    assert_refused(answer(bare, "--dry_run"), "pip install -r requirements.txt")
     usage = answer(bare, "--help")
     assert usage.returncode == 0 and "python scripts/reproduce.py --table" in usage.stdout
     assert not (root / ".venv").exists() and not (tmp_path / "o").exists()

@@ -64,7 +64,10 @@ def resolve(arguments: list[str]) -> tuple[TrainSettings, Path, bool]:
 
 def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     """Train the network and leave a run folder, or resume the one that is there."""
+    from analysis.card import add_card
+
     if resumed and launch.finished(run):
+        add_card(run)  # a run may have been killed after its result
         return
     with blaming("--resume" if resumed else "--arch"):
         genotype = load_genotype(str(run) if (run / "genotype.json").exists() and resumed else settings.arch)
@@ -72,7 +75,6 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     # Imported here: --help, a wrong flag and a wrong genotype are answered before torch is loaded.
     import torch
 
-    from analysis.card import write_card
     from lib.images import tensor_images
     from lib.retraining import Recipe, cosine
     from lib.trainer import fit, make_module, make_trainer, open_run, write_result
@@ -100,8 +102,7 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
             with torch.device("meta"):  # the papers count the parameters without the auxiliary head
                 cost = size(make_network(auxiliary=False), images.in_channels, images.image_size)
             write_result(run, module, images, rows, cost)
-            with cli.warning(f"no model card; python analysis/card.py {run} writes it"):
-                write_card(run)
+            add_card(run)
 
 
 def main() -> None:

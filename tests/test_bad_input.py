@@ -17,10 +17,12 @@ def test_a_wrong_flag_is_refused_before_torch_is_loaded():
     assert "argparse" in imports and "torch" not in imports
 
 
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+def test_a_finished_search_is_left_alone_and_a_checkpoint_of_other_settings_refused(tmp_path):
     settings = replace(SMALL, epochs=1, images=64, batch_size=30)
     with without_figures():
         run = run_search(settings, tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())
+    assert script_in_process(SEARCH, "--resume", run).stdout == f"run {run} is finished\n"
+    (run / "genotype.json").unlink()
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "init_channels": 6}))
     assert_refused(script_in_process(SEARCH, "--resume", run), "--resume", "config.yaml")

@@ -1,5 +1,6 @@
 """Charts for a page: matplotlib's SVG in the page's own colors, so that they follow its light or dark theme."""
 
+import functools
 import io
 import math
 import re
@@ -102,7 +103,7 @@ def line_chart(lines: Sequence[Line], label: str, integer: bool = False, outlier
         outliers: Whether the axis holds values far below the others.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure()
+        figure, axes = _epochs_figure()
         for index, line in enumerate(lines):
             axes.plot(
                 line.x,
@@ -116,12 +117,24 @@ def line_chart(lines: Sequence[Line], label: str, integer: bool = False, outlier
                 gid=f"series-{index}",
             )
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=integer, steps=[1, 2, 5, 10] if integer else None))
-        axes.ticklabel_format(axis="y", useOffset=False)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-        axes.set_xlabel("epoch", labelpad=1)
         if not outliers:
             leave_out_outliers(axes)
-        return _svg(figure, label, lines)
+        drawing = _svg(figure, label, lines)
+    for artist in [*axes.lines, *axes.collections]:
+        artist.remove()
+    axes.relim()
+    axes.set_autoscale_on(True)
+    return drawing
+
+
+@functools.cache
+def _epochs_figure() -> tuple[Figure, Axes]:
+    """The figure of all line charts, because matplotlib takes most of its time to make axes and ticks."""
+    figure, axes = _figure()
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("epoch", labelpad=1)
+    return figure, axes
 
 
 def surface(entry: Entry) -> Markup | None:

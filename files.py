@@ -134,8 +134,9 @@ def hold(folder: Path) -> Iterator[None]:
             raise BlockingIOError(f"{folder} is in use by another process") from error
         except OSError as error:  # a file system without locks
             raise OSError(error.errno, error.strerror, str(folder / LOCK)) from error
-        for path in folder.glob("**/.*.tmp"):
-            path.unlink()
+        for part in ("", "checkpoints", "perturbation", "perturbation/checkpoints"):  # other folders have other writers
+            for path in (folder / part).glob(".*.tmp"):
+                path.unlink()
         yield
     finally:
         os.close(descriptor)

@@ -72,7 +72,8 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     from analysis.card import add_card
 
     if resumed and launch.finished(run):
-        add_card(run)  # a run may have been killed after its result
+        if launch.is_first():
+            add_card(run)  # a run may have been killed after its result
         return
     if resumed and (run / "genotype.json").exists():
         with blaming("--resume"):

@@ -67,7 +67,8 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
     from analysis.card import add_card
 
     if resumed and launch.finished(run):
-        add_card(run)  # a run may have been killed after its result
+        if launch.is_first():
+            add_card(run)  # a run may have been killed after its result
         return
     with blaming("--resume" if resumed else "--arch"):
         genotype = load_genotype(str(run) if (run / "genotype.json").exists() and resumed else settings.arch)

@@ -1,13 +1,13 @@
 """The architecture: its parameters alpha, the mixing weights they stand for, and the gradient that moves them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from data import Batch
-from gradients import Derivatives, Objective, Tensors, central_difference, leaves, neumann, norm
+from lib.batches import Batch
+from lib.objective import Derivatives, Objective, Tensors, central_difference, leaves, norm
 
 Relaxation = Literal["softmax", "sigmoid"]
 
@@ -188,6 +188,26 @@ def implicit(
     return ArchitectureGradient(
         valid_loss.detach(), logits.detach(), list(direct), [-gamma * m for m in mixed], list(mixed), noise, measured
     )
+
+
+def neumann(
+    hessian_vector_product: Callable[[Tensors], Tensors], vector: Tensors, gamma: float, terms: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The Neumann series of the inverse Hessian: gamma * sum_k v_k approaches H^-1 v_0 (iDARTS, equation 9).
+
+    v_0 = vector and v_{k+1} = v_k - gamma H v_k; it converges where |1 - gamma h| < 1 for every eigenvalue h.
+
+    Args:
+        terms: K, the last term's index; 0 leaves v_0 alone.
+
+    Returns:
+        sum_k v_k for k = 0..K, and v_K.
+    """
+    term = total = list(vector)
+    for _ in range(terms):
+        term = [v - gamma * h for v, h in zip(term, hessian_vector_product(term), strict=True)]
+        total = [s + v for s, v in zip(total, term, strict=True)]
+    return total, term
 
 
 def _mixed_difference(

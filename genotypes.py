@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from files import read_text
+from lib.files import read_text
 
 #: every operation an edge of a genotype may carry
 PRIMITIVES = (

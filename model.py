@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from genotypes import Genotype
-from kernels import BatchNorm2d, concatenate
+from lib.kernels import BatchNorm2d, concatenate
 from model_search import cell_kinds
 from operations import OPERATIONS, FactorizedReduce, ReLUConvBN, drop_path
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kernels import BatchNorm2d, concatenate, without_running_statistics
-from mixed_operations import MixedEdges
+from fast_edges import FastEdges
+from lib.kernels import BatchNorm2d, concatenate, without_running_statistics
 from operations import FactorizedReduce, ReLUConvBN
 from spaces import EDGES, NODES, Candidates, Space
 
@@ -36,7 +36,7 @@ class Cell(nn.Module):
         )
         self.preprocess1 = ReLUConvBN(c_prev, channels, 1, 1, 0, affine=False)
         strides = [2 if reduction and source < 2 else 1 for source, _ in EDGES]
-        self.edges = MixedEdges(EDGES, candidates, channels, strides, auxiliary_skip)
+        self.edges = FastEdges(EDGES, candidates, channels, strides, auxiliary_skip)
 
     def forward(
         self, s0: Tensor, s1: Tensor, weights: Tensor, drop_path_prob: float | Tensor, skip_beta: float | Tensor

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import AveragePool, BatchNorm2d, DepthwiseConv2d
+from lib.kernels import AveragePool, BatchNorm2d, DepthwiseConv2d
 
 
 class ReLUConvBN(nn.Sequential):

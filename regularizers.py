@@ -8,12 +8,14 @@ A regularizer of alpha takes the mixing weights p of all kinds of cells and retu
 decrease: alpha descends L_val + w01 * R(p). Its registry is ALPHA_REGULARIZERS.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Tensors = Sequence[Tensor]
+from lib.batches import Batch
+from lib.objective import Derivatives, Objective, Tensors, central_difference, leaves, norm
 
 
 def _corr(gradients: Tensors) -> Tensor:
@@ -72,6 +74,75 @@ def layer_alignment_derivative(gradients: Tensors, kind: str = "corr") -> list[T
     with torch.enable_grad():
         leaves = [gradient.detach().requires_grad_() for gradient in gradients]
         return list(torch.autograd.grad(layer_alignment(leaves, kind), leaves))
+
+
+class WeightGradient(NamedTuple):
+    """What the weight step needs of a training batch."""
+
+    loss: Tensor
+    logits: Tensor
+    gradient: list[Tensor]  # grad_w L
+    layer_gradients: list[Tensor]  # dL/dp_l of the aligned layers; empty where not asked for
+    regularizer_gradient: list[Tensor]  # grad_w R; empty where there is no regularizer
+
+
+def weight_gradient(objective: Objective, weights: Tensors, batch: Batch, layers: bool = False) -> WeightGradient:
+    """grad_w L, with p as plain numbers; with `layers` also dL/dp_l, which costs no other pass."""
+    return WeightGradient(*objective.gradients(weights, batch, objective.aligned_layers if layers else []), [])
+
+
+def regularized_gradient(
+    objective: Objective,
+    weights: Tensors,
+    batch: Batch,
+    kind: str,
+    derivatives: Derivatives = "difference",
+    epsilon_0: float = 1e-4,
+) -> WeightGradient:
+    """grad_w L and grad_w R(g_1, ..., g_L) on one batch (Λ-DARTS, section 4), g_l = dL/dp_l of the aligned layers.
+
+    grad_w R = grad_w sum_l <u_l, g_l> with u_l = dR/dg_l held fixed: by central differences along u in p, or exactly by
+    a second backward pass.
+
+    Args:
+        kind: a name in REGULARIZERS, or "noise": a random vector of the norm that grad_w R has for "corr".
+        epsilon_0: radius of the differences, over all layers together.
+    """
+    if kind == "noise":
+        result = regularized_gradient(objective, weights, batch, "corr", derivatives, epsilon_0)
+        noise = [torch.randn_like(gradient) for gradient in result.regularizer_gradient]
+        scale = norm(result.regularizer_gradient) / norm(noise)
+        return result._replace(regularizer_gradient=[scale * gradient for gradient in noise])
+
+    if derivatives == "difference":
+        result = weight_gradient(objective, weights, batch, layers=True)
+        aligned = objective.aligned_layers
+
+        def gradient_at(layer_weights: Tensors) -> Tensors:
+            moved = dict(zip(aligned, layer_weights, strict=True))
+            return weight_gradient(
+                objective, [moved.get(layer, weight) for layer, weight in enumerate(weights)], batch
+            ).gradient
+
+        direction = layer_alignment_derivative(result.layer_gradients, kind)
+        point = [weights[layer] for layer in aligned]
+        return result._replace(regularizer_gradient=central_difference(gradient_at, point, direction, epsilon_0))
+
+    parameters = objective.parameters
+    weights = leaves(weights)
+    loss, logits = objective(weights, batch, create_graph=True)
+    wanted = [weights[layer] for layer in objective.aligned_layers]
+    gradients = torch.autograd.grad(loss, [*parameters, *wanted], create_graph=True)
+    gradient, layer_gradients = gradients[: len(parameters)], gradients[len(parameters) :]
+    value = layer_alignment(layer_gradients, kind)
+    regularizer_gradient = torch.autograd.grad(value, parameters, materialize_grads=True)
+    return WeightGradient(
+        loss.detach(),
+        logits.detach(),
+        [g.detach() for g in gradient],
+        [g.detach() for g in layer_gradients],
+        list(regularizer_gradient),
+    )
 
 
 def _zero_one_l2(mixing_weights: Tensors) -> Tensor:

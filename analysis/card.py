@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import cli
 from analysis.curves import plot_retraining, require
 from analysis.draw import draw_genotype
-from files import read_json, read_yaml, write_atomically
-from lib import options
+from lib import cli, options
+from lib.files import read_json, read_yaml, write_atomically
 from nasbench201.cells import load_any
 
 PROG = "card.py"

@@ -10,12 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-import cli
 from analysis.colors import METHODS, assign
 from analysis.curves import Course, dress, leave_out_outliers, load_course, save, title
-from cli import InputError
-from files import check_new_file
-from lib import options
+from lib import cli, options
+from lib.cli import InputError
+from lib.files import check_new_file
 
 if TYPE_CHECKING:
     import pandas as pd

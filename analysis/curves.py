@@ -17,11 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-import cli
 from analysis.colors import METHODS
 from analysis.draw import color
-from files import read_yaml, write_atomically
-from lib import options
+from lib import cli, options
+from lib.files import read_yaml, write_atomically
 from search.settings import method_settings
 from spaces import SPACES
 

@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import cli
-from cli import InputError
-from files import write_atomically
-from lib import options
+from lib import cli, options
+from lib.cli import InputError
+from lib.files import write_atomically
 from lib.options import Channels, Fraction, Layers, NonNegativeInt, PositiveFloat, PositiveInt, Seed, option
 from lib.settings import DEVICE_HELP, ImageSettings
 from search.settings import SearchSettings, load_settings
@@ -57,7 +56,8 @@ def terms_of(
 ) -> dict[str, list]:
     """The terms of a search's step at a training and a validation batch, in its own precision."""
     from architect import implicit, unrolled
-    from gradients import Objective, regularized_gradient
+    from lib.objective import Objective
+    from regularizers import regularized_gradient
 
     objective = Objective(state.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
     weights, (batch, valid) = state.layer_weights(), map(state.cast, batches)
@@ -98,15 +98,17 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     d2L_train / dp dw . v (DARTS, equation 7), and "implicit", d2L_train / dp dw . s (iDARTS, equation 9), whose usual
     epsilon is 0.01. The Hessian's products in s are always exact, and the radius of "implicit" is that of v_0.
     """
-    import data
-    from gradients import Objective, cosine, norm
+    from lib import datasets
+    from lib.batches import cycle
     from lib.checkpoints import load_last
+    from lib.devices import prepare_device
+    from lib.objective import Objective, cosine_similarity, norm
     from search.bilevel import Search, schedule
-    from utils import Averages, prepare_device
+    from utils import Averages
 
     device = prepare_device(settings.device)
     with cli.blaming(f"--data: {search_settings.dataset}"):
-        dataset = data.load(
+        dataset = datasets.load(
             search_settings.dataset,
             search_settings.data,
             search_settings.image_size,
@@ -123,7 +125,7 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
     now = schedule(search_settings, len(search.rows))
     if not settings.run:
         objective = Objective(search.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
-        for batch in data.cycle(search.batches(0)[0], settings.steps):
+        for batch in cycle(search.batches(0)[0], settings.steps):
             search.weight_step(objective, search.cast(batch), 0.0, False, Averages())
     batches = tuple(next(iter(part)) for part in search.batches(len(search.rows)))
 
@@ -147,7 +149,7 @@ def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
                         "epsilon": epsilon,
                         "norm": norm(gradient).item(),
                         "exact_norm": norm(exact[term]).item(),
-                        "cosine": cosine(gradient, exact[term]).item(),
+                        "cosine": cosine_similarity(gradient, exact[term]).item(),
                     }
                 )
     return rows

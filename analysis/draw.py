@@ -9,10 +9,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cli
-from files import write_atomically
 from genotypes import AnyCell, Edge
-from lib import options
+from lib import cli, options
+from lib.files import write_atomically
 from nasbench201.cells import load_any
 
 if TYPE_CHECKING:

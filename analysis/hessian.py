@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import cli
 from analysis.colors import METHODS
-from cli import InputError
-from files import read_json, write_atomically, write_csv
+from lib import cli
+from lib.cli import InputError
+from lib.files import read_json, write_atomically, write_csv
 from lib.options import NonNegativeInt, PositiveInt, argument, option, parse, stored_settings
 from lib.settings import DEVICE_HELP
 from nasbench201.settings import SCRIPT as SCRIPT_201
@@ -141,7 +141,7 @@ def measure(run: Path, settings: Settings, stored: CommonSettings) -> list[dict[
     rows = kept_rows(path, columns, made)
 
     from analysis.validation import ValidationLoss
-    from utils import StepProgress
+    from lib.progress import StepProgress
 
     valid = ValidationLoss(run, stored, settings.batches)
     epochs = [epoch for epoch in valid.epochs if epoch not in rows]

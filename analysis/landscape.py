@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import cli
 from analysis.colors import METHODS
 from analysis.hessian import MeasureSettings, read_command_line
-from cli import InputError
-from files import write_atomically, write_csv
+from lib import cli
+from lib.cli import InputError
+from lib.files import write_atomically, write_csv
 from lib.options import Limit, NonNegativeInt, PositiveFloat, option
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def directions(count: int, seed: int) -> "Tensor":
     """Two random orthonormal directions, (count, 2) float64, that are a function of the seed."""
     import torch
 
-    from data import random_numbers
+    from lib.seeds import random_numbers
 
     generator = random_numbers("cpu", seed)
     return torch.linalg.qr(torch.randn(count, 2, generator=generator, dtype=torch.float64)).Q
@@ -63,7 +63,7 @@ def landscape(valid: "ValidationLoss", epoch: int, points: int, radius: float) -
     """
     import torch
 
-    from utils import StepProgress
+    from lib.progress import StepProgress
 
     centre = valid.restore(epoch)
     first, second = directions(len(centre), valid.search.settings.seed).to(centre.dtype).to(centre.device).t()

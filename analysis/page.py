@@ -13,7 +13,6 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-import cli
 from analysis.charts import curves, eigenvalues, operation_series, surface, trajectories
 from analysis.colors import METHODS, assign
 from analysis.compare import PANELS
@@ -21,7 +20,8 @@ from analysis.curves import number
 from analysis.draw import COLORS, color
 from analysis.runs import ACCURACY, DATASETS, Entry, load_entries
 from analysis.samples import Paired, compare_paired, interval
-from files import read_yaml
+from lib import cli
+from lib.files import read_yaml
 
 HERE = Path(__file__).resolve().parent
 #: shown when no figure of a paper was read in its source

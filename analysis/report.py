@@ -10,9 +10,8 @@ The page is a single file that asks for nothing from the network.
 import time
 from pathlib import Path
 
-import cli
-from files import write_atomically
-from lib import options
+from lib import cli, options
+from lib.files import write_atomically
 
 PROG = "report.py"
 #: how a page says whose it is

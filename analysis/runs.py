@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.compare import grouped
 from analysis.curves import Course, load_course, read_columns
-from files import is_finished, read_json, read_yaml
+from lib.files import is_finished, read_json, read_yaml
 from nasbench201.cells import load_any
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-import cli
-from cli import InputError
+from lib import cli
+from lib.cli import InputError
 from lib.options import Channels, ImageSizeOrOwn, Layers, argument, option, parse
 from nasbench201.cells import Cell201, load_any
 

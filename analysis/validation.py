@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import data
 from architect import relax
-from cli import InputError, blaming
-from gradients import Objective
 from lib import checkpoints
+from lib.batches import Augmentation, Batches
+from lib.cli import InputError, blaming
+from lib.objective import Objective
 from nasbench201.search201 import Search201
 from search.bilevel import Search, schedule
 from search.loop import open_search
@@ -45,8 +45,8 @@ class ValidationLoss:
             raise InputError(f"run: {run} has no checkpoint; expected a search, of one seed, of one epoch or more")
         self.search = open_search(settings, Search201 if settings.space == "nasbench201" else Search)
         self.search.supernet.requires_grad_(False)
-        every = data.Batches(
-            self.search.valid, settings.batch_size, data.Augmentation.none(self.search.dataset), (settings.seed,)
+        every = Batches(
+            self.search.valid, settings.batch_size, Augmentation.none(self.search.dataset), (settings.seed,)
         )
         if batches > len(every):
             raise InputError(

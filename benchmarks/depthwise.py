@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import cli
-from cli import blaming
-from files import check_new_file, write_atomically
-from lib import options
+from lib import cli, options
+from lib.cli import blaming
+from lib.files import check_new_file, write_atomically
 from lib.options import PositiveInt, option
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def measure(
     import torch
     import torch.nn.functional as F
 
-    from utils import memory_format
+    from lib.devices import memory_format
 
     order = memory_format(layout, device)
     channels, size, kernel_size, dilation = shape
@@ -101,7 +100,8 @@ def main() -> None:
             check_new_file(Path(settings.out))
     import torch
 
-    from utils import check_device, provenance, set_up_libraries
+    from lib.devices import check_device, set_up_libraries
+    from lib.provenance import provenance
 
     device = torch.device(check_device(settings.device)[0])
     set_up_libraries(tf32=False)

@@ -9,8 +9,7 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-import cli
-from lib import options
+from lib import cli, options
 from lib.options import Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "exactness.py"
@@ -34,9 +33,10 @@ def main() -> None:
     import torch
 
     from benchmarks.plain import as_plain, plain_supernet
-    from data import Batch
-    from gradients import Objective, norm, weight_gradient
+    from lib.batches import Batch
+    from lib.objective import Objective, norm
     from model_search import Supernet
+    from regularizers import weight_gradient
     from spaces import SPACES
 
     torch.manual_seed(settings.seed)

@@ -20,12 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cli
-from cli import blaming
-from files import check_new_file, write_atomically
 from genotypes import Genotype, load_genotype
 from imagenet.layout import find_split
-from lib import options
+from lib import cli, options
+from lib.cli import blaming
+from lib.files import check_new_file, write_atomically
 from lib.options import AtLeastTwo, Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "imagenet_loader.py"
@@ -106,8 +105,8 @@ def make_step(network: Any, precision: str, layout: Any, device: Any) -> Callabl
     """A training step of the network on images and labels of the device."""
     import torch
 
+    from lib.devices import autocast
     from lib.retraining import cross_entropy
-    from utils import autocast
 
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-5)
 
@@ -131,8 +130,8 @@ def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]
     from torch.utils.data import DataLoader
 
     from imagenet.images import Decoder, Key, begin_worker, collate, normalize
+    from lib.devices import memory_format, prepare_device
     from model import NetworkImageNet, smallest_image
-    from utils import memory_format, prepare_device
 
     device, size = prepare_device(settings.device), settings.batch_size
     torch.manual_seed(settings.seed)

@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import cli
-from cli import blaming
-from files import check_new_file, write_atomically
-from lib import options
+from lib import cli, options
+from lib.cli import blaming
+from lib.files import check_new_file, write_atomically
 from lib.options import Channels, ImageSize, Layers, PositiveFloat, PositiveInt, option
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def emulated_tf32() -> AbstractContextManager[Any]:
 @contextmanager
 def tf32_of_the_gpu() -> Iterator[None]:
     """Convolutions in TF32."""
-    from utils import set_up_libraries
+    from lib.devices import set_up_libraries
 
     set_up_libraries(tf32=True)
     try:
@@ -88,9 +87,10 @@ def measure(settings: Settings, device: "torch.device") -> list[dict[str, Any]]:
     """A row for each way of taking the derivative."""
     import torch
 
-    from data import Batch
-    from gradients import Objective, cosine, regularized_gradient
-    from utils import memory_format, set_up_libraries
+    from lib.batches import Batch
+    from lib.devices import memory_format, set_up_libraries
+    from lib.objective import Objective, cosine_similarity
+    from regularizers import regularized_gradient
 
     set_up_libraries(tf32=False)
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def measure(settings: Settings, device: "torch.device") -> list[dict[str, Any]]:
             "tf32": gradient(derivatives, torch.float32, tf32),
             "bfloat16": gradient(derivatives, torch.float32, nullcontext(), autocast),
         }
-        cosines = {name: cosine(value, expected).item() for name, value in found.items()}
+        cosines = {name: cosine_similarity(value, expected).item() for name, value in found.items()}
         rows.append({"space": settings.space, "derivatives": derivatives, **cosines})
     return rows
 
@@ -132,7 +132,7 @@ def main() -> None:
             check_new_file(Path(settings.out))
     import torch
 
-    from utils import check_device
+    from lib.devices import check_device
 
     device = torch.device(check_device(settings.device)[0])
     rows = measure(settings, device)

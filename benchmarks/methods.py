@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import cli
 from benchmarks.search_step import Method, step_of
-from files import is_finished
-from lib import options
+from lib import cli, options
+from lib.files import is_finished
 from lib.options import Channels, ImageSizeOrOwn, Layers, PositiveInt, Seed, option
 from search.settings import method_settings
 

@@ -1,6 +1,6 @@
 """The supernets as the released codes build them: a module for every operation of every edge, one after another.
 
-This is the explanation of mixed_operations.py, the oracle of its tests, and what search_step.py compares with.
+This is the explanation of fast_edges.py, the oracle of its tests, and what search_step.py compares with.
 """
 
 import copy
@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from kernels import AveragePool, BatchNorm2d, DepthwiseConv2d, without_running_statistics
-from mixed_operations import AuxiliaryConvs, Convs, FactorizedReduces, MixedEdges, Separables
+from fast_edges import AuxiliaryConvs, Convs, FactorizedReduces, FastEdges, Separables
+from lib.kernels import AveragePool, BatchNorm2d, DepthwiseConv2d, without_running_statistics
 from operations import OPERATIONS, drop_path
 
 
@@ -52,9 +52,9 @@ class MixedOp(nn.Module):
 
 
 class PlainEdges(nn.Module):
-    """What MixedEdges computes, edge by edge and operation by operation."""
+    """What FastEdges computes, edge by edge and operation by operation."""
 
-    def __init__(self, mixed: MixedEdges) -> None:
+    def __init__(self, mixed: FastEdges) -> None:
         super().__init__()
         self.edges = nn.ModuleList(
             MixedOp(operations, mixed.channels, stride, mixed.auxiliary_skip, mixed.pool_norm)
@@ -78,7 +78,7 @@ def plain_supernet(supernet: nn.Module) -> nn.Module:
     """The plain twin of a supernet of either space: channels first, with the same weights."""
     plain = copy.deepcopy(supernet)
     for name, module in supernet.named_modules():
-        if isinstance(module, MixedEdges):
+        if isinstance(module, FastEdges):
             plain.set_submodule(name, PlainEdges(module))
     without_running_statistics(plain)
     library_layers(plain)
@@ -111,7 +111,7 @@ def as_plain(supernet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Te
     """Tensors by the names of a supernet's parameters, by those of its plain twin: cut into single edges."""
     tensors, plain = dict(tensors), {}
     for cell, mixed in supernet.named_modules():
-        if not isinstance(mixed, MixedEdges):
+        if not isinstance(mixed, FastEdges):
             continue
         for name, twins in _twins(mixed):
             tensor = tensors.pop(f"{cell}.{name}.weight", None)
@@ -122,7 +122,7 @@ def as_plain(supernet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Te
     return {**tensors, **plain}
 
 
-def _twins(mixed: MixedEdges) -> Iterator[tuple[str, list[list[str]]]]:
+def _twins(mixed: FastEdges) -> Iterator[tuple[str, list[list[str]]]]:
     """Each layer of mixed operations, and for each piece of its tensors the layers of the plain twin that have it."""
     for source, operations in mixed.operations.items():
         for number, operation in enumerate(operations):

@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cli
 from benchmarks.turns import take_turns
-from cli import blaming
-from files import check_new_file, write_atomically
 from genotypes import Genotype, load_genotype
-from lib import options
+from lib import cli, options
+from lib.cli import blaming
+from lib.files import check_new_file, write_atomically
 from lib.options import Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "retraining_step.py"
@@ -48,8 +47,8 @@ def make_step(settings: Settings, genotype: Genotype, way: str) -> tuple[Callabl
     import torch
 
     from benchmarks.plain import library_layers
+    from lib.devices import autocast, memory_format, prepare_device
     from model import NetworkCIFAR
-    from utils import autocast, memory_format, prepare_device
 
     ours = way != "plain"
     device = prepare_device(settings.device, settings.tf32 and ours)

@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import cli
 from benchmarks.search_step import Method, check_operations, make_step
 from benchmarks.search_step import Settings as StepSettings
 from benchmarks.turns import take_turns
-from cli import InputError, blaming
-from files import check_new_file, write_atomically
-from lib import options
+from lib import cli, options
+from lib.cli import InputError, blaming
+from lib.files import check_new_file, write_atomically
 from lib.options import Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "scaling.py"

@@ -15,17 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-import cli
 from benchmarks.turns import take_turns
-from cli import InputError, blaming
-from files import check_new_file, write_atomically
-from lib import options
+from lib import cli, options
+from lib.cli import InputError, blaming
+from lib.files import check_new_file, write_atomically
 from lib.options import Channels, ImageSize, Layers, NonNegativeInt, PositiveInt, Seed, option
 from search.settings import SearchSettings, method_settings
 from spaces import SPACES
 
 if TYPE_CHECKING:
-    import data
+    from lib.batches import Batch
     from search.bilevel import Search
 
 PROG = "search_step.py"
@@ -65,21 +64,21 @@ def make_search(settings: Settings, method: str, device_name: str, **changes: An
     """A search of a method at its beginning, on random images."""
     import torch
 
-    import data
+    from lib.datasets import DataSet, ImageSet
+    from lib.devices import prepare_device
     from nasbench201.search201 import Search201
     from nasbench201.settings import SearchSettings as SearchSettings201
     from nasbench201.settings import preset_201
     from search.bilevel import Search
     from spaces import Space
-    from utils import prepare_device
 
     generator = torch.Generator().manual_seed(settings.seed)
     shape = (4 * settings.batch_size, 3, settings.image_size, settings.image_size)
-    images = data.ImageSet(
+    images = ImageSet(
         torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
         torch.randint(0, 10, (shape[0],), generator=generator),
     )
-    dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
+    dataset = DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
     own = {name: getattr(settings, name) for name in ("init_channels", "batch_size", "seed")}
     device = prepare_device(device_name, changes.get("tf32", False))
     if settings.space == "nasbench201":
@@ -107,7 +106,7 @@ def check_operations(settings: Settings) -> None:
         raise InputError(f"--operations: {settings.operations}, expected at most {most} in {settings.space}")
 
 
-def step_of(search: "Search") -> Callable[["list[data.Batch]", "data.Batch"], None]:
+def step_of(search: "Search") -> Callable[["list[Batch]", "Batch"], None]:
     """A step of a search: each batch for the weights, and one for alpha; half of the epochs are over."""
     from search.bilevel import schedule
     from utils import Averages
@@ -116,7 +115,7 @@ def step_of(search: "Search") -> Callable[["list[data.Batch]", "data.Batch"], No
     now = schedule(settings, settings.epochs // 2)
     strength = 0.0 if settings.reg == "none" else settings.lambda_
 
-    def step(train_batches: "list[data.Batch]", valid_batch: "data.Batch") -> None:
+    def step(train_batches: "list[Batch]", valid_batch: "Batch") -> None:
         objective, log = search.objective(now), Averages()
         for batch in train_batches:
             search.weight_step(objective, batch, strength, False, log)
@@ -130,12 +129,12 @@ def make_plain(search: "Search") -> None:
     import torch
 
     from benchmarks.plain import plain_supernet
-    from gradients import Gradients, Objective
+    from lib.objective import Gradients, Objective
 
     class PlainObjective(Objective):
         """Every pass takes every gradient, whichever is asked for."""
 
-        def gradients(self, weights: Any, batch: "data.Batch", layers: Any, parameters: bool = True) -> Gradients:
+        def gradients(self, weights: Any, batch: "Batch", layers: Any, parameters: bool = True) -> Gradients:
             result = self.pass_over(weights, batch, range(len(weights)), True)
             return result._replace(layers=[result.layers[layer] for layer in layers])
 
@@ -149,7 +148,7 @@ def make_step(settings: Settings, method: str, way: str) -> tuple[Callable[[int]
     """What is timed: a step, with batches of its own each turn."""
     import torch
 
-    from data import cycle
+    from lib.batches import cycle
 
     changes: dict[str, Any] = {}
     if way != "plain":
@@ -180,8 +179,8 @@ def count_calls(settings: Settings, method: str, way: str) -> dict[str, int]:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    import data
-    from utils import memory_format
+    from lib.batches import Batch
+    from lib.devices import memory_format
 
     class Counter(TorchDispatchMode):
         calls = convolutions = 0
@@ -206,7 +205,7 @@ def count_calls(settings: Settings, method: str, way: str) -> dict[str, int]:
             group["foreach"] = True  # as it is on a GPU
     shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
     images = torch.empty(shape, device="meta").to(memory_format=layout)
-    batch = data.Batch(images, torch.empty(shape[0], dtype=torch.long, device="meta"), 0)
+    batch = Batch(images, torch.empty(shape[0], dtype=torch.long, device="meta"), 0)
     step, inner = step_of(search), search.settings.inner_steps
     step([batch] * inner, batch)  # the optimizers make their buffers
     with Counter() as counter:
@@ -216,7 +215,7 @@ def count_calls(settings: Settings, method: str, way: str) -> dict[str, int]:
 
 def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
     """A row for each way."""
-    from utils import check_device
+    from lib.devices import check_device
 
     count = settings.count == "yes" or (settings.count == "auto" and check_device(settings.device)[0] == "cpu")
     timings = take_turns({way: (make_step, (settings, method, way)) for way in settings.ways}, settings.rounds)
@@ -251,7 +250,8 @@ def main() -> None:
 
     import torch
 
-    from utils import check_device, provenance
+    from lib.devices import check_device
+    from lib.provenance import provenance
 
     accelerator, _ = check_device(settings.device)
     name = torch.cuda.get_device_name() if accelerator == "cuda" else f"{torch.get_num_threads()} CPU threads"

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cli
-from lib import options
+from lib import cli, options
 from lib.options import option
 
 PROG = "smoke.py"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from cli import InputError
+from lib.cli import InputError
 
 #: makes, in the contender's process, what is timed: step(turn), on the device named beside it
 Maker = Callable[..., tuple[Callable[[int], None], Any]]
@@ -73,7 +73,7 @@ def take_turns(contenders: Mapping[str, tuple[Maker, tuple]], rounds: int, warm_
 def _work(connection: Connection, maker: Maker, arguments: tuple) -> None:
     import torch
 
-    from utils import peak_memory
+    from lib.devices import peak_memory
 
     try:
         step, device = maker(*arguments)

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from cli import InputError, blaming
 from genotypes import make_genotype
+from lib.cli import InputError, blaming
 from lib.trainer import network_state
 from model import NetworkImageNet
 

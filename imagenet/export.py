@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cli
-from cli import InputError, blaming
-from files import check_new_file, write_atomically, write_new
-from lib import options
+from lib import cli, options
+from lib.cli import InputError, blaming
+from lib.files import check_new_file, write_atomically, write_new
 from lib.options import Seed, argument, option
 
 if TYPE_CHECKING:

@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-import cli
-import data
-from cli import InputError, blaming
 from imagenet.layout import find_split
+from lib import cli, datasets
+from lib.batches import Batch, Share, on_channels
+from lib.cli import InputError, blaming
 from lib.images import Epochs, Images
 from lib.retraining import IGNORED
+from lib.seeds import mix, shuffled
 
 #: of the channels over ImageNet, as every paper normalizes
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -66,13 +67,13 @@ def read_tree(root: Path) -> Tree:
     Raises:
         ValueError: there are fewer than two classes, or one has no pictures.
     """
-    classes = data.class_folders(root)
+    classes = datasets.class_folders(root)
     if len(classes) < 2:
         hint = "; its pictures lie side by side: `python imagenet/prepare.py` sorts them"
         raise ValueError(
-            f"{root} has {len(classes)} class folder(s); expected two or more{hint if data.pictures(root) else ''}"
+            f"{root} has {len(classes)} class folder(s); expected two or more{hint if datasets.pictures(root) else ''}"
         )
-    found = {name: data.pictures(root / name) for name in classes}
+    found = {name: datasets.pictures(root / name) for name in classes}
     empty = next((name for name in classes if not found[name]), None)
     if empty is not None:
         raise ValueError(f"no pictures in {root / empty}")
@@ -105,7 +106,7 @@ def read_splits(root: Path, classes: int = 0) -> tuple[Tree, Tree]:
 
 
 class Key(NamedTuple):
-    """A picture in a pass of an epoch; `weight` is that of the pass, see data.shares."""
+    """A picture in a pass of an epoch; `weight` is that of the pass, see shares."""
 
     epoch: int
     number: int
@@ -144,12 +145,12 @@ class Decoder(Dataset[Any]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int, str, Key]:
         """Image (3, H, W) uint8, label, the reason if the picture cannot be read (then the image is black), and key."""
         try:
-            picture = data.read_picture(self.tree.path(key.number), "RGB")
+            picture = datasets.read_picture(self.tree.path(key.number), "RGB")
         except ValueError as error:
             return torch.zeros(3, self.size, self.size, dtype=torch.uint8), IGNORED, str(error), key
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
-                torch.default_generator.manual_seed(data.mix(self.seed, key.epoch, key.number))
+                torch.default_generator.manual_seed(mix(self.seed, key.epoch, key.number))
             return self.transform(picture), int(self.tree.labels[key.number]), "", key
 
 
@@ -171,7 +172,7 @@ def begin_worker(worker: int) -> None:
 
 def normalize(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Images (B, 3, H, W) uint8, normalized by MEAN and STD."""
-    mean, std = (255 * data.on_channels(values, images.device).to(dtype) for values in (MEAN, STD))
+    mean, std = (255 * on_channels(values, images.device).to(dtype) for values in (MEAN, STD))
     return (images.to(dtype) - mean) / std
 
 
@@ -179,7 +180,7 @@ class Keys:
     """The batches of keys that a DataLoader's workers take: `shares` of an epoch, from pass `done` on."""
 
     epoch = done = 0
-    shares: Sequence[data.Share] = ()
+    shares: Sequence[Share] = ()
 
     def __len__(self) -> int:
         return len(self.shares)
@@ -250,7 +251,7 @@ class FolderImages(Images):
 
         def make(epoch: int, done: int) -> DataLoader[Any]:
             keys.epoch, keys.done = epoch, done
-            keys.shares = self.shares(data.shuffled(self.count, self.seed, epoch), done)
+            keys.shares = self.shares(shuffled(self.count, self.seed, epoch), done)
             return loader
 
         return Epochs(len(self.shares(torch.arange(self.count))), make)
@@ -266,7 +267,7 @@ class FolderImages(Images):
         images, labels = (part.to(device, non_blocking=True) for part in batch[:2])
         return batch._replace(images=images, labels=labels)
 
-    def on_after_batch_transfer(self, batch: Pictures, dataloader_idx: int) -> data.Batch:
+    def on_after_batch_transfer(self, batch: Pictures, dataloader_idx: int) -> Batch:
         """Normalize the images. Raises InputError for a picture that cannot be read, unless they are skipped."""
         for picture in batch.broken:
             if not self.skip_broken:
@@ -276,8 +277,8 @@ class FolderImages(Images):
                 print(f"skipped: {cli.one_line(picture)}", file=sys.stderr, flush=True)
         dtype = self.trainer.lightning_module.dtype
         assert isinstance(dtype, torch.dtype)
-        seed = data.mix(self.seed, batch.key.epoch, 2, self.trainer.global_rank, batch.key.pass_)
-        return data.Batch(normalize(batch.images, dtype), batch.labels, seed, batch.key.weight)
+        seed = mix(self.seed, batch.key.epoch, 2, self.trainer.global_rank, batch.key.pass_)
+        return Batch(normalize(batch.images, dtype), batch.labels, seed, batch.key.weight)
 
 
 def count_workers(asked: int, devices: int) -> int:

@@ -11,10 +11,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import cli
-from cli import InputError, blaming
-from files import is_picture, read_text
 from imagenet.layout import find_split
+from lib import cli
+from lib.cli import InputError, blaming
+from lib.files import is_picture, read_text
 from lib.options import argument, option, parse
 
 PROG = "prepare.py"

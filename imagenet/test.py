@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import cli
-from cli import InputError, blaming
-from lib import options
+from lib import cli, options
+from lib.cli import InputError, blaming
 from lib.options import NonNegativeInt, Workers, argument, option
 from lib.settings import DEVICE_HELP
 
@@ -39,9 +38,9 @@ def main() -> None:
     from imagenet.images import FolderImages, count_workers, read_tree
     from imagenet.layout import find_split
     from lib.callbacks import metrics_of
+    from lib.devices import memory_format
     from lib.retraining import Retraining
     from lib.trainer import epochs_done, make_scorer, open_checkpoint
-    from utils import memory_format
 
     checkpoint = open_checkpoint(given.checkpoint)
     trainer, device = make_scorer(given.device, checkpoint)

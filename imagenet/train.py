@@ -17,10 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import cli
-from cli import InputError, blaming
 from genotypes import load_genotype
-from lib import launch, options
+from lib import cli, launch, options
+from lib.cli import InputError, blaming
 from lib.options import (
     AtLeastTwo,
     Channels,

@@ -8,9 +8,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-import cli
-from files import write_csv
-from lib import launch
+from lib import cli, launch
+from lib.files import write_csv
 from lib.retraining import Retraining
 
 #: steps between two agreements of several processes on a stop, which wait for the GPU

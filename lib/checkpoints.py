@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from files import write_atomically
+from lib.files import write_atomically
 
 #: errors of zipfile, zlib and torch.load while they read a file of any content
 UNREADABLE = (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError)

@@ -12,8 +12,11 @@ import torch
 from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor
 
-import data
-from cli import InputError, blaming
+from lib import datasets
+from lib.batches import Augmentation, Batch, Share, shares
+from lib.cli import InputError, blaming
+from lib.datasets import DataSet, load_dataset
+from lib.seeds import mix, random_numbers, shuffled
 
 
 class Images(LightningDataModule):
@@ -54,21 +57,21 @@ class Images(LightningDataModule):
                 what = {"classes": "classes", "images": f"number of training images ({state[name]})"}
                 raise InputError(f"--data: the run began with other {what.get(name, 'training images')}")
 
-    def shares(self, order: Tensor, begin: int = 0) -> list[data.Share]:
+    def shares(self, order: Tensor, begin: int = 0) -> list[Share]:
         """The images of this device in each pass of an epoch, from pass `begin` on."""
         trainer = self.trainer
-        return data.shares(
+        return shares(
             order, self.batch_size, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches, begin
         )
 
-    def test_shares(self) -> list[data.Share]:
+    def test_shares(self) -> list[Share]:
         """The test images of this device in each pass; all devices have the same number of passes."""
         trainer = self.trainer
         own = torch.arange(trainer.global_rank, self.test_count, trainer.world_size)
         most = math.ceil(self.batch_size / (trainer.world_size * trainer.accumulate_grad_batches))
         passes = math.ceil(math.ceil(self.test_count / trainer.world_size) / most)
         passes = min(passes, self.test_count // trainer.world_size)  # no pass without images
-        return [data.Share(part, 1.0) for part in own.tensor_split(passes)]
+        return [Share(part, 1.0) for part in own.tensor_split(passes)]
 
 
 class Epochs:
@@ -112,13 +115,13 @@ class Epochs:
 class Passes:
     """Test batches; `make` makes each from its number when it is needed."""
 
-    def __init__(self, passes: int, make: Callable[[int], data.Batch]) -> None:
+    def __init__(self, passes: int, make: Callable[[int], Batch]) -> None:
         self.passes, self.make = passes, make
 
     def __len__(self) -> int:
         return self.passes
 
-    def __iter__(self) -> Iterator[data.Batch]:
+    def __iter__(self) -> Iterator[Batch]:
         return map(self.make, range(self.passes))
 
 
@@ -130,10 +133,10 @@ class TensorImages(Images):
         augmentation: of the training images; test images are only normalized.
     """
 
-    def __init__(self, dataset: data.DataSet, batch_size: int, augmentation: data.Augmentation, seed: int) -> None:
+    def __init__(self, dataset: DataSet, batch_size: int, augmentation: Augmentation, seed: int) -> None:
         counts = (len(dataset.train), len(dataset.test))
         shape = (dataset.classes, dataset.in_channels, dataset.image_size)
-        super().__init__(*shape, *counts, batch_size, data.sha256(dataset.train))
+        super().__init__(*shape, *counts, batch_size, datasets.sha256(dataset.train))
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
 
     def setup(self, stage: str) -> None:
@@ -145,22 +148,22 @@ class TensorImages(Images):
     def train_dataloader(self) -> Epochs:
         return Epochs(len(self.shares(torch.arange(self.count))), self._batches)
 
-    def _batches(self, epoch: int, done: int) -> Iterator[data.Batch]:
+    def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         device, rank = self.train.labels.device, self.trainer.global_rank
-        order = data.shuffled(self.count, self.seed, epoch, 0).to(device)
+        order = shuffled(self.count, self.seed, epoch, 0).to(device)
         for number, share in enumerate(self.shares(order, done), done):
-            generator = data.random_numbers(device, self.seed, epoch, 1, rank, number)
+            generator = random_numbers(device, self.seed, epoch, 1, rank, number)
             images = self.augmentation(self.train.images[share.indices], generator)
-            seed = data.mix(self.seed, epoch, 2, rank, number)
-            yield data.Batch(images, self.train.labels[share.indices], seed, share.weight)
+            seed = mix(self.seed, epoch, 2, rank, number)
+            yield Batch(images, self.train.labels[share.indices], seed, share.weight)
 
     def val_dataloader(self) -> Passes:
-        none, rank, shares = data.Augmentation.none(self.dataset), self.trainer.global_rank, self.test_shares()
+        none, rank, shares = Augmentation.none(self.dataset), self.trainer.global_rank, self.test_shares()
 
-        def make(number: int) -> data.Batch:
+        def make(number: int) -> Batch:
             chosen = shares[number].indices.to(self.test.labels.device)
             images = none(self.test.images[chosen], torch.Generator(chosen.device))
-            return data.Batch(images, self.test.labels[chosen], data.mix(self.seed, 0, 2, rank, number))
+            return Batch(images, self.test.labels[chosen], mix(self.seed, 0, 2, rank, number))
 
         return Passes(len(shares), make)
 
@@ -173,8 +176,7 @@ def tensor_images(settings: Any) -> TensorImages:
     Raises:
         InputError: its files are missing or damaged, or the cutout is larger than the images.
     """
-    with blaming(f"--data: {settings.dataset}"):
-        dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download, settings.images)
+    dataset = load_dataset(settings)
     with blaming("--cutout_length"):
-        augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
+        augmentation = Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
     return TensorImages(dataset, settings.batch_size, augmentation, settings.seed)

@@ -10,10 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import cli
-from cli import InputError, blaming
-from files import is_finished, read_json
-from lib import options
+from lib import cli, options
+from lib.cli import InputError, blaming
+from lib.files import is_finished, read_json
 
 #: settings that may change when a retraining is resumed: where its data are and what it runs on
 MOVABLE = ("data", "devices", "num_nodes", "accumulate")

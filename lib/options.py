@@ -25,8 +25,8 @@ from typing import (
 
 import jsonargparse
 
-from cli import InputError, blaming
-from files import read_yaml
+from lib.cli import InputError, blaming
+from lib.files import read_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from data import Batch
-from utils import Watch, compile_parts
+from lib.batches import Batch
+from lib.devices import compile_parts
+from lib.finite import FiniteCheck
 
 #: factor of the learning rate in an epoch, counted from 0
 Schedule = Callable[[int], float]
@@ -180,7 +181,7 @@ class Retraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.schedule)}
 
     def on_fit_start(self) -> None:
-        self.watch = Watch(self.device)
+        self.watch = FiniteCheck(self.device)
         if self.compile_for:
             compile_parts(self.network.train(), [self.network], self._all_passes)
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cli import InputError
-from files import hold, is_finished, write_atomically
+from lib.cli import InputError
+from lib.files import hold, is_finished, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 #: times that Ray starts a job again

@@ -24,14 +24,14 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-import cli
-from cli import InputError, blaming
-from files import write_atomically
-from lib import checkpoints, launch
+from lib import checkpoints, cli, launch
 from lib.callbacks import History, SaveAndStop, Stopped
+from lib.cli import InputError, blaming
+from lib.devices import check_device, memory_format, set_up_libraries
+from lib.files import write_atomically
 from lib.images import Images
+from lib.provenance import provenance, write_config
 from lib.retraining import Recipe, Retraining
-from utils import check_device, memory_format, provenance, set_up_libraries, write_config
 
 
 class CheckpointIO(TorchCheckpointIO):

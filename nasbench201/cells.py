@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import read_text
 from genotypes import Edge, Genotype, load_genotype
+from lib.files import read_text
 from spaces import SPACES
 
 EDGES = SPACES["nasbench201"].edges

@@ -10,8 +10,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import BatchNorm2d, without_running_statistics
-from mixed_operations import MixedEdges
+from fast_edges import FastEdges
+from lib.kernels import BatchNorm2d, without_running_statistics
 from model_search import AnySupernet
 from nasbench201.cells import Cell201
 from operations import OPERATIONS, ReLUConvBN, drop_path
@@ -83,7 +83,7 @@ class MixedCell(nn.Module):
     def __init__(self, channels: int, auxiliary_skip: str) -> None:
         super().__init__()
         strides = [1] * len(SPACE.edges)
-        self.edges = MixedEdges(SPACE.edges, SPACE.cells["cell"], channels, strides, auxiliary_skip, pool_norm=False)
+        self.edges = FastEdges(SPACE.edges, SPACE.cells["cell"], channels, strides, auxiliary_skip, pool_norm=False)
 
     def forward(self, x: Tensor, weights: Tensor, drop_path_prob: float | Tensor, skip_beta: float | Tensor) -> Tensor:
         return self.edges([x], weights, drop_path_prob, skip_beta)[-1]

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
-import cli
+from lib import cli
 from nasbench201.cells import load_cell
 from nasbench201.settings import SearchSettings
 from nasbench201.table import column_name, open_table

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import data
-from cli import InputError, blaming
 from genotypes import AnyCell
+from lib import datasets
+from lib.cli import InputError, blaming
+from lib.datasets import DataSet, ImageSet
 from model_search import AnySupernet
 from nasbench201.cells import EDGES, Cell201, make_cell
 from nasbench201.networks import Supernet
@@ -22,7 +23,7 @@ class Search201(Search):
 
     settings: SearchSettings
 
-    def __init__(self, settings: SearchSettings, dataset: data.DataSet, device: torch.device) -> None:
+    def __init__(self, settings: SearchSettings, dataset: DataSet, device: torch.device) -> None:
         self.table, self.table_dataset = None, table_dataset(settings.table_dataset, settings.dataset)
         if settings.table:
             from nasbench201.table import SPACE, open_table
@@ -50,14 +51,14 @@ class Search201(Search):
             settings.auxiliary_skip,
         )
 
-    def split(self) -> tuple[data.ImageSet, data.ImageSet]:
+    def split(self) -> tuple[ImageSet, ImageSet]:
         """The halves that the benchmark lists for CIFAR-10, where its file is given; else random ones."""
         if not self.settings.halves:
             return super().split()
         if self.settings.dataset != "cifar10":
             raise InputError(f"--halves: they are CIFAR-10's, and the data set is {self.settings.dataset}")
         with blaming("--halves"):
-            return data.benchmark_halves(self.dataset.train, Path(self.settings.halves))
+            return datasets.benchmark_halves(self.dataset.train, Path(self.settings.halves))
 
     def derive(self, weights: Mapping[str, np.ndarray], rule: str) -> Cell201:
         """The strongest operation of every edge, `none` too; by a threshold, `none` where that is not reached."""

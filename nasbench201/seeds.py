@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import cli
-from cli import InputError, blaming, open_folder, saving
-from files import is_finished, write_atomically
-from lib import options
+from lib import cli, options
+from lib.cli import InputError, blaming, open_folder, saving
+from lib.files import is_finished, write_atomically
+from lib.provenance import provenance, write_config
 from nasbench201.cells import load_cell
 from nasbench201.scores import score, show
 from nasbench201.search201 import Search201
 from nasbench201.settings import SCRIPT, SearchSettings
 from search.loop import open_search, search
 from search.settings import Resolved, load_settings
-from utils import provenance, write_config
 
 
 def search_seeds(resolved: Resolved) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from safetensors.numpy import save
 
-from files import check_new_file, write_new
+from lib.files import check_new_file, write_new
 from nasbench201.cells import OPERATIONS, Cell201, operations_of, parse_cell
 
 FORMAT = "nasbench201-table-1"

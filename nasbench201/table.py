@@ -28,10 +28,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-import cli
-from cli import blaming
-from files import check_new_file, write_new
-from lib import options
+from lib import cli, options
+from lib.cli import blaming
+from lib.files import check_new_file, write_new
 from nasbench201.cells import EDGES, OPERATIONS, Cell201, load_cell, make_cell, operations_of
 from nasbench201.sources import DATASETS, EPOCHS, FORMAT, SPLITS, Dataset, Epochs, Split, build, checksum, column_name
 

@@ -15,9 +15,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import cli
-from cli import InputError, blaming
-from lib import launch, options
+from lib import cli, launch, options
+from lib.cli import InputError, blaming
 from lib.options import AtLeastTwo, Channels, Layers, NonNegativeFloat, PositiveFloat, PositiveInt
 from lib.settings import ImageSettings, RetrainSettings
 from nasbench201.cells import Cell201, load_cell

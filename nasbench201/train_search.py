@@ -10,8 +10,8 @@ The search is that of search/; what belongs to this space is in nasbench201/sear
 
 import sys
 
-import cli
-from cli import InputError
+from lib import cli
+from lib.cli import InputError
 from nasbench201.settings import SCRIPT, SearchSettings
 from search.settings import resolve
 

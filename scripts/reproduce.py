@@ -7,7 +7,7 @@
     python analysis/report.py runs/robust-small report.html                          # the results
 
 If it is stopped or dies, the same command continues; finished runs are not run again. The tables are files in
-scripts/tables/, explained in scripts/grid.py; lib/sweep.py runs them on Ray.
+scripts/tables/, explained in lib/grid.py; lib/sweep.py runs them on Ray.
 """
 
 import json
@@ -20,13 +20,12 @@ from typing import Any
 
 import yaml
 
-import cli
-from cli import InputError, blaming
-from files import parse_yaml, read_yaml, write_atomically
-from lib import options
+from lib import cli, options
+from lib.cli import InputError, blaming
+from lib.files import parse_yaml, read_yaml, write_atomically
+from lib.grid import FLAGS, PLACE, SCRIPTS, Unit, arguments, check, expand, load_table
 from lib.options import NonNegativeFloat, NonNegativeInt, PositiveInt, option
 from lib.sweep import ROOT, Job, cluster, run_jobs, shown
-from scripts.grid import FLAGS, PLACE, SCRIPTS, Unit, arguments, check, expand, load_table
 
 PROG = "reproduce.py"
 #: flags whose value is a path

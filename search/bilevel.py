@@ -13,30 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import data
 import selection
 from architect import Architecture, ArchitectureGradient, first_order, implicit, unrolled
-from cli import InputError, blaming
-from cuda_graphs import CapturedObjective, Graphs
-from files import write_atomically, write_csv
+from fast_edges import FastEdges
 from genotypes import AnyCell, Genotype
-from gradients import Objective, cosine, norm, regularized_gradient, weight_gradient
-from mixed_operations import MixedEdges
+from lib import datasets
+from lib.batches import Augmentation, Batch, Batches, cycle
+from lib.cli import InputError, blaming
+from lib.cuda_graphs import CapturedObjective, Graphs
+from lib.datasets import DataSet, ImageSet
+from lib.devices import autocast, compile_parts, default_dtype, memory_format, peak_memory
+from lib.files import write_atomically, write_csv
+from lib.finite import FiniteCheck
+from lib.objective import Objective, cosine_similarity, norm
+from lib.progress import StepProgress
 from model_search import AnySupernet, Supernet, cell_kinds
-from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, layer_alignment
+from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, layer_alignment, regularized_gradient, weight_gradient
 from search.settings import CommonSettings, SearchSettings
 from spaces import SPACES
-from utils import (
-    Averages,
-    StepProgress,
-    Watch,
-    accuracy,
-    autocast,
-    compile_parts,
-    default_dtype,
-    memory_format,
-    peak_memory,
-)
+from utils import Averages, accuracy
 
 #: a plain training batch in so many has its layer gradients taken too, for the log
 MEASURE_EVERY = 10
@@ -148,7 +143,7 @@ class Search:
     supernet: AnySupernet
     settings: CommonSettings
 
-    def __init__(self, settings: CommonSettings, dataset: data.DataSet, device: torch.device) -> None:
+    def __init__(self, settings: CommonSettings, dataset: DataSet, device: torch.device) -> None:
         self.settings, self.dataset, self.device = settings, dataset, device
         self.autocast = partial(autocast, settings.precision, device)
         own: Any = settings  # each script has a --space of its own
@@ -157,7 +152,7 @@ class Search:
         if settings.cuda_graphs and device.type != "cuda":
             raise InputError(f"--cuda_graphs: the device is {device.type}; expected it with a cuda device only")
         with blaming("--cutout_length"):
-            self.augmentation = data.Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
+            self.augmentation = Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
         self.memory_format = memory_format(settings.memory_format, device)
         torch.manual_seed(settings.seed)
         with default_dtype(torch.float64 if settings.precision == "64-true" else torch.float32), device:
@@ -170,7 +165,7 @@ class Search:
                     f"--batch_size: {settings.batch_size} is more than the {len(part)} images of its part of the data "
                     f"({flag} of {len(dataset.train)}); expected at most {len(part)}"
                 )
-        self.images_sha256 = data.sha256(train, valid)
+        self.images_sha256 = datasets.sha256(train, valid)
         self.train, self.valid = train.to(device), valid.to(device)
         self.make_optimizers()
         self.graphs = Graphs(settings.batch_size)
@@ -201,10 +196,10 @@ class Search:
 
     def _compile(self) -> bool:
         """Compile the cells, and try them; where that fails all goes on without, with one warning."""
-        cells = [module for module in self.supernet.modules() if isinstance(module, MixedEdges)]
+        cells = [module for module in self.supernet.modules() if isinstance(module, FastEdges)]
         count = self.settings.batch_size
         images = self.train.images[:1].expand(count, -1, -1, -1)
-        batch = self.cast(data.Batch(images, self.train.labels[:1].expand(count), 0))
+        batch = self.cast(Batch(images, self.train.labels[:1].expand(count), 0))
         objective = Objective(self.supernet, self.autocast, accelerated=True)
 
         def passes() -> None:
@@ -238,9 +233,9 @@ class Search:
             settings.auxiliary_skip,
         )
 
-    def split(self) -> tuple[data.ImageSet, data.ImageSet]:
+    def split(self) -> tuple[ImageSet, ImageSet]:
         """The training images for the weights, and those for alpha."""
-        return data.split(self.dataset.train, self.settings.train_portion, self.settings.seed)
+        return datasets.split(self.dataset.train, self.settings.train_portion, self.settings.seed)
 
     def derive(self, weights: Mapping[str, np.ndarray], rule: str) -> AnyCell:
         """The cell that a rule reads off the mixing weights of each kind of cell."""
@@ -282,11 +277,11 @@ class Search:
         weights = {kind: w.detach().cpu().numpy() for kind, w in mixing.items()}
         return self.derive(weights, rule)
 
-    def batches(self, epoch: int) -> tuple[data.Batches, data.Batches]:
+    def batches(self, epoch: int) -> tuple[Batches, Batches]:
         """The training and the validation batches of an epoch."""
         settings = self.settings
         train, valid = (
-            data.Batches(part, settings.batch_size, self.augmentation, (settings.seed, epoch, role))
+            Batches(part, settings.batch_size, self.augmentation, (settings.seed, epoch, role))
             for role, part in enumerate((self.train, self.valid))
         )
         return train, valid
@@ -300,7 +295,7 @@ class Search:
         ]
 
     def architecture_gradient(
-        self, objective: Objective, train_batch: data.Batch, valid_batch: data.Batch, residual: bool
+        self, objective: Objective, train_batch: Batch, valid_batch: Batch, residual: bool
     ) -> ArchitectureGradient:
         """The validation loss's gradient in the mixing weights, in the way of the settings."""
         settings, weights = self.settings, self.layer_weights()
@@ -331,7 +326,7 @@ class Search:
         return first_order(objective, weights, valid_batch)
 
     def alpha_step(
-        self, objective: Objective, train_batch: data.Batch, valid_batch: data.Batch, residual: bool, log: Averages
+        self, objective: Objective, train_batch: Batch, valid_batch: Batch, residual: bool, log: Averages
     ) -> None:
         """alpha descends the validation loss (DARTS, algorithm 1, step 1), and w01 * R(p) (FairDARTS, equation 5).
 
@@ -372,9 +367,7 @@ class Search:
         if result.residual is not None:
             log.add("neumann_residual", result.residual)
 
-    def weight_step(
-        self, objective: Objective, batch: data.Batch, lambda_t: float, measure: bool, log: Averages
-    ) -> None:
+    def weight_step(self, objective: Objective, batch: Batch, lambda_t: float, measure: bool, log: Averages) -> None:
         """The weights descend L_train - lambda_t * R (DARTS, algorithm 1, step 2; Λ-DARTS, section 4).
 
         While lambda_t is 0 this is DARTS's step, and costs what that costs.
@@ -403,7 +396,7 @@ class Search:
         if len(result.layer_gradients) > 1:
             log.add("train_alignment", layer_alignment(result.layer_gradients))
 
-    def derivative_cosine(self, objective: Objective, batch: data.Batch) -> Tensor:
+    def derivative_cosine(self, objective: Objective, batch: Batch) -> Tensor:
         """The cosine between the regularizer's gradient by differences and the exact one, on one batch."""
         kind = "corr" if self.settings.reg in ("none", "noise") else self.settings.reg
         difference, exact = (
@@ -412,7 +405,7 @@ class Search:
             ).regularizer_gradient
             for derivatives in ("difference", "exact")
         )
-        return cosine(difference, exact)
+        return cosine_similarity(difference, exact)
 
     def run_epoch(self, epoch: int, now: Schedule, progress: StepProgress, name: str) -> Averages:
         """The steps of an epoch, under its schedule; `name` is what the progress bar calls it.
@@ -426,10 +419,10 @@ class Search:
         objective = self.objective(now)
         train_batches, valid_batches = self.batches(epoch)
         last = len(train_batches) - 1
-        valid = data.cycle(valid_batches, len(train_batches))
+        valid = cycle(valid_batches, len(train_batches))
         # T weight steps for a step of alpha; the implicit gradient is taken behind them (iDARTS, algorithm 1).
         inner, weights_first = settings.inner_steps, settings.weights_first or settings.hypergradient == "implicit"
-        watch, measured = Watch(self.device), False
+        watch, measured = FiniteCheck(self.device), False
         for step, train_batch in enumerate(progress.track(name, train_batches)):
             train_batch = self.cast(train_batch)
             if step == 0 and settings.compare_derivatives:
@@ -445,7 +438,7 @@ class Search:
         watch.check()
         return log
 
-    def cast(self, batch: data.Batch) -> data.Batch:
+    def cast(self, batch: Batch) -> Batch:
         """The batch in the precision and memory format of the weights."""
         dtype = self.supernet.classifier.weight.dtype
         return batch._replace(images=batch.images.to(dtype, memory_format=self.memory_format))

@@ -7,17 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import cli
-import data
 from analysis.draw import draw_genotype
-from cli import InputError, blaming, open_folder, saving
-from files import is_finished, write_atomically
 from genotypes import AnyCell
-from lib import checkpoints
+from lib import checkpoints, cli
+from lib.cli import InputError, blaming, open_folder, saving
+from lib.datasets import load_dataset
+from lib.devices import prepare_device
+from lib.files import is_finished, write_atomically
+from lib.progress import StepProgress
+from lib.provenance import provenance, write_config
 from search.bilevel import Search, schedule
 from search.perturbation import select_by_perturbation
 from search.settings import CommonSettings, Resolved
-from utils import Board, StepProgress, prepare_device, provenance, write_config
+from utils import Board
 
 
 def _summary(row: Mapping[str, Any], epochs: int) -> str:
@@ -43,8 +45,7 @@ def open_search(settings: CommonSettings, kind: type[Search] = Search) -> Search
         InputError: the settings do not fit the data, the supernet or the machine.
     """
     device = prepare_device(settings.device, settings.tf32, settings.deterministic)
-    with blaming(f"--data: {settings.dataset}"):
-        dataset = data.load(settings.dataset, settings.data, settings.image_size, settings.download, settings.images)
+    dataset = load_dataset(settings)
     return kind(settings, dataset, device)
 
 

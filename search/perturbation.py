@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import data
-from cli import blaming
-from files import write_csv
 from genotypes import AnyCell
-from gradients import Objective
 from lib import checkpoints
+from lib.batches import Augmentation, Batches
+from lib.cli import blaming
+from lib.files import write_csv
+from lib.objective import Objective
+from lib.progress import StepProgress
 from search.bilevel import Schedule, Search, cosine_learning_rate
-from utils import Averages, StepProgress, accuracy
+from utils import Averages, accuracy
 
 
 class Perturbation:
@@ -61,10 +62,10 @@ class Perturbation:
             kind: [*generator.permutation(self.edges).tolist(), *generator.permutation(deciding).tolist()]
             for kind in search.architecture.alphas
         }
-        self.batches = data.Batches(
+        self.batches = Batches(
             search.valid,
             search.settings.batch_size,
-            data.Augmentation.none(search.dataset),
+            Augmentation.none(search.dataset),
             (search.settings.seed, 0, 2),
         )
 

@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import cli
-from cli import InputError
-from lib import options
+from lib import cli, options
+from lib.cli import InputError
 from lib.options import (
     AtLeastTwo,
     Channels,

@@ -10,7 +10,7 @@ The settings are in search/settings.py, the search itself in search/bilevel.py, 
 
 import sys
 
-import cli
+from lib import cli
 from search.settings import SCRIPT, resolve
 
 

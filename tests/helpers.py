@@ -23,22 +23,23 @@ from PIL import Image
 
 from architect import Architecture
 from benchmarks.plain import as_plain
-from data import Batch
-from gradients import Objective, norm, weight_gradient
+from fast_edges import FastEdges
 from lib import checkpoints
+from lib.batches import Batch
+from lib.objective import Objective, norm
+from lib.progress import StepProgress
 from lib.retraining import Recipe, cosine
-from mixed_operations import MixedEdges
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
 from nasbench201.search201 import Search201
 from nasbench201.settings import SearchSettings as SearchSettings201
 from nasbench201.settings import preset_201
+from regularizers import weight_gradient
 from search.bilevel import schedule
 from search.loop import search
 from search.settings import Resolved, SearchSettings, method_settings
 from spaces import SPACES
 from train.train import TrainSettings, train
-from utils import StepProgress
 
 DOUBLE = torch.float64
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +54,7 @@ def local_data() -> Path:
 
 
 def slower() -> float:
-    """How many times longer Python may take: scripts/coverage.sh has every line of the root's modules counted."""
+    """How many times longer Python may take: tools/coverage.sh has every line of the root's modules counted."""
     return 1.0 if sys.gettrace() is None else 4.0
 
 
@@ -334,7 +335,7 @@ def make_supernet(space, auxiliary_skip="none", channels=4, layers=6):
     else:
         supernet = Supernet(SPACES[space], channels, layers, auxiliary_skip=auxiliary_skip)
     for module in supernet.modules():
-        if isinstance(module, MixedEdges):
+        if isinstance(module, FastEdges):
             module.together = True  # as on a GPU
     return supernet
 

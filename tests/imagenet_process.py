@@ -9,9 +9,9 @@ import os
 import signal
 from pathlib import Path
 
-import cli
 from imagenet import train
 from imagenet.images import Decoder, Key
+from lib import cli
 from lib.retraining import Retraining
 
 SIGNALS = {

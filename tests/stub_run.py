@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from files import write_atomically
+from lib.files import write_atomically
 
 SCRIPT = "tests/stub_run.py"
 

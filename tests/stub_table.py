@@ -1,8 +1,8 @@
 """scripts/reproduce.py with one more script that a table may run: tests/stub_run.py."""
 
-import cli
+from lib import cli
+from lib.grid import SCRIPTS
 from scripts import reproduce
-from scripts.grid import SCRIPTS
 from tests.stub_run import SCRIPT
 
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.func import functional_call
 
 from architect import Architecture, first_order, implicit, relax, unrolled
-from data import Batch
-from gradients import Objective, norm
+from lib.batches import Batch
+from lib.objective import Objective, norm
 from tests.helpers import scramble
 
 DOUBLE = torch.float64

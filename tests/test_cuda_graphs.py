@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import cuda_graphs
-from cuda_graphs import CapturedObjective, Graphs
-from data import Batch
-from gradients import Objective
+from lib import cuda_graphs
+from lib.batches import Batch
+from lib.cuda_graphs import CapturedObjective, Graphs
+from lib.objective import Objective
 from tests.helpers import make_supernet, mixing_weights_of
 
 

@@ -12,9 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-import data
-import imagenet16
-from data import Augmentation, Batches, DataSet, ImageSet
+from lib import datasets, imagenet16
+from lib.batches import Augmentation, Batches, cycle, shares
+from lib.datasets import DataSet, ImageSet
+from lib.seeds import shuffled
 from tests.helpers import write_folder
 
 PLAIN = Augmentation(mean=(0.0,), std=(1 / 255,))
@@ -27,7 +28,7 @@ def numbered(count, size=8):
 
 
 def test_digits_are_split_by_class_and_never_shared_between_training_and_test():
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     assert (len(digits.train), len(digits.test), digits.image_size, digits.in_channels) == (1437, 360, 8, 1)
     assert digits.test.labels.bincount().min() >= 34
     training = {image.numpy().tobytes() for image in digits.train.images}
@@ -37,47 +38,47 @@ def test_digits_are_split_by_class_and_never_shared_between_training_and_test():
     pixels = digits.train.images.double() / 255
     assert digits.mean[0] == pytest.approx(pixels.mean().item())
     assert digits.std[0] == pytest.approx(pixels.std(correction=0).item())
-    assert data.load("digits", image_size=12).image_size == 12
+    assert datasets.load("digits", image_size=12).image_size == 12
 
 
 def test_a_folder_becomes_its_images_in_the_order_of_its_classes(tmp_path):
     write_folder(tmp_path, size=(24, 12))
     (tmp_path / "train/.cache").mkdir()
     (tmp_path / "train/cat/._0.png").write_bytes(b"")
-    loaded = data.load("folder", str(tmp_path))
+    loaded = datasets.load("folder", str(tmp_path))
     assert loaded.classes == ("cat", "dog")
     assert loaded.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     # cropped to the centre
     expected = np.asarray(Image.open(tmp_path / "train/dog/1.png")).transpose(2, 0, 1)[:, :, 6:18]
     assert np.array_equal(loaded.train.images[4].numpy(), expected)
-    assert data.load("folder", str(tmp_path), image_size=6).train.images.shape[1:] == (3, 6, 6)
+    assert datasets.load("folder", str(tmp_path), image_size=6).train.images.shape[1:] == (3, 6, 6)
 
 
 def test_a_folder_has_one_channel_where_all_its_images_are_gray(tmp_path):
     first, *others = write_folder(tmp_path).rglob("*.png")
     Image.open(first).convert("L").save(first)
-    assert data.load("folder", str(tmp_path)).in_channels == 3
+    assert datasets.load("folder", str(tmp_path)).in_channels == 3
     for path in others:
         Image.open(path).convert("L").save(path)
-    assert data.load("folder", str(tmp_path)).in_channels == 1
+    assert datasets.load("folder", str(tmp_path)).in_channels == 1
 
 
 def test_a_folder_that_is_not_as_expected_is_named(tmp_path):
     root = write_folder(tmp_path)
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(root / "train/cat/0.png")
     with pytest.raises(ValueError, match="more than 8 bits"):
-        data.load("folder", str(root))
+        datasets.load("folder", str(root))
     shutil.rmtree(root / "test/dog")
     with pytest.raises(ValueError, match="differ in their classes: dog"):
-        data.load("folder", str(root))
+        datasets.load("folder", str(root))
     (root / "test/dog").mkdir()
     with pytest.raises(ValueError, match="no images in"):
-        data.load("folder", str(root))
+        datasets.load("folder", str(root))
 
 
 def test_cifar10_and_cifar100_load_from_their_official_layout(tmp_path, monkeypatch):
     """torchvision's files, of a few images; their checksums are those of the full archives, so not asked for here."""
-    from torchvision import datasets
+    import torchvision.datasets
 
     generator = np.random.default_rng(0)
 
@@ -98,26 +99,28 @@ def test_cifar10_and_cifar100_load_from_their_official_layout(tmp_path, monkeypa
     write("cifar-100-python/train", images(200, "fine_labels", 100))
     write("cifar-100-python/test", images(100, "fine_labels", 100))
     write("cifar-100-python/meta", {"fine_label_names": names})
-    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
 
-    cifar10 = data.load("cifar10", str(tmp_path))
+    cifar10 = datasets.load("cifar10", str(tmp_path))
     assert (len(cifar10.train), len(cifar10.test), cifar10.classes) == (100, 10, tuple(names[:10]))
     assert np.array_equal(cifar10.train.images[0].numpy(), batches[0]["data"][0].reshape(3, 32, 32))
-    assert len(data.load("cifar100", str(tmp_path)).classes) == 100
+    assert len(datasets.load("cifar100", str(tmp_path)).classes) == 100
 
 
 def test_svhn_loads_from_its_official_layout(tmp_path, monkeypatch):
+    import torchvision.datasets
     from scipy.io import savemat
-    from torchvision import datasets
 
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 12), dtype=np.uint8)
     for split in ("train", "test"):
         savemat(tmp_path / f"{split}_32x32.mat", {"X": pixels, "y": np.arange(1, 13)[:, None] % 10 + 1})
-    monkeypatch.setattr(datasets.svhn, "check_integrity", lambda *_: True)
-    svhn = data.load("svhn", str(tmp_path), image_size=16)
+    monkeypatch.setattr(torchvision.datasets.svhn, "check_integrity", lambda *_: True)
+    svhn = datasets.load("svhn", str(tmp_path), image_size=16)
     assert svhn.image_size == 16
     assert svhn.train.labels.max() == 9
-    assert np.array_equal(data.load("svhn", str(tmp_path)).train.images[3].numpy(), pixels[..., 3].transpose(2, 0, 1))
+    assert np.array_equal(
+        datasets.load("svhn", str(tmp_path)).train.images[3].numpy(), pixels[..., 3].transpose(2, 0, 1)
+    )
 
 
 def python2_pickle(pixels, labels):
@@ -166,7 +169,7 @@ def write_imagenet16(monkeypatch):
 @pytest.mark.parametrize("pickled", [python2_pickle, python3_pickle])
 def test_imagenet16_keeps_the_first_120_classes_of_its_batch_files(tmp_path, write_imagenet16, pickled):
     written = write_imagenet16(tmp_path / "ImageNet16", pickled)
-    loaded = data.load("imagenet16-120", str(tmp_path))
+    loaded = datasets.load("imagenet16-120", str(tmp_path))
     assert (len(loaded.train), len(loaded.test), loaded.image_size, len(loaded.classes)) == (40, 4, 16, 120)
     assert loaded.train.labels.tolist() == [label for file in range(10) for label in (file, 119, 0, 49)]
     assert loaded.test.labels.tolist() == [10, 119, 0, 49]
@@ -178,24 +181,24 @@ def test_imagenet16_keeps_the_first_120_classes_of_its_batch_files(tmp_path, wri
 
 def test_imagenet16_that_is_missing_or_another_is_not_read_and_may_lie_in_the_folder_itself(tmp_path, write_imagenet16):
     with pytest.raises(ValueError, match=r"no train_data_batch_1.*AutoDL-Projects"):
-        data.load("imagenet16-120", str(tmp_path))
+        datasets.load("imagenet16-120", str(tmp_path))
     with pytest.raises(ValueError, match=r"cannot be downloaded.*AutoDL-Projects"):
-        data.load("imagenet16-120", str(tmp_path), download=True)
+        datasets.load("imagenet16-120", str(tmp_path), download=True)
     write_imagenet16(tmp_path)
-    assert data.load("imagenet16-120", str(tmp_path), image_size=8).train.images.shape == (40, 3, 8, 8)
+    assert datasets.load("imagenet16-120", str(tmp_path), image_size=8).train.images.shape == (40, 3, 8, 8)
     path = tmp_path / "train_data_batch_3"
     path.write_bytes(b"csys\nexit\n)R.")  # a pickle that would end the process
     found = hashlib.md5(path.read_bytes()).hexdigest()
     with pytest.raises(ValueError, match=f"train_data_batch_3 has the md5 sum {found}; expected [0-9a-f]{{32}}"):
-        data.load("imagenet16-120", str(tmp_path))
+        datasets.load("imagenet16-120", str(tmp_path))
 
 
 def test_a_split_is_disjoint_and_whole_and_drawn_from_the_seed():
-    train, valid = data.split(numbered(100), 0.3, seed=1)
+    train, valid = datasets.split(numbered(100), 0.3, seed=1)
     assert len(train) == 30
     assert sorted(train.labels.tolist() + valid.labels.tolist()) == list(range(100))
-    assert torch.equal(train.labels, data.split(numbered(100), 0.3, seed=1)[0].labels)
-    assert not torch.equal(train.labels, data.split(numbered(100), 0.3, seed=2)[0].labels)
+    assert torch.equal(train.labels, datasets.split(numbered(100), 0.3, seed=1)[0].labels)
+    assert not torch.equal(train.labels, datasets.split(numbered(100), 0.3, seed=2)[0].labels)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,7 @@ def test_halves_that_do_not_divide_the_images_are_refused(tmp_path, content, say
     path = tmp_path / "cifar-split.txt"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"cifar-split.txt.*{says}"):
-        data.benchmark_halves(numbered(4), path)
+        datasets.benchmark_halves(numbered(4), path)
 
 
 def test_an_epoch_sees_every_image_once_with_its_label_in_an_order_of_its_own():
@@ -237,8 +240,8 @@ def test_an_epoch_sees_every_image_once_with_its_label_in_an_order_of_its_own():
 def test_processes_and_passes_share_the_images_of_an_epoch(count, batch_size, world, accumulate, begun):
     smallest = 2 * world
     assume(accumulate * smallest <= batch_size <= count)
-    order = data.shuffled(count, 3)
-    parts = [data.shares(order, batch_size, rank, world, accumulate) for rank in range(world)]
+    order = shuffled(count, 3)
+    parts = [shares(order, batch_size, rank, world, accumulate) for rank in range(world)]
 
     # every image once, and as many passes for every process, none of them without images
     assert sorted(torch.cat([share.indices for part in parts for share in part]).tolist()) == list(range(count))
@@ -261,12 +264,12 @@ def test_processes_and_passes_share_the_images_of_an_epoch(count, batch_size, wo
         total = sum(share.weight * loss[share.indices].mean() / accumulate / world for one in step for share in one)
         torch.testing.assert_close(total, loss[chosen].mean())
 
-    rest = data.shares(order, batch_size, 0, world, accumulate, begun)
+    rest = shares(order, batch_size, 0, world, accumulate, begun)
     assert [share.indices.tolist() for share in rest] == [share.indices.tolist() for share in parts[0][begun:]]
 
 
 def test_a_short_set_is_passed_again_in_another_order():
-    batches = list(data.cycle(Batches(numbered(8), 4, PLAIN), 5))
+    batches = list(cycle(Batches(numbered(8), 4, PLAIN), 5))
     assert len(batches) == 5
     first, second = (torch.cat([b.labels for b in batches[i : i + 2]]) for i in (0, 2))
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(8))
@@ -321,10 +324,10 @@ def test_cutout_sets_a_square_around_a_random_centre_to_the_mean():
 
 
 def test_the_first_images_of_each_class_are_taken():
-    whole, some = data.load("digits"), data.load("digits", images=105)
+    whole, some = datasets.load("digits"), datasets.load("digits", images=105)
     assert torch.bincount(some.train.labels).tolist() == [10] * 10  # as many of each: 10 x 10
     assert len(some.test) == 100
     for label in range(10):
         first = whole.train.images[whole.train.labels == label][:10]
         assert torch.equal(some.train.images[some.train.labels == label], first)
-    assert len(data.load("digits", images=10**6).train) == len(whole.train)
+    assert len(datasets.load("digits", images=10**6).train) == len(whole.train)

@@ -9,16 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-import data
 from architect import first_order
 from benchmarks.plain import plain_supernet
-from cuda_graphs import CapturedObjective, Graphs
-from gradients import Objective, cosine, weight_gradient
-from kernels import average_pool, differentiated_twice, grouped_conv2d
+from fast_edges import FastEdges
+from lib.cuda_graphs import CapturedObjective, Graphs
+from lib.datasets import DataSet, ImageSet
+from lib.devices import prepare_device, set_up_libraries
+from lib.kernels import average_pool, differentiated_twice, grouped_conv2d
+from lib.objective import Objective, cosine_similarity
 from lib.retraining import Retraining
-from mixed_operations import MixedEdges
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
+from regularizers import weight_gradient
 from search.bilevel import Search, schedule
 from search.settings import method_settings
 from spaces import SPACES
@@ -38,7 +40,7 @@ from tests.helpers import (
     weights_after_an_epoch,
     weights_of,
 )
-from utils import Averages, prepare_device, set_up_libraries
+from utils import Averages
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -63,7 +65,7 @@ def twins(space, auxiliary_skip, dtype, layout, channels, together=None):
         supernet = Supernet(SPACES[space], channels, 5, auxiliary_skip=auxiliary_skip)
     supernet = supernet.to("cuda", dtype).to(memory_format=layout)
     for module in supernet.modules():
-        if isinstance(module, MixedEdges):
+        if isinstance(module, FastEdges):
             module.together = together
     return supernet, plain_supernet(supernet)
 
@@ -131,8 +133,8 @@ def test_a_step_of_every_method_is_that_of_the_cpu(method, derivatives):
     changes = {"space": "s5", "layers": 4, "init_channels": 2, "batch_size": 8, "epochs": 2, "derivatives": derivatives}
     settings = method_settings(method, **changes, precision="64-true")
     torch.manual_seed(0)
-    images = data.ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
-    dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
+    images = ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
+    dataset = DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
     states = [Search(settings, dataset, torch.device(device)) for device in ("cpu", "cuda")]
     for name in ("supernet", "architecture"):
         getattr(states[1], name).load_state_dict(getattr(states[0], name).state_dict())
@@ -184,8 +186,8 @@ def small_search(**changes):
         **{"space": "s2", "layers": 4, "init_channels": 4, "batch_size": 8, "epochs": 2, "device": "cuda"} | changes,
     )
     torch.manual_seed(0)
-    images = data.ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
-    dataset = data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
+    images = ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
+    dataset = DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
     return Search(settings, dataset, prepare_device(settings.device, settings.tf32))
 
 
@@ -283,4 +285,4 @@ def test_alphas_gradient_in_bfloat16_is_near_that_in_float32():
     low = Objective(supernet, lambda: torch.autocast("cuda", torch.bfloat16))
     rounded, plain = (first_order(objective, weights, batch).total for objective in (low, Objective(supernet)))
     assert all(gradient.dtype is torch.float32 for gradient in rounded)
-    assert cosine(rounded, plain) > 0.97
+    assert cosine_similarity(rounded, plain) > 0.97

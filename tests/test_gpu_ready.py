@@ -7,21 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import data
-import kernels
-import mixed_operations
+import fast_edges
 import search.bilevel
-import utils
 from benchmarks import low_precision, search_step
-from cli import InputError
 from genotypes import load_genotype
-from kernels import differentiated_twice, grouped_conv2d, layout
-from lib import checkpoints
+from lib import checkpoints, devices, kernels
+from lib.batches import Batch
+from lib.cli import InputError
+from lib.datasets import DataSet, ImageSet
+from lib.devices import memory_format, set_up_libraries
+from lib.kernels import differentiated_twice, grouped_conv2d, layout
+from lib.progress import StepProgress
 from lib.retraining import Retraining
 from model import NetworkCIFAR
 from search.settings import method_settings
 from tests.helpers import RECIPE, make_supernet, mixing_weights_of
-from utils import StepProgress, memory_format, set_up_libraries
 
 DOUBLE = torch.float64
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
@@ -60,7 +60,7 @@ class Calls(TorchDispatchMode):
 @pytest.fixture
 def torchs_batch_norm(monkeypatch):
     """As on a GPU."""
-    for module in (kernels, mixed_operations):
+    for module in (kernels, fast_edges):
         monkeypatch.setattr(module, "batch_norm", F.batch_norm)
 
 
@@ -94,7 +94,7 @@ def test_every_batch_norm_of_a_retrained_network_sees_the_layout_asked_for(wante
     module = Retraining(network, 10, replace(RECIPE, drop_path_prob=0.0), wanted)
     images = torch.randn(4, 3, 32, 32).to(memory_format=other(wanted))
     with Calls() as calls:
-        loss = module.training_step(data.Batch(images, NO_LABELS), 0)
+        loss = module.training_step(Batch(images, NO_LABELS), 0)
         torch.autograd.grad(loss, list(network.parameters()))
     assert strides_of(network) == STRIDES[wanted]
     assert len(calls.layouts) > 30
@@ -260,7 +260,7 @@ def test_autocast_does_not_round_mixing_weights(wanted):
     outputs = [torch.randn(2, 4, 6, 6).to(memory_format=wanted) for _ in range(3)]
     weights = torch.rand(6)
     with torch.autocast("cpu", torch.bfloat16):
-        measured = mixed_operations._mix(outputs, weights)
+        measured = fast_edges._mix(outputs, weights)
     for edge, y in enumerate(measured):
         expected = sum(weights[2 * number + edge] * output for number, output in enumerate(outputs))
         torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)  # bfloat16's unit is 4e-3
@@ -273,9 +273,9 @@ def test_autocast_does_not_round_mixing_weights(wanted):
 def test_the_second_gpu_is_the_current_device_of_its_search(monkeypatch):
     """CUDA graphs are captured on the current device."""
     chosen = []
-    monkeypatch.setattr(utils, "check_device", lambda device: ("cuda", [1]))
+    monkeypatch.setattr(devices, "check_device", lambda device: ("cuda", [1]))
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert utils.prepare_device("cuda:1") == torch.device("cuda", 1)
+    assert devices.prepare_device("cuda:1") == torch.device("cuda", 1)
     assert chosen == [torch.device("cuda", 1)]
 
 
@@ -287,7 +287,7 @@ def small_search(method="lambda-darts", channels=3, images=40, **changes):
     )
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (images, channels, 8, 8), dtype=torch.uint8)
-    images = data.ImageSet(pixels, torch.randint(0, 10, (images,)))
+    images = ImageSet(pixels, torch.randint(0, 10, (images,)))
     flat = ((0.5,) * channels, (0.25,) * channels)
-    dataset = data.DataSet(images, images, tuple(map(str, range(10))), *flat, flip=True)
+    dataset = DataSet(images, images, tuple(map(str, range(10))), *flat, flip=True)
     return search.bilevel.Search(settings, dataset, torch.device("cpu"))

@@ -5,9 +5,9 @@ import torch
 from torch.func import functional_call
 
 from architect import first_order, unrolled
-from gradients import central_difference, cosine, norm, regularized_gradient, weight_gradient
+from lib.objective import central_difference, cosine_similarity, norm
 from nasbench201.networks import Supernet as Supernet201
-from regularizers import REGULARIZERS, layer_alignment
+from regularizers import REGULARIZERS, layer_alignment, regularized_gradient, weight_gradient
 from tests.helpers import problem, relative_error
 
 KINDS = ("corr", "signcorr")
@@ -47,7 +47,7 @@ def test_noise_has_the_norm_of_the_regularizer_gradient_and_another_direction():
     exact = regularized_gradient(objective, weights, batch, "corr", "exact").regularizer_gradient
     noise = regularized_gradient(objective, weights, batch, "noise", "exact").regularizer_gradient
     assert norm(noise).item() == pytest.approx(norm(exact).item())
-    assert abs(cosine(noise, exact).item()) < 0.1
+    assert abs(cosine_similarity(noise, exact).item()) < 0.1
 
 
 def test_a_zero_direction_gives_a_zero_difference():
@@ -143,5 +143,5 @@ def test_a_new_regularizer_is_a_function_and_a_line_and_is_differentiated_both_w
 def test_norm_and_cosine_are_over_all_tensors_together():
     a, b = [torch.tensor([3.0]), torch.tensor([[4.0]])], [torch.tensor([4.0]), torch.tensor([[3.0]])]
     assert norm(a).item() == 5
-    assert cosine(a, b).item() == pytest.approx(24 / 25)
-    assert cosine(a, [torch.zeros(1), torch.zeros(1, 1)]).item() == 0
+    assert cosine_similarity(a, b).item() == pytest.approx(24 / 25)
+    assert cosine_similarity(a, [torch.zeros(1), torch.zeros(1, 1)]).item() == 0

@@ -9,8 +9,8 @@ import sys
 import pytest
 import yaml
 
-from cli import InputError
-from scripts.grid import TABLES, expand, load_table
+from lib.cli import InputError
+from lib.grid import TABLES, expand, load_table
 from tests.helpers import ROOT, TABLE, assert_refused, script_in_process, write_table
 
 

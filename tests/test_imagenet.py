@@ -14,12 +14,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-import data
 import model
 from genotypes import load_genotype
 from imagenet.images import Decoder, Key, begin_worker, collate, read_tree
 from lib import checkpoints
 from lib.retraining import IGNORED, Retraining, cosine, cross_entropy, linear, warm_up
+from lib.seeds import mix
 from tests.helpers import RECIPE, assert_refused, last_checkpoint, metrics, script_in_process
 from tests.imagenet_runs import (
     CELL,
@@ -131,7 +131,7 @@ def test_a_picture_is_augmented_as_in_the_papers(tree):
     assert label == 0 and not broken and image.shape == (3, 32, 32) and image.dtype == torch.uint8
     jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)
     papers = v2.Compose([v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), jitter, v2.PILToTensor()])
-    torch.manual_seed(data.mix(3, 5, 7))
+    torch.manual_seed(mix(3, 5, 7))
     torch.testing.assert_close(image, papers(Image.open(pictures.path(7)).convert("RGB")))
 
     image, *_ = Decoder(pictures, 32)[Key(0, 7, 0, 1.0)]

@@ -5,16 +5,16 @@ import signal
 
 import pytest
 
-from scripts.torture import KINDS, differences, torture
 from search.settings import load_settings
 from tests.helpers import assert_same_run, last_checkpoint, run_search, start, until, without_figures
+from tools.kill_drill import KINDS, differences, kill_repeatedly
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lambda-darts", "darts-2nd", "nasbench201", "retraining", "imagenet"])
 def test_runs_that_are_killed_end_like_one_that_was_not(tmp_path, name):
-    """Two kills each; scripts/torture.sh repeats this for all kinds of runs."""
-    figures = torture(name, 2, tmp_path, random.Random(list(KINDS).index(name)))
+    """Two kills each; tools/kill_drill.sh repeats this for all kinds of runs."""
+    figures = kill_repeatedly(name, 2, tmp_path, random.Random(list(KINDS).index(name)))
     assert figures.faults == [] and figures.kills.total() == 2 and figures.files > 5
 
 

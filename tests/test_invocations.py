@@ -19,8 +19,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from files import LOCK
 from genotypes import CELLS
+from lib.files import LOCK
 from nasbench201.cells import all_cells
 from nasbench201.settings import SearchSettings as SearchSettings201
 from nasbench201.sources import build
@@ -171,7 +171,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
         for name in {*folders, *files} - {LOCK}:
-            if name.startswith(".coverage."):  # of scripts/coverage.sh
+            if name.startswith(".coverage."):  # of tools/coverage.sh
                 continue
             about = os.lstat(os.path.join(parent, name))
             found[os.path.join(parent, name)] = (about.st_size if name in files else 0, about.st_mtime_ns)

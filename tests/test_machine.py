@@ -11,11 +11,9 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from cli import InputError, open_folder
-from files import LOCK, hold
 from lib import checkpoints
-from scripts.die_in_write import cut_short
-from scripts.torture import differences
+from lib.cli import InputError, open_folder
+from lib.files import LOCK, hold
 from tests.helpers import (
     RETRAINING,
     ROOT,
@@ -28,6 +26,8 @@ from tests.helpers import (
     script_in_process,
     settings_of,
 )
+from tools.die_in_write import cut_short
+from tools.kill_drill import differences
 
 #: one step an epoch
 TINY = replace(SMALL, init_channels=2, reg="none", epochs=1, images=64, batch_size=30)
@@ -75,7 +75,7 @@ def test_a_run_killed_in_any_moment_of_any_write_ends_like_one_that_was_not(tmp_
 def holder(folder, then) -> subprocess.Popen:
     """A process that holds a run folder while it executes `then`."""
     code = (
-        "import os, sys, time; from pathlib import Path; from files import hold\n"
+        "import os, sys, time; from pathlib import Path; from lib.files import hold\n"
         f"with hold(Path(sys.argv[1])):\n print(1, flush=True); {then}"
     )
     process = subprocess.Popen(

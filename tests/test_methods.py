@@ -10,22 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import data
-from architect import implicit
+from architect import implicit, neumann
 from benchmarks.plain import plain_supernet
-from data import Batch
+from fast_edges import FastEdges
 from genotypes import Genotype
-from gradients import Objective, neumann, norm, regularized_gradient
-from mixed_operations import MixedEdges
+from lib import datasets
+from lib.batches import Batch
+from lib.datasets import DataSet, ImageSet
+from lib.objective import Objective, norm
+from lib.progress import StepProgress
 from model_search import Supernet
 from operations import FactorizedReduce
+from regularizers import regularized_gradient
 from search.bilevel import Schedule, Search, schedule, skip_beta
 from search.perturbation import Perturbation
 from search.settings import SearchSettings, method_settings, preset
 from selection import missing_cell, select
 from spaces import EDGES, SPACES
 from tests.helpers import problem, relative_error, scramble
-from utils import Averages, StepProgress
+from utils import Averages
 
 DOUBLE = torch.float64
 
@@ -35,7 +38,7 @@ def start(**changes):
     settings = SearchSettings(
         dataset="digits", layers=4, init_channels=4, device="cpu", **{"space": "s2", "batch_size": 256, **changes}
     )
-    return Search(settings, data.load("digits"), torch.device("cpu"))
+    return Search(settings, datasets.load("digits"), torch.device("cpu"))
 
 
 # DARTS-
@@ -43,7 +46,7 @@ def start(**changes):
 
 def single_edge(candidates, stride, auxiliary):
     """A cell of one edge, and the plain twin of that edge."""
-    cell = MixedEdges([(0, 1)], [candidates], 4, [stride], auxiliary).double()
+    cell = FastEdges([(0, 1)], [candidates], 4, [stride], auxiliary).double()
     return cell, plain_supernet(nn.Sequential(cell, nn.Linear(1, 1).double()))[0].edges[0]
 
 
@@ -389,10 +392,10 @@ def planted_search(**changes):
     images = torch.zeros(600, 1, 8, 8, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.from_numpy(generator.integers(0, 10, 600))
     images[:, 0, 0, 1] = torch.arange(600) % len(GROUPS)
-    part = data.ImageSet(images, images[:, 0, 0, 0].long())
+    part = ImageSet(images, images[:, 0, 0, 0].long())
     digits = tuple(str(digit) for digit in range(10))
     settings = SearchSettings(space="s3", layers=4, init_channels=4, batch_size=100, device="cpu", **changes)
-    dataset = data.DataSet(part, part, digits, mean=(0.0,), std=(1 / 255,), flip=False)
+    dataset = DataSet(part, part, digits, mean=(0.0,), std=(1 / 255,), flip=False)
     search = Search(settings, dataset, torch.device("cpu"))
     search.supernet = Planted(search.supernet)
     return search

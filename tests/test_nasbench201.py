@@ -10,16 +10,17 @@ import torch
 from torch import nn
 
 import analysis.compare
-import data
 import nasbench201.train
 import nasbench201.train_search
 import train.test
 from analysis.compare import grouped
 from analysis.curves import load_course, plot_search
 from benchmarks.plain import plain_supernet
-from cli import InputError
 from genotypes import Edge
-from gradients import Objective, regularized_gradient, weight_gradient
+from lib import datasets
+from lib.cli import InputError
+from lib.objective import Objective
+from lib.progress import StepProgress
 from model import size
 from nasbench201.cells import EDGES, OPERATIONS, all_cells, load_cell, make_cell, parse_cell
 from nasbench201.networks import Network, Supernet
@@ -28,7 +29,7 @@ from nasbench201.search201 import Search201
 from nasbench201.settings import preset_201
 from nasbench201.sources import build
 from nasbench201.table import open_table
-from regularizers import layer_alignment
+from regularizers import layer_alignment, regularized_gradient, weight_gradient
 from search.bilevel import schedule
 from search.perturbation import Perturbation
 from tests.helpers import (
@@ -44,7 +45,6 @@ from tests.helpers import (
     run_select,
     settings_of_201,
 )
-from utils import StepProgress
 
 CONVOLUTIONS = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 MIXED = "|nor_conv_1x1~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_3x3~1|none~2|"
@@ -57,7 +57,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def start(settings):
-    return Search201(settings, data.load(settings.dataset, settings.data), torch.device("cpu"))
+    return Search201(settings, datasets.load(settings.dataset, settings.data), torch.device("cpu"))
 
 
 # Cells
@@ -267,7 +267,7 @@ def test_perturbation_decides_every_edge_and_may_choose_none(images):
 
 
 def test_the_benchmarks_halves_are_used(tmp_path):
-    digits, path = data.load("digits"), tmp_path / "cifar-split.txt"
+    digits, path = datasets.load("digits"), tmp_path / "cifar-split.txt"
     halves = {name: [n for n in range(1437) if (n % 3 == 0) == (name == "train")] for name in ("train", "valid")}
     path.write_text(json.dumps({name: ["int", list(map(str, half[::-1]))] for name, half in halves.items()}))
     state = Search201(settings_of_201(dataset="cifar10", halves=str(path)), digits, torch.device("cpu"))

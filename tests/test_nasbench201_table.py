@@ -13,7 +13,7 @@ from nas_201_api import NASBench201API, ResultsCount
 from nas_201_api.api_utils import ArchResults
 from PIL import Image
 
-from cli import InputError
+from lib.cli import InputError
 from nasbench201.cells import all_cells, make_cell, operations_of, parse_cell
 from nasbench201.sources import build
 from nasbench201.table import Table, main, open_table

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-import data
+from lib import datasets
+from lib.finite import FiniteCheck
+from lib.progress import StepProgress
 from lib.retraining import Retraining
 from search.bilevel import Search, saturated
 from search.loop import new_warnings
 from search.perturbation import Perturbation
 from tests.helpers import RETRAINING, SMALL, assert_same_run, last_checkpoint, retrain, run_search, weights_of
-from utils import StepProgress, Watch
 
 TINY = replace(SMALL, init_channels=2, reg="none", epochs=2)
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -23,7 +24,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_the_watch_names_the_first_number_that_is_not_finite_with_its_epoch_and_step():
-    watch = Watch(torch.device("cpu"))
+    watch = FiniteCheck(torch.device("cpu"))
     watch.add(0, 0, {"loss": torch.tensor(1.0), "gradient": torch.tensor(2.0)})
     with pytest.raises(FloatingPointError, match=r"^gradient is inf in epoch 3, step 8$"):
         watch.add(
@@ -32,7 +33,7 @@ def test_the_watch_names_the_first_number_that_is_not_finite_with_its_epoch_and_
 
 
 def test_on_a_gpu_the_watch_looks_every_fifty_steps_and_before_a_checkpoint():
-    watch = Watch(torch.device("cuda"))  # nothing is put there
+    watch = FiniteCheck(torch.device("cuda"))  # nothing is put there
     for step in range(49):
         watch.add(0, step, {"loss": torch.tensor(torch.nan if step >= 3 else 0.0)})
     with pytest.raises(FloatingPointError, match="loss is nan in epoch 1, step 4"):
@@ -79,7 +80,7 @@ def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, undistu
 
 
 def test_a_selection_stops_where_a_loss_is_not_finite(monkeypatch):
-    search = Search(TINY, data.load("digits"), torch.device("cpu"))
+    search = Search(TINY, datasets.load("digits"), torch.device("cpu"))
     state = Perturbation(search, 0)
     with torch.no_grad():
         next(search.supernet.parameters()).fill_(torch.nan)

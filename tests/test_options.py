@@ -5,8 +5,8 @@ import re
 import pytest
 import yaml
 
-from cli import InputError
 from imagenet.train import TrainSettings as ImageNetSettings
+from lib.cli import InputError
 from lib.options import parse
 from nasbench201.settings import SCRIPT as SCRIPT_201
 from search.settings import SCRIPT, resolve

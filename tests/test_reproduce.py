@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.grid import SCRIPTS, expand, load_table
+from lib.grid import SCRIPTS, expand, load_table
 from scripts.reproduce import write_unit
 from tests.helpers import ROOT, TABLE, assert_refused, metrics, script, script_in_process, write_table
 from tests.stub_run import SCRIPT

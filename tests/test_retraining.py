@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import data
 import model
-import utils
-from cli import InputError
 from genotypes import load_genotype
-from lib import checkpoints, options
+from lib import checkpoints, datasets, devices, options
+from lib.batches import Augmentation, Batch
+from lib.cli import InputError
+from lib.datasets import DataSet, ImageSet
 from lib.images import TensorImages
 from lib.retraining import Retraining, cosine
 from lib.trainer import CheckpointIO, fit, make_module, make_trainer
@@ -75,16 +75,16 @@ class Recorder(nn.Module):
 
 def numbered(count):
     images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(count, 1, 4, 4).contiguous()
-    return data.ImageSet(images, torch.arange(count) % 3)
+    return ImageSet(images, torch.arange(count) % 3)
 
 
 def fit_numbered(run, devices=1, accumulate=1, compile=False):
     """Train the recorder on 40 numbered images and test it on 11, 10 images a step."""
-    dataset = data.DataSet(numbered(40), numbered(11), ("a", "b", "c"), (0.0,), (40 / 255,), flip=False)
+    dataset = DataSet(numbered(40), numbered(11), ("a", "b", "c"), (0.0,), (40 / 255,), flip=False)
     settings = replace(
         RETRAINING, epochs=4, batch_size=10, devices=devices, accumulate=accumulate, compile=compile, cutout=False
     )
-    images = TensorImages(dataset, 10, data.Augmentation.none(dataset), seed=0)
+    images = TensorImages(dataset, 10, Augmentation.none(dataset), seed=0)
     trainer = make_trainer(settings, run)
     torch.manual_seed(0)
     module = make_module(Recorder(), RECIPE, images, trainer, settings, load_genotype(CELL))
@@ -113,7 +113,7 @@ def test_drop_path_ramps_up_and_an_epoch_trains_on_every_image_once_in_its_own_o
 def test_the_auxiliary_head_counts_with_its_weight():
     torch.manual_seed(0)
     network = model.NetworkCIFAR(load_genotype(CELL), 4, 3, auxiliary=True).double()
-    batch = data.Batch(torch.randn(4, 3, 29, 29, dtype=torch.float64), torch.tensor([1, 0, 9, 3]))
+    batch = Batch(torch.randn(4, 3, 29, 29, dtype=torch.float64), torch.tensor([1, 0, 9, 3]))
     module = Retraining(network, 10, replace(RECIPE, drop_path_prob=0))
 
     def cross_entropy(logits):
@@ -168,7 +168,7 @@ def test_a_run_folder_says_how_it_was_made_and_what_came_of_it(finished):
 
 
 def test_the_score_is_the_share_of_test_images_that_the_saved_network_gets_right(finished):
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     network = model.NetworkCIFAR(load_genotype(CELL), 4, 3, in_channels=1)
     state = checkpoints.load(last_checkpoint(finished))["state_dict"]
     network.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
@@ -272,7 +272,7 @@ def test_a_compiled_network_trains_alike_and_goes_on_without_a_compiler(works, t
     def broken(*_):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(utils, "COMPILER", "aot_eager" if works else broken)
+    monkeypatch.setattr(devices, "COMPILER", "aot_eager" if works else broken)
     plain = retrain(replace(RETRAINING, epochs=1), tmp_path / "plain")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -287,6 +287,6 @@ def test_a_compiled_network_trains_alike_and_goes_on_without_a_compiler(works, t
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    utils.COMPILER = "eager"
+    devices.COMPILER = "eager"
     recorder, _ = fit_numbered(folder, devices=2, compile=True)
     (folder / f"tested_{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(recorder.tested))

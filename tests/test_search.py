@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 
-import data
 from genotypes import load_genotype, make_genotype
-from gradients import Objective, norm, regularized_gradient, weight_gradient
-from scripts.torture import scalars
+from lib import datasets
+from lib.objective import Objective, norm
+from regularizers import regularized_gradient, weight_gradient
 from search.bilevel import Search, entropy, schedule
 from search.settings import method_settings
 from tests.helpers import (
@@ -27,6 +27,7 @@ from tests.helpers import (
     script_in_process,
     without_figures,
 )
+from tools.kill_drill import scalars
 from utils import Averages
 
 #: two steps an epoch, of few images
@@ -36,7 +37,7 @@ STEP = replace(SMALL, precision="64-true", init_channels=2, batch_size=32)
 
 
 def start(settings=SMALL):
-    return Search(settings, data.load(settings.dataset), torch.device("cpu"))
+    return Search(settings, datasets.load(settings.dataset), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

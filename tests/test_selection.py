@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 import search.loop
-from cli import InputError
 from genotypes import load_genotype
+from lib.cli import InputError
 from search.bilevel import Search
 from search.perturbation import Perturbation
 from tests.helpers import few_images, interrupt, run_search, run_select, settings_of

@@ -9,17 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import data
-import utils
 from architect import first_order, implicit, unrolled
 from benchmarks.plain import plain_supernet
-from gradients import Objective, regularized_gradient
-from kernels import batch_norm, grouped_conv2d
-from mixed_operations import MixedEdges
+from fast_edges import FastEdges
+from lib import devices
+from lib.datasets import DataSet, ImageSet
+from lib.kernels import batch_norm, grouped_conv2d
+from lib.objective import Objective
+from lib.progress import StepProgress
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
 from nasbench201.search201 import Search201
 from operations import drop_path
+from regularizers import regularized_gradient
 from search.bilevel import Search, schedule
 from search.settings import method_settings
 from spaces import SPACES
@@ -32,7 +34,6 @@ from tests.helpers import (
     settings_of_201,
     weights_after_an_epoch,
 )
-from utils import StepProgress
 
 DOUBLE = torch.float64
 #: edges computed one after another, or side by side
@@ -49,7 +50,7 @@ def twins(space, auxiliary_skip, together, dtype=DOUBLE, device="cpu", channels=
     supernet = supernet.to(device, dtype).to(memory_format=torch.channels_last)
     plain = plain_supernet(supernet)
     for module in supernet.modules():
-        if isinstance(module, MixedEdges):
+        if isinstance(module, FastEdges):
             module.together = together
     return supernet, plain
 
@@ -57,8 +58,8 @@ def twins(space, auxiliary_skip, together, dtype=DOUBLE, device="cpu", channels=
 def noise_images(count=24):
     """A data set of random images."""
     torch.manual_seed(0)
-    images = data.ImageSet(torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (count,)))
-    return data.DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
+    images = ImageSet(torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (count,)))
+    return DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
 
 
 @pytest.mark.parametrize("together", WAYS)
@@ -141,7 +142,7 @@ def test_drop_path_acts_on_every_operation_but_identities(monkeypatch):
         keep = torch.arange(len(x)) % 2
         return x * (keep / (1 - probability))[:, None, None, None]
 
-    for module in ("mixed_operations", "benchmarks.plain"):
+    for module in ("fast_edges", "benchmarks.plain"):
         monkeypatch.setattr(f"{module}.drop_path", half)
     for space in ("s1", "s5", "nasbench201"):
         logits = []
@@ -233,7 +234,7 @@ needs_compiler = pytest.mark.skipif(
 @needs_compiler
 def test_compiled_cells_search_alike(monkeypatch):
     """Traced and differentiated ahead of time; machine code is not generated here."""
-    monkeypatch.setattr(utils, "COMPILER", "aot_eager")
+    monkeypatch.setattr(devices, "COMPILER", "aot_eager")
     for derivatives in ("difference", "exact"):
         settings = settings_of_201("lambda-darts", batch_size=8, derivatives=derivatives, epsilon_0=1e-2)
         plain = Search201(settings, noise_images(), torch.device("cpu"))
@@ -249,7 +250,7 @@ def test_compiled_cells_search_alike(monkeypatch):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_compiled_edge_of_every_operation_computes_alike(stride):
     torch.manual_seed(0)
-    eager = MixedEdges([(0, 1)], [SPACES["s5"].cells["normal"][0]], 4, [stride], "skip")
+    eager = FastEdges([(0, 1)], [SPACES["s5"].cells["normal"][0]], 4, [stride], "skip")
     compiled = copy.deepcopy(eager)
     compiled.compile(backend="aot_eager")
     x, weights = (
@@ -268,7 +269,7 @@ def test_a_failing_compiler_is_warned_of_once_and_the_search_goes_on(monkeypatch
     def broken(*_):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(utils, "COMPILER", broken)
+    monkeypatch.setattr(devices, "COMPILER", broken)
     try:
         with pytest.warns(UserWarning, match="--compile: goes on without, for it failed: .*") as caught:
             state = small_search(compile=True)

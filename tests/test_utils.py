@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import utils
+from lib import devices, provenance
 
 
 def test_provenance_is_unknown_without_git_and_without_a_package(monkeypatch):
@@ -20,15 +20,15 @@ def test_provenance_is_unknown_without_git_and_without_a_package(monkeypatch):
         return "1.0"
 
     monkeypatch.setattr(subprocess, "run", missing)
-    monkeypatch.setattr(utils, "version", version)
-    said = utils.provenance("python x.py", "cpu")
+    monkeypatch.setattr(provenance, "version", version)
+    said = provenance.provenance("python x.py", "cpu")
     assert said["commit"] == "unknown" and said["command"] == "python x.py"
     assert said["versions"]["torchvision"] == "unknown" and said["versions"]["torch"] == "1.0"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux reports two figures to compare")
 def test_peak_memory_without_proc_is_that_of_the_process(monkeypatch):
-    peak = utils.peak_memory(torch.device("cpu"))
+    peak = devices.peak_memory(torch.device("cpu"))
     monkeypatch.setattr(Path, "exists", lambda path: False)
     # getrusage starts at the memory of the process that started this one, so it can only be larger.
-    assert peak <= utils.peak_memory(torch.device("cpu")) * 1.01 < 4 * peak
+    assert peak <= devices.peak_memory(torch.device("cpu")) * 1.01 < 4 * peak

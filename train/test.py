@@ -8,9 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import cli
-from cli import InputError, blaming
-from lib import options
+from lib import cli, options
+from lib.cli import InputError, blaming
 from lib.options import argument, option
 from lib.settings import DEVICE_HELP
 
@@ -31,16 +30,17 @@ def main() -> None:
 
     import torch
 
-    import data
     from genotypes import Genotype, make_genotype
+    from lib import datasets
+    from lib.batches import Augmentation
     from lib.callbacks import metrics_of
+    from lib.devices import memory_format
     from lib.images import TensorImages
     from lib.retraining import Retraining
     from lib.trainer import epochs_done, make_scorer, network_state, open_checkpoint
     from model import NetworkCIFAR
     from nasbench201.cells import Cell201, parse_cell
     from nasbench201.networks import Network as Network201
-    from utils import memory_format
 
     checkpoint = open_checkpoint(given.checkpoint)
     trainer, device = make_scorer(given.device, checkpoint)
@@ -50,7 +50,7 @@ def main() -> None:
         raise InputError("checkpoint: it is one of imagenet/train.py; expected imagenet/test.py for it")
     with blaming(f"--data: {settings['dataset']}"):
         where, images = given.data or settings["data"], settings.get("images", 0)
-        dataset = data.load(settings["dataset"], where, settings["image_size"], images=images)
+        dataset = datasets.load(settings["dataset"], where, settings["image_size"], images=images)
     with blaming("checkpoint"):
         cell: Genotype | Cell201
         auxiliary: tuple[bool, ...]
@@ -70,7 +70,7 @@ def main() -> None:
             "expected the data set that the network was trained on"
         ) from error
     module = Retraining(network, len(dataset.classes), None, memory_format("auto", device))
-    images = TensorImages(dataset, settings["batch_size"], data.Augmentation.none(dataset), settings["seed"])
+    images = TensorImages(dataset, settings["batch_size"], Augmentation.none(dataset), settings["seed"])
     trainer.test(module, images, verbose=False)
     named = {name.removeprefix("test_"): value for name, value in metrics_of(trainer).items()}
     print(json.dumps({**named, "images": len(dataset.test), "epochs": epochs_done(checkpoint)}))

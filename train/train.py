@@ -18,10 +18,9 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import cli
-from cli import InputError, blaming
 from genotypes import load_genotype
-from lib import launch, options
+from lib import cli, launch, options
+from lib.cli import InputError, blaming
 from lib.options import AtLeastTwo, Channels, Layers, Need, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from lib.settings import ImageSettings, RetrainSettings
 

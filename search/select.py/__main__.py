@@ -12,10 +12,9 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cli
-from cli import InputError
-from files import is_passing
-from lib import options
+from lib import cli, options
+from lib.cli import InputError
+from lib.files import is_passing
 from lib.options import Gate, NonNegativeInt, argument, option
 from lib.settings import DEVICE_HELP
 from nasbench201.settings import SCRIPT as SCRIPT_201

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Measures how much of each module of the root the tests run, in their own process and in the scripts that they start.
 # Fails if the tests run less than 95 % of a module's lines.
-#   bash scripts/coverage.sh [pytest arguments]
+#   bash tools/coverage.sh [pytest arguments]
 set -euo pipefail
 extras=dev,cluster,export
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../scripts/environment.sh"
 "$python" -m pip install --quiet --disable-pip-version-check "coverage~=7.17.4"
 "$python" -m coverage erase
 status=0

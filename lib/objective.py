@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from data import Batch
-from kernels import differentiated_twice
-from regularizers import layer_alignment, layer_alignment_derivative
+from lib.batches import Batch
+from lib.kernels import differentiated_twice
 
 Tensors = Sequence[Tensor]
 Derivatives = Literal["difference", "exact"]
@@ -124,7 +123,7 @@ def norm(tensors: Tensors) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
 
 
-def cosine(a: Tensors, b: Tensors) -> Tensor:
+def cosine_similarity(a: Tensors, b: Tensors) -> Tensor:
     """Cosine between two lists of tensors, each taken as one vector; 0 where one vanishes."""
     lengths = norm(a) * norm(b)
     product = torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
@@ -153,26 +152,6 @@ def central_difference(
     return list(torch._foreach_mul(torch._foreach_sub(list(plus), list(minus)), length / (2 * radius)))
 
 
-def neumann(
-    hessian_vector_product: Callable[[Tensors], Tensors], vector: Tensors, gamma: float, terms: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The Neumann series of the inverse Hessian: gamma * sum_k v_k approaches H^-1 v_0 (iDARTS, equation 9).
-
-    v_0 = vector and v_{k+1} = v_k - gamma H v_k; it converges where |1 - gamma h| < 1 for every eigenvalue h.
-
-    Args:
-        terms: K, the last term's index; 0 leaves v_0 alone.
-
-    Returns:
-        sum_k v_k for k = 0..K, and v_K.
-    """
-    term = total = list(vector)
-    for _ in range(terms):
-        term = [v - gamma * h for v, h in zip(term, hessian_vector_product(term), strict=True)]
-        total = [s + v for s, v in zip(total, term, strict=True)]
-    return total, term
-
-
 class Gradients(NamedTuple):
     """What a pass over a batch leaves."""
 
@@ -180,72 +159,3 @@ class Gradients(NamedTuple):
     logits: Tensor
     parameters: list[Tensor]  # grad_w L; empty where not asked for
     layers: list[Tensor]  # dL/dp_l of the layers asked for
-
-
-class WeightGradient(NamedTuple):
-    """What the weight step needs of a training batch."""
-
-    loss: Tensor
-    logits: Tensor
-    gradient: list[Tensor]  # grad_w L
-    layer_gradients: list[Tensor]  # dL/dp_l of the aligned layers; empty where not asked for
-    regularizer_gradient: list[Tensor]  # grad_w R; empty where there is no regularizer
-
-
-def weight_gradient(objective: Objective, weights: Tensors, batch: Batch, layers: bool = False) -> WeightGradient:
-    """grad_w L, with p as plain numbers; with `layers` also dL/dp_l, which costs no other pass."""
-    return WeightGradient(*objective.gradients(weights, batch, objective.aligned_layers if layers else []), [])
-
-
-def regularized_gradient(
-    objective: Objective,
-    weights: Tensors,
-    batch: Batch,
-    kind: str,
-    derivatives: Derivatives = "difference",
-    epsilon_0: float = 1e-4,
-) -> WeightGradient:
-    """grad_w L and grad_w R(g_1, ..., g_L) on one batch (Λ-DARTS, section 4), g_l = dL/dp_l of the aligned layers.
-
-    grad_w R = grad_w sum_l <u_l, g_l> with u_l = dR/dg_l held fixed: by central differences along u in p, or exactly by
-    a second backward pass.
-
-    Args:
-        kind: a name in REGULARIZERS, or "noise": a random vector of the norm that grad_w R has for "corr".
-        epsilon_0: radius of the differences, over all layers together.
-    """
-    if kind == "noise":
-        result = regularized_gradient(objective, weights, batch, "corr", derivatives, epsilon_0)
-        noise = [torch.randn_like(gradient) for gradient in result.regularizer_gradient]
-        scale = norm(result.regularizer_gradient) / norm(noise)
-        return result._replace(regularizer_gradient=[scale * gradient for gradient in noise])
-
-    if derivatives == "difference":
-        result = weight_gradient(objective, weights, batch, layers=True)
-        aligned = objective.aligned_layers
-
-        def gradient_at(layer_weights: Tensors) -> Tensors:
-            moved = dict(zip(aligned, layer_weights, strict=True))
-            return weight_gradient(
-                objective, [moved.get(layer, weight) for layer, weight in enumerate(weights)], batch
-            ).gradient
-
-        direction = layer_alignment_derivative(result.layer_gradients, kind)
-        point = [weights[layer] for layer in aligned]
-        return result._replace(regularizer_gradient=central_difference(gradient_at, point, direction, epsilon_0))
-
-    parameters = objective.parameters
-    weights = leaves(weights)
-    loss, logits = objective(weights, batch, create_graph=True)
-    wanted = [weights[layer] for layer in objective.aligned_layers]
-    gradients = torch.autograd.grad(loss, [*parameters, *wanted], create_graph=True)
-    gradient, layer_gradients = gradients[: len(parameters)], gradients[len(parameters) :]
-    value = layer_alignment(layer_gradients, kind)
-    regularizer_gradient = torch.autograd.grad(value, parameters, materialize_grads=True)
-    return WeightGradient(
-        loss.detach(),
-        logits.detach(),
-        [g.detach() for g in gradient],
-        [g.detach() for g in layer_gradients],
-        list(regularizer_gradient),
-    )

@@ -1,17 +1,13 @@
-"""Data sets as uint8 tensors on the device, their splits, and batched augmentation there.
-
-Everything random is a function of (seed, epoch): an interrupted run that starts an epoch again sees the same batches.
-"""
+"""Data sets as uint8 tensors, and their splits."""
 
 import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from files import IMAGE_SUFFIXES, is_picture, is_utf8, read_json
+from lib.cli import blaming
+from lib.files import IMAGE_SUFFIXES, is_picture, is_utf8, read_json
+from lib.seeds import shuffled
 
 #: the formats of files.IMAGE_SUFFIXES. Pillow hands some others to other programs, such as PostScript to Ghostscript
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF")
@@ -30,18 +28,6 @@ STATISTICS = {
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "imagenet16-120": ((122.68 / 255, 116.66 / 255, 104.01 / 255), (63.22 / 255, 61.26 / 255, 65.09 / 255)),
 }
-
-
-class Batch(NamedTuple):
-    """A mini-batch, and the seed of whatever is random in the network (`noise`, drop path) when it passes.
-
-    All passes over one batch see the same noise: a difference between two of them is then one of the same function.
-    """
-
-    images: Tensor  # (B, channels, H, W)
-    labels: Tensor  # (B,)
-    seed: int = 0
-    weight: float = 1.0  # of its mean loss, where several batches make a step
 
 
 @dataclass(frozen=True)
@@ -123,6 +109,17 @@ def load(name: str, root: str = "data", image_size: int = 0, download: bool = Fa
     return DataSet(train, test, classes, mean, std, flip=name != "digits")
 
 
+def load_dataset(settings: Any) -> DataSet:
+    """The data set that the flags of `ImageSettings` name.
+
+    Raises:
+        InputError: its files are missing or damaged.
+    """
+    s = settings
+    with blaming(f"--data: {s.dataset}"):
+        return load(s.dataset, s.data, s.image_size, s.download, s.images)
+
+
 def _first(part: ImageSet, images: int, classes: int) -> ImageSet:
     """The first images of each class, as many of each, `images` of them at most.
 
@@ -197,7 +194,7 @@ def _torchvision(name: str, root: str, image_size: int, download: bool) -> tuple
 
 
 def _imagenet16(root: Path, image_size: int, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
-    import imagenet16
+    from lib import imagenet16
 
     if download:
         raise ValueError(f"imagenet16-120 cannot be downloaded from here; {imagenet16.SOURCE}")
@@ -330,168 +327,3 @@ def benchmark_halves(data: ImageSet, path: Path) -> tuple[ImageSet, ImageSet]:
         raise ValueError(f"{path} lists {len(numbers)} images; expected all {len(data)} of the set")
     train, valid = (data.subset(torch.tensor(half, device=data.labels.device)) for half in halves.values())
     return train, valid
-
-
-def random_numbers(device: torch.device | str, *key: int) -> torch.Generator:
-    """A generator whose stream is a function of the numbers in `key`."""
-    return torch.Generator(device).manual_seed(mix(*key))
-
-
-def shuffled(count: int, *key: int) -> Tensor:
-    """The numbers from 0 to `count` - 1 in a random order that is a function of `key`."""
-    return torch.randperm(count, generator=random_numbers("cpu", *key))
-
-
-def mix(*key: int) -> int:
-    """A seed that is a function of the numbers in `key`; keys of one length and other numbers give other seeds."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-
-def on_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A value for each channel, (1, channels, 1, 1), filled on the device: a copy from the host would wait for it."""
-    return torch.stack([torch.full((1, 1), value, device=device) for value in values])[None]
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Crop, flip, normalize and cut out a batch of uint8 images, each image its own draw.
-
-    Attributes:
-        mean, std: of the channels, in units of the full range.
-        padding: zeros around the image before a random crop of its own size; 0 for no crop.
-        flip: mirror half of the images.
-        cutout_length: side of the square set to the mean (Cutout, DeVries and Taylor, 2017), rounded down to even as in
-            DARTS's code; 0 for none.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    padding: int = 0
-    flip: bool = False
-    cutout_length: int = 0
-
-    @classmethod
-    def training(cls, data: DataSet, cutout_length: int = 0) -> "Augmentation":
-        """The papers' for 32 pixels: crop with padding 4, flip, cutout of 16; the padding grows with the image.
-
-        Raises:
-            ValueError: the cutout is as large as the image, or empty.
-        """
-        if cutout_length and not 2 <= cutout_length < data.image_size:
-            raise ValueError(
-                f"{cutout_length}, expected 2 to {data.image_size - 1} for images of {data.image_size} pixels"
-            )
-        return cls(data.mean, data.std, max(1, data.image_size // 8), data.flip, cutout_length)
-
-    @classmethod
-    def none(cls, data: DataSet) -> "Augmentation":
-        """Normalize only."""
-        return cls(data.mean, data.std)
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 (B, channels, H, W) to float32, channels last in memory."""
-        batch, _, height, width = images.shape
-        device = images.device
-        if self.padding or self.flip:
-            images = F.pad(images, (self.padding,) * 4)
-            shift = torch.randint(0, 2 * self.padding + 1, (2, batch, 1), generator=generator, device=device)
-            rows = shift[0] + torch.arange(height, device=device)  # (B, H)
-            columns = shift[1] + torch.arange(width, device=device)  # (B, W)
-            if self.flip:
-                mirrored = torch.rand(batch, 1, generator=generator, device=device) < 0.5
-                columns = torch.where(mirrored, columns.flip(1), columns)
-            index = torch.arange(batch, device=device)[:, None, None]
-            images = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        mean, std = (255 * on_channels(values, device) for values in (self.mean, self.std))
-        output = (images.float() - mean) / std
-        if self.cutout_length:
-            half = self.cutout_length // 2
-            centre = torch.rand(2, batch, 1, generator=generator, device=device)
-            y, x = (centre[0] * height).floor(), (centre[1] * width).floor()  # (B, 1)
-            rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-            inside_y = (rows >= y - half) & (rows < y + half)  # (B, H)
-            inside_x = (columns >= x - half) & (columns < x + half)  # (B, W)
-            output = output.masked_fill((inside_y[:, :, None] & inside_x[:, None, :])[:, None], 0)
-        return output.contiguous(memory_format=torch.channels_last)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The batches of one epoch: a shuffled pass over a set, augmented on its device.
-
-    The last batch may be smaller; one of a single image is left out, for batch norm cannot normalize it.
-
-    Attributes:
-        key: numbers whose function the order and the augmentation are, such as (seed, epoch).
-    """
-
-    data: ImageSet
-    batch_size: int
-    augmentation: Augmentation
-    key: tuple[int, ...] = (0,)
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.data), self.batch_size)
-        return whole + (rest > 1)
-
-    def __iter__(self) -> Iterator[Batch]:
-        device = self.data.labels.device
-        order = shuffled(len(self.data), *self.key, 0).to(device)
-        generator = random_numbers(device, *self.key, 1, 0)
-        for number in range(len(self)):
-            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
-            images = self.augmentation(self.data.images[chosen], generator)
-            yield Batch(images, self.data.labels[chosen], mix(*self.key, 2, 0, number))
-
-
-def cycle(batches: Batches, count: int) -> Iterator[Batch]:
-    """`count` batches, with a new shuffle for each further pass over the set."""
-    repeat = 0
-    while count > 0:
-        for batch in Batches(batches.data, batches.batch_size, batches.augmentation, (*batches.key, repeat)):
-            yield batch
-            count -= 1
-            if count == 0:
-                return
-        repeat += 1
-
-
-class Share(NamedTuple):
-    """One process's images of one pass through the network."""
-
-    indices: Tensor
-    weight: float  # of their mean loss; see `shares`
-
-
-def shares(
-    order: Tensor, batch_size: int, rank: int = 0, world: int = 1, accumulate: int = 1, begin: int = 0
-) -> list[Share]:
-    """What one of several processes does in an epoch: the images of each of its passes.
-
-    A step takes the next `batch_size` images of the order, whatever the number of processes; `accumulate` passes make a
-    step, each with an equal part of its images, and of those every process takes its part. The last step is smaller,
-    and takes fewer passes where that leaves them whole. If it had fewer than two images for each process, which batch
-    norm needs, the step before takes these too.
-
-    Weighted means of the losses of a step's passes, added up over its passes, divided by `accumulate` and averaged over
-    the processes, are the mean over the step's images: that is what Lightning makes of them.
-
-    Args:
-        order: of all images, (N,).
-        accumulate: at most `batch_size` // (2 * `world`).
-        begin: leave out so many passes, which are done already.
-    """
-    smallest = 2 * world
-    steps = list(order.split(batch_size))
-    if len(steps) > 1 and len(steps[-1]) < smallest:
-        steps[-2:] = [torch.cat(steps[-2:])]
-    result = []
-    for number, step in enumerate(steps):
-        passes = accumulate
-        if number == len(steps) - 1:
-            whole = math.ceil(batch_size / accumulate)
-            passes = max(1, min(accumulate, math.ceil(len(step) / whole), len(step) // smallest))
-        for part in step.tensor_split(passes):
-            own = part[rank::world]
-            result.append(Share(own, len(own) * world * accumulate / len(step)))
-    return result[begin:]

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import DepthwiseConv2d, autocasts, average_pool, batch_norm, grouped_conv2d, layout
+from lib.kernels import DepthwiseConv2d, autocasts, average_pool, batch_norm, grouped_conv2d, layout
 from operations import OPERATIONS, drop_path, drops
 from spaces import Candidates
 
@@ -334,7 +334,7 @@ def _arrange(own: dict[str, Pairs], channels: int, stride: int, pool_norm: bool)
     return modules
 
 
-class MixedEdges(nn.Module):
+class FastEdges(nn.Module):
     """All operations on all edges of a cell; a node is the sum of its edges, an edge sum_k p_k op_k(x) + beta * aux(x).
 
     Args:

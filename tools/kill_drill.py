@@ -1,12 +1,12 @@
 """Kill runs at random moments, go on with each, and see that it ends bit for bit like one that was left alone.
 
-    bash scripts/torture.sh                                      # 120 kills, ten of each kind of run
-    python scripts/torture.py --kills 30 --only retraining table --seed 7
+    bash tools/kill_drill.sh                                      # 120 kills, ten of each kind of run
+    python tools/kill_drill.py --kills 30 --only retraining table --seed 7
 
 A run is ended by SIGKILL, SIGTERM or Ctrl-C after a random time, or dies in the midst of a write (die_in_write.py).
 Then the command that its folder asks for is given: --resume where that is a run, the same one where it is not yet.
 It compares all weights, optimizers, alphas, metrics, genotypes, scores and settings, and the names of all files.
-torture.json in the folder has the figures; the exit status is 1 if a run ends otherwise than it should.
+kill_drill.json in the folder has the figures; the exit status is 1 if a run ends otherwise than it should.
 """
 
 import csv
@@ -27,13 +27,12 @@ from typing import Any
 
 import yaml
 
-import cli
-from cli import InputError, blaming
-from files import LOCK, write_atomically
-from lib import options
+from lib import cli, options
+from lib.cli import InputError, blaming
+from lib.files import LOCK, write_atomically
 from lib.options import PositiveInt, Seed, option
 
-PROG = "torture.py"
+PROG = "kill_drill.py"
 ROOT = Path(__file__).resolve().parents[1]
 #: seconds that a stopped process has to end, and an undisturbed one
 STOPPING, ENDING = 120, 900
@@ -80,12 +79,12 @@ KINDS = {
 
 @dataclass
 class Settings:
-    """torture"""
+    """kill_drill"""
 
     kills: PositiveInt = option(120, "Number of kills, divided evenly among the kinds of runs.")
     sigkill: bool = option(False, "End runs by SIGKILL only, at random times and in the middle of writes.")
     only: list[str] | None = option(None, f"Kinds of runs: {', '.join(KINDS)}. By default all.")
-    out: str = option("runs/torture", "Folder to make.")
+    out: str = option("runs/kill_drill", "Folder to make.")
     seed: Seed = option(0, "Seed of the moments.")
 
 
@@ -165,7 +164,7 @@ def disturb(begins: str, run: Path, log: Path, whole: float, moments: random.Ran
     how = moments.choice(("SIGKILL", "write") if sigkill else ("SIGKILL", "SIGTERM", "SIGINT", "write", "write"))
     line = command(begins, run)
     if how == "write":
-        line = ["scripts/die_in_write.py", str(moments.randrange(24)), *line]
+        line = ["tools/die_in_write.py", str(moments.randrange(24)), *line]
     process = start(line, log)
     if how == "write":
         await_end(process, ENDING)
@@ -259,7 +258,7 @@ def differences(run: Path, other: Path) -> Iterator[str]:
         yield f"tensorboard differs in {run} and {other}"
 
 
-def torture(name: str, kills: int, out: Path, moments: random.Random, sigkill: bool = False) -> Figures:
+def kill_repeatedly(name: str, kills: int, out: Path, moments: random.Random, sigkill: bool = False) -> Figures:
     """Kill runs of a kind so many times in all, and compare each with one that was left alone."""
     if name == "imagenet":
         make_pictures(out / "pictures")
@@ -302,7 +301,7 @@ def main() -> None:
             continue
         print(f"{kind}: {kills} kills, {number + 1} of {len(kinds)} kinds of runs", flush=True)
         begun = time.monotonic()
-        results[kind] = figures = torture(kind, kills, out, moments, settings.sigkill)
+        results[kind] = figures = kill_repeatedly(kind, kills, out, moments, settings.sigkill)
         how = ", ".join(f"{count} {name}" for name, count in sorted(figures.kills.items()))
         print(
             f"  {how}; {figures.runs} runs of {figures.files} files compared, "
@@ -313,7 +312,7 @@ def main() -> None:
             print(f"  {fault}", flush=True)
         with blaming("--out"):
             shown = {name: vars(value) for name, value in results.items()}
-            write_atomically(out / "torture.json", json.dumps(shown, indent=1) + "\n")
+            write_atomically(out / "kill_drill.json", json.dumps(shown, indent=1) + "\n")
     faults = sum(len(figures.faults) for figures in results.values())
     kills = sum(figures.kills.total() for figures in results.values())
     print(f"{kills} kills, {faults} faults")

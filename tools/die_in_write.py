@@ -1,4 +1,4 @@
-"""Run a script that is killed in the midst of a write: python scripts/die_in_write.py MOMENT SCRIPT [arguments]
+"""Run a script that is killed in the midst of a write: python tools/die_in_write.py MOMENT SCRIPT [arguments]
 
 A write of files.py has three moments: half of the temporary file is there, all of it is, it has its name. Moment 0 is
 the first of the first write, moment 3 the first of the second.

@@ -22,11 +22,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cli import InputError, blaming
-from files import read_yaml
 from lib import options
+from lib.cli import InputError, blaming
+from lib.files import read_yaml
 
-TABLES = Path(__file__).resolve().parent / "tables"
+TABLES = Path(__file__).resolve().parent.parent / "scripts" / "tables"
 #: the scripts of each step, and the script that scores a retraining
 SCRIPTS = {
     "search": {"search/train_search.py": "", "nasbench201/train_search.py": ""},

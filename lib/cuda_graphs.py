@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from data import Batch
-from gradients import Gradients, Objective, Tensors
+from lib.batches import Batch
+from lib.objective import Gradients, Objective, Tensors
 from operations import drops
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from files import hold, is_passing, is_utf8
+from lib.files import hold, is_passing, is_utf8
 
 
 class InputError(Exception):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests with the oldest or the newest releases that requirements.txt and the extras admit, in an environment of
 # their own (.venv-oldest, .venv-newest; 7 GB each). PYTHON names another interpreter than python3.
-#   bash scripts/versions.sh oldest|newest [pytest arguments]
+#   bash tools/versions.sh oldest|newest [pytest arguments]
 # The oldest releases are the lower bounds themselves; pip reports an error if they conflict.
 set -euo pipefail
 cd "$(dirname "$0")/.."

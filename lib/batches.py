@@ -1,0 +1,178 @@
+"""Batches of images on the device: their order, augmentation, and the share of each process.
+
+Everything random is a function of (seed, epoch): an interrupted run that starts an epoch again sees the same batches.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib.datasets import DataSet, ImageSet
+from lib.seeds import mix, random_numbers, shuffled
+
+
+class Batch(NamedTuple):
+    """A mini-batch, and the seed of whatever is random in the network (`noise`, drop path) when it passes.
+
+    All passes over one batch see the same noise: a difference between two of them is then one of the same function.
+    """
+
+    images: Tensor  # (B, channels, H, W)
+    labels: Tensor  # (B,)
+    seed: int = 0
+    weight: float = 1.0  # of its mean loss, where several batches make a step
+
+
+def on_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A value for each channel, (1, channels, 1, 1), filled on the device: a copy from the host would wait for it."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])[None]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Crop, flip, normalize and cut out a batch of uint8 images, each image its own draw.
+
+    Attributes:
+        mean, std: of the channels, in units of the full range.
+        padding: zeros around the image before a random crop of its own size; 0 for no crop.
+        flip: mirror half of the images.
+        cutout_length: side of the square set to the mean (Cutout, DeVries and Taylor, 2017), rounded down to even as in
+            DARTS's code; 0 for none.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int = 0
+    flip: bool = False
+    cutout_length: int = 0
+
+    @classmethod
+    def training(cls, data: DataSet, cutout_length: int = 0) -> "Augmentation":
+        """The papers' for 32 pixels: crop with padding 4, flip, cutout of 16; the padding grows with the image.
+
+        Raises:
+            ValueError: the cutout is as large as the image, or empty.
+        """
+        if cutout_length and not 2 <= cutout_length < data.image_size:
+            raise ValueError(
+                f"{cutout_length}, expected 2 to {data.image_size - 1} for images of {data.image_size} pixels"
+            )
+        return cls(data.mean, data.std, max(1, data.image_size // 8), data.flip, cutout_length)
+
+    @classmethod
+    def none(cls, data: DataSet) -> "Augmentation":
+        """Normalize only."""
+        return cls(data.mean, data.std)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """uint8 (B, channels, H, W) to float32, channels last in memory."""
+        batch, _, height, width = images.shape
+        device = images.device
+        if self.padding or self.flip:
+            images = F.pad(images, (self.padding,) * 4)
+            shift = torch.randint(0, 2 * self.padding + 1, (2, batch, 1), generator=generator, device=device)
+            rows = shift[0] + torch.arange(height, device=device)  # (B, H)
+            columns = shift[1] + torch.arange(width, device=device)  # (B, W)
+            if self.flip:
+                mirrored = torch.rand(batch, 1, generator=generator, device=device) < 0.5
+                columns = torch.where(mirrored, columns.flip(1), columns)
+            index = torch.arange(batch, device=device)[:, None, None]
+            images = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        mean, std = (255 * on_channels(values, device) for values in (self.mean, self.std))
+        output = (images.float() - mean) / std
+        if self.cutout_length:
+            half = self.cutout_length // 2
+            centre = torch.rand(2, batch, 1, generator=generator, device=device)
+            y, x = (centre[0] * height).floor(), (centre[1] * width).floor()  # (B, 1)
+            rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+            inside_y = (rows >= y - half) & (rows < y + half)  # (B, H)
+            inside_x = (columns >= x - half) & (columns < x + half)  # (B, W)
+            output = output.masked_fill((inside_y[:, :, None] & inside_x[:, None, :])[:, None], 0)
+        return output.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one epoch: a shuffled pass over a set, augmented on its device.
+
+    The last batch may be smaller; one of a single image is left out, for batch norm cannot normalize it.
+
+    Attributes:
+        key: numbers whose function the order and the augmentation are, such as (seed, epoch).
+    """
+
+    data: ImageSet
+    batch_size: int
+    augmentation: Augmentation
+    key: tuple[int, ...] = (0,)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.data), self.batch_size)
+        return whole + (rest > 1)
+
+    def __iter__(self) -> Iterator[Batch]:
+        device = self.data.labels.device
+        order = shuffled(len(self.data), *self.key, 0).to(device)
+        generator = random_numbers(device, *self.key, 1, 0)
+        for number in range(len(self)):
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            images = self.augmentation(self.data.images[chosen], generator)
+            yield Batch(images, self.data.labels[chosen], mix(*self.key, 2, 0, number))
+
+
+def cycle(batches: Batches, count: int) -> Iterator[Batch]:
+    """`count` batches, with a new shuffle for each further pass over the set."""
+    repeat = 0
+    while count > 0:
+        for batch in Batches(batches.data, batches.batch_size, batches.augmentation, (*batches.key, repeat)):
+            yield batch
+            count -= 1
+            if count == 0:
+                return
+        repeat += 1
+
+
+class Share(NamedTuple):
+    """One process's images of one pass through the network."""
+
+    indices: Tensor
+    weight: float  # of their mean loss; see `shares`
+
+
+def shares(
+    order: Tensor, batch_size: int, rank: int = 0, world: int = 1, accumulate: int = 1, begin: int = 0
+) -> list[Share]:
+    """What one of several processes does in an epoch: the images of each of its passes.
+
+    A step takes the next `batch_size` images of the order, whatever the number of processes; `accumulate` passes make a
+    step, each with an equal part of its images, and of those every process takes its part. The last step is smaller,
+    and takes fewer passes where that leaves them whole. If it had fewer than two images for each process, which batch
+    norm needs, the step before takes these too.
+
+    Weighted means of the losses of a step's passes, added up over its passes, divided by `accumulate` and averaged over
+    the processes, are the mean over the step's images: that is what Lightning makes of them.
+
+    Args:
+        order: of all images, (N,).
+        accumulate: at most `batch_size` // (2 * `world`).
+        begin: leave out so many passes, which are done already.
+    """
+    smallest = 2 * world
+    steps = list(order.split(batch_size))
+    if len(steps) > 1 and len(steps[-1]) < smallest:
+        steps[-2:] = [torch.cat(steps[-2:])]
+    result = []
+    for number, step in enumerate(steps):
+        passes = accumulate
+        if number == len(steps) - 1:
+            whole = math.ceil(batch_size / accumulate)
+            passes = max(1, min(accumulate, math.ceil(len(step) / whole), len(step) // smallest))
+        for part in step.tensor_split(passes):
+            own = part[rank::world]
+            result.append(Share(own, len(own) * world * accumulate / len(step)))
+    return result[begin:]

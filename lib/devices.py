@@ -1,0 +1,153 @@
+"""Devices: which one a run computes on, and how torch computes there."""
+
+import ctypes
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib.cli import InputError
+
+
+def check_device(device: str, count: int = 1) -> tuple[str, int | list[int]]:
+    """The accelerator ("cpu", "cuda" or "mps") and the devices, as Lightning takes them, that --device means.
+
+    Args:
+        count: how many of them (--devices).
+
+    Raises:
+        InputError: there are no such devices here.
+    """
+    accelerator, _, index = device.partition(":")
+    if accelerator not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise InputError(f"--device: {device!r}, expected auto, cpu, cuda, cuda:N or mps")
+    # Processes on a CPU share its cores; two may be tried anywhere.
+    cores = max(2, os.cpu_count() or 1)
+    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": cores}
+    if accelerator == "auto":
+        accelerator = next(name for name, number in here.items() if number)
+    if not here[accelerator]:
+        raise InputError(f"--device: {device!r}, but this machine has no {accelerator} device; expected cpu or auto")
+    if index and (accelerator != "cuda" or int(index) >= here["cuda"]):
+        raise InputError(f"--device: {device!r}, but this machine has {here['cuda']} cuda device(s)")
+    most = 1 if index else here[accelerator]
+    if count > most:
+        raise InputError(f"--devices: {count}, but with --device {device} there are {most}; expected at most that many")
+    return accelerator, [int(index)] if index else count
+
+
+def prepare_device(device: str, tf32: bool = False, deterministic: bool = False) -> torch.device:
+    """The device that --device means, and how torch computes on it.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    accelerator, devices = check_device(device)
+    set_up_libraries(tf32, deterministic)
+    if accelerator != "cuda":
+        return torch.device(accelerator)
+    found = torch.device("cuda", devices[0] if isinstance(devices, list) else 0)
+    torch.cuda.set_device(found)  # CUDA graphs are captured on the current device
+    return found
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of a forward pass: bfloat16 or float16 for the "mixed" precisions."""
+    if not precision.endswith("-mixed"):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision.startswith("bf16") else torch.float16)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Create tensors of this type where none is asked for."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def memory_format(setting: str, device: torch.device) -> torch.memory_format:
+    """The memory format of images and weights that --memory_format means; "auto" is channels last on a CPU only."""
+    if setting == "auto":
+        setting = "channels_last" if device.type == "cpu" else "contiguous"
+    return torch.channels_last if setting == "channels_last" else torch.contiguous_format
+
+
+def set_up_libraries(tf32: bool, deterministic: bool = False) -> None:
+    """How the libraries under torch compute, for the whole process.
+
+    Args:
+        tf32: GPUs may round the float32 factors of convolutions to TensorFloat-32; never those of matrix products,
+            because mixing weights are among them.
+        deterministic: only by algorithms that give the same bits each time; where there is none, torch raises.
+    """
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        # Keep freed memory for the next step: glibc hands back large blocks, and fetching them again, page by page,
+        # took half of the time of a training step on two cores. (M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h)
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)
+        library.mallopt(-1, -1)
+
+
+#: torch.compile's backend
+COMPILER = "inductor"
+
+
+def compile_parts(network: nn.Module, parts: Sequence[nn.Module], passes: Callable[[], object]) -> bool:
+    """Compile parts of a network (torch.compile), and try them; where that fails all goes on without, with one warning.
+
+    Args:
+        passes: runs the network forth and back in every way that is to come; the buffers are restored afterwards.
+
+    Returns:
+        Whether the parts are compiled.
+    """
+    import torch._dynamo  # takes two seconds
+
+    # There is one compiled function for each shape and each set of gradients.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(parts))
+    for part in parts:
+        part.compile(backend=COMPILER)
+    kept = [buffer.clone() for buffer in network.buffers()]
+    try:
+        passes()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"--compile: goes on without, for it failed: {reason}", stacklevel=2)
+        torch.compiler.set_stance("force_eager")
+        return False
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), kept, strict=True):
+                buffer.copy_(value)
+    return True
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory that was in use, in MiB: of the GPU's tensors, or of this process where there is no GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where rusage's figure begins with that of the parent process
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
+    import resource  # of Unix alone
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,0 +1,44 @@
+"""A check that losses, gradients and alpha are finite."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class FiniteCheck:
+    """Looks whether numbers are finite: at every step on a CPU, every fiftieth on a GPU, which would be waited for.
+
+    Args:
+        device: of the numbers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._every = 1 if device.type == "cpu" else 50
+        self._seen: list[tuple[int, int, tuple[str, ...], Tensor]] = []
+
+    def add(self, epoch: int, step: int, values: Mapping[str, Tensor]) -> None:
+        """Note the scalars of a step, both counted from 0, in the order in which they were computed.
+
+        Raises:
+            FloatingPointError: one of this or an earlier step is not finite; it names epoch, step and quantity.
+        """
+        self._seen.append((epoch, step, tuple(values), torch.stack([value.float() for value in values.values()])))
+        if len(self._seen) >= self._every:
+            self.check()
+
+    def check(self) -> None:
+        """Look at what was noted since the last time, as before a checkpoint.
+
+        Raises:
+            FloatingPointError: as `add`.
+        """
+        if not self._seen:
+            return
+        seen, self._seen = self._seen, []
+        values = iter(torch.cat([numbers for *_, numbers in seen]).tolist())  # waits once
+        for epoch, step, names, _ in seen:
+            for name, value in zip(names, values, strict=False):
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"{name} is {value} in epoch {epoch + 1}, step {step + 1}")

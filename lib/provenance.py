@@ -1,0 +1,47 @@
+"""How a run was made: config.yaml of its folder."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lib.files import write_atomically
+
+PACKAGES = ("torch", "torchvision", "pytorch_lightning", "numpy")
+
+
+def provenance(command: str, device: str) -> dict[str, Any]:
+    """How a run was made: the command, the commit, the versions and the device."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    return {"command": command, "commit": _commit(), "device": device, "versions": versions}
+
+
+def _commit() -> str:
+    """The commit of this source tree, with "+changes" where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if changed.strip() else "")
+
+
+def write_config(folder: Path, settings: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """config.yaml: the resolved settings at the top level, so that --config takes the file, and their provenance.
+
+    Where the run lies is no setting: the file makes another run, in another folder.
+    """
+    settings = {name: value for name, value in settings.items() if name not in ("save", "resume")}
+    write_atomically(
+        folder / "config.yaml", yaml.safe_dump({**settings, "provenance": dict(origin)}, sort_keys=False, width=120)
+    )

@@ -1,6 +1,10 @@
-"""The architecture: its parameters alpha, the mixing weights they stand for, and the gradient that moves them."""
+"""The architecture: its parameters alpha, their mixing weights, and the gradient that moves them.
 
-from collections.abc import Callable, Mapping
+The gradient is dL_val/dp of each layer: at the current weights (first order), after one weight step (unrolled), or by
+the implicit function theorem (implicit).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,12 +20,9 @@ class Architecture(nn.Module):
     """alpha of each kind of cell, (edges, operations) each, shared by all cells of the kind.
 
     Args:
-        shapes: of alpha, for each kind of cell.
-        relaxation: "softmax", where alpha starts at 1e-3 * standard normal as in DARTS, or "sigmoid", where it starts
-            at 0 as in FairDARTS.
-
-    Attributes:
-        fixed: for each kind, mixing weights that alpha no longer decides, (edges, operations); nan where it does.
+        shapes: The shape of alpha for each kind of cell.
+        relaxation: "softmax" (DARTS), for which alpha starts at 1e-3 * standard normal, or "sigmoid" (FairDARTS), for
+            which it starts at 0.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], relaxation: Relaxation = "softmax") -> None:
@@ -33,21 +34,27 @@ class Architecture(nn.Module):
                 for kind, shape in shapes.items()
             }
         )
-        self.fixed = {kind: torch.full_like(alpha, torch.nan) for kind, alpha in self.alphas.items()}
+        for kind, alpha in self.alphas.items():
+            self.register_buffer(f"fixed_{kind}", torch.full_like(alpha, torch.nan))
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """Mixing weights that DARTS-PT has decided, for each kind of cell; nan where alpha still decides."""
+        return {kind: self.get_buffer(f"fixed_{kind}") for kind in self.alphas}
 
     def mixing_weights(self) -> dict[str, Tensor]:
         """p = softmax(alpha) on each edge (DARTS, equation 2), or sigmoid(alpha) (FairDARTS, section 3.2)."""
+        fixed = self.fixed
         return {
-            kind: torch.where(self.fixed[kind].isnan(), relax(alpha, self.relaxation), self.fixed[kind])
+            kind: torch.where(fixed[kind].isnan(), relax(alpha, self.relaxation), fixed[kind])
             for kind, alpha in self.alphas.items()
         }
 
-    def gradients(self, kinds: list[str], layer_gradients: Tensors) -> list[Tensor]:
-        """dL/dalpha of dL/dp_l, by the chain rule: cells of a kind share alpha, so their gradients add up.
+    def gradients(self, kinds: Sequence[str], layer_gradients: Tensors) -> list[Tensor]:
+        """dL/dalpha, from the dL/dp_l of all layers: cells of a kind share alpha, so their gradients add up.
 
         Args:
-            kinds: the kind of each layer.
-            layer_gradients: dL/dp_l of every layer.
+            kinds: The kind of each layer.
 
         Returns:
             One gradient for each alpha, in the order of `parameters()`.
@@ -61,20 +68,20 @@ class Architecture(nn.Module):
 
 
 def relax(alpha: Tensor, relaxation: Relaxation) -> Tensor:
-    """Mixing weights of alpha, (..., operations)."""
+    """The mixing weights of alpha (..., operations)."""
     return alpha.softmax(dim=-1) if relaxation == "softmax" else alpha.sigmoid()
 
 
 class ArchitectureGradient(NamedTuple):
-    """What the alpha step needs, and the validation batch's figures."""
+    """The gradient of a validation batch that the alpha step needs, and its parts."""
 
     loss: Tensor
     logits: Tensor
     direct: list[Tensor]  # dL_val/dp_l of every layer, at fixed weights; at w' in the unrolled gradient
-    indirect: Tensors = ()  # what the weights' answer to p adds to it; empty in the first-order gradient
+    indirect: Tensors = ()  # the part through the weights, which depend on p; empty in the first-order gradient
     mixed: Tensors = ()  # d2L_train / dp_l dw . v, of which `indirect` is a multiple
-    noise: Tensors = ()  # what the released iDARTS leaves in the weights after its differences
-    residual: Tensor | None = None  # |v_0 - H (gamma s)| / |v_0| of the Neumann series, where asked for
+    noise: Tensors = ()  # the change of the weights by the differences of iDARTS's released code
+    residual: Tensor | None = None  # |v_0 - H (gamma s)| / |v_0| of the Neumann series, if requested
 
     @property
     def total(self) -> list[Tensor]:
@@ -106,8 +113,8 @@ def unrolled(
     gradient = grad_p L_val(w', p) - xi * d2L_train / dp dw . v, with v = grad_w' L_val(w', p).
 
     Args:
-        xi: the weights' current learning rate.
-        momentum_buffers: the weights' optimizer's, in the order of the parameters; zeros before its first step.
+        xi: The current learning rate of the weights.
+        momentum_buffers: The momentum of each parameter; zeros before the first step.
         radius: |eps v| of the differences.
     """
     parameters = objective.parameters
@@ -144,16 +151,16 @@ def implicit(
     radius: float = 0.01,
     residual: bool = False,
 ) -> ArchitectureGradient:
-    """grad_p L_val(w*(p), p) for each layer by the implicit function theorem, H^-1 by a Neumann series (iDARTS).
+    """grad_p L_val(w*(p), p) for each layer by the implicit function theorem, with a Neumann series for H^-1 (iDARTS).
 
-    gradient = grad_p L_val - gamma * d2L_train / dp dw . s, s = sum_{k=0..K} (I - gamma H)^k v_0 (equation 9), where
-    v_0 = grad_w L_val and H = d2L_train / dw2, whose products with vectors are exact, on one training batch.
+    gradient = grad_p L_val - gamma * d2L_train / dp dw . s, s = sum_{k=0..K} (I - gamma H)^k v_0 (equation 9), with
+    v_0 = grad_w L_val and H = d2L_train / dw2. Hessian-vector products are exact, on one training batch.
 
     Args:
-        gamma: the weights' current learning rate.
+        gamma: The current learning rate of the weights.
         terms: K.
-        radius: |R v_0| of the differences w +- R s, which take the mixed derivative.
-        residual: also |v_0 - H (gamma s)| / |v_0|, at the price of one more Hessian-vector product.
+        radius: |R v_0| of the differences w +- R s.
+        residual: Compute |v_0 - H (gamma s)| / |v_0| too, which takes one more Hessian-vector product.
     """
     parameters = objective.parameters
     weights = leaves(weights)
@@ -195,10 +202,10 @@ def neumann(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The Neumann series of the inverse Hessian: gamma * sum_k v_k approaches H^-1 v_0 (iDARTS, equation 9).
 
-    v_0 = vector and v_{k+1} = v_k - gamma H v_k; it converges where |1 - gamma h| < 1 for every eigenvalue h.
+    v_0 = vector and v_{k+1} = v_k - gamma H v_k. It converges if |1 - gamma h| < 1 for every eigenvalue h of H.
 
     Args:
-        terms: K, the last term's index; 0 leaves v_0 alone.
+        terms: K, the index of the last term.
 
     Returns:
         sum_k v_k for k = 0..K, and v_K.
@@ -213,7 +220,7 @@ def neumann(
 def _mixed_difference(
     objective: Objective, weights: Tensors, batch: Batch, vector: Tensors, radius: float, measure: Tensors
 ) -> list[Tensor]:
-    """d2L / dp_l dw . vector by differences in w, their step measured by `measure`."""
+    """d2L / dp_l dw . vector by differences in w, with a step of radius / |measure|."""
 
     def gradient_at(point: Tensors) -> Tensors:
         loss, _ = objective(weights, batch, objective.named(point))

@@ -1,17 +1,16 @@
-"""The mixed operations of a supernet's cell, sum_k p_k op_k(x) on every edge (DARTS, equation 2), arranged for speed.
+"""The mixed operations of a supernet's cell, arranged for speed: a drop-in for `model_search.MixedEdges`.
 
-benchmarks/plain.py computes the same with a module for every operation of every edge. Here the operations are
-arranged by the state that they read:
+The operations are grouped by the state that they read:
 
-- ReLU, pooling and its batch norm depend on that state alone: they are computed once for all the edges that leave it.
-- The weights that an operation has on these edges lie in one tensor. On a GPU the edges are computed together, their
-  channels side by side, by grouped convolutions; on a CPU, where these are slow, one after another.
-- A mixing weight is the scale of its operation's last batch norm, so that weighting costs no pass over the images.
+- ReLU, pooling and the batch norm behind pooling depend on that state alone. They are computed once for all edges.
+- The weights of an operation on these edges lie in one tensor. On a GPU, grouped convolutions compute the edges
+  together, with their channels side by side. On a CPU, where grouped convolutions are slow,
+  they are computed one after another.
+- A mixing weight is the scale of its operation's last batch norm, so that weighting needs no pass over the images.
 - `none` costs nothing.
 
-Below, a pair is an edge and an operation's place among that edge's candidates: the place of a mixing weight. A list of
-`parts` is what belongs to several pairs: one tensor (B, pairs * C, H, W) where these are computed together, else a
-tensor (B, C, H, W) for each.
+Below, a pair (edge, candidate) is the place of a mixing weight. The tensors of several pairs are a list: one tensor
+(B, pairs * C, H, W) if the pairs are computed together, else one tensor (B, C, H, W) for each pair.
 """
 
 from collections.abc import Sequence
@@ -23,29 +22,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.kernels import DepthwiseConv2d, autocasts, average_pool, batch_norm, grouped_conv2d, layout
-from operations import OPERATIONS, drop_path, drops
+from operations import OPERATIONS, drop_path, drops, every_second_pixel
 from spaces import Candidates
 
+#: (edge, index among the edge's candidates)
 Pairs = list[tuple[int, int]]
-#: what is added to the edges named, side by side: (B, edges * C, H, W)
+#: Edges, and the tensor (B, edges * C, H, W) that is added to the nodes that they lead to.
 Term = tuple[Sequence[int], Tensor]
 
 
 class State(NamedTuple):
-    """A state of a cell, as the operations that leave it read it."""
+    """A state of a cell, the input of the operations on the edges that leave it."""
 
     x: Tensor  # (B, C, H, W)
     activated: Tensor  # ReLU(x)
-    together: bool  # whether pairs are computed side by side
+    together: bool  # pairs are computed together, with their channels side by side
     drop_path_prob: float | Tensor
 
     def repeated(self, edges: int) -> list[Tensor]:
-        """ReLU(x) for so many edges."""
+        """ReLU(x) for each of several edges."""
         x = self.activated
         return [_side_by_side(x, edges)] if self.together else [x] * edges
 
     def drop(self, parts: list[Tensor], pairs: int) -> list[Tensor]:
-        """Drop path on each of the pairs, where the search has it."""
+        """Apply drop path to each of the pairs."""
         if not drops(self.drop_path_prob):
             return parts
         return [drop_path(part, self.drop_path_prob, pairs // len(parts)) for part in parts]
@@ -71,18 +71,18 @@ def _split(tensor: Tensor, parts: int, dim: int = 0) -> Sequence[Tensor]:
 
 
 class Norm(nn.Module):
-    """Batch norm with the mixing weights for its scale, and no shift: p * (y - mean) / std."""
+    """Batch norm without shift, scaled by the mixing weights: p * (y - mean) / std."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
 
     def forward(self, parts: Sequence[Tensor], weights: Tensor | None = None) -> list[Tensor]:
-        """Of parts, under their mixing weights (pairs,) where given."""
+        """Normalize each tensor, and scale it by the mixing weights (pairs,)."""
         n = len(parts)
         scales: Sequence[Tensor | None] = [None] * n
         if weights is not None:
-            # Contiguous in memory even for a single pair: the library's kernel takes that for granted.
+            # The kernel of torch requires contiguous memory, even for a single pair.
             scales = _split(weights[:, None].expand(-1, self.channels).flatten().contiguous(), n)
         return [batch_norm(y, None, None, scale, None, True) for y, scale in zip(parts, scales, strict=True)]
 
@@ -93,7 +93,6 @@ class Depthwise(DepthwiseConv2d):
     def __init__(self, edges: int, channels: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__(edges * channels, kernel_size, stride, dilation)
 
-    # of parts, where its base takes a tensor
     def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
         kernels = _split(self.weight, len(parts))
         stride, dilation = self.stride[0], self.dilation[0]
@@ -106,41 +105,41 @@ class Pointwise(nn.Conv2d):
     def __init__(self, pairs: int, channels: int) -> None:
         super().__init__(pairs * channels, pairs * channels, 1, groups=pairs, bias=False)
 
-    # of parts, where its base takes a tensor
     def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
         n = len(parts)
         return [grouped_conv2d(x, w, self.groups // n) for x, w in zip(parts, _split(self.weight, n), strict=True)]
 
 
+class ReLUs(nn.Module):
+    """In-place ReLU; the inputs have no other users."""
+
+    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [F.relu_(part) for part in parts]
+
+
 class Separables(nn.Module):
     """`sep_conv_kxk` and `dil_conv_kxk` on the edges that leave a state.
 
-    All end in a depthwise and a pointwise convolution and a batch norm. `dil_conv` has only these, with dilation 2;
-    `sep_conv` has a stage of these before, and a ReLU in between.
+    Both end in a depthwise convolution, a pointwise convolution and a batch norm. `dil_conv` is only these, with
+    dilation 2. `sep_conv` applies these twice, with a ReLU in between.
 
     Args:
-        own: name -> its pairs.
+        pairs_of: The pairs of each operation, by name.
     """
 
-    def __init__(self, own: dict[str, Pairs], channels: int, stride: int) -> None:
+    def __init__(self, pairs_of: dict[str, Pairs], channels: int, stride: int) -> None:
         super().__init__()
-        self.pairs = [pair for pairs in own.values() for pair in pairs]
-        #: the edges of each of the operations
-        self.edges = [[edge for edge, _ in pairs] for pairs in own.values()]
+        self.pairs = [pair for pairs in pairs_of.values() for pair in pairs]
+        self.edges = [[edge for edge, _ in pairs] for pairs in pairs_of.values()]
         self.stages = nn.ModuleList()
-        for name, pairs in own.items():
+        for name, pairs in pairs_of.items():
             edges, kernel_size = len(pairs), int(name[-1])
             if name.startswith("dil"):
-                stage = nn.Sequential(Depthwise(edges, channels, kernel_size, stride, dilation=2))
+                layers: list[nn.Module] = [Depthwise(edges, channels, kernel_size, stride, dilation=2)]
             else:
-                stage = nn.Sequential(
-                    Depthwise(edges, channels, kernel_size, stride),
-                    Pointwise(edges, channels),
-                    Norm(channels),
-                    ReLUs(),
-                    Depthwise(edges, channels, kernel_size),
-                )
-            self.stages.append(stage)
+                first = [Depthwise(edges, channels, kernel_size, stride), Pointwise(edges, channels)]
+                layers = [*first, Norm(channels), ReLUs(), Depthwise(edges, channels, kernel_size)]
+            self.stages.append(nn.Sequential(*layers))
         self.pointwise = Pointwise(len(self.pairs), channels)
         self.norm = Norm(channels)
 
@@ -155,41 +154,34 @@ class Separables(nn.Module):
         return _terms(self.pairs, parts)
 
 
-class ReLUs(nn.Module):
-    """ReLU of parts that nothing else holds."""
-
-    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        return [F.relu_(part) for part in parts]
-
-
 class Shared(nn.Module):
-    """Pooling, followed by batch norm in DARTS's supernet, and `skip_connect` of stride 1: computed once for all edges.
+    """Pooling and `skip_connect` of stride 1, computed once for all edges.
 
     Args:
-        own: name -> its pairs.
-        pool_norm: whether there is that batch norm.
+        pairs_of: The pairs of each operation, by name.
+        pool_norm: Put a batch norm behind pooling.
     """
 
-    def __init__(self, own: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> None:
+    def __init__(self, pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> None:
         super().__init__()
         self.stride = stride
-        self.own = own
-        self.pairs = [pair for pairs in own.values() for pair in pairs]
-        self.norm = Norm(channels) if pool_norm and any("pool" in name for name in own) else None
+        self.pairs_of = pairs_of
+        self.pairs = [pair for pairs in pairs_of.values() for pair in pairs]
+        self.norm = Norm(channels) if pool_norm and any("pool" in name for name in pairs_of) else None
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
-        pools = [self._pool(state.x, name) for name in self.own if "pool" in name]
+        pools = [self._pool(state.x, name) for name in self.pairs_of if "pool" in name]
         if self.norm is not None:
             parts = [torch.cat(pools, dim=1)] if state.together else pools
             pools = [y for part in self.norm(parts) for y in _split(part, len(pools) // len(parts), dim=1)]
         rest = iter(pools)
-        outputs = [next(rest) if "pool" in name else state.x for name in self.own]
-        edges = [[edge for edge, _ in pairs] for pairs in self.own.values()]
+        outputs = [next(rest) if "pool" in name else state.x for name in self.pairs_of]
+        edges = [[edge for edge, _ in pairs] for pairs in self.pairs_of.values()]
         if state.together and not drops(state.drop_path_prob) and all(other == edges[0] for other in edges):
             return [((edge,), y) for edge, y in zip(edges[0], _mix(outputs, weights), strict=True)]
         terms: list[Term] = []
         scales = iter(weights.unbind())
-        for (name, pairs), y in zip(self.own.items(), outputs, strict=True):
+        for (name, pairs), y in zip(self.pairs_of.items(), outputs, strict=True):
             for edge, _ in pairs:
                 (dropped,) = [y] if name == "skip_connect" else state.drop([y], 1)
                 terms.append(((edge,), dropped * next(scales)))
@@ -202,13 +194,9 @@ class Shared(nn.Module):
 
 
 def _mix(outputs: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
-    """sum_k p_k y_k for each of several edges, of the same y_k (B, C, H, W).
-
-    Args:
-        weights: (operations * edges,).
-    """
+    """sum_k p_k y_k for several edges with the same outputs y_k (B, C, H, W). weights: (operations * edges,)."""
     last = layout(outputs[0]) is torch.channels_last
-    # In float32 at least: mixing weights must not be rounded to bfloat16.
+    # Autocast would round the mixing weights to bfloat16.
     with torch.autocast(weights.device.type, enabled=False) if autocasts(weights.device) else nullcontext():
         stacked = torch.stack([y.permute(0, 2, 3, 1) if last else y for y in outputs]).to(weights.dtype)
         # (edges, operations) @ (operations, pixels)
@@ -218,7 +206,7 @@ def _mix(outputs: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
 
 
 class Convs(nn.Module):
-    """`nor_conv_kxk`: ReLU, convolution, batch norm; the edges are channels of one convolution's output."""
+    """`nor_conv_kxk`: ReLU, convolution, batch norm. One convolution computes all edges, as channels of its output."""
 
     def __init__(self, pairs: Pairs, channels: int, kernel_size: int, stride: int) -> None:
         super().__init__()
@@ -243,15 +231,11 @@ class FactorizedReduces(nn.Module):
         self.norm = Norm(channels)
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
-        x, edges = state.activated, len(self.pairs)
-        odd = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
-        x = F.pad(x, odd) if any(odd) else x
-        pixels = (x[:, :, ::2, ::2], x[:, :, 1::2, 1::2])
+        edges = len(self.pairs)
         n = 1 if state.together else edges
-        outputs = [
-            [F.conv2d(y, w) for w in _split(conv.weight, n)]
-            for y, conv in zip(pixels, (self.conv_1, self.conv_2), strict=True)
-        ]
+        pixels = every_second_pixel(state.activated)
+        convs = zip(pixels, (self.conv_1, self.conv_2), strict=True)
+        outputs = [[F.conv2d(y, w) for w in _split(conv.weight, n)] for y, conv in convs]
         halves = [[half for y in ys for half in _split(y, edges // n, dim=1)] for ys in outputs]
         in_order = [half for both in zip(*halves, strict=True) for half in both]
         size = len(in_order) // n
@@ -260,7 +244,7 @@ class FactorizedReduces(nn.Module):
 
 
 class Modules(nn.Module):
-    """Any other operation of operations.OPERATIONS: a module for each pair."""
+    """Any other operation: one module for each pair."""
 
     def __init__(self, name: str, pairs: Pairs, channels: int, stride: int) -> None:
         super().__init__()
@@ -272,57 +256,52 @@ class Modules(nn.Module):
         return [((edge,), state.drop([part], 1)[0]) for (edge, _), part in zip(self.pairs, parts, strict=True)]
 
 
-#: some of the operations that leave a state
+#: A group of the operations that leave a state.
 Operations = Separables | Shared | Convs | FactorizedReduces | Modules
 
 
-class AuxiliaryConvs(nn.Module):
-    """DARTS-'s learnable auxiliary skip: a 1x1 convolution that begins as an identity."""
-
-    def __init__(self, edges: list[int], channels: int) -> None:
-        super().__init__()
-        self.edges = edges
-        self.conv = nn.Conv2d(channels, len(edges) * channels, 1, bias=False)
-        nn.init.dirac_(self.conv.weight, groups=len(edges))
-
-    def forward(self, state: State, skip_beta: float | Tensor) -> list[Term]:
-        kernels = _split(self.conv.weight * skip_beta, 1 if state.together else len(self.edges))
-        return _terms([(edge, 0) for edge in self.edges], [F.conv2d(state.x, w) for w in kernels])
-
-
 class AuxiliarySkips(nn.Module):
-    """DARTS-'s auxiliary skip without weights, or a factorized reduction at stride 2."""
+    """DARTS-'s auxiliary skip connections; see `operations.make_auxiliary`."""
 
-    def __init__(self, edges: list[int], channels: int, stride: int) -> None:
+    def __init__(self, kind: str, edges: list[int], channels: int, stride: int) -> None:
         super().__init__()
-        self.edges = edges
-        self.reduce = None if stride == 1 else FactorizedReduces([(edge, 0) for edge in edges], channels)
+        self.pairs = [(edge, 0) for edge in edges]
+        self.reduce = FactorizedReduces(self.pairs, channels) if stride != 1 else None
+        self.conv: nn.Conv2d | None = None
+        if kind == "conv1" and stride == 1:
+            self.conv = nn.Conv2d(channels, len(edges) * channels, 1, bias=False)
+            nn.init.dirac_(self.conv.weight, groups=len(edges))
 
     def forward(self, state: State, skip_beta: float | Tensor) -> list[Term]:
         if self.reduce is not None:
-            beta = skip_beta * state.x.new_ones(len(self.edges))
+            beta = skip_beta * state.x.new_ones(len(self.pairs))
             return self.reduce(state._replace(drop_path_prob=0.0), beta)
+        if self.conv is not None:
+            kernels = _split(self.conv.weight * skip_beta, 1 if state.together else len(self.pairs))
+            return _terms(self.pairs, [F.conv2d(state.x, w) for w in kernels])
         output = skip_beta * state.x
-        return [((edge,), output) for edge in self.edges]
+        return [((edge,), output) for edge, _ in self.pairs]
 
 
 def _terms(pairs: Pairs, parts: list[Tensor]) -> list[Term]:
-    """Each part with its edges."""
+    """Each tensor with its edges."""
     size = len(pairs) // len(parts)
     edges = [edge for edge, _ in pairs]
     return [(edges[part * size : (part + 1) * size], y) for part, y in enumerate(parts)]
 
 
-def _arrange(own: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> list[Operations]:
-    """The operations, by name and pairs, that leave a state."""
+def _arrange(pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> list[Operations]:
+    """The operations that leave a state, grouped by how they are computed."""
     modules: list[Operations] = []
-    separable = {name: pairs for name, pairs in own.items() if name.startswith(("sep_conv", "dil_conv"))}
-    shared = {name: pairs for name, pairs in own.items() if "pool" in name or (name == "skip_connect" and stride == 1)}
+    separable = {name: pairs for name, pairs in pairs_of.items() if name.startswith(("sep_conv", "dil_conv"))}
+    shared = {
+        name: pairs for name, pairs in pairs_of.items() if "pool" in name or (name == "skip_connect" and stride == 1)
+    }
     if separable:
         modules.append(Separables(separable, channels, stride))
     if shared:
         modules.append(Shared(shared, channels, stride, pool_norm))
-    for name, pairs in own.items():
+    for name, pairs in pairs_of.items():
         if name in separable or name in shared:
             continue
         if name == "skip_connect":
@@ -335,17 +314,17 @@ def _arrange(own: dict[str, Pairs], channels: int, stride: int, pool_norm: bool)
 
 
 class FastEdges(nn.Module):
-    """All operations on all edges of a cell; a node is the sum of its edges, an edge sum_k p_k op_k(x) + beta * aux(x).
+    """All operations on all edges of a cell, a drop-in for `model_search.MixedEdges`.
 
     Args:
-        edges: (source state, target state) of each, in the order of the rows of the mixing weights.
-        candidates: the operations of each edge.
-        strides: of each edge, 1 or 2; the same for all that leave a state.
+        edges: (source state, target state) of each edge, in the order of the rows of the mixing weights.
+        candidates: The operations of each edge.
+        strides: The stride of each edge, 1 or 2; equal for all edges that leave a state.
         auxiliary_skip: "skip" or "conv1" for DARTS-'s auxiliary skip connection (ICLR 2021, section 3.2), or "none".
-        pool_norm: a batch norm behind pooling, as in DARTS; NAS-Bench-201 has none.
+        pool_norm: Put a batch norm behind pooling, as DARTS does; NAS-Bench-201 does not.
 
     Attributes:
-        together: whether the edges that leave a state are computed side by side; None for on any device but a CPU.
+        together: Compute the edges that leave a state side by side. None does so on every device but a CPU.
     """
 
     places: Tensor
@@ -363,30 +342,28 @@ class FastEdges(nn.Module):
         self.edges, self.candidates, self.channels, self.strides = edges, candidates, channels, strides
         self.auxiliary_skip, self.pool_norm = auxiliary_skip, pool_norm
         self.together: bool | None = None
-        #: the operations that leave each state, by its number
+        #: The operations that leave each state, by the number of the state.
         self.operations, self.auxiliaries = nn.ModuleDict(), nn.ModuleDict()
         places: list[int] = []
-        #: how many pairs each of them has
+        #: The number of pairs of each group of operations.
         self.sizes: list[int] = []
         for source in sorted({source for source, _ in edges}):
             leaving = [edge for edge, (begin, _) in enumerate(edges) if begin == source]
             stride = strides[leaving[0]]
-            own: dict[str, Pairs] = {}
+            pairs_of: dict[str, Pairs] = {}
             for edge in leaving:
                 for place, name in enumerate(candidates[edge]):
-                    # `none` adds nothing to the others, and its weight has a gradient of 0.
+                    # `none` adds nothing, and its weight has a gradient of 0.
                     if name != "none" or len(candidates[edge]) == 1:
-                        own.setdefault(name, []).append((edge, place))
-            operations = _arrange(own, channels, stride, pool_norm)
+                        pairs_of.setdefault(name, []).append((edge, place))
+            operations = _arrange(pairs_of, channels, stride, pool_norm)
             self.operations[str(source)] = nn.ModuleList(operations)
             self.sizes += [len(operation.pairs) for operation in operations]
             width = len(candidates[0])
             places += [edge * width + place for operation in operations for edge, place in operation.pairs]
-            if auxiliary_skip == "conv1" and stride == 1:
-                self.auxiliaries[str(source)] = AuxiliaryConvs(leaving, channels)
-            elif auxiliary_skip != "none":
-                self.auxiliaries[str(source)] = AuxiliarySkips(leaving, channels, stride)
-        #: where the operations' mixing weights lie in the cell's
+            if auxiliary_skip != "none":
+                self.auxiliaries[str(source)] = AuxiliarySkips(auxiliary_skip, leaving, channels, stride)
+        #: The index of each pair's mixing weight in the flattened weights of the cell.
         self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def forward(
@@ -396,12 +373,11 @@ class FastEdges(nn.Module):
         drop_path_prob: float | Tensor,
         skip_beta: float | Tensor,
     ) -> list[Tensor]:
-        """All states of the cell, (B, C, H, W) each: the inputs, and the nodes behind them.
+        """All states of the cell, (B, C, H, W) each: the inputs, and the nodes.
 
         Args:
-            inputs: the cell's inputs.
             weights: (edges, operations).
-            drop_path_prob, skip_beta: numbers, or scalar tensors, which a CUDA graph reads anew each time.
+            drop_path_prob, skip_beta: Numbers, or scalar tensors, which a CUDA graph reads anew at each replay.
         """
         together = inputs[0].device.type != "cpu" if self.together is None else self.together
         rest = iter(weights.flatten()[self.places].split(self.sizes))
@@ -418,6 +394,6 @@ class FastEdges(nn.Module):
                     if target not in states:
                         states[target] = y
                     else:
-                        # One after another, a node's first term is an operation's output, which nothing else holds.
+                        # On a CPU, a node's first term is the output of an operation and has no other users.
                         states[target] = states[target] + y if together else states[target].add_(y)
         return [states[number] for number in sorted(states)]

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from genotypes import Genotype
 from lib.kernels import BatchNorm2d, concatenate
-from model_search import cell_kinds
 from operations import OPERATIONS, FactorizedReduce, ReLUConvBN, drop_path
+from spaces import cell_kinds
 
 
 class Cell(nn.Module):

@@ -74,13 +74,20 @@ class FactorizedReduce(nn.Module):
         self.bn = BatchNorm2d(c_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
-        # An odd size is padded, so that the shifted half is as large as the other.
-        odd = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
-        x = F.pad(x, odd) if any(odd) else x
-        # Every second pixel is taken here, not by the convolution: oneDNN's strided 1x1 convolution writes past its
-        # workspace in the backward pass, with fewer than 16 channels, channels last (oneDNN issue 6035, torch 2.14).
-        return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])], dim=1))
+        even, odd = every_second_pixel(F.relu(x))
+        return self.bn(torch.cat([self.conv_1(even), self.conv_2(odd)], dim=1))
+
+
+def every_second_pixel(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The pixels of even rows and columns and those of odd ones, (B, C, ceil(H / 2), ceil(W / 2)) each.
+
+    An odd size is padded with zeros. The pixels are taken here and not by a convolution of stride 2: oneDNN's strided
+    1x1 convolution writes past its workspace in the backward pass, with fewer than 16 channels, channels last
+    (oneDNN issue 6035, torch 2.14).
+    """
+    padding = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
+    x = F.pad(x, padding) if any(padding) else x
+    return x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
 
 
 class Zero(nn.Module):
@@ -141,3 +148,31 @@ def drop_path(x: Tensor, probability: float | Tensor, edges: int = 1) -> Tensor:
     # A number and a scalar tensor draw the same mask, which bernoulli_ does not do.
     mask = (torch.rand(x.shape[0], edges, 1, 1, device=x.device) < keep).to(x.dtype) / keep
     return x * mask.repeat_interleave(x.shape[1] // edges, dim=1)
+
+
+def make_candidate(name: str, channels: int, stride: int, pool_norm: bool) -> nn.Module:
+    """A candidate operation of a supernet, whose batch norms have no scale and shift of their own (DARTS's code).
+
+    Args:
+        pool_norm: Put a batch norm behind pooling.
+    """
+    operation = OPERATIONS[name](channels, stride, False)
+    if pool_norm and "pool" in name:
+        return nn.Sequential(operation, BatchNorm2d(channels, affine=False))
+    return operation
+
+
+def make_auxiliary(kind: str, channels: int, stride: int) -> nn.Module | None:
+    """DARTS-'s auxiliary skip connection (ICLR 2021, section 3.2).
+
+    Args:
+        kind: "skip" for an identity, "conv1" for a 1x1 convolution that starts as one, or "none". At stride 2 both are
+            a factorized reduction.
+    """
+    if kind == "none":
+        return None
+    if kind == "skip" or stride != 1:
+        return OPERATIONS["skip_connect"](channels, stride, False)
+    conv = nn.Conv2d(channels, channels, 1, bias=False)
+    nn.init.dirac_(conv.weight)
+    return conv

@@ -1,14 +1,24 @@
-"""Regularizers: of the weight step, functions of the layers' architecture gradients; of alpha, of the mixing weights.
+"""The regularizer of the weights, which aligns the layers (Λ-DARTS, ICLR 2023, section 4), and those of alpha.
 
-A regularizer takes g_1, ..., g_L, the gradients of the training loss with respect to the mixing weights of each layer,
-and returns the scalar that the weights are to increase: they descend L_train - lambda * R(g_1, ..., g_L). To add one,
-write a function of that signature and name it in REGULARIZERS; its derivative is taken by autograd.
+Each layer l has an architecture gradient g_l = dL/dp_l, the gradient of the training loss in its mixing weights. The
+layer alignment is the mean cosine of two layers:
 
-A regularizer of alpha takes the mixing weights p of all kinds of cells and returns the scalar that alpha is to
-decrease: alpha descends L_val + w01 * R(p). Its registry is ALPHA_REGULARIZERS.
+    Lambda = 1 / (n (n - 1)) * sum_{i != j} <g_i, g_j> / (|g_i| |g_j|)
+
+The weights descend L - lambda_t * Lambda. With u_l = dLambda / dg_l held fixed,
+
+    grad_w Lambda = grad_w sum_l <u_l, g_l> = sum_l d2L / (dw dp_l) u_l,
+
+which is either a central difference of grad_w L along u in p, or exact by a second backward pass:
+
+    grad_w Lambda ~ [grad_w L(w, p + eps u) - grad_w L(w, p - eps u)] / (2 eps),  eps = epsilon_0 / |u|.
+
+To add a regularizer of the weights, write a function of g_1, ..., g_n that returns the scalar which the weights are to
+increase, and name it in REGULARIZERS. To add a regularizer of alpha, write a function of the mixing weights p of all
+kinds of cells that returns the scalar which alpha is to decrease, and name it in ALPHA_REGULARIZERS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,43 +29,49 @@ from lib.objective import Derivatives, Objective, Tensors, central_difference, l
 
 
 def _corr(gradients: Tensors) -> Tensor:
-    """Mean over pairs of layers of the cosine <g_i, g_j> / (|g_i| |g_j|) (Λ-DARTS, ICLR 2023, section 4)."""
+    """Lambda, by sums over layers instead of pairs of layers."""
     g = torch.stack([gradient.flatten() for gradient in gradients])  # (L, edges * operations)
-    norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
-    # A layer whose gradient vanishes contributes 0, to the value and to the derivative.
-    n = torch.where(norm > 0, g, 0) / torch.where(norm > 0, norm, 1)
+    norms = torch.linalg.vector_norm(g, dim=1, keepdim=True)
+    # A layer with a zero gradient adds 0 to the value and to the derivative.
+    n = torch.where(norms > 0, g, 0) / torch.where(norms > 0, norms, 1)
     total = n.sum(dim=0)
-    # sum over i != j of <n_i, n_j>, without the L x L products
+    # sum over i != j of <n_i, n_j>
     return (total @ total - (n * n).sum()) / (len(g) * (len(g) - 1))
 
 
 def _signcorr(gradients: Tensors) -> Tensor:
-    """Mean over pairs of layers of <g_i, g_j> / <|g_i|, |g_j|> (Λ-DARTS's released code)."""
+    """The mean over pairs of layers of <g_i, g_j> / <|g_i|, |g_j|> (Λ-DARTS's released code)."""
     g = torch.stack([gradient.flatten() for gradient in gradients])
     scale = g.abs() @ g.abs().T
     rho = torch.where(scale > 0, g @ g.T, 0) / torch.where(scale > 0, scale, 1)
     return (rho.sum() - rho.diagonal().sum()) / (len(g) * (len(g) - 1))
 
 
-#: name -> function of the layer gradients; the weights ascend it
-REGULARIZERS: dict[str, Callable[[Tensors], Tensor]] = {
-    "corr": _corr,
-    "signcorr": _signcorr,
-}
+#: name -> function of the layer gradients; the weights increase it
+REGULARIZERS: dict[str, Callable[[Tensors], Tensor]] = {"corr": _corr, "signcorr": _signcorr}
+
+
+def aligned_layers(kinds: Sequence[str]) -> list[int]:
+    """The layers that take part in the alignment: all but the reduction cells (Λ-DARTS, section 4)."""
+    return [layer for layer, kind in enumerate(kinds) if kind != "reduce"]
+
+
+def _aligned_layers(objective: Objective) -> list[int]:
+    kinds: Sequence[str] = objective.supernet.kinds  # type: ignore[assignment]  # torch: a tensor or a module
+    return aligned_layers(kinds)
 
 
 def layer_alignment(gradients: Tensors, kind: str = "corr") -> Tensor:
-    """The layer alignment Lambda of Λ-DARTS, or another entry of REGULARIZERS.
+    """The layer alignment Lambda, or another entry of REGULARIZERS.
 
     Args:
-        gradients: one tensor a layer, all of one shape (edges, operations); two layers at least.
-        kind: a name in REGULARIZERS.
+        gradients: The gradient of each layer, (edges, operations); two layers or more.
 
     Returns:
-        A scalar tensor, in [-1, 1] for "corr" and "signcorr". A layer with a zero gradient contributes 0.
+        A scalar, in [-1, 1] for "corr" and "signcorr". A layer with a zero gradient adds 0.
 
     Raises:
-        ValueError: the name is unknown, or there are fewer than two layers.
+        ValueError: The name is unknown, or there are fewer than two layers.
     """
     if kind not in REGULARIZERS:
         raise ValueError(f"regularizer {kind!r}, expected one of {', '.join(REGULARIZERS)}")
@@ -67,28 +83,26 @@ def layer_alignment(gradients: Tensors, kind: str = "corr") -> Tensor:
 
 
 def layer_alignment_derivative(gradients: Tensors, kind: str = "corr") -> list[Tensor]:
-    """The derivative u_l = dLambda / dg_l of `layer_alignment`, one tensor a layer, in the layers' shape.
-
-    The gradients are taken as numbers: the result carries no graph. For "corr" the work is O(L).
-    """
+    """u_l = dLambda / dg_l for each layer, (edges, operations) each, without a graph."""
     with torch.enable_grad():
-        leaves = [gradient.detach().requires_grad_() for gradient in gradients]
-        return list(torch.autograd.grad(layer_alignment(leaves, kind), leaves))
+        g = leaves(gradients)
+        return list(torch.autograd.grad(layer_alignment(g, kind), g))
 
 
 class WeightGradient(NamedTuple):
-    """What the weight step needs of a training batch."""
+    """The gradients of a training batch that the weight step needs."""
 
     loss: Tensor
     logits: Tensor
     gradient: list[Tensor]  # grad_w L
-    layer_gradients: list[Tensor]  # dL/dp_l of the aligned layers; empty where not asked for
-    regularizer_gradient: list[Tensor]  # grad_w R; empty where there is no regularizer
+    layer_gradients: list[Tensor]  # g_l of the aligned layers; empty if not requested
+    regularizer_gradient: list[Tensor]  # grad_w Lambda; empty without a regularizer
 
 
 def weight_gradient(objective: Objective, weights: Tensors, batch: Batch, layers: bool = False) -> WeightGradient:
-    """grad_w L, with p as plain numbers; with `layers` also dL/dp_l, which costs no other pass."""
-    return WeightGradient(*objective.gradients(weights, batch, objective.aligned_layers if layers else []), [])
+    """grad_w L. With `layers` also the g_l of the aligned layers, at no extra cost."""
+    wanted = _aligned_layers(objective) if layers else []
+    return WeightGradient(*objective.gradients(weights, batch, wanted), [])
 
 
 def regularized_gradient(
@@ -99,40 +113,46 @@ def regularized_gradient(
     derivatives: Derivatives = "difference",
     epsilon_0: float = 1e-4,
 ) -> WeightGradient:
-    """grad_w L and grad_w R(g_1, ..., g_L) on one batch (Λ-DARTS, section 4), g_l = dL/dp_l of the aligned layers.
-
-    grad_w R = grad_w sum_l <u_l, g_l> with u_l = dR/dg_l held fixed: by central differences along u in p, or exactly by
-    a second backward pass.
+    """grad_w L and grad_w Lambda on one batch (Λ-DARTS, section 4).
 
     Args:
-        kind: a name in REGULARIZERS, or "noise": a random vector of the norm that grad_w R has for "corr".
-        epsilon_0: radius of the differences, over all layers together.
+        weights: The mixing weights of each layer.
+        kind: A name in REGULARIZERS, or "noise": a random vector with the norm of the gradient of "corr".
+        epsilon_0: The length of eps * u, over all layers together.
     """
     if kind == "noise":
         result = regularized_gradient(objective, weights, batch, "corr", derivatives, epsilon_0)
         noise = [torch.randn_like(gradient) for gradient in result.regularizer_gradient]
         scale = norm(result.regularizer_gradient) / norm(noise)
         return result._replace(regularizer_gradient=[scale * gradient for gradient in noise])
+    if derivatives == "exact":
+        return _exactly(objective, weights, batch, kind)
+    return _by_differences(objective, weights, batch, kind, epsilon_0)
 
-    if derivatives == "difference":
-        result = weight_gradient(objective, weights, batch, layers=True)
-        aligned = objective.aligned_layers
 
-        def gradient_at(layer_weights: Tensors) -> Tensors:
-            moved = dict(zip(aligned, layer_weights, strict=True))
-            return weight_gradient(
-                objective, [moved.get(layer, weight) for layer, weight in enumerate(weights)], batch
-            ).gradient
+def _by_differences(
+    objective: Objective, weights: Tensors, batch: Batch, kind: str, epsilon_0: float
+) -> WeightGradient:
+    """Three passes: at p for g_l and u_l, then at p + eps u and p - eps u."""
+    result = weight_gradient(objective, weights, batch, layers=True)
+    aligned = _aligned_layers(objective)
 
-        direction = layer_alignment_derivative(result.layer_gradients, kind)
-        point = [weights[layer] for layer in aligned]
-        return result._replace(regularizer_gradient=central_difference(gradient_at, point, direction, epsilon_0))
+    def gradient_at(layer_weights: Tensors) -> Tensors:
+        moved = dict(zip(aligned, layer_weights, strict=True))
+        p = [moved.get(layer, weight) for layer, weight in enumerate(weights)]
+        return weight_gradient(objective, p, batch).gradient
 
-    parameters = objective.parameters
-    weights = leaves(weights)
+    u = layer_alignment_derivative(result.layer_gradients, kind)
+    p = [weights[layer] for layer in aligned]
+    return result._replace(regularizer_gradient=central_difference(gradient_at, p, u, epsilon_0))
+
+
+def _exactly(objective: Objective, weights: Tensors, batch: Batch, kind: str) -> WeightGradient:
+    """One pass, differentiated twice."""
+    parameters, weights = objective.parameters, leaves(weights)
     loss, logits = objective(weights, batch, create_graph=True)
-    wanted = [weights[layer] for layer in objective.aligned_layers]
-    gradients = torch.autograd.grad(loss, [*parameters, *wanted], create_graph=True)
+    aligned = [weights[layer] for layer in _aligned_layers(objective)]
+    gradients = torch.autograd.grad(loss, [*parameters, *aligned], create_graph=True)
     gradient, layer_gradients = gradients[: len(parameters)], gradients[len(parameters) :]
     value = layer_alignment(layer_gradients, kind)
     regularizer_gradient = torch.autograd.grad(value, parameters, materialize_grads=True)
@@ -155,8 +175,5 @@ def _zero_one_l1(mixing_weights: Tensors) -> Tensor:
     return -torch.cat([weights.flatten() - 0.5 for weights in mixing_weights]).abs().mean()
 
 
-#: name -> function of the mixing weights, one tensor for each kind of cell; alpha descends it
-ALPHA_REGULARIZERS: dict[str, Callable[[Tensors], Tensor]] = {
-    "zero_one_l2": _zero_one_l2,
-    "zero_one_l1": _zero_one_l1,
-}
+#: name -> function of the mixing weights, one tensor for each kind of cell; alpha decreases it
+ALPHA_REGULARIZERS: dict[str, Callable[[Tensors], Tensor]] = {"zero_one_l2": _zero_one_l2, "zero_one_l1": _zero_one_l1}

@@ -1,4 +1,4 @@
-"""From mixing weights to a genotype: the rules that read a cell off its weights alone.
+"""From mixing weights to a cell, in any space (DARTS, ICLR 2019, section 2.4; FairDARTS, ECCV 2020, section 3.4).
 
 DARTS-PT's rule, which asks the supernet, is in search/perturbation.py.
 """
@@ -7,55 +7,68 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from genotypes import Cell, Edge, Genotype
-from spaces import EDGES, NODES, Space
+from genotypes import AnyCell, Cell, Edge, Genotype
+from spaces import Space
+
+#: The edges of a derived cell, for each kind of cell.
+Chosen = dict[str, list[Edge]]
 
 
-def select(space: Space, weights: Mapping[str, np.ndarray], rule: str = "argmax", threshold: float = 0.85) -> Genotype:
-    """The genotype that a rule reads off the mixing weights.
-
-    `none` is never chosen. Each edge is read by its own list of candidates, which differ from edge to edge in S1.
+def select(space: Space, weights: Mapping[str, np.ndarray], rule: str = "argmax", threshold: float = 0.85) -> Chosen:
+    """The edges that a rule reads off the mixing weights.
 
     Args:
-        space: the candidates of every edge.
-        weights: "normal" and "reduce", (edges, operations) each.
-        rule: "argmax" (DARTS, section 2.4): each node keeps the two edges with the largest best-operation weight;
-            "threshold_sparse" (FairDARTS, section 3.4): of those two, the ones whose best weight reaches the threshold;
-            "threshold_edge": of all edges, up to two operations each that reach it.
+        weights: (edges, operations) for each kind of cell.
+        rule: "argmax": each node keeps the `space.keep` edges with the largest weight of a best operation (DARTS).
+            "threshold_sparse": of these, the ones whose weight reaches the threshold (FairDARTS).
+            "threshold_edge": up to two operations on every edge that reach the threshold (FairDARTS).
+            `none` is never chosen, unless the space keeps all edges.
 
     Returns:
-        A cell in DARTS's form for argmax, in FairDARTS's for the others. By a threshold a node may have no edge, and a
-        cell none at all: `missing_cell` tells.
+        The edges of each node, the heaviest first. A threshold may leave a node, or a cell, without edges.
     """
-    cells: dict[str, Cell] = {}
-    for kind in ("normal", "reduce"):
-        cell: list[Edge] = []
-        for node in range(2, 2 + NODES):
-            # the operations of each edge into the node by weight, the heaviest first; sorting is stable, so that among
-            # equals the earlier one comes first
-            ranked = [
-                sorted(
-                    (
-                        (float(weight), Edge(operation, node, source))
-                        for weight, operation in zip(weights[kind][edge], space.cells[kind][edge], strict=True)
-                        if operation != "none"
-                    ),
-                    key=lambda scored: -scored[0],
-                )
-                for edge, (source, target) in enumerate(EDGES)
-                if target == node
-            ]
+    chosen: Chosen = {}
+    for kind, candidates in space.cells.items():
+        chosen[kind] = []
+        for edges in space.edges_of.values():
+            ranked = [_ranked(space, candidates[edge], weights[kind][edge], edge) for edge in edges]
             if rule == "threshold_edge":
-                chosen = [scored for operations in ranked for scored in operations[:2]]
+                kept = [scored for operations in ranked for scored in operations[:2]]
             else:
-                chosen = sorted((operations[0] for operations in ranked), key=lambda scored: -scored[0])[:2]
-            cell += [edge for weight, edge in chosen if rule == "argmax" or weight >= threshold]
-        pairs = rule == "argmax"
-        cells[kind] = tuple((edge.operation, edge.source) if pairs else (*edge,) for edge in cell)
-    nodes = tuple(range(2, 2 + NODES))
-    return Genotype(cells["normal"], nodes, cells["reduce"], nodes)
+                # Sorting is stable: of equal weights the earlier edge comes first.
+                best = [operations[0] for operations in ranked]
+                kept = best if space.keep is None else sorted(best, key=lambda scored: -scored[0])[: space.keep]
+            chosen[kind] += [edge for weight, edge in kept if rule == "argmax" or weight >= threshold]
+    return chosen
 
 
-def missing_cell(genotype: Genotype) -> str | None:
-    """The kind of a cell without a path from its inputs, which no network can be built of; None where there is none."""
-    return next((kind for kind in ("normal", "reduce") if not genotype.concat(kind)), None)
+def _ranked(space: Space, candidates: tuple[str, ...], weights: np.ndarray, edge: int) -> list[tuple[float, Edge]]:
+    """The operations of an edge with their weights, the heaviest first."""
+    source, target = space.edges[edge]
+    scored = [
+        (float(weight), Edge(operation, target, source))
+        for operation, weight in zip(candidates, weights, strict=True)
+        if operation != "none" or space.keep is None
+    ]
+    return sorted(scored, key=lambda pair: -pair[0])
+
+
+def make_genotype(space: Space, chosen: Chosen, pairs: bool) -> Genotype:
+    """The genotype of two kinds of cells.
+
+    Args:
+        pairs: Write the edges in DARTS's form, (operation, source), which has two edges for each node. Otherwise write
+            them in FairDARTS's form, (operation, target, source), which has any number.
+    """
+    cells: dict[str, Cell] = {
+        kind: tuple((edge.operation, edge.source) if pairs else (*edge,) for edge in edges)
+        for kind, edges in chosen.items()
+    }
+    return Genotype(cells["normal"], space.nodes, cells["reduce"], space.nodes)
+
+
+def missing_cell(space: Space, cell: AnyCell) -> str | None:
+    """The kind of cell without a path from its inputs, for which there is no network; None if both have one."""
+    if space.keep is None:
+        return None  # a cell of `none` alone is in the space
+    return next((kind for kind in space.cells if not cell.concat(kind)), None)

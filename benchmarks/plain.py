@@ -1,77 +1,22 @@
-"""The supernets as the released codes build them: a module for every operation of every edge, one after another.
+"""The plain twin of a supernet: `model_search.MixedEdges` and torch's own layers, with the same weights.
 
-This is the explanation of fast_edges.py, the oracle of its tests, and what search_step.py compares with.
+It is the oracle of the tests of fast_edges.py and lib/kernels.py, and the baseline of search_step.py.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from fast_edges import AuxiliaryConvs, Convs, FactorizedReduces, FastEdges, Separables
+from fast_edges import Convs, FactorizedReduces, FastEdges, Separables
 from lib.kernels import AveragePool, BatchNorm2d, DepthwiseConv2d, without_running_statistics
-from operations import OPERATIONS, drop_path
+from model_search import MixedEdges
 
 
-class MixedOp(nn.Module):
-    """All candidates of one edge; the output is their sum under the mixing weights: sum_k p_k op_k(x).
-
-    With an auxiliary skip connection it is sum_k p_k op_k(x) + beta * aux(x) (DARTS-, equation 5).
-
-    Args:
-        pool_norm: a batch norm behind each pooling, as in DARTS; NAS-Bench-201 has none.
-    """
-
-    def __init__(
-        self, candidates: Sequence[str], channels: int, stride: int, auxiliary_skip: str, pool_norm: bool
-    ) -> None:
-        super().__init__()
-        self.operations = nn.ModuleList()
-        for name in candidates:
-            operation = OPERATIONS[name](channels, stride, False)
-            if pool_norm and "pool" in name:
-                operation = nn.Sequential(operation, nn.BatchNorm2d(channels, affine=False))
-            self.operations.append(operation)
-        self.auxiliary: nn.Module | None = None
-        if auxiliary_skip == "conv1" and stride == 1:
-            self.auxiliary = nn.Conv2d(channels, channels, 1, bias=False)
-        elif auxiliary_skip != "none":
-            self.auxiliary = OPERATIONS["skip_connect"](channels, stride, False)
-
-    def forward(self, x: Tensor, weights: Sequence[Tensor], drop_path_prob: float, skip_beta: float) -> Tensor:
-        outputs = []
-        for weight, operation in zip(weights, self.operations, strict=True):
-            output = operation(x)
-            if self.training and drop_path_prob > 0 and not isinstance(operation, nn.Identity):
-                output = drop_path(output, drop_path_prob)
-            outputs.append(weight * output)
-        if self.auxiliary is not None:
-            outputs.append(skip_beta * self.auxiliary(x))
-        return sum(outputs[1:], outputs[0])
-
-
-class PlainEdges(nn.Module):
-    """What FastEdges computes, edge by edge and operation by operation."""
-
-    def __init__(self, mixed: FastEdges) -> None:
-        super().__init__()
-        self.edges = nn.ModuleList(
-            MixedOp(operations, mixed.channels, stride, mixed.auxiliary_skip, mixed.pool_norm)
-            for operations, stride in zip(mixed.candidates, mixed.strides, strict=True)
-        )
-
-    def forward(
-        self, inputs: Sequence[Tensor], weights: Tensor, drop_path_prob: float, skip_beta: float
-    ) -> list[Tensor]:
-        states, rest = list(inputs), zip(self.edges, weights.unbind(), strict=True)
-        # zip asks `states` first and stops there: each node takes the next len(states) edges.
-        while incoming := [
-            edge(state, row.unbind(), drop_path_prob, skip_beta)
-            for state, (edge, row) in zip(states, rest, strict=False)
-        ]:
-            states.append(sum(incoming[1:], incoming[0]))
-        return states
+def plain_edges(fast: FastEdges) -> MixedEdges:
+    """The plain form of mixed operations, with weights of its own."""
+    return MixedEdges(fast.edges, fast.candidates, fast.channels, fast.strides, fast.auxiliary_skip, fast.pool_norm)
 
 
 def plain_supernet(supernet: nn.Module) -> nn.Module:
@@ -79,7 +24,7 @@ def plain_supernet(supernet: nn.Module) -> nn.Module:
     plain = copy.deepcopy(supernet)
     for name, module in supernet.named_modules():
         if isinstance(module, FastEdges):
-            plain.set_submodule(name, PlainEdges(module))
+            plain.set_submodule(name, plain_edges(module))
     without_running_statistics(plain)
     library_layers(plain)
     plain.to(next(supernet.parameters()))
@@ -127,7 +72,7 @@ def _twins(mixed: FastEdges) -> Iterator[tuple[str, list[list[str]]]]:
     for source, operations in mixed.operations.items():
         for number, operation in enumerate(operations):
             prefix = f"operations.{source}.{number}"
-            modules = [f"edges.{edge}.operations.{place}" for edge, place in operation.pairs]
+            modules = [f"mixed_ops.{edge}.operations.{place}" for edge, place in operation.pairs]
             if isinstance(operation, Separables):
                 yield from _separables(prefix, operation, modules)
             elif isinstance(operation, Convs):
@@ -136,10 +81,10 @@ def _twins(mixed: FastEdges) -> Iterator[tuple[str, list[list[str]]]]:
                 yield from _reductions(prefix, modules)
         if source in mixed.auxiliaries:
             auxiliary = mixed.auxiliaries[source]
-            modules = [f"edges.{edge}.auxiliary" for edge in auxiliary.edges]
-            if isinstance(auxiliary, AuxiliaryConvs):
+            modules = [f"mixed_ops.{edge}.auxiliary" for edge, _ in auxiliary.pairs]
+            if auxiliary.conv is not None:
                 yield f"auxiliaries.{source}.conv", [[module] for module in modules]
-            else:
+            elif auxiliary.reduce is not None:
                 yield from _reductions(f"auxiliaries.{source}.reduce", modules)
 
 

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from lib.files import hold, is_passing, is_utf8
+
+Arguments = TypeVar("Arguments")
 
 
 class InputError(Exception):
@@ -63,21 +65,17 @@ def command_line() -> str:
     return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
 
 
-def run(main: Callable[[], None], prog: str) -> NoReturn:
-    """Run a script's main function.
+@contextmanager
+def _answering(prog: str) -> Iterator[None]:
+    """Turn the errors of a script into one line on stderr and an exit status.
 
-    Wrong input ends it with one line and status 2, numbers that are not finite with 1, Ctrl-C and SIGTERM with 130.
+    Wrong input gives status 2, numbers that are not finite 1, Ctrl-C and SIGTERM 130.
     """
-
-    def stop(signum: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
     try:
         for argument in sys.argv[1:]:
             if not is_utf8(argument):
                 raise InputError(f"{argument}: not UTF-8, expected text")
-        main()
+        yield
     except InputError as error:
         refuse(prog, error)
     except FloatingPointError as error:
@@ -87,6 +85,30 @@ def run(main: Callable[[], None], prog: str) -> NoReturn:
         reason = str(interruption)
         sys.stderr.write(f"{prog}: stopped{': ' if reason else ''}{reason}\n")
         sys.exit(130)
+
+
+def answer(read_arguments: Callable[[], Arguments], prog: str) -> Arguments:
+    """Read the command line before slow imports, so that --help and wrong flags are answered at once.
+
+    A signal during these imports ends the process; `run` handles signals again.
+    """
+    with _answering(prog):
+        arguments = read_arguments()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_DFL)
+    return arguments
+
+
+def run(main: Callable[[], None], prog: str) -> NoReturn:
+    """Run a script's main function; an expected error is one line on stderr."""
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
+    with _answering(prog):
+        main()
     sys.exit(0)
 
 

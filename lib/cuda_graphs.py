@@ -11,7 +11,6 @@ import torch
 
 from lib.batches import Batch
 from lib.objective import Gradients, Objective, Tensors
-from operations import drops
 
 
 class Graphs:
@@ -42,7 +41,7 @@ class CapturedObjective(Objective):
         graphs = self.graphs
         if len(batch.labels) != graphs.batch_size:
             return super().gradients(weights, batch, layers, parameters)
-        key = (tuple(layers), parameters, drops(self.drop_path_prob))
+        key = (tuple(layers), parameters, float(self.drop_path_prob) > 0)
         if key not in graphs.passes:
             graphs.pool = graphs.pool or torch.cuda.graph_pool_handle()
             try:
@@ -67,7 +66,7 @@ class _Pass:
             torch.tensor(float(value), dtype=torch.float64, device=batch.images.device)
             for value in (objective.drop_path_prob, objective.skip_beta)
         )
-        dropping = self.drop_path_prob if drops(objective.drop_path_prob) else 0.0
+        dropping = self.drop_path_prob if float(objective.drop_path_prob) > 0 else 0.0
         own = Objective(objective.supernet, objective.autocast, dropping, self.skip_beta)
         arguments = (self.weights, self.batch, layers, parameters)
         stream = torch.cuda.current_stream()

@@ -1,7 +1,7 @@
-"""The loss L(w, p) as a function of network weights w and mixing weights p, and its first and second derivatives.
+"""The loss L(w, p) as a function of network weights w and mixing weights p, and its derivatives.
 
-Every second derivative that a method needs is a mixed one, d2L / dw dp, contracted with a vector. The papers take it by
-central differences (`difference`); a second backward pass gives it exactly (`exact`).
+All second derivatives of the methods are mixed ones, d2L / dw dp, multiplied by a vector. The papers take central
+differences ("difference"); a second backward pass gives the exact product ("exact").
 """
 
 from collections.abc import Callable, Sequence
@@ -26,18 +26,18 @@ class Objective:
     """The cross-entropy of a supernet: loss, logits = objective(weights, batch).
 
     Attributes:
-        supernet: maps images and a list of mixing weights, one tensor a layer, to logits.
-        autocast: makes the context of a forward pass in lower precision.
-        drop_path_prob: of the supernet's operations.
-        skip_beta: weight of the auxiliary skip connections (DARTS-), where the supernet has them.
-        accelerated: parts of the supernet are compiled.
+        supernet: Maps images and the mixing weights of each layer to logits.
+        autocast: Makes the context of a forward pass in lower precision.
+        drop_path_prob: The probability of drop path on the operations.
+        skip_beta: The weight of the auxiliary skip connections (DARTS-).
+        compiled: Parts of the supernet are compiled.
     """
 
     supernet: nn.Module
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     drop_path_prob: float | Tensor = 0.0
     skip_beta: float | Tensor = 0.0
-    accelerated: bool = False
+    compiled: bool = False
 
     def __call__(
         self,
@@ -49,12 +49,12 @@ class Objective:
         """Loss (scalar) and logits (B, classes) of a batch.
 
         Args:
-            parameters: to be taken in place of the supernet's own, by name.
-            create_graph: the loss is to be differentiated twice.
+            parameters: Tensors in place of the supernet's own parameters, by name.
+            create_graph: The loss is differentiated twice.
         """
         torch.manual_seed(batch.seed)
-        # What torch.compile makes has no second derivative, and takes a call with other parameters for another network.
-        eager = self.accelerated and (create_graph or parameters is not None)
+        # Compiled functions have no second derivative, and compile again for a call with other parameters.
+        eager = self.compiled and (create_graph or parameters is not None)
         stance = torch.compiler.set_stance("force_eager") if eager else nullcontext()
         with stance, differentiated_twice() if create_graph else nullcontext():
             return self.forward(weights, batch, parameters)
@@ -62,7 +62,7 @@ class Objective:
     def forward(
         self, weights: Tensors, batch: Batch, parameters: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """A call whose random numbers are the next ones, whatever the batch's seed."""
+        """Like `__call__`, without reseeding."""
         inputs = (batch.images, weights, self.drop_path_prob, self.skip_beta)
         with self.autocast():
             if parameters is None:
@@ -72,17 +72,17 @@ class Objective:
             return F.cross_entropy(logits, batch.labels), logits
 
     def gradients(self, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool = True) -> "Gradients":
-        """One pass forth and back: the loss of a batch and its gradients.
+        """The loss of a batch and its gradients, by one forward and one backward pass.
 
         Args:
-            layers: those whose dL/dp_l is wanted.
-            parameters: whether grad_w L is wanted.
+            layers: The layers l for which to compute dL/dp_l.
+            parameters: Compute grad_w L.
         """
         torch.manual_seed(batch.seed)
         return self.pass_over(weights, batch, layers, parameters)
 
     def pass_over(self, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool) -> "Gradients":
-        """`gradients`, but for the seed."""
+        """Like `gradients`, without reseeding."""
         weights = [weight.detach().requires_grad_(layer in layers) for layer, weight in enumerate(weights)]
         wanted = [weights[layer] for layer in layers]
         own = self.parameters if parameters else []
@@ -102,19 +102,12 @@ class Objective:
         return list(self.supernet.parameters())
 
     def named(self, values: Tensors) -> dict[str, Tensor]:
-        """Values of the parameters by name, as a call takes them."""
+        """Values of the parameters, by name."""
         return {name: value for (name, _), value in zip(self.supernet.named_parameters(), values, strict=True)}
-
-    @property
-    def aligned_layers(self) -> list[int]:
-        """The layers that take part in the alignment: all but the reduction cells (Λ-DARTS, section 4)."""
-        # An attribute of a module is a tensor or a module to torch.
-        kinds: Sequence[str] = self.supernet.kinds  # type: ignore[assignment]
-        return [layer for layer, kind in enumerate(kinds) if kind != "reduce"]
 
 
 def leaves(weights: Tensors) -> list[Tensor]:
-    """The same values as tensors to differentiate with respect to, each layer's its own."""
+    """Copies that require a gradient, one for each layer."""
     return [weight.detach().requires_grad_() for weight in weights]
 
 
@@ -124,7 +117,7 @@ def norm(tensors: Tensors) -> Tensor:
 
 
 def cosine_similarity(a: Tensors, b: Tensors) -> Tensor:
-    """Cosine between two lists of tensors, each taken as one vector; 0 where one vanishes."""
+    """The cosine between two lists of tensors, each seen as one vector; 0 if one of them is zero."""
     lengths = norm(a) * norm(b)
     product = torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
     return torch.where(lengths > 0, product / lengths, 0)
@@ -139,10 +132,10 @@ def central_difference(
 ) -> list[Tensor]:
     """[gradient(point + eps * direction) - gradient(point - eps * direction)] / (2 eps), eps = radius / |direction|.
 
-    A zero direction gives zeros. `radius` is epsilon_0 of Λ-DARTS and the 0.01 of DARTS and iDARTS.
+    A zero direction gives zeros. `radius` is epsilon_0 in Λ-DARTS and 0.01 in DARTS and iDARTS.
 
     Args:
-        measure: what eps is measured by, in place of the direction: eps = radius / |measure|.
+        measure: Take eps = radius / |measure| instead.
     """
     length = norm(direction if measure is None else measure)
     eps = torch.where(length > 0, radius / length, 0)  # no host synchronization
@@ -153,9 +146,9 @@ def central_difference(
 
 
 class Gradients(NamedTuple):
-    """What a pass over a batch leaves."""
+    """The result of a pass over a batch."""
 
     loss: Tensor
     logits: Tensor
-    parameters: list[Tensor]  # grad_w L; empty where not asked for
-    layers: list[Tensor]  # dL/dp_l of the layers asked for
+    parameters: list[Tensor]  # grad_w L; empty if not requested
+    layers: list[Tensor]  # dL/dp_l of the requested layers

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fast_edges import FastEdges
 from lib.kernels import BatchNorm2d, without_running_statistics
-from model_search import AnySupernet
+from model_search import AnySupernet, MixedEdges
 from nasbench201.cells import Cell201
 from operations import OPERATIONS, ReLUConvBN, drop_path
 from spaces import SPACES
@@ -78,12 +78,14 @@ class Skeleton(nn.Module):
 
 
 class MixedCell(nn.Module):
-    """A cell with every edge and operation in place; its batch norms are not affine."""
+    """A cell with all edges; its output is its last node."""
 
-    def __init__(self, channels: int, auxiliary_skip: str) -> None:
+    def __init__(
+        self, channels: int, auxiliary_skip: str, edges: type[FastEdges] | type[MixedEdges] = FastEdges
+    ) -> None:
         super().__init__()
         strides = [1] * len(SPACE.edges)
-        self.edges = FastEdges(SPACE.edges, SPACE.cells["cell"], channels, strides, auxiliary_skip, pool_norm=False)
+        self.edges = edges(SPACE.edges, SPACE.cells["cell"], channels, strides, auxiliary_skip, pool_norm=False)
 
     def forward(self, x: Tensor, weights: Tensor, drop_path_prob: float | Tensor, skip_beta: float | Tensor) -> Tensor:
         return self.edges([x], weights, drop_path_prob, skip_beta)[-1]
@@ -107,13 +109,16 @@ class Supernet(Skeleton, AnySupernet):
         classes: int = 10,
         in_channels: int = 3,
         auxiliary_skip: str = "none",
+        edges: type[FastEdges] | type[MixedEdges] = FastEdges,
     ) -> None:
         super().__init__(
-            lambda channels: MixedCell(channels, auxiliary_skip), init_channels, cells_per_stage, classes, in_channels
+            lambda channels: MixedCell(channels, auxiliary_skip, edges),
+            init_channels,
+            cells_per_stage,
+            classes,
+            in_channels,
         )
-        #: the kind of each layer: all cells share one alpha
-        self.kinds = ["cell"] * (3 * cells_per_stage)
-        self.alpha_shapes = {"cell": (len(SPACE.edges), len(SPACE.cells["cell"][0]))}
+        self.kinds, self.alpha_shapes = ["cell"] * (3 * cells_per_stage), SPACE.alpha_shapes  # one alpha for all cells
         without_running_statistics(self)
 
     def forward(

@@ -14,8 +14,9 @@ from nasbench201.cells import load_cell
 from nasbench201.scores import score, show
 from nasbench201.search201 import Search201
 from nasbench201.settings import SCRIPT, SearchSettings
-from search.loop import open_search, search
-from search.settings import Resolved, load_settings
+from search.settings import Resolved
+from search.state import open_search
+from search.train_search import search
 
 
 def search_seeds(resolved: Resolved) -> None:
@@ -53,10 +54,10 @@ def _search_each(resolved: Resolved, singles: Sequence[SearchSettings]) -> None:
                 resumed = (folder / "config.yaml").exists()
                 search(replace(resolved, settings=single, run=folder, resumed=resumed), Search201, whole=run)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(str(stop) or f"go on with: {command}") from None
+        raise KeyboardInterrupt(str(stop) or f"resume with: {command}") from None
     cells = [score(folder, single) for folder, single in zip(folders, singles, strict=True)]
     results = {"method": resolved.settings.method, "cells": cells}
-    with saving(run, f"go on with: {command}"):
+    with saving(run, f"resume with: {command}"):
         write_atomically(run / "results.json", json.dumps(results, indent=1) + "\n")
     show(cells)
     print(f"run folder {run}", flush=True)
@@ -70,7 +71,10 @@ def _done(folder: Path, settings: SearchSettings) -> bool:
     """
     if not (folder / "config.yaml").exists():
         return False
-    stored, here = asdict(load_settings(folder, "--resume", SCRIPT)), {"save", "resume", "device", *SCRIPT.movable}
+    stored, here = (
+        asdict(options.load_settings(SCRIPT.settings, SCRIPT.path, folder, "--resume")),
+        {"save", "resume", "device", *SCRIPT.movable},
+    )
     differing = sorted(name for name, value in asdict(settings).items() if name not in here and stored[name] != value)
     if differing:
         raise InputError(f"--resume: {folder} is of a search with other {', '.join(differing)}; expected the run's")

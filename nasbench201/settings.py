@@ -1,11 +1,10 @@
 """The settings of a search in NAS-Bench-201 and its command line. Nothing here imports torch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lib.options import Layers, Need, Seed
-from search.settings import CommonSettings, Script, of_data, of_space, of_table, preset
+from search.settings import CommonSettings, Script, of_space, of_table
 
 DESCRIPTION = (
     "Search a cell of NAS-Bench-201 with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with their ideas "
@@ -20,11 +19,6 @@ class SearchSettings(CommonSettings):
 
     space: Literal["nasbench201"] = of_space("nasbench201", "Search space.")
     cells_per_stage: Layers = of_space(5, "Cells N of each of the three stages.")
-    halves: str = of_data(
-        "",
-        "The benchmark's cifar-split.txt, which lists CIFAR-10's halves for the weights and for alpha. Without it the "
-        "images are split at random by --train_portion and --seed.",
-    )
     table: str = of_table("", "Accuracy table made by nasbench201/table.py, in which every epoch's cell is looked up.")
     table_dataset: Literal["auto", "cifar10", "cifar100", "imagenet16_120"] = of_table(
         "auto",
@@ -34,9 +28,4 @@ class SearchSettings(CommonSettings):
     seeds: list[Seed] | None = of_table(None, "Search once with each of these seeds, and print the mean and deviation.")
 
 
-def preset_201(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a method sets otherwise than first-order DARTS, in this space."""
-    return preset({**given, "space": "nasbench201"})
-
-
-SCRIPT = Script("nasbench201/train_search.py", SearchSettings, DESCRIPTION, preset_201, ("data", "halves", "table"))
+SCRIPT = Script("nasbench201/train_search.py", SearchSettings, DESCRIPTION, ("data", "halves", "table"))

@@ -5,7 +5,7 @@
     python nasbench201/train_search.py --dataset digits --init_channels 8 --cells_per_stage 1 --epochs 10
     python nasbench201/train_search.py --resume runs/search-...                      # go on with an interrupted run
 
-The search is that of search/; what belongs to this space is in nasbench201/search201.py, its settings in settings.py.
+The search is that of search/train_search.py. search201.py has what this space adds, settings.py its settings.
 """
 
 import sys
@@ -29,7 +29,7 @@ def main() -> None:
     # Imported here: --help and a wrong flag are answered before torch is loaded.
     from nasbench201.search201 import Search201
     from nasbench201.seeds import search_seeds
-    from search.loop import search
+    from search.train_search import search
 
     if not settings.table:
         print("no --table, so that the cells found are not scored; nasbench201/table.py makes one", flush=True)

@@ -1,11 +1,11 @@
 """The settings of a search and its command line. Nothing here imports torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lib import cli, options
 from lib.cli import InputError
@@ -23,6 +23,13 @@ from lib.options import (
     Probability,
 )
 from lib.settings import ImageSettings, RunSettings
+from search.methods import METHODS, preset
+from spaces import SPACES, cell_kinds
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[*METHODS]
 
 DESCRIPTION = (
     "Search a cell with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with their ideas combined. "
@@ -57,19 +64,23 @@ REGULARIZED = Need("--reg other than none", lambda s: s.reg != "none")
 class CommonSettings(RunSettings, ImageSettings):
     """The settings of a search in any space. The defaults are those of first-order DARTS."""
 
-    method: Literal[
-        "darts", "darts-2nd", "lambda-darts", "lambda-darts-exact", "darts-minus", "fair-darts", "idarts", "darts-pt"
-    ] = of_method(
+    method: MethodName = of_method(
         "lambda-darts",
-        "Method whose paper sets all other flags. lambda-darts-exact is Λ-DARTS with exact derivatives and a lambda "
-        "for them.",
+        "Method whose paper sets all other flags; search/methods.py has their settings. lambda-darts-exact is Λ-DARTS "
+        "with exact derivatives and a lambda for them.",
     )
     train_portion: Fraction = of_data(
         0.5,
         "Share of the training images that trains the weights. The rest trains alpha.",
-        need=Need("a search without --halves, which lists both parts", lambda s: not getattr(s, "halves", "")),
+        need=Need("a search without --halves, which lists both parts", lambda s: not s.halves),
+    )
+    halves: str = of_data(
+        "",
+        "NAS-Bench-201's cifar-split.txt, which lists CIFAR-10's halves for the weights and for alpha. Without it the "
+        "images are split at random by --train_portion and --seed.",
     )
 
+    space: str = of_space("", "Search space.")
     init_channels: Channels = of_space(16, "Channels C of the first cells.")
     drop_path_prob: Probability = of_space(
         0.0, "Probability of drop path on the operations, increased linearly from 0 (RobustDARTS)."
@@ -180,6 +191,10 @@ class CommonSettings(RunSettings, ImageSettings):
     precision: Literal["32-true", "bf16-mixed", "64-true"] = of_execution(
         "32-true", "Precision of the supernet's passes."
     )
+    fast_edges: bool = of_execution(
+        True,
+        "Compute all edges of a cell together (fast_edges.py). --no_fast_edges runs each operation as its own module.",
+    )
     cuda_graphs: bool = of_execution(
         False,
         "Launch each pass as one CUDA graph. Second derivatives and smaller last batches run without graphs.",
@@ -200,108 +215,102 @@ class SearchSettings(CommonSettings):
     layers: Layers = of_space(8, "Number of cells, at least 3, or 4 with a regularizer of the weights.")
 
 
-def preset(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a method's paper sets otherwise than first-order DARTS.
-
-    Args:
-        given: the settings that the user gave; of these, `method` and `space` choose.
-    """
-    method, space = given.get("method", SearchSettings.method), given.get("space", SearchSettings.space)
-    if space == "nasbench201":
-        aligning = {"reg": "corr", "arch_learning_rate": 1e-4, "epochs": 100, "weights_first": True}
-        lambda_darts: dict[str, Any] = {**aligning, "lambda_": 0.25, "epsilon_0": 1e-4}
-        exact: dict[str, Any] = {**aligning, "lambda_": 0.25, "derivatives": "exact"}  # measured: docs/nasbench201.md
-    elif space == "s5":
-        lambda_darts = {"reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4}
-        exact = {"reg": "corr", "lambda_": 1.0, "derivatives": "exact"}
-    else:
-        lambda_darts = {"reg": "corr", "lambda_": 0.25, "epsilon_0": 1e-3, "batch_size": 96}
-        exact = {"reg": "corr", "lambda_": 1.0, "derivatives": "exact", "batch_size": 96}
-    methods: dict[str, dict[str, Any]] = {
-        "darts": {},
-        "darts-2nd": {"hypergradient": "unrolled"},
-        "lambda-darts": lambda_darts,
-        "lambda-darts-exact": exact,
-        "darts-minus": {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"},
-        "fair-darts": {
-            "relaxation": "sigmoid",
-            "alpha_reg": "zero_one_l2",
-            "alpha_reg_weight": 10.0,
-            # NAS-Bench-201's table asks for one operation on every edge.
-            "selection": "argmax" if space == "nasbench201" else "threshold_sparse",
-            "threshold": 0.85,
-            "arch_learning_rate": 3e-3,
-            "arch_beta1": 0.9,
-            "learning_rate": 0.005,
-            "batch_size": 128,
-        },
-        "idarts": {"hypergradient": "implicit", "inner_steps": 4, "neumann_terms": 2},
-        "darts-pt": {
-            "selection": "perturbation",
-            "finetune_epochs": 5,
-            **({"epochs": 100} if space == "nasbench201" else {}),  # of its released code
-        },
-    }
-    return methods[method]
-
-
 class Script(NamedTuple):
-    """A search's script: its place, the settings that are its flags, and what --help and a method say."""
+    """The script of a search: its path, the settings that are its flags, and its description in --help."""
 
     path: str
-    settings: type
+    settings: type[CommonSettings]
     description: str
-    preset: Callable[[Mapping[str, Any]], dict[str, Any]]
-    #: settings that may be given beside --resume, for they say where something lies
-    movable: tuple[str, ...] = ("data",)
+    #: settings that can be given beside --resume, because they say where something lies
+    movable: tuple[str, ...] = ("data", "halves")
 
     @property
     def prog(self) -> str:
+        """The name of the script."""
         return Path(self.path).name
 
+    def preset(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that `method` and `space` among the given settings imply."""
+        return preset(given.get("method", CommonSettings.method), given.get("space", self.settings.space))
 
-SCRIPT = Script("search/train_search.py", SearchSettings, DESCRIPTION, preset)
+    def settings_of(self, method: str, **changes: Any) -> Any:
+        """The settings of a method, with changes."""
+        return self.settings(**{**self.preset({"method": method, **changes}), "method": method, **changes})
 
 
-def method_settings(method: str, **changes: Any) -> SearchSettings:
-    """The settings of a method's paper, but for `changes`."""
-    return SearchSettings(**{**preset({"method": method, **changes}), "method": method, **changes})
+SCRIPT = Script("search/train_search.py", SearchSettings, DESCRIPTION)
 
 
-def check_combination(settings: CommonSettings) -> None:
-    """Reject a rule of selection that the mixing weights do not allow.
+def check(settings: CommonSettings) -> None:
+    """Reject settings that cannot be combined.
 
     Raises:
-        InputError: A threshold rule is combined with softmax.
+        InputError: The message names the flag.
     """
     if settings.selection.startswith("threshold") and settings.relaxation == "softmax":
         raise InputError(
             f"--selection: {settings.selection} cannot be combined with --relaxation softmax, whose weights are shares "
             "of an edge; expected --relaxation sigmoid, whose gates have a threshold each"
         )
+    if settings.selection == "threshold_edge" and SPACES[settings.space].keep is None:
+        raise InputError(
+            f"--selection: threshold_edge is for edges of several operations, and an edge of {settings.space} has one; "
+            "expected threshold_sparse"
+        )
+    if settings.halves and settings.dataset != "cifar10":
+        raise InputError(f"--halves: they are CIFAR-10's, and the data set is {settings.dataset}")
+    aligns = settings.reg != "none" or settings.compare_derivatives
+    if isinstance(settings, SearchSettings):
+        normal = cell_kinds(settings.layers).count("normal")
+        if not normal:
+            raise InputError(f"--layers: {settings.layers} are all reduction cells; expected 3 or more")
+        if aligns and normal < 2:
+            flag = "--compare_derivatives" if settings.compare_derivatives else f"--reg {settings.reg}"
+            raise InputError(
+                f"--layers: {settings.layers}, expected 4 or more with {flag}, which aligns pairs of normal cells, "
+                "or --reg none"
+            )
+    _check_precision(settings)
+
+
+def _check_precision(settings: CommonSettings) -> None:
+    """Reject second derivatives by differences in low precision, whose rounding is larger than the differences.
+
+    The regularizer's gradient is then noise: its cosine with the gradient in double precision is below 0.15, that in
+    float32 above 0.99 (benchmarks/low_precision.py).
+    """
+    second = settings.reg != "none" or settings.hypergradient != "first"
+    differences = (second and settings.derivatives == "difference") or settings.compare_derivatives
+    if differences and (settings.tf32 or settings.precision == "bf16-mixed"):
+        flag = "--tf32" if settings.tf32 else f"--precision {settings.precision}"
+        comparing = settings.compare_derivatives
+        remedy = "leave out --compare_derivatives" if comparing else "use --derivatives exact"
+        raise InputError(
+            f"{flag} cannot be combined with {'--compare_derivatives' if comparing else '--derivatives difference'}: "
+            "its rounding is larger than the steps of the finite differences, so the second derivative would be noise; "
+            f"{remedy}, or float32"
+        )
 
 
 @dataclass
 class Resolved:
-    """What a command line means."""
+    """The settings of a command line, and the run folder."""
 
     settings: CommonSettings
     run: Path
     resumed: bool
     script: Script = SCRIPT
-    #: where the settings come from: the source, and the names it set
+    #: source of settings -> the names that it set
     sources: dict[str, list[str]] = field(default_factory=dict)
-    #: how the series that this run is a part of was begun, for config.yaml
+    #: the provenance of a series of runs that this run belongs to, for config.yaml
     origin: dict[str, Any] = field(default_factory=dict)
 
-
-def load_settings(run: Path, flag: str = "--resume", script: Script = SCRIPT) -> CommonSettings:
-    """The settings of an existing search of `script`, which `flag` names.
-
-    Raises:
-        InputError: The folder is not a run of a search, or its config.yaml is not as this project writes it.
-    """
-    return options.load_settings(script.settings, script.path, run, flag)
+    def changes(self) -> str:
+        """The settings that the command line and the config file changed, for the first printed line."""
+        names = [name for source in ("command line", "config file") for name in self.sources.get(source, [])]
+        values = {name: getattr(self.settings, name) for name in names if name != "method"}
+        changes = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+        return f"; but {changes}" if changes else ""
 
 
 def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
@@ -320,13 +329,13 @@ def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
         raise InputError(
             f"--method: {settings.method} cannot be combined with --config, which sets every flag of {stored_method}"
         )
-    check_combination(settings)
+    check(settings)
     name = f"search-{settings.dataset}-{settings.space}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
     run = Path(settings.save or f"runs/{name}")
     cli.check_new_folder(run, "--save")
     every = {setting.name for setting in fields(settings)} - {"save", "resume"}
     flags, config = given.flags & every, given.config.keys() & every - given.flags
-    implied = script.preset({"method": settings.method, "space": settings.space}).keys() - flags - config
+    implied = preset(settings.method, settings.space).keys() - flags - config
     sources = {
         "command line": flags,
         "config file": config,

@@ -3,24 +3,322 @@
     python search/train_search.py --download                        # the Λ-DARTS paper's search on CIFAR-10
     python search/train_search.py --method darts-minus --reg corr   # ideas of two papers together
     python search/train_search.py --dataset digits --space s2 --layers 5 --init_channels 8 --epochs 10
-    python search/train_search.py --resume runs/search-...          # go on with an interrupted run
+    python search/train_search.py --resume runs/search-...          # resume an interrupted run
 
-The settings are in search/settings.py, the search itself in search/bilevel.py, its run folder in search/loop.py.
+The search is bilevel (DARTS, ICLR 2019, algorithm 1): `run_epoch` alternates `alpha_step` and `weight_step`, and the
+ideas of all methods are switches in them. settings.py has the settings, methods.py those of each method, state.py the
+state of a search, and metrics.py what is logged.
 """
 
 import sys
 
 from lib import cli
-from search.settings import SCRIPT, resolve
+from search.settings import SCRIPT, CommonSettings, Resolved, resolve
+
+if __name__ == "__main__":
+    command = cli.answer(lambda: resolve(sys.argv[1:]), SCRIPT.prog)  # before torch is loaded
+
+import math
+import shlex
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from architect import ArchitectureGradient, first_order, implicit, unrolled
+from genotypes import AnyCell
+from lib import checkpoints
+from lib.batches import Batch, cycle
+from lib.cli import InputError, blaming
+from lib.devices import peak_memory
+from lib.files import is_finished, write_atomically
+from lib.objective import Objective, cosine_similarity
+from lib.progress import StepProgress
+from lib.provenance import provenance, write_config
+from regularizers import ALPHA_REGULARIZERS, WeightGradient, regularized_gradient, weight_gradient
+from search.metrics import AlphaStep, Meters, epoch_columns, new_warnings, summary
+from search.perturbation import select_by_perturbation
+from search.state import Search, open_search
+from selection import missing_cell
+from utils import TensorBoardLog
+
+#: without a regularizer, every tenth training batch has its layer gradients taken too, for the log
+ALIGNMENT_EVERY = 10
 
 
-def main() -> None:
-    resolved = resolve(sys.argv[1:])
-    # Imported here: --help and a wrong flag are answered before torch is loaded.
-    from search.loop import search
+class Schedule(NamedTuple):
+    """The quantities that change from epoch to epoch."""
 
-    search(resolved)
+    learning_rate: float
+    lambda_t: float = 0.0
+    skip_beta: float = 0.0
+    drop_path_prob: float = 0.0
+
+
+def schedule(settings: CommonSettings, epoch: int) -> Schedule:
+    """The schedules at an epoch, counted from 0.
+
+    The learning rate follows a cosine (DARTS). lambda_t rises linearly from 0 in the first epoch to lambda in the last
+    (Λ-DARTS). beta_t falls to 0 (DARTS-, section 3.3).
+    """
+    done = epoch / settings.epochs
+    ramp = epoch / (settings.epochs - 1) if settings.epochs > 1 else 1.0
+    decays = {
+        "linear": 1 - done,
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+        "slow_cosine": math.cos(math.pi * done / 2),
+    }
+    return Schedule(
+        learning_rate=cosine_schedule(settings.learning_rate, settings.learning_rate_min, done),
+        lambda_t=0.0 if settings.reg == "none" else settings.lambda_ * ramp,
+        skip_beta=0.0 if settings.auxiliary_skip == "none" else settings.skip_beta * decays[settings.decay],
+        drop_path_prob=settings.drop_path_prob * done,
+    )
+
+
+def cosine_schedule(high: float, low: float, done: float) -> float:
+    """A cosine from `high` to `low`, at a share `done` of the epochs."""
+    return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
+
+
+def architecture_gradient(
+    search: Search, objective: Objective, train_batch: Batch, valid_batch: Batch, residual: bool
+) -> ArchitectureGradient:
+    """dL_val/dp of each layer: first order, unrolled (DARTS) or implicit (iDARTS)."""
+    settings, weights = search.settings, search.layer_weights()
+    learning_rate = search.weight_optimizer.param_groups[0]["lr"]
+    if settings.hypergradient == "unrolled":
+        momentum = (search.momentum_buffers(), settings.momentum, settings.weight_decay)
+        return unrolled(
+            objective, weights, train_batch, valid_batch, learning_rate, *momentum, derivatives=settings.derivatives
+        )
+    if settings.hypergradient == "implicit":
+        series = (learning_rate, settings.neumann_terms, settings.derivatives)
+        return implicit(objective, weights, train_batch, valid_batch, *series, residual=residual)
+    return first_order(objective, weights, valid_batch)
+
+
+def alpha_step(
+    search: Search, objective: Objective, train_batch: Batch, valid_batch: Batch, residual: bool = False
+) -> AlphaStep:
+    """alpha descends L_val + w01 * R(p) (DARTS, algorithm 1, step 1; FairDARTS, equation 5).
+
+    Args:
+        residual: Measure the residual of the Neumann series.
+    """
+    settings, architecture = search.settings, search.architecture
+    result = architecture_gradient(search, objective, train_batch, valid_batch, residual)
+    gradient = architecture.gradients(search.supernet.kinds, result.total)
+    step = AlphaStep(result, valid_batch.labels, gradient)
+    if settings.alpha_reg != "none":
+        value = ALPHA_REGULARIZERS[settings.alpha_reg](list(architecture.mixing_weights().values()))
+        pull = torch.autograd.grad(settings.alpha_reg_weight * value, list(architecture.parameters()))
+        gradient = [g + p for g, p in zip(gradient, pull, strict=True)]
+        step = AlphaStep(result, valid_batch.labels, gradient, value, pull)
+    for alpha, g in zip(architecture.parameters(), gradient, strict=True):
+        alpha.grad = g
+    search.alpha_optimizer.step()
+    if settings.implicit_noise:  # iDARTS's released code
+        with torch.no_grad():
+            torch._foreach_add_(objective.parameters, list(result.noise))
+    return step
+
+
+def weight_step(
+    search: Search, objective: Objective, batch: Batch, lambda_t: float, layers: bool
+) -> tuple[WeightGradient, Tensor]:
+    """The weights descend L_train - lambda_t * Lambda (DARTS, algorithm 1, step 2; Λ-DARTS, section 4).
+
+    While lambda_t is 0 the step is that of DARTS, at its cost.
+
+    Args:
+        layers: Compute the layer gradients even so.
+
+    Returns:
+        The gradients, and the norm of the gradient before clipping.
+    """
+    settings, weights = search.settings, search.layer_weights()
+    if lambda_t > 0:
+        result = regularized_gradient(objective, weights, batch, settings.reg, settings.derivatives, settings.epsilon_0)
+        pull = torch._foreach_mul(result.regularizer_gradient, lambda_t)
+        gradient = list(torch._foreach_sub(result.gradient, pull))
+    else:
+        result = weight_gradient(objective, weights, batch, layers)
+        gradient = result.gradient
+    for weight, g in zip(objective.parameters, gradient, strict=True):
+        weight.grad = g
+    gradient_norm = nn.utils.clip_grad_norm_(objective.parameters, settings.grad_clip)
+    search.weight_optimizer.step()
+    return result, gradient_norm
+
+
+def derivative_cosine(search: Search, objective: Objective, batch: Batch) -> Tensor:
+    """The cosine between the regularizer's gradient by differences and the exact one, on one batch."""
+    settings, weights = search.settings, search.layer_weights()
+    kind = "corr" if settings.reg in ("none", "noise") else settings.reg
+    difference = regularized_gradient(objective, weights, batch, kind, "difference", settings.epsilon_0)
+    exact = regularized_gradient(objective, weights, batch, kind, "exact")
+    return cosine_similarity(difference.regularizer_gradient, exact.regularizer_gradient)
+
+
+def run_epoch(search: Search, epoch: int, now: Schedule, progress: StepProgress, name: str) -> Meters:
+    """The steps of an epoch, counted from 0; `name` labels the progress bar.
+
+    Raises:
+        FloatingPointError: A loss, a gradient or alpha is not finite.
+    """
+    settings, objective = search.settings, search.objective(now.drop_path_prob, now.skip_beta)
+    search.weight_optimizer.param_groups[0]["lr"] = now.learning_rate
+    meters = Meters(search.architecture, search.supernet.kinds, epoch)
+    train_batches, valid_batches = search.batches(epoch)
+    valid = map(search.cast, cycle(valid_batches, len(train_batches)))
+    # T weight steps follow each step of alpha; the implicit gradient is taken after them (iDARTS, algorithm 1).
+    inner, last = settings.inner_steps, len(train_batches) - 1
+    weights_first, measured = settings.weights_first or settings.hypergradient == "implicit", False
+    for step, train_batch in enumerate(map(search.cast, progress.track(name, train_batches))):
+        if step == 0 and settings.compare_derivatives:
+            meters.add("derivative_cosine", derivative_cosine(search, objective, train_batch))
+        if not weights_first and step % inner == 0:
+            meters.add_alpha_step(alpha_step(search, objective, train_batch, next(valid)))
+        result, gradient_norm = weight_step(search, objective, train_batch, now.lambda_t, step % ALIGNMENT_EVERY == 0)
+        meters.add_weight_step(result, gradient_norm, train_batch.labels)
+        if weights_first and (step % inner == inner - 1 or (step == last and not measured)):
+            meters.add_alpha_step(alpha_step(search, objective, train_batch, next(valid), residual=not measured))
+            measured = True
+        meters.check(step)
+    meters.finite.check()
+    return meters
+
+
+def log_epoch(search: Search, now: Schedule, meters: Meters, start: float) -> None:
+    """Add an epoch that began at `start` to the history.
+
+    Raises:
+        FloatingPointError: A mean is not finite.
+    """
+    settings, history = search.settings, search.history
+    epoch, means = len(history.rows) + 1, meters.compute()
+    for name, value in means.items():
+        if not np.isfinite(value).all():
+            raise FloatingPointError(f"{name} is {value} in epoch {epoch}")
+    mixing = {kind: p.detach() for kind, p in search.architecture.mixing_weights().items()}
+    cell = search.cell()
+    schedules = {"epoch": epoch, "learning_rate": now.learning_rate, "lambda": now.lambda_t}
+    if settings.auxiliary_skip != "none":
+        schedules["skip_beta"] = now.skip_beta
+    history.rows.append(
+        {
+            **schedules,
+            **epoch_columns(settings, means, mixing, cell),
+            **search.look_up(cell),
+            "seconds": time.perf_counter() - start,
+            "peak_memory_mib": peak_memory(search.device),
+        }
+    )
+    history.genotypes.append(cell._asdict())
+    history.add_alphas(search.architecture)
+
+
+def run_epochs(search: Search, run: Path) -> None:
+    """The remaining epochs of a search; each ends with a checkpoint, a row in the logs and a printed line."""
+    settings, history, first = search.settings, search.history, len(search.history.rows)
+    steps = len(search.batches(0)[0])
+    tensorboard = TensorBoardLog(run, history.rows)
+    with closing(tensorboard), StepProgress("run", settings.epochs * steps, first * steps) as progress:
+        for epoch in range(first, settings.epochs):
+            start, now = time.perf_counter(), schedule(settings, epoch)
+            meters = run_epoch(search, epoch, now, progress, f"epoch {epoch + 1}")
+            log_epoch(search, now, meters, start)
+            path = run / "checkpoints" / f"epoch_{epoch + 1:05d}.ckpt"
+            checkpoints.save(path, search.snapshot(), settings.keep_checkpoints)
+            history.write(run)
+            tensorboard.add(history.rows[-1])
+            progress.line(summary(history.rows[-1], settings.epochs))
+            for warning in new_warnings(history.rows):
+                progress.line(f"warning: {warning}")
+
+
+def derive_cell(search: Search, run: Path, folder: Path, resume_with: str) -> AnyCell:
+    """The cell of a finished search, by the rule of its settings.
+
+    Args:
+        folder: The folder of the perturbation rule.
+        resume_with: The command that resumes that rule, for the message after an interruption.
+
+    Raises:
+        InputError: The rule leaves a cell without a path from its inputs.
+    """
+
+    def fine_tune(epoch: int, learning_rate: float, progress: StepProgress, name: str) -> None:
+        run_epoch(search, epoch, Schedule(learning_rate), progress, name)
+
+    if search.settings.selection == "perturbation":
+        return select_by_perturbation(search, fine_tune, folder, resume_with)
+    cell = search.cell()
+    kind = missing_cell(search.space, cell)
+    if kind:
+        largest = search.architecture.mixing_weights()[kind].max().item()
+        raise InputError(
+            f"--threshold: {search.settings.threshold:g} leaves no path through the {kind} cell, whose largest gate is "
+            f"{largest:.3f}; expected less: python search/derive.py {shlex.quote(str(run))} --threshold ..."
+        )
+    return cell
+
+
+def write_cell(search: Search, cell: AnyCell, folder: Path) -> None:
+    """Draw a cell, write genotype.json, and print what is known of the cell."""
+    with cli.warning("no drawing of the cell"):
+        from analysis.draw import draw_genotype  # matplotlib takes a second
+
+        draw_genotype(cell, folder / "cells")
+    write_atomically(folder / "genotype.json", cell.to_json())  # last: it marks a finished search
+    known = {name: value for name, value in search.look_up(cell).items() if value is not None}
+    figures = [f"{name} {value:.2f}".removesuffix(".00") for name, value in known.items()]
+    print("\n".join([f"found {cell}", *([", ".join(figures)] if figures else []), f"run folder {folder}"]), flush=True)
+
+
+def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None = None) -> None:
+    """Search a cell and leave a run folder, or resume a run.
+
+    Args:
+        kind: The class of searches in the space of the settings.
+        whole: The run folder that --resume must name, if this run is a part of it.
+    """
+    settings, run = resolved.settings, resolved.run
+    if resolved.resumed and is_finished(run, "search"):
+        print(f"run {run} is finished")
+        return
+    state = open_search(settings, kind)
+    flag = "--resume" if resolved.resumed else "--save"
+    command = f"resume with: python {resolved.script.path} --resume {shlex.quote(str(whole or run))}"
+    with cli.open_folder(run, flag, new=not resolved.resumed):
+        with blaming(flag):
+            if not resolved.resumed:
+                origin = {**provenance(cli.command_line(), str(state.device)), "settings_from": resolved.sources}
+                write_config(run, asdict(settings), resolved.origin or origin)
+            elif last := checkpoints.load_last(run / "checkpoints"):
+                state.restore(last[1])
+                state.history.write(run)
+        print(f"settings of {settings.method}{resolved.changes()}")
+        print(f"run {run}: {settings.epochs - len(state.history.rows)} epochs on {state.device}", flush=True)
+        try:
+            with cli.saving(run, command):
+                run_epochs(state, run)
+                cell = derive_cell(state, run, run / "perturbation", command)
+                with cli.warning(f"no figures; python analysis/curves.py {run} draws the curves"):
+                    from analysis.curves import plot_search  # matplotlib takes a second
+
+                    plot_search(run)
+                write_cell(state, cell, run)
+        except KeyboardInterrupt as stop:
+            done = f"after {len(state.history.rows)} of {settings.epochs} epochs; {command}"
+            raise KeyboardInterrupt(str(stop) or done) from None
 
 
 if __name__ == "__main__":
-    cli.run(main, SCRIPT.prog)
+    cli.run(lambda: search(command), SCRIPT.prog)

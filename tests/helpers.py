@@ -21,6 +21,7 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 
+import selection
 from architect import Architecture
 from benchmarks.plain import as_plain
 from fast_edges import FastEdges
@@ -32,12 +33,11 @@ from lib.retraining import Recipe, cosine
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
 from nasbench201.search201 import Search201
-from nasbench201.settings import SearchSettings as SearchSettings201
-from nasbench201.settings import preset_201
+from nasbench201.settings import SCRIPT as SCRIPT_201
 from regularizers import weight_gradient
-from search.bilevel import schedule
-from search.loop import search
-from search.settings import Resolved, SearchSettings, method_settings
+from search import derive
+from search.settings import SCRIPT, Resolved, SearchSettings
+from search.train_search import run_epoch, schedule, search
 from spaces import SPACES
 from train.train import TrainSettings, train
 
@@ -113,9 +113,8 @@ def run_main(main, *arguments: object) -> None:
         main()
 
 
-def run_select(*arguments: object) -> None:
-    """Run search/select.py, which is a folder, in this process."""
-    main = runpy.run_path(str(ROOT / "search/select.py/__main__.py"), run_name="select")["main"]
+def run_derive(*arguments: object, main=derive.main) -> None:
+    """Run search/derive.py in this process."""
     run_main(main, *arguments, "--device", "cpu")
 
 
@@ -132,7 +131,7 @@ def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:
 def without_figures() -> Iterator[None]:
     """Have searches and retrainings draw nothing, which takes a second of each: tests/test_pictures.py looks at it."""
     with pytest.MonkeyPatch.context() as patch:
-        for drawing in ("analysis.curves.plot_search", "search.loop.draw_genotype"):
+        for drawing in ("analysis.curves.plot_search", "analysis.draw.draw_genotype"):
             patch.setattr(drawing, lambda *arguments: None)
         for drawing in ("plot_retraining", "draw_genotype"):
             patch.setattr(f"analysis.card.{drawing}", lambda *arguments: None)
@@ -240,7 +239,7 @@ SMALL_METHOD = {
 
 
 def settings_of(method="darts", **changes):
-    return method_settings(method, **{**SMALL_METHOD, **changes})
+    return SCRIPT.settings_of(method, **{**SMALL_METHOD, **changes})
 
 
 def few_images(folder):
@@ -261,6 +260,11 @@ def interrupt(monkeypatch, owner, name, call):
         return result
 
     monkeypatch.setattr(owner, name, stop)
+
+
+def select(space, weights, rule, threshold=0.85):
+    """The genotype that a rule reads off mixing weights."""
+    return selection.make_genotype(space, selection.select(space, weights, rule, threshold), pairs=rule == "argmax")
 
 
 CELL = "LambdaDARTS_cifar10_s2"
@@ -348,8 +352,9 @@ def mixing_weights_of(supernet, dtype=torch.float32):
 
 def settings_of_201(method="darts", **changes):
     small = {"dataset": "digits", "init_channels": 2, "cells_per_stage": 1, "batch_size": 256, "epochs": 2}
-    own = {**preset_201({"method": method}), "method": method, "device": "cpu", **small}
-    return SearchSettings201(**{**own, "arch_learning_rate": 0.3, "finetune_epochs": 0, **changes})
+    return SCRIPT_201.settings_of(
+        method, device="cpu", **{**small, "arch_learning_rate": 0.3, "finetune_epochs": 0, **changes}
+    )
 
 
 def run_search_201(settings, run, resumed=False):
@@ -411,7 +416,7 @@ METHODS = [
 
 def weights_after_an_epoch(state):
     with StepProgress("test", 3, 0) as progress:
-        state.run_epoch(1, schedule(state.settings, 1), progress, "epoch")
+        run_epoch(state, 1, schedule(state.settings, 1), progress, "epoch")
     return [weight.detach() for weight in state.supernet.parameters()]
 
 

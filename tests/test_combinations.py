@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from genotypes import load_genotype
-from search.bilevel import Search
-from search.loop import search
+from search.metrics import Meters
 from search.perturbation import Perturbation
-from search.settings import method_settings, resolve
+from search.settings import SCRIPT, resolve
+from search.train_search import search
 from tests.helpers import (
     SMALL_METHOD,
     assert_same_run,
@@ -93,7 +93,7 @@ def test_ideas_combine_and_an_interrupted_run_ends_like_an_uninterrupted_one(
     undisturbed = run_search(settings, tmp_path / "undisturbed")
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        interrupt(patch, Search, "weight_step", 3)  # in the second epoch of two steps
+        interrupt(patch, Meters, "add_weight_step", 3)  # in the second epoch of two steps
         with pytest.raises(KeyboardInterrupt, match="after 1 of 2 epochs"):
             run_search(settings, run)
     run_search(settings, run, resumed=True)
@@ -111,8 +111,8 @@ def test_all_ideas_combine_with_perturbation_selection_too(images, tmp_path, mon
         if moment == "deciding":
             interrupt(patch, Perturbation, "evaluate", 30)
         else:
-            interrupt(patch, Search, "weight_step", 5)  # one step an epoch: in the fourth of the fine-tuning
-        with pytest.raises(KeyboardInterrupt, match="stages of the selection; go on with"):
+            interrupt(patch, Meters, "add_weight_step", 5)  # one step an epoch: in the fourth of the fine-tuning
+        with pytest.raises(KeyboardInterrupt, match="stages of the selection; resume with"):
             run_search(settings, run)
     assert not (run / "genotype.json").exists()
     run_search(settings, run, resumed=True)
@@ -131,7 +131,9 @@ def test_a_flag_overrides_the_config_the_config_the_method_and_the_method_the_de
     given, file = ["--learning_rate", "0.2"], ["--config", str(config)]
     for order in (file + given, given + file):
         resolved = resolve(["--method", "fair-darts", *order, "--save", save])
-        assert resolved.settings == method_settings("fair-darts", learning_rate=0.2, learning_rate_min=0.01, save=save)
+        assert resolved.settings == SCRIPT.settings_of(
+            "fair-darts", learning_rate=0.2, learning_rate_min=0.01, save=save
+        )
         assert resolved.sources["command line"] == ["learning_rate", "method"]
         assert resolved.sources["config file"] == ["learning_rate_min"]
         assert "batch_size" in resolved.sources["method fair-darts"]
@@ -154,4 +156,4 @@ def test_a_run_says_which_setting_came_from_where_and_its_config_makes_the_same_
 def test_unrolled_is_another_name_of_its_hypergradient(tmp_path):
     resolved = resolve(["--unrolled", "--save", str(tmp_path / "run")])
     assert resolved.settings.hypergradient == "unrolled"
-    assert replace(resolved.settings, save="") == method_settings("lambda-darts", hypergradient="unrolled")
+    assert replace(resolved.settings, save="") == SCRIPT.settings_of("lambda-darts", hypergradient="unrolled")

@@ -21,8 +21,10 @@ from lib.retraining import Retraining
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
 from regularizers import weight_gradient
-from search.bilevel import Search, schedule
-from search.settings import method_settings
+from search import train_search
+from search.settings import SCRIPT
+from search.state import Search
+from search.train_search import alpha_step, schedule, weight_step
 from spaces import SPACES
 from tests.helpers import (
     METHODS,
@@ -40,7 +42,6 @@ from tests.helpers import (
     weights_after_an_epoch,
     weights_of,
 )
-from utils import Averages
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -131,7 +132,7 @@ def test_grouped_convolutions_and_their_derivatives_are_those_of_the_cpu(groups,
 def test_a_step_of_every_method_is_that_of_the_cpu(method, derivatives):
     """In double precision, alpha's step and the weights'."""
     changes = {"space": "s5", "layers": 4, "init_channels": 2, "batch_size": 8, "epochs": 2, "derivatives": derivatives}
-    settings = method_settings(method, **changes, precision="64-true")
+    settings = SCRIPT.settings_of(method, **changes, precision="64-true")
     torch.manual_seed(0)
     images = ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
     dataset = DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
@@ -145,11 +146,11 @@ def test_a_step_of_every_method_is_that_of_the_cpu(method, derivatives):
             state.cast(batch._replace(images=batch.images.to(device), labels=batch.labels.to(device)))
             for batch in batches
         )
-        objective = state.objective(schedule(settings, 1))
-        state.alpha_step(objective, train_batch, valid_batch, False, Averages())
-        state.weight_step(
-            objective, train_batch, settings.lambda_ if settings.reg != "none" else 0.0, False, Averages()
-        )
+        now = schedule(settings, 1)
+        objective = state.objective(now.drop_path_prob, now.skip_beta)
+        alpha_step(state, objective, train_batch, valid_batch)
+        lambda_t = settings.lambda_ if settings.reg != "none" else 0.0
+        weight_step(state, objective, train_batch, lambda_t, layers=False)
     for name in ("supernet", "architecture"):
         for a, b in zip(getattr(states[0], name).parameters(), getattr(states[1], name).parameters(), strict=True):
             # Kinks: in a difference, a unit that rounding moves over 0 counts for more than rounding.
@@ -181,7 +182,7 @@ def test_captured_passes_are_the_eager_ones_under_every_epochs_schedule(space, l
 
 def small_search(**changes):
     """A search on a few images, on the GPU."""
-    settings = method_settings(
+    settings = SCRIPT.settings_of(
         "lambda-darts",
         **{"space": "s2", "layers": 4, "init_channels": 4, "batch_size": 8, "epochs": 2, "device": "cuda"} | changes,
     )
@@ -209,7 +210,7 @@ def test_deterministic_searches_and_retrainings_give_the_same_bits_twice_and_res
     settings = replace(SMALL, device="cuda", deterministic=True, epochs=2)
     whole, again, stopped = (tmp_path / name for name in ("whole", "again", "stopped"))
     assert_same_run(run_search(settings, whole), run_search(settings, again))
-    run_epoch, calls = Search.run_epoch, []
+    run_epoch, calls = train_search.run_epoch, []
 
     def stop(state, epoch, *rest):
         calls.append(epoch)
@@ -218,7 +219,7 @@ def test_deterministic_searches_and_retrainings_give_the_same_bits_twice_and_res
         return run_epoch(state, epoch, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "run_epoch", stop)
+        patch.setattr(train_search, "run_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
             run_search(settings, stopped)
     assert calls == [0, 1]
@@ -247,15 +248,15 @@ def retrain_until(settings, run, stopping):
 
 
 def test_a_number_that_is_not_finite_ends_a_search_before_its_checkpoint(tmp_path, monkeypatch):
-    step = Search.weight_step
+    step = train_search.weight_step
 
-    def spoil(state, *rest):
-        if state.rows:  # in the second epoch
+    def spoil(state, *rest, **named):
+        if state.history.rows:  # in the second epoch
             with torch.no_grad():
                 next(state.supernet.parameters()).fill_(torch.nan)
-        step(state, *rest)
+        return step(state, *rest, **named)
 
-    monkeypatch.setattr(Search, "weight_step", spoil)
+    monkeypatch.setattr(train_search, "weight_step", spoil)
     with pytest.raises(FloatingPointError, match="train_loss is nan in epoch 2, step 1"):
         run_search(replace(SMALL, device="cuda"), tmp_path / "run")
     assert last_checkpoint(tmp_path / "run").name == "epoch_00001.ckpt"

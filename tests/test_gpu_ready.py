@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fast_edges
-import search.bilevel
 from benchmarks import low_precision, search_step
 from genotypes import load_genotype
 from lib import checkpoints, devices, kernels
@@ -20,7 +19,9 @@ from lib.kernels import differentiated_twice, grouped_conv2d, layout
 from lib.progress import StepProgress
 from lib.retraining import Retraining
 from model import NetworkCIFAR
-from search.settings import method_settings
+from search.settings import SCRIPT
+from search.state import Search
+from search.train_search import run_epoch, schedule
 from tests.helpers import RECIPE, make_supernet, mixing_weights_of
 
 DOUBLE = torch.float64
@@ -141,7 +142,7 @@ def test_a_search_takes_the_layout_of_its_flag_and_finds_the_same_in_either():
     assert [strides_of(state.supernet) for state in states] == [STRIDES[wanted] for wanted in LAYOUTS]
     with StepProgress("test", 3, 0) as progress:
         for state in states:
-            state.run_epoch(1, search.bilevel.schedule(state.settings, 1), progress, "epoch")
+            run_epoch(state, 1, schedule(state.settings, 1), progress, "epoch")
     trained = ([*state.supernet.parameters(), *state.architecture.parameters()] for state in states)
     for a, b in zip(*trained, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
@@ -281,7 +282,7 @@ def test_the_second_gpu_is_the_current_device_of_its_search(monkeypatch):
 
 def small_search(method="lambda-darts", channels=3, images=40, **changes):
     """A search on a few images."""
-    settings = method_settings(
+    settings = SCRIPT.settings_of(
         method,
         **{"space": "s5", "layers": 4, "init_channels": 2, "batch_size": 8, "epochs": 2, "device": "cpu"} | changes,
     )
@@ -290,4 +291,4 @@ def small_search(method="lambda-darts", channels=3, images=40, **changes):
     images = ImageSet(pixels, torch.randint(0, 10, (images,)))
     flat = ((0.5,) * channels, (0.25,) * channels)
     dataset = DataSet(images, images, tuple(map(str, range(10))), *flat, flip=True)
-    return search.bilevel.Search(settings, dataset, torch.device("cpu"))
+    return Search(settings, dataset, torch.device("cpu"))

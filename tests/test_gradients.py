@@ -7,7 +7,7 @@ from torch.func import functional_call
 from architect import first_order, unrolled
 from lib.objective import central_difference, cosine_similarity, norm
 from nasbench201.networks import Supernet as Supernet201
-from regularizers import REGULARIZERS, layer_alignment, regularized_gradient, weight_gradient
+from regularizers import REGULARIZERS, aligned_layers, layer_alignment, regularized_gradient, weight_gradient
 from tests.helpers import problem, relative_error
 
 KINDS = ("corr", "signcorr")
@@ -123,7 +123,7 @@ def test_a_supernet_keeps_no_running_statistics(make):
 def test_only_normal_cells_take_part(reg):
     objective, _, weights, batch, _ = problem(layers=5)
     result = regularized_gradient(objective, weights, batch, reg, "exact")
-    assert objective.aligned_layers == [0, 2, 4]
+    assert aligned_layers(objective.supernet.kinds) == [0, 2, 4]
     assert len(result.layer_gradients) == 3
 
 

@@ -24,7 +24,7 @@ from lib.files import LOCK
 from nasbench201.cells import all_cells
 from nasbench201.settings import SearchSettings as SearchSettings201
 from nasbench201.sources import build
-from search.settings import SearchSettings, method_settings
+from search.settings import SCRIPT, SearchSettings
 from tests.helpers import ROOT, TABLE, script_in_process
 
 CELL = CELLS["DARTS_V2"].to_json()
@@ -84,7 +84,7 @@ def place(tmp_path_factory) -> Path:
     write("configs/object.yaml", "space: !!python/object/apply:os.mkdir [written]\n")
     write("configs/list.yaml", "- epochs\n- layers\n")
     write("configs/broken.yaml", "epochs: [3\nlayers: 4\n")
-    write("configs/idarts.yaml", asdict(method_settings("idarts")))
+    write("configs/idarts.yaml", asdict(SCRIPT.settings_of("idarts")))
 
     digits = {**asdict(SearchSettings()), "dataset": "digits", "space": "s2", "layers": 4, "init_channels": 2}
     write("search/config.yaml", digits)

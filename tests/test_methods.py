@@ -22,13 +22,18 @@ from lib.progress import StepProgress
 from model_search import Supernet
 from operations import FactorizedReduce
 from regularizers import regularized_gradient
-from search.bilevel import Schedule, Search, schedule, skip_beta
+from search import train_search
+from search.methods import preset
+from search.metrics import Meters
 from search.perturbation import Perturbation
-from search.settings import SearchSettings, method_settings, preset
-from selection import missing_cell, select
-from spaces import EDGES, SPACES
-from tests.helpers import problem, relative_error, scramble
-from utils import Averages
+from search.settings import SCRIPT, SearchSettings
+from search.state import Search
+from search.train_search import Schedule, alpha_step, run_epoch, schedule
+from selection import missing_cell
+from spaces import SPACES
+from tests.helpers import problem, relative_error, scramble, select
+
+EDGES = SPACES["s5"].edges
 
 DOUBLE = torch.float64
 
@@ -104,7 +109,7 @@ def test_beta_falls_from_its_value_to_nothing_as_in_the_paper(decay, middle, las
     settings = SearchSettings(auxiliary_skip="skip", skip_beta=0.4, decay=decay, epochs=50)
     measured = [schedule(settings, epoch).skip_beta for epoch in (0, 25, 49)]
     assert measured == pytest.approx([0.4, 0.4 * middle, 0.4 * last], rel=1e-12)
-    assert skip_beta(settings, 1.0) == pytest.approx(0, abs=1e-15)
+    assert schedule(settings, 50).skip_beta == pytest.approx(0, abs=1e-15)
     assert schedule(replace(settings, auxiliary_skip="none"), 0).skip_beta == 0
 
 
@@ -129,7 +134,7 @@ def test_an_alpha_step_descends_the_validation_loss_and_the_weighted_zero_one_lo
         assert norm(pulls) > 0.01 * norm(expected)
         expected = [g + pull for g, pull in zip(expected, pulls, strict=True)]
 
-    state.alpha_step(objective, train_batch, valid_batch, False, Averages())
+    alpha_step(state, objective, train_batch, valid_batch)
     lr, decay = state.settings.arch_learning_rate, state.settings.arch_weight_decay
     for alpha, old, gradient in zip(state.architecture.parameters(), alphas.values(), expected, strict=True):
         torch.testing.assert_close(alpha.grad, gradient, rtol=1e-9, atol=1e-12)
@@ -195,7 +200,7 @@ def test_threshold_sparse_keeps_of_the_two_strongest_edges_those_over_the_thresh
     assert genotype.concat("normal") == [2, 4, 5]
     assert genotype.concat("reduce") == [2, 3, 4, 5]
     assert {(edge.target, edge.source) for edge in genotype.edges("normal")} == {(4, 1), (2, 0), (2, 1), (5, 2)}
-    assert missing_cell(genotype) is None
+    assert missing_cell(SPACES["s5"], genotype) is None
 
 
 def test_threshold_edge_keeps_up_to_two_operations_of_every_edge():
@@ -244,7 +249,8 @@ def test_a_cell_that_its_inputs_do_not_reach_is_missed():
         (cell, cell, None),
     ]:
         for rule in ("threshold_sparse", "threshold_edge"):
-            assert missing_cell(select(SPACES["s5"], {"normal": normal, "reduce": reduce}, rule, 0.85)) == missed
+            genotype = select(SPACES["s5"], {"normal": normal, "reduce": reduce}, rule, 0.85)
+            assert missing_cell(SPACES["s5"], genotype) == missed
 
 
 # iDARTS
@@ -308,7 +314,7 @@ def test_an_alpha_step_moves_the_weights_by_the_implicit_noise():
     gamma, length = state.settings.learning_rate, torch.cat([v.flatten() for v in v_0]).norm()
     left = [0.01 / length * (gamma * x - v) for v, x in zip(v_0, h, strict=True)]
 
-    state.alpha_step(objective, train_batch, valid_batch, False, Averages())
+    alpha_step(state, objective, train_batch, valid_batch)
     for now, w, n in zip(parameters, before, left, strict=True):
         torch.testing.assert_close(now.detach(), w + n, rtol=1e-9, atol=1e-12)
     assert norm(left) > 1e-3
@@ -330,21 +336,23 @@ def test_alpha_moves_after_its_inner_steps_with_the_implicit_gradient_and_before
     state = start(hypergradient=hypergradient, inner_steps=inner_steps, batch_size=64)
     calls, trained, residuals = [], [], []
 
-    def alpha_step(objective, train_batch, valid_batch, residual, log):
+    def alpha_step(search, objective, train_batch, valid_batch, residual=False):
         calls.append("A")
         residuals.append(residual)
         assert not torch.equal(train_batch.labels, valid_batch.labels)
         if hypergradient == "implicit":
             assert train_batch is trained[-1]
 
-    def weight_step(objective, batch, lambda_t, measure, log):
+    def weight_step(search, objective, batch, lambda_t, layers):
         calls.append("W")
         trained.append(batch)
-        state.watched = {"train_loss": torch.zeros(())}
+        return None, None
 
-    monkeypatch.setattr(state, "alpha_step", alpha_step)
-    monkeypatch.setattr(state, "weight_step", weight_step)
-    state.run_epoch(0, Schedule(0.025), StepProgress("epoch", 12, 0), "epoch 1")
+    monkeypatch.setattr(train_search, "alpha_step", alpha_step)
+    monkeypatch.setattr(train_search, "weight_step", weight_step)
+    for name in ("add_alpha_step", "add_weight_step", "check"):
+        monkeypatch.setattr(Meters, name, lambda *arguments: None)
+    run_epoch(state, 0, Schedule(0.025), StepProgress("epoch", 12, 0), "epoch 1")
     assert "".join(calls) == order
     assert len({batch.seed for batch in trained}) == 12
     # the residual is measured once an epoch
@@ -394,16 +402,22 @@ def planted_search(**changes):
     images[:, 0, 0, 1] = torch.arange(600) % len(GROUPS)
     part = ImageSet(images, images[:, 0, 0, 0].long())
     digits = tuple(str(digit) for digit in range(10))
-    settings = SearchSettings(space="s3", layers=4, init_channels=4, batch_size=100, device="cpu", **changes)
+    settings = SearchSettings(
+        space="s3", layers=4, init_channels=4, batch_size=100, device="cpu", **{"finetune_epochs": 0, **changes}
+    )
     dataset = DataSet(part, part, digits, mean=(0.0,), std=(1 / 255,), flip=False)
     search = Search(settings, dataset, torch.device("cpu"))
     search.supernet = Planted(search.supernet)
     return search
 
 
+def no_epoch(*arguments):
+    raise AssertionError
+
+
 def test_perturbation_finds_the_planted_cell_and_logs_the_accuracy_that_every_removal_leaves():
     search = planted_search()
-    selection = Perturbation(search, 0)
+    selection = Perturbation(search, no_epoch)
     assert selection.stages == [("decide", number) for number in range(17)]
     progress = StepProgress("selection", 1, 0)
     for number, stage in enumerate(selection.stages, start=1):
@@ -417,7 +431,7 @@ def test_perturbation_finds_the_planted_cell_and_logs_the_accuracy_that_every_re
 
     names = ("none", "skip_connect", "sep_conv_3x3")
     cells = {kind: tuple((names[PLANTED[kind][EDGES.index(edge)]], edge[0]) for edge in USED[kind]) for kind in PLANTED}
-    assert selection.genotype() == Genotype(cells["normal"], (2, 3, 4, 5), cells["reduce"], (2, 3, 4, 5))
+    assert selection.cell() == Genotype(cells["normal"], (2, 3, 4, 5), cells["reduce"], (2, 3, 4, 5))
 
     groups = search.valid.images[:, 0, 0, 1].tolist()
     orders = []
@@ -445,18 +459,16 @@ def test_perturbation_finds_the_planted_cell_and_logs_the_accuracy_that_every_re
     assert orders[0] != sorted(orders[0], key=EDGES.index)
 
 
-def test_fine_tuning_stands_between_two_decisions_at_a_tenth_of_the_learning_rate(monkeypatch):
-    search, calls = planted_search(epochs=50), []
-    monkeypatch.setattr(search, "run_epoch", lambda epoch, now, progress, name: calls.append((epoch, now)))
-    selection = Perturbation(search, 2)
+def test_fine_tuning_stands_between_two_decisions_at_a_tenth_of_the_learning_rate():
+    search, calls = planted_search(epochs=50, finetune_epochs=2), []
+    selection = Perturbation(search, lambda epoch, rate, progress, name: calls.append((epoch, rate)))
     assert [what for what, _ in selection.stages] == ["decide", "finetune", "finetune"] * 16 + ["decide"]
     progress = StepProgress("selection", 1, 0)
     for stage in selection.stages:
         selection.run(stage, progress)
     assert [epoch for epoch, _ in calls] == list(range(50, 82))
-    for number, (_, now) in enumerate(calls):
-        rate = 0.001 + 0.0015 * (1 + math.cos(math.pi * number / 32)) / 2
-        assert now == (pytest.approx(rate), 0, 0, 0)
+    for number, (_, rate) in enumerate(calls):
+        assert rate == pytest.approx(0.001 + 0.0015 * (1 + math.cos(math.pi * number / 32)) / 2)
     assert selection.done == 49
 
 
@@ -515,14 +527,14 @@ LAMBDA_201 |= {"weights_first": True}
     ],
 )
 def test_a_method_has_the_settings_of_its_paper(method, space, differences):
-    settings = asdict(method_settings(method, space=space))
+    settings = asdict(SCRIPT.settings_of(method, space=space))
     expected = {**DARTS, **differences, "method": method, "space": space}
     assert {name: settings[name] for name in expected} == expected
     # what a method sets is what its paper sets, and no more
-    assert preset({"method": method, "space": space}) == differences
+    assert preset(method, space) == differences
 
 
 def test_a_setting_that_is_given_wins_over_the_method_and_lambda_darts_is_the_default_one():
-    settings = method_settings("fair-darts", batch_size=32)
+    settings = SCRIPT.settings_of("fair-darts", batch_size=32)
     assert (settings.batch_size, settings.learning_rate, settings.relaxation) == (32, 0.005, "sigmoid")
-    assert preset({}) == {"reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4}
+    assert SCRIPT.preset({}) == {"reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4}

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 import analysis.compare
+import nasbench201.derive
 import nasbench201.train
 import nasbench201.train_search
+import selection
 import train.test
 from analysis.compare import grouped
 from analysis.curves import load_course, plot_search
@@ -26,12 +28,14 @@ from nasbench201.cells import EDGES, OPERATIONS, all_cells, load_cell, make_cell
 from nasbench201.networks import Network, Supernet
 from nasbench201.scores import mean_and_deviation
 from nasbench201.search201 import Search201
-from nasbench201.settings import preset_201
+from nasbench201.settings import SCRIPT
 from nasbench201.sources import build
 from nasbench201.table import open_table
-from regularizers import layer_alignment, regularized_gradient, weight_gradient
-from search.bilevel import schedule
+from regularizers import aligned_layers, layer_alignment, regularized_gradient, weight_gradient
+from search import train_search
+from search.metrics import Meters
 from search.perturbation import Perturbation
+from search.train_search import run_epoch, schedule
 from tests.helpers import (
     METHODS,
     assert_same_run,
@@ -40,9 +44,9 @@ from tests.helpers import (
     in_plain_order,
     interrupt,
     metrics,
+    run_derive,
     run_main,
     run_search_201,
-    run_select,
     settings_of_201,
 )
 
@@ -181,7 +185,7 @@ def test_all_cells_take_part_in_the_alignment():
     weights = [w.requires_grad_() for w in state.layer_weights()]
     loss, _ = objective(weights, batch)
     gradients = torch.autograd.grad(loss, weights, create_graph=True)
-    assert objective.aligned_layers == list(range(6))
+    assert aligned_layers(state.supernet.kinds) == list(range(6))
     value = layer_alignment(gradients)
     expected = torch.autograd.grad(value, objective.parameters, materialize_grads=True)
     result = regularized_gradient(objective, state.layer_weights(), batch, "corr", "exact")
@@ -199,9 +203,13 @@ def test_argmax_is_over_all_five_operations_and_a_threshold_leaves_none():
     for edge, (operation, weight) in enumerate(strongest):
         weights[edge, operation] = weight
     names = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3", "none")
-    assert state.derive({"cell": weights}, "argmax").operations == names
+
+    def cell(rule):
+        return state.make_cell(selection.select(state.space, {"cell": weights}, rule, 0.6), pairs=False)
+
+    assert cell("argmax").operations == names
     sparse = ("none", "skip_connect", "none", "nor_conv_3x3", "none", "none")
-    assert state.derive({"cell": weights}, "threshold_sparse").operations == sparse
+    assert cell("threshold_sparse").operations == sparse
 
 
 @pytest.mark.parametrize("weights_first", [False, True])
@@ -209,13 +217,15 @@ def test_the_weights_step_first_where_the_released_code_does_so(monkeypatch, wei
     state = start(settings_of_201("lambda-darts-exact", weights_first=weights_first, batch_size=300))
     order = []
     for name in ("weight_step", "alpha_step"):
-        step = getattr(state, name)
-        monkeypatch.setattr(state, name, lambda *a, name=name, step=step: (order.append(name), step(*a)))
-    state.run_epoch(0, schedule(state.settings, 0), StepProgress("run", 1, 0), "epoch")
+        step = getattr(train_search, name)
+        monkeypatch.setattr(
+            train_search, name, lambda *a, name=name, step=step, **b: (order.append(name), step(*a, **b))[1]
+        )
+    run_epoch(state, 0, schedule(state.settings, 0), StepProgress("run", 1, 0), "epoch")
     first, second = ("weight_step", "alpha_step") if weights_first else ("alpha_step", "weight_step")
     assert order == [first, second] * (len(order) // 2) != []
-    assert preset_201({"method": "lambda-darts"})["weights_first"]
-    assert "weights_first" not in preset_201({"method": "darts"})
+    assert SCRIPT.preset({"method": "lambda-darts"})["weights_first"]
+    assert "weights_first" not in SCRIPT.preset({"method": "darts"})
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +264,8 @@ def test_every_method_searches_and_resumes_bit_for_bit(images, tmp_path, method)
 
 
 def test_perturbation_decides_every_edge_and_may_choose_none(images):
-    state = start(settings_of_201("darts-pt", **images))
-    selection = Perturbation(state, 1)
+    state = start(settings_of_201("darts-pt", finetune_epochs=1, **images))
+    selection = Perturbation(state, lambda *arguments: None)
     assert [what for what, _ in selection.stages] == ["decide", "finetune"] * 5 + ["decide"]
     progress = StepProgress("selection", 1, 0)
     for stage in selection.stages:
@@ -263,7 +273,7 @@ def test_perturbation_decides_every_edge_and_may_choose_none(images):
         selection.run(stage, progress)
     assert {row["removed"] for row in selection.scores} == set(OPERATIONS)
     chosen = {(row["source"], row["target"]): row["removed"] for row in selection.scores if row["outcome"] == "kept"}
-    assert selection.genotype().operations == tuple(chosen[edge] for edge in EDGES)
+    assert selection.cell().operations == tuple(chosen[edge] for edge in EDGES)
 
 
 def test_the_benchmarks_halves_are_used(tmp_path):
@@ -285,7 +295,7 @@ def test_a_stopped_series_of_seeds_goes_on_ends_like_one_that_was_not_and_is_com
     search_201(*FLAGS, "--seeds", 5, 6, "--save", series)
     steps = len(Search201.batches(start(settings_of_201()), 0)[0])
     with monkeypatch.context() as patch:
-        interrupt(patch, Search201, "weight_step", steps + 1)
+        interrupt(patch, Meters, "add_weight_step", steps + 1)
         with pytest.raises(KeyboardInterrupt, match=f"--resume {run}$"):
             search_201(*FLAGS, "--seeds", 5, 6, "--save", run)
     assert (run / "seed-5/genotype.json").exists() and (run / "seed-6").exists()
@@ -376,6 +386,6 @@ def test_a_cell_is_trained_scored_and_resumed(tmp_path, made_table, capsys):
 
 def test_select_derives_a_cell_again(images, tmp_path):
     run = run_search_201(settings_of_201(**{**images, "epochs": 1}), tmp_path / "run")
-    run_select(run, "--selection", "perturbation", "--finetune_epochs", 0)
+    run_derive(run, "--selection", "perturbation", "--finetune_epochs", 0, main=nasbench201.derive.main)
     load_cell(str(run / "selections/perturbation"))
     assert (run / "selections/perturbation/scores.csv").exists()

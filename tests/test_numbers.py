@@ -9,9 +9,10 @@ from lib import datasets
 from lib.finite import FiniteCheck
 from lib.progress import StepProgress
 from lib.retraining import Retraining
-from search.bilevel import Search, saturated
-from search.loop import new_warnings
+from search import train_search
+from search.metrics import new_warnings, saturated
 from search.perturbation import Perturbation
+from search.state import Search
 from tests.helpers import RETRAINING, SMALL, assert_same_run, last_checkpoint, retrain, run_search, weights_of
 
 TINY = replace(SMALL, init_channels=2, reg="none", epochs=2)
@@ -56,9 +57,9 @@ def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, undistu
     """And resumes from the checkpoint before it, once the cause is gone, to the same end."""
     run, calls = tmp_path / "run", []
     name = "alpha_step" if what == "alpha" else "weight_step"
-    own = getattr(Search, name)
+    own = getattr(train_search, name)
 
-    def step(state, objective, *batches):
+    def step(state, objective, *batches, **named):
         calls.append(name)
         if len(calls) == 5:  # of three an epoch
             if what == "weights":
@@ -68,10 +69,10 @@ def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, undistu
                 next(iter(objective.parameters)).register_hook(lambda gradient: gradient.fill_(torch.inf))
             else:
                 state.alpha_optimizer.param_groups[0]["lr"] = torch.inf
-        own(state, objective, *batches)
+        return own(state, objective, *batches, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, name, step)
+        patch.setattr(train_search, name, step)
         with pytest.raises(FloatingPointError, match=named):
             run_search(TINY, run)
     assert last_checkpoint(run).name == "epoch_00001.ckpt" and not (run / "genotype.json").exists()
@@ -81,7 +82,7 @@ def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, undistu
 
 def test_a_selection_stops_where_a_loss_is_not_finite(monkeypatch):
     search = Search(TINY, datasets.load("digits"), torch.device("cpu"))
-    state = Perturbation(search, 0)
+    state = Perturbation(search, lambda *arguments: None)
     with torch.no_grad():
         next(search.supernet.parameters()).fill_(torch.nan)
     with StepProgress("", 1, 0) as progress, pytest.raises(FloatingPointError, match="valid_loss is nan in stage 1"):

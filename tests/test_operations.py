@@ -7,9 +7,9 @@ from torch import nn
 from benchmarks.plain import plain_supernet
 from genotypes import CELLS
 from model import NetworkCIFAR, NetworkImageNet, size
-from model_search import Supernet, cell_kinds
+from model_search import Supernet
 from operations import OPERATIONS, drop_path
-from spaces import SPACES
+from spaces import SPACES, cell_kinds
 
 DARTS_SPACES = ("s1", "s2", "s3", "s4", "s5")
 

@@ -16,8 +16,10 @@ from genotypes import load_genotype, make_genotype
 from lib import datasets
 from lib.objective import Objective, norm
 from regularizers import regularized_gradient, weight_gradient
-from search.bilevel import Search, entropy, schedule
-from search.settings import method_settings
+from search.metrics import History, Meters, entropy
+from search.settings import SCRIPT
+from search.state import Search
+from search.train_search import alpha_step, schedule, weight_step
 from tests.helpers import (
     SMALL,
     assert_same_run,
@@ -28,7 +30,6 @@ from tests.helpers import (
     without_figures,
 )
 from tools.kill_drill import scalars
-from utils import Averages
 
 #: two steps an epoch, of few images
 FEW = replace(SMALL, images=100, batch_size=25)
@@ -52,7 +53,7 @@ def no_figures():
 
 
 def test_learning_rate_and_lambda_follow_their_schedules():
-    settings = method_settings("lambda-darts", epochs=50)
+    settings = SCRIPT.settings_of("lambda-darts", epochs=50)
     assert schedule(settings, 0).learning_rate == 0.025
     assert schedule(settings, 25).learning_rate == pytest.approx(0.013)
     assert schedule(settings, 49).learning_rate == pytest.approx(0.001 + 0.012 * (1 + math.cos(math.pi * 0.98)))
@@ -72,7 +73,7 @@ def test_a_weight_step_is_clipped_sgd_on_the_loss_minus_lambda_times_the_alignme
     gradient = [g - lambda_t * r for g, r in zip(reference.gradient, reference.regularizer_gradient, strict=True)]
     scale = min(1.0, grad_clip / (norm(gradient).item() + 1e-6))
     alphas = [alpha.detach().clone() for alpha in state.architecture.parameters()]
-    state.weight_step(objective, batch, lambda_t, False, Averages())
+    weight_step(state, objective, batch, lambda_t, layers=False)
     for parameter, start_value, g in zip(state.supernet.parameters(), before, gradient, strict=True):
         expected = start_value - SMALL.learning_rate * (scale * g + SMALL.weight_decay * start_value)
         torch.testing.assert_close(parameter.detach(), expected)
@@ -86,15 +87,15 @@ def test_an_alpha_step_is_adam_on_the_validation_gradient_and_leaves_the_weights
     objective = Objective(state.supernet)
     weights = [parameter.detach().clone() for parameter in state.supernet.parameters()]
     before = [alpha.detach().clone() for alpha in state.architecture.parameters()]
-    log = Averages()
-    state.alpha_step(objective, train_batch, valid_batch, False, log)
+    meters = Meters(state.architecture, state.supernet.kinds, 0)
+    meters.add_alpha_step(alpha_step(state, objective, train_batch, valid_batch))
     assert all(torch.equal(a, b) for a, b in zip(weights, state.supernet.parameters(), strict=True))
     for alpha, start_value in zip(state.architecture.parameters(), before, strict=True):
         # Adam's first step is the learning rate along the sign of gradient + weight_decay * alpha
         gradient = alpha.grad + SMALL.arch_weight_decay * start_value
         expected = start_value - SMALL.arch_learning_rate * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(alpha.detach(), expected)
-    assert len(log.compute()["layer_gradient_norms"]) == SMALL.layers
+    assert len(meters.compute()["layer_gradient_norms"]) == SMALL.layers
 
 
 def test_while_lambda_is_zero_no_regularizer_pass_is_run(monkeypatch):
@@ -103,10 +104,10 @@ def test_while_lambda_is_zero_no_regularizer_pass_is_run(monkeypatch):
     passes = []
     objective = Objective(state.supernet)
     monkeypatch.setattr(state.supernet, "forward", lambda *a, f=state.supernet.forward: passes.append(1) or f(*a))
-    state.weight_step(objective, batch, 0.0, False, Averages())
+    weight_step(state, objective, batch, 0.0, layers=False)
     assert len(passes) == 1
     state.settings = replace(SMALL, derivatives="difference")
-    state.weight_step(objective, batch, 0.5, False, Averages())
+    weight_step(state, objective, batch, 0.5, layers=False)
     assert len(passes) == 4
 
 
@@ -179,23 +180,23 @@ def test_a_figure_that_fails_is_a_warning_and_the_cell_is_there(tmp_path, monkey
 def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(
     finished, tmp_path, monkeypatch, no_figures, how
 ):
-    run, step, write = tmp_path / "run", Search.weight_step, Search.write_logs
+    run, add, write = tmp_path / "run", Meters.add_weight_step, History.write
 
-    def stop_in_the_second_epoch(state, *arguments):
-        step(state, *arguments)
-        if len(state.rows) == 1:
+    def stop_in_the_second_epoch(meters, *arguments):
+        add(meters, *arguments)
+        if meters.epoch == 1:
             os.kill(os.getpid(), how)
 
-    def stop_before_the_logs(state, folder):
-        if len(state.rows) == 2:
+    def stop_before_the_logs(history, folder):
+        if len(history.rows) == 2:
             raise KeyboardInterrupt
-        write(state, folder)
+        write(history, folder)
 
     with monkeypatch.context() as patch:
         if isinstance(how, str):
-            patch.setattr(Search, "write_logs", stop_before_the_logs)
+            patch.setattr(History, "write", stop_before_the_logs)
         else:
-            patch.setattr(Search, "weight_step", stop_in_the_second_epoch)
+            patch.setattr(Meters, "add_weight_step", stop_in_the_second_epoch)
         stopped = script_in_process("search/train_search.py", "--config", finished / "config.yaml", "--save", run)
     assert stopped.returncode == 130
     assert len(stopped.stderr.splitlines()) == 1 and f"python search/train_search.py --resume {run}" in stopped.stderr

@@ -1,15 +1,14 @@
-"""Another cell of a search that has been: search/select.py."""
+"""Another cell of a search: search/derive.py."""
 
 from dataclasses import replace
 
 import pytest
 
-import search.loop
 from genotypes import load_genotype
 from lib.cli import InputError
-from search.bilevel import Search
+from search.metrics import Meters
 from search.perturbation import Perturbation
-from tests.helpers import few_images, interrupt, run_search, run_select, settings_of
+from tests.helpers import few_images, interrupt, run_derive, run_search, settings_of
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -50,16 +49,16 @@ def contents(run):
 def test_the_run_s_own_rule_gives_its_own_cell_and_leaves_the_run_as_it_was(tiny):
     run, _ = tiny
     before = contents(run)
-    run_select(run)
+    run_derive(run)
     folder = run / "selections/argmax"
     assert load_genotype(str(folder)) == load_genotype(str(run))
     assert contents(run) == before
     with pytest.raises(InputError, match=f"--save: {folder} holds a cell already"):
-        run_select(run)
+        run_derive(run)
 
 
 def test_a_threshold_keeps_the_gates_over_it_in_fair_darts_form(gates, tmp_path):
-    run_select(gates, "--selection", "threshold_edge", "--threshold", 0.4, "--save", tmp_path / "cell")
+    run_derive(gates, "--selection", "threshold_edge", "--threshold", 0.4, "--save", tmp_path / "cell")
     genotype = load_genotype(str(tmp_path / "cell"))
     assert genotype.sums_nodes("normal") and all(len(edge) == 3 for edge in genotype.normal)
     sparse = load_genotype(str(gates))
@@ -68,7 +67,7 @@ def test_a_threshold_keeps_the_gates_over_it_in_fair_darts_form(gates, tmp_path)
 
 def test_a_threshold_that_leaves_no_cell_is_named_with_the_largest_gate(gates):
     with pytest.raises(InputError, match=r"--threshold: 0.9999 .* largest gate"):
-        run_select(gates, "--threshold", 0.9999)
+        run_derive(gates, "--threshold", 0.9999)
     assert not (gates / "selections/threshold_sparse-0.9999").exists()
 
 
@@ -77,20 +76,20 @@ def test_an_interrupted_search_gives_a_cell_by_perturbation_which_resumes(images
     settings = settings_of("darts", **{**images, "epochs": 3})
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        interrupt(patch, Search, "weight_step", 2)
+        interrupt(patch, Meters, "add_weight_step", 2)
         with pytest.raises(KeyboardInterrupt):
             run_search(settings, run)
-    chosen = replace(settings, selection="perturbation", finetune_epochs=1)
-    search.loop.select_again(chosen, run, tmp_path / "undisturbed", "")
+    flags = ("--selection", "perturbation", "--finetune_epochs", 1, "--save")
+    run_derive(run, *flags, tmp_path / "undisturbed")
     printed = capsys.readouterr().out
     assert "after 1 of 3 epochs" in printed and "decision 17/17" in printed
     with monkeypatch.context() as patch:
         interrupt(patch, Perturbation, "evaluate", 40)
         with pytest.raises(KeyboardInterrupt):
-            search.loop.select_again(chosen, run, tmp_path / "stopped", "")
+            run_derive(run, *flags, tmp_path / "stopped")
     with pytest.raises(InputError, match="finetune_epochs 1, expected 2"):
-        search.loop.select_again(replace(chosen, finetune_epochs=2), run, tmp_path / "stopped", "")
-    search.loop.select_again(chosen, run, tmp_path / "stopped", "")
+        run_derive(run, "--selection", "perturbation", "--finetune_epochs", 2, "--save", tmp_path / "stopped")
+    run_derive(run, *flags, tmp_path / "stopped")
     for name in ("genotype.json", "scores.csv"):
         assert (tmp_path / "undisturbed" / name).read_text() == (tmp_path / "stopped" / name).read_text()
     lines = (tmp_path / "stopped/scores.csv").read_text().splitlines()
@@ -104,7 +103,7 @@ FLAGS = ("--selection", "perturbation", "--finetune_epochs", 0)
 def test_perturbation_prints_a_line_a_decision_and_leaves_the_run_as_it_was(tiny, tmp_path, monkeypatch, capsys):
     run, _ = tiny
     before, folder, stopped = contents(run), run / "selections/perturbation", tmp_path / "stopped"
-    run_select(run, *FLAGS)
+    run_derive(run, *FLAGS)
     assert contents(run) == before
     decisions = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("decision ")]
     assert decisions == [f"{number}/17" for number in range(1, 18)]
@@ -115,9 +114,9 @@ def test_perturbation_prints_a_line_a_decision_and_leaves_the_run_as_it_was(tiny
 
     with monkeypatch.context() as patch:
         interrupt(patch, Perturbation, "evaluate", 9)
-        with pytest.raises(KeyboardInterrupt, match="after 2 of 17 stages of the selection; the same command"):
-            run_select(run, *FLAGS, "--save", stopped)
-    run_select(run, *FLAGS, "--save", stopped)
+        with pytest.raises(KeyboardInterrupt, match="after 2 of 17 stages of the selection; resume with: python"):
+            run_derive(run, *FLAGS, "--save", stopped)
+    run_derive(run, *FLAGS, "--save", stopped)
     for name in ("genotype.json", "scores.csv"):
         assert (stopped / name).read_text() == (folder / name).read_text()
 
@@ -125,7 +124,7 @@ def test_perturbation_prints_a_line_a_decision_and_leaves_the_run_as_it_was(tiny
 @pytest.mark.slow
 def test_a_selection_by_the_run_s_own_perturbation_finds_the_run_s_own_cell(images, tmp_path):
     run = run_search(settings_of("darts-pt", **images), tmp_path / "run")
-    run_select(run)
+    run_derive(run)
     selection = run / "selections/perturbation"
     assert (selection / "genotype.json").read_text() == (run / "genotype.json").read_text()
     assert (selection / "scores.csv").read_text() == (run / "perturbation/scores.csv").read_text()

@@ -22,8 +22,9 @@ from nasbench201.networks import Supernet as Supernet201
 from nasbench201.search201 import Search201
 from operations import drop_path
 from regularizers import regularized_gradient
-from search.bilevel import Search, schedule
-from search.settings import method_settings
+from search.settings import SCRIPT
+from search.state import Search
+from search.train_search import run_epoch, schedule
 from spaces import SPACES
 from tests.helpers import (
     assert_gradients_of,
@@ -119,7 +120,7 @@ def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, t
 @pytest.mark.parametrize("method", ["darts-2nd", "lambda-darts", "darts-minus", "fair-darts", "idarts"])
 def test_three_steps_of_a_search_are_those_of_the_plain_supernet(method):
     """A search in float64, and the same with the plain supernet in its place."""
-    settings = method_settings(
+    settings = SCRIPT.settings_of(
         method, space="s2", layers=4, init_channels=2, batch_size=8, precision="64-true", device="cpu", epochs=2
     )
     searches = [Search(settings, noise_images(48), torch.device("cpu")) for _ in range(2)]
@@ -128,7 +129,7 @@ def test_three_steps_of_a_search_are_those_of_the_plain_supernet(method):
     slow.make_optimizers()
     with StepProgress("test", 3, 0) as progress:
         for state in searches:
-            state.run_epoch(1, schedule(settings, 1), progress, "epoch")
+            run_epoch(state, 1, schedule(settings, 1), progress, "epoch")
     weights = in_plain_order(fast.supernet, slow.supernet, [w.detach() for w in fast.supernet.parameters()])
     assert relative_error(weights, [w.detach() for w in slow.supernet.parameters()]) < 1e-8
     alphas = [list(state.architecture.parameters()) for state in searches]
@@ -219,7 +220,7 @@ def test_batch_norm_and_its_second_derivatives_are_the_librarys(affine):
 
 def small_search(**changes):
     """A search on a few images."""
-    settings = method_settings(
+    settings = SCRIPT.settings_of(
         "lambda-darts", space="s2", layers=4, init_channels=2, batch_size=8, device="cpu", epochs=2, **changes
     )
     return Search(settings, noise_images(), torch.device("cpu"))

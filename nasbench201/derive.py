@@ -1,0 +1,28 @@
+"""Derive another cell from a search in NAS-Bench-201, finished or interrupted, by another rule.
+
+    python nasbench201/derive.py runs/search-... --selection perturbation      # after an interruption, run it again
+
+The flags are those of search/derive.py.
+"""
+
+from typing import TYPE_CHECKING
+
+from lib import cli
+from nasbench201.settings import SCRIPT
+from search.derive import PROG, derive
+
+if TYPE_CHECKING:
+    from search.state import Search
+
+
+def main() -> None:
+    def load_class() -> "type[Search]":
+        from nasbench201.search201 import Search201
+
+        return Search201
+
+    derive(SCRIPT, load_class, "nasbench201/derive.py")
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

@@ -1,0 +1,108 @@
+"""Derive another cell from a search, finished or interrupted, by another rule.
+
+    python search/derive.py runs/search-... --selection threshold_edge --threshold 0.7
+    python search/derive.py runs/search-... --selection perturbation      # after an interruption, run it again
+
+nasbench201/derive.py does so for a search in NAS-Bench-201.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lib import cli, options
+from lib.cli import InputError
+from lib.files import is_passing
+from lib.options import Gate, NonNegativeInt, argument, option
+from lib.settings import DEVICE_HELP
+from search.settings import SCRIPT, CommonSettings, Script, Selection, check
+
+if TYPE_CHECKING:
+    from search.state import Search
+
+PROG = "derive.py"
+#: the content of the folder of an interrupted selection
+UNFINISHED = {"checkpoints", "cells", "scores.csv"}
+
+
+@dataclass
+class DeriveSettings:
+    """The settings of a selection."""
+
+    run: str = argument("Run folder of a search.")
+    selection: Selection | None = option(
+        None, "Rule that derives the cell, as in train_search.py. By default the rule of the run."
+    )
+    threshold: Gate | None = option(
+        None, "Smallest gate of an operation that the threshold rules keep. By default that of the run."
+    )
+    finetune_epochs: NonNegativeInt | None = option(
+        None, "Epochs between two decisions of the perturbation rule. By default that of the run."
+    )
+    save: str = option("", "Folder to make. By default RUN/selections/<rule>.")
+    device: str = option("auto", DEVICE_HELP)
+
+
+def derive(script: Script, load_class: "Callable[[], type[Search]]", path: str) -> None:
+    """Derive the cell that the command line describes.
+
+    Args:
+        script: The script of the search.
+        load_class: Imports the class of searches in its space.
+        path: The path of this script.
+    """
+    command = options.parse(DeriveSettings, PROG, __doc__.splitlines()[0])
+    run, names = Path(command.run), ("selection", "threshold", "finetune_epochs")
+    changes = {name: value for name in names if (value := getattr(command, name)) is not None}
+    stored = options.load_settings(script.settings, script.path, run, "run")
+    settings = replace(stored, device=command.device, **changes)
+    check(settings)
+    options.check_needs(settings, set(changes))
+    if "threshold" in changes and not settings.selection.startswith("threshold"):
+        raise InputError(f"--threshold: this flag has no effect with --selection {settings.selection}")
+    folder = Path(command.save or run / "selections" / _name(settings))
+    if (folder / "genotype.json").exists():
+        raise InputError(f"--save: {folder} holds a cell already; expected another folder")
+    if not folder.is_dir() or not {path.name for path in folder.iterdir() if not is_passing(path)} <= UNFINISHED:
+        cli.check_new_folder(folder, "--save")
+
+    # Imported here, so that --help and wrong flags are answered before torch is loaded.
+    from lib import checkpoints
+    from search.state import open_search
+    from search.train_search import derive_cell, write_cell
+
+    search = open_search(settings, load_class())
+    with cli.blaming("run"):
+        last = checkpoints.load_last(run / "checkpoints")
+        if last is None:
+            raise ValueError(f"{run} has no checkpoint; expected a search of one epoch or more")
+        search.restore(last[1])
+    done = len(search.history.rows)
+    print(f"search {run} after {done} of {settings.epochs} epochs, {settings.selection}", flush=True)
+    with cli.blaming("--save"):
+        folder.mkdir(parents=True, exist_ok=True)
+    again = f"resume with: python {path} {shlex.join(sys.argv[1:])}"
+    with cli.open_folder(folder, "--save", new=False), cli.saving(run, again):
+        write_cell(search, derive_cell(search, run, folder, again), folder)
+
+
+def _name(settings: CommonSettings) -> str:
+    """The rule, with its threshold if it has one."""
+    threshold = f"-{settings.threshold:g}" if settings.selection.startswith("threshold") else ""
+    return settings.selection + threshold
+
+
+def main() -> None:
+    def load_class() -> "type[Search]":
+        from search.state import Search
+
+        return Search
+
+    derive(SCRIPT, load_class, "search/derive.py")
+
+
+if __name__ == "__main__":
+    cli.run(main, PROG)

@@ -1,0 +1,202 @@
+"""The state of a search: how it is made from the settings, saved and restored."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import selection
+from architect import Architecture, first_order
+from fast_edges import FastEdges
+from genotypes import AnyCell
+from lib import datasets
+from lib.batches import Augmentation, Batch, Batches
+from lib.cli import InputError, blaming
+from lib.cuda_graphs import CapturedObjective, Graphs
+from lib.devices import autocast, compile_parts, default_dtype, memory_format, prepare_device
+from lib.objective import Objective
+from model_search import AnySupernet, MixedEdges, Supernet
+from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, weight_gradient
+from search.metrics import History
+from search.settings import CommonSettings, SearchSettings
+from spaces import SPACES
+
+
+class Search:
+    """The state of a search: supernet, alpha, their optimizers, the two parts of the data, and the history.
+
+    Another space overrides `make_supernet`, `make_cell` and `look_up`.
+    """
+
+    settings: CommonSettings
+
+    def __init__(self, settings: CommonSettings, dataset: datasets.DataSet, device: torch.device) -> None:
+        self.settings, self.dataset, self.device, self.space = settings, dataset, device, SPACES[settings.space]
+        for flag, name, known in (
+            ("--reg", settings.reg, ("none", "noise", *REGULARIZERS)),
+            ("--alpha_reg", settings.alpha_reg, ("none", *ALPHA_REGULARIZERS)),
+        ):
+            if name not in known:
+                raise InputError(f"{flag}: {name!r}, expected one of {', '.join(known)}")
+        if settings.cuda_graphs and device.type != "cuda":
+            raise InputError(f"--cuda_graphs: the device is {device.type}; expected it with a cuda device only")
+        with blaming("--cutout_length"):
+            self.augmentation = Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
+        self.memory_format = memory_format(settings.memory_format, device)
+        torch.manual_seed(settings.seed)
+        with default_dtype(torch.float64 if settings.precision == "64-true" else torch.float32), device:
+            self.supernet = self.make_supernet().to(memory_format=self.memory_format)
+            self.architecture = Architecture(self.supernet.alpha_shapes, settings.relaxation)
+        self.weight_optimizer = torch.optim.SGD(
+            self.supernet.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
+        )
+        self.alpha_optimizer = torch.optim.Adam(
+            self.architecture.parameters(),
+            settings.arch_learning_rate,
+            (settings.arch_beta1, settings.arch_beta2),
+            weight_decay=settings.arch_weight_decay,
+        )
+        train, valid = self.split()
+        self.images_sha256 = datasets.sha256(train, valid)
+        self.train, self.valid = train.to(device), valid.to(device)
+        self.graphs = Graphs(settings.batch_size)
+        self.compiled = settings.compile and self.compile()
+        self.history = History()
+        self.history.add_alphas(self.architecture)
+
+    def make_supernet(self) -> AnySupernet:
+        """The supernet of the settings, for the data."""
+        settings, dataset = self.settings, self.dataset
+        assert isinstance(settings, SearchSettings)
+        sizes = (settings.init_channels, settings.layers, len(dataset.classes), dataset.in_channels)
+        return Supernet(self.space, *sizes, settings.auxiliary_skip, self.edges)
+
+    @property
+    def edges(self) -> type[FastEdges] | type[MixedEdges]:
+        """The class of the supernet's mixed operations."""
+        return FastEdges if self.settings.fast_edges else MixedEdges
+
+    def make_cell(self, chosen: selection.Chosen, pairs: bool) -> AnyCell:
+        """The cell with the chosen edges; see `selection.make_genotype`."""
+        return selection.make_genotype(self.space, chosen, pairs)
+
+    def look_up(self, cell: AnyCell) -> dict[str, float | None]:
+        """Extra columns of metrics.csv for a cell."""
+        return {}
+
+    def split(self) -> tuple[datasets.ImageSet, datasets.ImageSet]:
+        """The training images for the weights, and those for alpha."""
+        settings, images = self.settings, self.dataset.train
+        if settings.halves:
+            with blaming("--halves"):
+                return datasets.benchmark_halves(images, Path(settings.halves))
+        train, valid = datasets.split(images, settings.train_portion, settings.seed)
+        for flag, part in (("--train_portion", train), ("1 - --train_portion", valid)):
+            if settings.batch_size > len(part):
+                raise InputError(
+                    f"--batch_size: {settings.batch_size} is more than the {len(part)} images of its part of the data "
+                    f"({flag} of {len(images)}); expected at most {len(part)}"
+                )
+        return train, valid
+
+    def compile(self) -> bool:
+        """Compile the cells with torch.compile; True if that works."""
+        cells = [module for module in self.supernet.modules() if isinstance(module, FastEdges)]
+        count = self.settings.batch_size
+        images = self.train.images[:1].expand(count, -1, -1, -1)
+        batch = self.cast(Batch(images, self.train.labels[:1].expand(count), 0))
+        objective = Objective(self.supernet, self.autocast, compiled=True)
+
+        def every_kind_of_gradient() -> None:
+            first_order(objective, self.layer_weights(), batch)
+            weight_gradient(objective, self.layer_weights(), batch, layers=True)
+            weight_gradient(objective, self.layer_weights(), batch)
+
+        return compile_parts(self.supernet, cells, every_kind_of_gradient)
+
+    def autocast(self) -> Any:
+        """The context of a forward pass in the precision of the settings."""
+        return autocast(self.settings.precision, self.device)
+
+    def objective(self, drop_path_prob: float, skip_beta: float) -> Objective:
+        """The loss of the supernet in training."""
+        parts = (self.supernet, self.autocast, drop_path_prob, skip_beta, self.compiled)
+        return CapturedObjective(*parts, self.graphs) if self.settings.cuda_graphs else Objective(*parts)
+
+    def layer_weights(self, mixing: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """The mixing weights of each layer, from those of each kind of cell (by default of alpha), without a graph."""
+        mixing = self.architecture.mixing_weights() if mixing is None else mixing
+        return [mixing[kind].detach() for kind in self.supernet.kinds]
+
+    def batches(self, epoch: int) -> tuple[Batches, Batches]:
+        """The training and the validation batches of an epoch."""
+        settings = self.settings
+        train, valid = (
+            Batches(part, settings.batch_size, self.augmentation, (settings.seed, epoch, role))
+            for role, part in enumerate((self.train, self.valid))
+        )
+        return train, valid
+
+    def cast(self, batch: Batch) -> Batch:
+        """The batch in the precision and memory format of the weights."""
+        dtype = self.supernet.classifier.weight.dtype
+        return batch._replace(images=batch.images.to(dtype, memory_format=self.memory_format))
+
+    def momentum_buffers(self) -> list[Tensor]:
+        """The momentum of each weight; zeros before the first step."""
+        state = self.weight_optimizer.state
+        return [
+            state[w]["momentum_buffer"] if "momentum_buffer" in state.get(w, {}) else torch.zeros_like(w)
+            for w in self.supernet.parameters()
+        ]
+
+    def cell(self) -> AnyCell:
+        """The cell that the selection rule reads off alpha; argmax stands in for the perturbation rule."""
+        rule = "argmax" if self.settings.selection == "perturbation" else self.settings.selection
+        mixing = self.architecture.mixing_weights()
+        weights = {kind: p.detach().cpu().numpy() for kind, p in mixing.items()}
+        chosen = selection.select(self.space, weights, rule, self.settings.threshold)
+        return self.make_cell(chosen, pairs=rule == "argmax")
+
+    def snapshot(self) -> dict[str, Any]:
+        """The content of a checkpoint: tensors and plain values."""
+        return {
+            "supernet": self.supernet.state_dict(),
+            "architecture": self.architecture.state_dict(),
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "history": self.history.snapshot(),
+            "images_sha256": self.images_sha256,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a `snapshot`.
+
+        Raises:
+            ValueError: It is the snapshot of a search on other images, or of another supernet.
+        """
+        if state["images_sha256"] != self.images_sha256:
+            raise ValueError("the run began with other images than --data has, or with another split of them")
+        try:
+            self.supernet.load_state_dict(state["supernet"])
+        except RuntimeError as error:
+            raise ValueError("the checkpoint does not fit config.yaml; expected both of one run") from error
+        self.architecture.load_state_dict(state["architecture"])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.history.restore(state["history"])
+
+
+def open_search(settings: CommonSettings, kind: type[Search] = Search) -> Search:
+    """A search at its start, with its data.
+
+    Args:
+        kind: The class of searches in the space of the settings.
+
+    Raises:
+        InputError: The settings do not fit the data or the machine.
+    """
+    device = prepare_device(settings.device, settings.tf32, settings.deterministic)
+    return kind(settings, datasets.load_dataset(settings), device)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.compare import Panel, curve_of
+from analysis.compare import Quantity, curve_of
 from analysis.curves import leave_out_outliers, number
 from analysis.draw import COLORS
 from analysis.runs import Entry
@@ -45,7 +45,7 @@ class Line(NamedTuple):
     opacity: float = 1.0
 
 
-def curves(rows: Sequence["Row"], panel: Panel) -> Markup | None:
+def curves(rows: Sequence["Row"], panel: Quantity) -> Markup | None:
     """A chart of all searches of a column: each seed as a thin line, the mean of a method as a thick one."""
     lines = []
     for row in rows:

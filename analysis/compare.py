@@ -4,14 +4,14 @@ python analysis/compare.py runs/darts runs/lambda-darts --out compare.png
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.colors import METHODS, assign
-from analysis.curves import Course, dress, leave_out_outliers, load_course, save, title
+from analysis.curves import Course, dress, leave_out_outliers, load_course, make_figure, save, title
 from lib import cli, options
 from lib.cli import InputError
 from lib.files import check_new_file
@@ -22,50 +22,50 @@ if TYPE_CHECKING:
 PROG = "compare.py"
 
 
-class Panel(NamedTuple):
-    """A curve of each search: a column of metrics.csv, or those of its kinds of cells together."""
+class Quantity(NamedTuple):
+    """A column of metrics.csv, or its columns for the kinds of cells together."""
 
     title: str
     about: str
-    column: str  # its name, or how the names of the kinds' columns begin
+    column: str  # a name, or the prefix of the columns of the kinds
     scale: float = 1
-    integer: bool = False  # kinds are added up, and the ticks are whole numbers
-    outliers: bool = True  # the axis holds values far below the others
+    integer: bool = False  # the kinds are summed, and the ticks are whole numbers
+    outliers: bool = True  # False cuts off values far below the others
 
 
-PANELS = (
-    Panel(
+QUANTITIES = (
+    Quantity(
         "Layer alignment Λ",
         "Mean cosine between the layers' architecture gradients, on validation batches (Λ-DARTS, figure 1).",
         "valid_alignment",
     ),
-    Panel(
+    Quantity(
         "Skip connections",
         "In the cell that each epoch's alpha stands for. A search collapses when they take over.",
         "skip_connect",
         integer=True,
     ),
-    Panel(
+    Quantity(
         "The cell's test accuracy in the table [%]",
         "After 200 epochs of training, for the cell that each epoch's alpha stands for.",
         "table_test_accuracy",
         outliers=False,
     ),
-    Panel(
+    Quantity(
         "Accuracy of the supernet (valid) [%]",
         "On the half of the training images that alpha sees.",
         "valid_accuracy",
         100,
         outliers=False,
     ),
-    Panel(
+    Quantity(
         "Accuracy of the supernet (train) [%]",
         "On the half of the training images that the weights see.",
         "train_accuracy",
         100,
         outliers=False,
     ),
-    Panel("Entropy of p [nats]", "Of an edge's mixing weights, or of its gates: 0 when one is chosen.", "entropy"),
+    Quantity("Entropy of p [nats]", "Of an edge's mixing weights, or of its gates: 0 when one is chosen.", "entropy"),
 )
 #: settings that two seeds of one search may differ in
 NOT_COMPARED = {
@@ -75,11 +75,12 @@ NOT_COMPARED = {
 
 
 def grouped(courses: list[Course]) -> dict[str, list[Course]]:
-    """The courses of one search but for its seed, by a title without what all have in common.
+    """title -> the searches that differ in their seed only.
 
-    Where titles are equal, they are followed by the settings that differ.
+    A title leaves out the data set and space if all searches share them. Equal titles are followed by the settings that
+    differ.
     """
-    kinds: list[tuple[dict, list[Course]]] = []
+    kinds: list[tuple[dict[str, Any], list[Course]]] = []
     for course in courses:
         own = {name: value for name, value in course.config.items() if name not in NOT_COMPARED}
         same = next((members for known, members in kinds if known == own), None)
@@ -99,19 +100,18 @@ def grouped(courses: list[Course]) -> dict[str, list[Course]]:
 
 
 def compare_figure(courses: list[Course]) -> Figure:
-    """A panel for each quantity that a course has: its mean over the seeds, and each seed as a thin line."""
+    """A panel for each measured quantity: the mean over the seeds as a thick line, each seed as a thin one."""
     groups = grouped(courses)
-    panels = [panel for panel in PANELS if any(curve_of(course.metrics, panel) is not None for course in courses)]
-    shades = assign({name: members[0].config.get("method", "darts") for name, members in groups.items()})
-    rows = -(-len(panels) // 3)
-    figure = Figure(figsize=(13, 3.4 * rows + 0.7), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    for axes, panel in zip(figure.subplots(rows, 3, squeeze=False).flat, panels, strict=False):
-        dress(axes, panel.title)
-        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=panel.integer))
+    quantities = [q for q in QUANTITIES if any(curve_of(course.metrics, q) is not None for course in courses)]
+    shades = assign({name: members[0].config["method"] for name, members in groups.items()})
+    rows = -(-len(quantities) // 3)
+    figure = make_figure(13, 3.4 * rows + 0.7)
+    for axes, quantity in zip(figure.subplots(rows, 3, squeeze=False).flat, quantities, strict=False):
+        dress(axes, quantity.title)
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=quantity.integer))
         for name, members in groups.items():
             shade = METHODS[shades[name]][0]
-            curves = [curve for member in members if (curve := curve_of(member.metrics, panel)) is not None]
+            curves = [curve for member in members if (curve := curve_of(member.metrics, quantity)) is not None]
             for curve in curves:
                 marker = "o" if len(curve) < 2 else None
                 axes.plot(np.arange(1, len(curve) + 1), curve, color=shade, linewidth=0.8, alpha=0.4, marker=marker)
@@ -119,9 +119,9 @@ def compare_figure(courses: list[Course]) -> Figure:
             mean = np.mean([curve[:shortest] for curve in curves], axis=0) if curves else []
             marker = "o" if shortest == 1 else None
             axes.plot(np.arange(1, shortest + 1), mean, color=shade, linewidth=2.2, marker=marker, label=name)
-        if not panel.outliers:
+        if not quantity.outliers:
             leave_out_outliers(axes)
-    for axes in figure.axes[len(panels) :]:
+    for axes in figure.axes[len(quantities) :]:
         axes.remove()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     counts = [f"{label} ({len(groups[label])} seed{'s' if len(groups[label]) > 1 else ''})" for label in labels]
@@ -129,20 +129,20 @@ def compare_figure(courses: list[Course]) -> Figure:
     return figure
 
 
-def curve_of(metrics: "pd.DataFrame", panel: Panel) -> np.ndarray | None:
-    """The values of a panel, (epochs,); None where they were not measured."""
-    names = [name for name in metrics if name == panel.column or name.startswith(f"{panel.column}_")]
-    values = metrics[names].to_numpy() * panel.scale
+def curve_of(metrics: "pd.DataFrame", quantity: Quantity) -> np.ndarray | None:
+    """The values of a quantity, (epochs,); None if they were not measured."""
+    names = [name for name in metrics if name == quantity.column or name.startswith(f"{quantity.column}_")]
+    values = metrics[names].to_numpy() * quantity.scale
     if not np.isfinite(values).any():
         return None
-    return values.sum(axis=1) if panel.integer else values.mean(axis=1)
+    return values.sum(axis=1) if quantity.integer else values.mean(axis=1)
 
 
 def expanded(runs: list[str]) -> list[Path]:
-    """The run folders; one of several seeds stands for theirs.
+    """The run folders. A folder of several seeds stands for the folders of its seeds.
 
     Raises:
-        InputError: one is given twice.
+        InputError: A folder is given twice.
     """
     folders = []
     for run in map(Path, runs):

@@ -5,9 +5,7 @@ python analysis/curves.py runs/imagenet
 """
 
 import io
-import zipfile
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,13 +13,14 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis.colors import METHODS
 from analysis.draw import color
 from lib import cli, options
 from lib.files import read_yaml, write_atomically
-from search.settings import method_settings
 from spaces import SPACES
 
 if TYPE_CHECKING:
@@ -30,14 +29,8 @@ if TYPE_CHECKING:
 PROG = "curves.py"
 #: the first curve of a panel without a method, and the further ones, which are dashed and dotted
 FIRST, OTHERS = "#0064a8", "#000000"
-#: how the title names a setting that is not the method's own
-SWITCHES = {
-    "relaxation": "{}",
-    "auxiliary_skip": "auxiliary {}",
-    "hypergradient": "{} hypergradient",
-    "alpha_reg": "{}",
-    "selection": "{}",
-}
+#: settings that the title names where the user gave them
+IN_TITLE = ("relaxation", "auxiliary_skip", "hypergradient", "alpha_reg", "selection", "reg", "lambda_", "derivatives")
 
 
 class Panel(NamedTuple):
@@ -88,9 +81,9 @@ OWN = (
 )
 
 
-def _by_kind(title: str, column: str, kinds: Iterable[str], **options: Any) -> Panel:
-    """A curve for each kind of cell."""
-    return Panel(title, {kind: f"{column}_{kind}" for kind in kinds}, **options)
+def _by_kind(title: str, column: str, kinds: Iterable[str], scale: float = 1, integer: bool = False) -> Panel:
+    """A panel with a curve for each kind of cell."""
+    return Panel(title, {kind: f"{column}_{kind}" for kind in kinds}, scale, integer=integer)
 
 
 class Course(NamedTuple):
@@ -128,40 +121,20 @@ def read_columns(path: Path) -> "pd.DataFrame":
     return columns
 
 
-def _read_alphas(path: Path, kind: str) -> np.ndarray:
-    """The alphas of a kind of cell, (epochs + 1, edges, operations): an array of alphas.npz."""
-    with zipfile.ZipFile(path) as file:
-        content = file.read(f"{kind}.npy")  # checks the member's CRC, which NumPy does only after it parses the header
-    return np.load(io.BytesIO(content), allow_pickle=False)
-
-
-def load_course(run: Path, config: dict[str, Any] | None = None) -> Course:
-    """Read metrics.csv, alphas.npz and config.yaml of a run folder.
-
-    Args:
-        config: the content of config.yaml, where it is known already.
+def load_course(run: Path) -> Course:
+    """Read config.yaml, metrics.csv and alphas.npz of the run folder of a search.
 
     Raises:
-        ValueError: The folder is not that of a search, or a file of it is damaged.
+        ValueError: A file is missing or cannot be parsed.
         OSError: A file cannot be read.
     """
     require(run, "config.yaml", "metrics.csv", "alphas.npz")
-    try:
-        config = read_yaml(run / "config.yaml") if config is None else config
-        title(config)
-        metrics = read_columns(run / "metrics.csv")
-        missing = {"epoch", "train_loss", "gradient_norm_layer_0"} - set(metrics)
-        if missing:
-            raise ValueError(f"metrics.csv has no {', '.join(sorted(missing))}")
-        mixing = {}
+    config, mixing = read_yaml(run / "config.yaml"), {}
+    with np.load(run / "alphas.npz") as alphas:
         for kind, candidates in SPACES[config["space"]].cells.items():
-            weights = _mixing_weights(_read_alphas(run / "alphas.npz", kind), config.get("relaxation", "softmax"))
-            names = np.array(candidates)
+            weights, names = _mixing_weights(alphas[kind], config["relaxation"]), np.array(candidates)
             mixing[kind] = {name: weights[:, names == name].mean(axis=1) for name in dict.fromkeys(names.flat)}
-    # A damaged zip file can also look encrypted or packed in an unknown way: RuntimeError.
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{run} is not as a search leaves it: {' '.join(str(error).split())}") from error
-    return Course(config, metrics, mixing)
+    return Course(config, read_columns(run / "metrics.csv"), mixing)
 
 
 def _mixing_weights(alpha: np.ndarray, relaxation: str) -> np.ndarray:
@@ -183,49 +156,43 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def plot_search(run: Path) -> None:
-    """Write curves.png to the folder of a search; ValueError or OSError, as `load_course`."""
+    """Write curves.png to the run folder of a search. Raises the errors of `load_course`."""
     save(search_figure(load_course(run)), run / "curves.png")
 
 
 def plot_retraining(run: Path) -> None:
-    """Write curves.png to the folder of a retraining.
+    """Write curves.png to the run folder of a retraining.
 
     Raises:
-        ValueError: The folder is not that of a retraining, or a file of it is damaged.
+        ValueError: A file is missing or cannot be parsed.
         OSError: A file cannot be read or written.
     """
     require(run, "config.yaml", "metrics.csv")
-    try:
-        metrics = read_columns(run / "metrics.csv")
-        config = read_yaml(run / "config.yaml")
-        missing = {"epoch", "learning_rate", *LOSS_TEST.columns.values()} - set(metrics)
-        if missing:
-            raise ValueError(f"metrics.csv has no {', '.join(sorted(missing))}")
-        heading = f"Retraining of {config['arch']} on {config.get('dataset', Path(config['data']).name)}"
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{run} is not as a retraining leaves it: {' '.join(str(error).split())}") from error
+    metrics, config = read_columns(run / "metrics.csv"), read_yaml(run / "config.yaml")
     panels = [LOSS_TEST, ACCURACY_TEST, *([TOP5] if "test_top5" in metrics else []), LEARNING_RATE]
-    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    figure.suptitle(f"{heading}, seed {config['seed']}", fontsize=14, parse_math=False)
+    figure = make_figure(4 * len(panels), 3.6)
+    dataset = config.get("dataset", Path(config["data"]).name)
+    heading = f"Retraining of {config['arch']} on {dataset}, seed {config['seed']}"
+    figure.suptitle(heading, fontsize=14, parse_math=False)
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
         _plot_panel(axes, panel, metrics, FIRST)
     save(figure, run / "curves.png")
 
 
-def search_figure(course: Course) -> Figure:
-    """Nine panels: what a search learned, how its gradients stood, and what became of the architecture.
+def make_figure(width: float, height: float) -> Figure:
+    """An empty figure with space between its panels; the sides are in inches."""
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
 
-    What only its method measures comes in further rows, above the last.
-    """
+
+def search_figure(course: Course) -> Figure:
+    """Nine panels: training, gradients and architecture. Further rows, above the last, hold the method's own panels."""
     config, metrics = course.config, course.metrics
-    shade = METHODS.get(config.get("method", "darts"), (FIRST,))[0]
+    shade = METHODS.get(config["method"], (FIRST,))[0]
     space = SPACES[config["space"]]
     gates = _by_kind("Gates over the threshold [%]", "gates_over_threshold", space.cells, scale=100)
     own = [panel for panel in (*OWN, gates) if set(panel.columns.values()) & set(metrics)]
     extra = -(-len(own) // 3)
-    figure = Figure(figsize=(12, 9.6 + 2.9 * extra), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    figure = make_figure(12, 9.6 + 2.9 * extra)
     heading = title(config)
     figure.suptitle(heading, fontsize=min(15, 1500 / len(heading)), parse_math=False)
     grid = figure.add_gridspec(3 + extra, 6)
@@ -243,10 +210,9 @@ def search_figure(course: Course) -> Figure:
     _plot_panel(alignment, ALIGNMENT, metrics, shade)
     _plot_layers(layers, metrics)
     _plot_panel(gradients, GRADIENTS, metrics, shade)
-    name = "Entropy of the gates [nats]" if config.get("relaxation") == "sigmoid" else "Entropy of p [nats]"
+    name = "Entropy of the gates [nats]" if config["relaxation"] == "sigmoid" else "Entropy of p [nats]"
     _plot_panel(entropy, _by_kind(name, "entropy", space.cells), metrics, shade)
-    # under a threshold a cell has any number of edges
-    free = str(config.get("selection", "argmax")).startswith("threshold")
+    free = config["selection"].startswith("threshold")  # then a cell has any number of edges
     name = "Skip connections" if free else f"Skip connections (of {space.derived_edges})"
     skip_panel = _by_kind(name, "skip_connect", space.cells, integer=True)
     _plot_panel(skips, skip_panel, metrics, shade)
@@ -267,22 +233,16 @@ def search_figure(course: Course) -> Figure:
 
 
 def title(config: dict[str, Any], seed: bool = True) -> str:
-    """The data, the method, what is combined with it, and the seed; a run older than a setting has DARTS's."""
-    method = config.get("method", "darts")
-    usual = method_settings(method, space=config["space"])
-    values = {name: config.get(name, getattr(usual, name)) for name in SWITCHES}
-    combined = [
-        f"no {name}" if value == "none" else SWITCHES[name].format(value)
-        for name, value in values.items()
-        if value != getattr(usual, name)
-    ]
-    if config["reg"] != "none":
-        combined += [config["reg"], f"λ = {config['lambda_']:g}"]
-    elif usual.reg != "none":
-        combined.append("no regularizer")
-    search = f"Search on {config['dataset']}, space {config['space']}: {method}"
-    parts = [f"{search} with {combined[0]}" if combined else search, *combined[1:]]
-    return ", ".join([*parts, f"seed {config['seed']}"] if seed else parts)
+    """The data, the method, the settings that the user gave with it, and the seed.
+
+    Args:
+        config: The content of config.yaml.
+    """
+    sources = config["provenance"]["settings_from"]
+    given = {name for source in ("command line", "config file") for name in sources.get(source, [])}
+    shown = [f"{name} {config[name]}" for name in IN_TITLE if name in given]
+    search = f"Search on {config['dataset']}, space {config['space']}: {config['method']}"
+    return ", ".join([search, *shown, *([f"seed {config['seed']}"] if seed else [])])
 
 
 def dress(axes: Axes, title: str) -> None:
@@ -303,7 +263,7 @@ def number(value: float, spec: str = "g") -> str:
 def _logarithmic(axes: Axes, integer: bool) -> None:
     """A logarithmic axis of y, with two labels or more however narrow it is."""
     axes.set_yscale("log")
-    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [[]])
+    values = np.array([value for line in axes.lines for value in np.asarray(line.get_ydata(), dtype=float)])
     values = values[values > 0]
     low, high = (values.min(), values.max()) if len(values) else axes.get_ylim()
     if high < 2 * low:
@@ -322,7 +282,7 @@ def leave_out_outliers(axes: Axes) -> None:
     A value is far below the others when Tukey's fence, 1.5 interquartile ranges below the first quartile, is above it.
     """
     curves = [np.asarray(line.get_xydata(), dtype=float) for line in axes.lines]
-    values = np.concatenate([curve[:, 1] for curve in curves] or [[]])
+    values = np.array([value for curve in curves for value in curve[:, 1]])
     values = values[np.isfinite(values)]
     if not len(values):
         return
@@ -334,10 +294,10 @@ def leave_out_outliers(axes: Axes) -> None:
     foot = kept.min() - margin
     for curve, line in zip(curves, list(axes.lines), strict=True):
         below = curve[curve[:, 1] < foot, 0]
-        if not len(below):
-            continue
-        style = {"color": line.get_color(), "alpha": line.get_alpha(), "markersize": 4, "label": "_below"}
-        axes.plot(below, np.full(len(below), foot), "v", linestyle="", clip_on=False, gid=line.get_gid(), **style)
+        if len(below):
+            place = {"clip_on": False, "gid": line.get_gid(), "label": "_below"}
+            look: dict[str, Any] = {"color": line.get_color(), "alpha": line.get_alpha(), "markersize": 4}
+            axes.plot(below, np.full(len(below), foot), "v", linestyle="", **place, **look)
     axes.set_ylim(foot, kept.max() + margin)
 
 
@@ -379,11 +339,11 @@ def _plot_layers(axes: Axes, metrics: "pd.DataFrame") -> None:
     _legend(axes, [axes.lines[0], axes.lines[-1]], ["first", "last"])
 
 
-def _legend(axes: Axes, lines: Iterable[Any], labels: list[str]) -> None:
+def _legend(axes: Axes, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
     """A legend below the axis, beside its label, where no curve passes."""
-    style = {"handlelength": 1.6, "columnspacing": 1.2, "frameon": False, "borderpad": 0, "borderaxespad": 0}
-    place = {"loc": "upper right", "bbox_to_anchor": (1, -0.15), "ncols": len(labels)}
-    axes.legend(list(lines), labels, fontsize=9, **place, **style)
+    style: dict[str, Any] = {"handlelength": 1.6, "columnspacing": 1.2, "frameon": False, "borderpad": 0}
+    style |= {"borderaxespad": 0, "bbox_to_anchor": (1, -0.15), "ncols": len(labels)}
+    axes.legend(lines, labels, fontsize=9, loc="upper right", **style)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from analysis.charts import curves, eigenvalues, operation_series, surface, trajectories
 from analysis.colors import METHODS, assign
-from analysis.compare import PANELS
+from analysis.compare import QUANTITIES
 from analysis.curves import number
 from analysis.draw import COLORS, color
 from analysis.runs import ACCURACY, DATASETS, Entry, load_entries
@@ -211,7 +211,7 @@ def section(index: int, entries: list[Entry], order: dict[str, Any], figures: li
         "listed": [row for row in rows for _ in row.entries],
         "state": state(rows, metric),
         "alphas": [(row, e, trajectories(e)) for row in rows for e in [e for e in row.entries if e.course][:1]],
-        "charts": [(panel, chart) for panel in PANELS if (chart := curves(rows, panel)) is not None],
+        "charts": [(panel, chart) for panel in QUANTITIES if (chart := curves(rows, panel)) is not None],
         "cells": _cells(rows),
         "eigenvalues": eigenvalues(rows),
         "surfaces": [(r, e, chart) for r in rows for e in r.entries if (chart := surface(e)) is not None],

@@ -10,8 +10,8 @@ from analysis.curves import load_course, plot_search, search_figure
 from spaces import SPACES
 
 
-def make_run(folder, epochs, space="s1", own=(), **changes):
-    """Write a run folder. `own` are columns of a method; the first epoch has no regularizer, as in a run."""
+def make_run(folder, epochs, space="s1", own=(), given=(), **changes):
+    """Write a run folder; `own` are columns of a method, and `given` settings that the command line set."""
     generator = np.random.default_rng(0)
     columns = ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "train_alignment", "valid_alignment"]
     columns += ["loss_gradient_norm", *(f"gradient_norm_layer_{layer}" for layer in range(5))]
@@ -24,8 +24,10 @@ def make_run(folder, epochs, space="s1", own=(), **changes):
     rows.to_csv(folder / "metrics.csv", index=False)
     shape = (epochs + 1, 14, len(SPACES[space].cells["normal"][0]))
     np.savez(folder / "alphas.npz", normal=generator.normal(size=shape), reduce=generator.normal(size=shape))
-    settings = {"dataset": "digits", "space": space, "reg": "corr", "lambda_": 0.125, "seed": 3}
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings | changes))
+    settings = {"dataset": "digits", "space": space, "method": "darts", "reg": "corr", "lambda_": 0.125, "seed": 3}
+    settings |= {"relaxation": "softmax", "selection": "argmax", **changes}
+    origin = {"settings_from": {"command line": ["method", *given], "default": ["lambda_"]}}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "provenance": origin}))
     return rows
 
 
@@ -53,7 +55,7 @@ def test_mixing_weights_are_means_over_the_edges_that_have_the_operation(tmp_pat
 def test_the_panels_show_the_columns_of_the_metrics(tmp_path, epochs):
     rows = make_run(tmp_path / "run", epochs)
     figure = search_figure(load_course(tmp_path / "run"))
-    assert figure.get_suptitle() == "Search on digits, space s1: darts with corr, λ = 0.125, seed 3"
+    assert figure.get_suptitle() == "Search on digits, space s1: darts, seed 3"
     loss, accuracy, _, layers, gradients, _, skips, normal, _ = figure.axes
     assert [line.get_label() for line in loss.lines] == ["train", "valid"]
     np.testing.assert_allclose(accuracy.lines[1].get_ydata(), 100 * rows["valid_accuracy"])
@@ -71,13 +73,13 @@ def test_the_panels_show_the_columns_of_the_metrics(tmp_path, epochs):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"method": "lambda-darts"}, "lambda-darts with corr, λ = 0.125"),
-        ({"method": "darts-minus", "auxiliary_skip": "conv1", "reg": "none"}, "darts-minus with auxiliary conv1"),
-        ({"method": "fair-darts", "alpha_reg": "none", "reg": "none"}, "fair-darts with no alpha_reg"),
+        ({"method": "lambda-darts", "reg": "signcorr", "lambda_": 0.5}, "lambda-darts, reg signcorr, lambda_ 0.5"),
+        ({"method": "darts-minus", "auxiliary_skip": "conv1"}, "darts-minus, auxiliary_skip conv1"),
+        ({"method": "fair-darts"}, "fair-darts"),
     ],
 )
-def test_the_title_names_the_method_and_what_its_paper_has_not(tmp_path, settings, expected):
-    make_run(tmp_path / "run", 1, **settings)
+def test_the_title_names_the_method_and_the_settings_given_with_it(tmp_path, settings, expected):
+    make_run(tmp_path / "run", 1, given=[name for name in settings if name != "method"], **settings)
     title = search_figure(load_course(tmp_path / "run")).get_suptitle()
     assert title == f"Search on digits, space s1: {expected}, seed 3"
 

@@ -14,8 +14,8 @@ from lib.files import read_json, read_yaml, write_atomically
 from nasbench201.cells import load_any
 
 PROG = "card.py"
-#: settings that say where and on what a run was, not how
-PLACE = ("data", "save", "resume", "device", "devices", "num_nodes", "workers", "download", "checkpoint_steps", "table")
+#: settings that do not belong to the recipe: where the run was and what it ran on
+PLACE = ("data", "device", "devices", "num_nodes", "workers", "download", "checkpoint_steps", "table", "provenance")
 
 
 def add_card(run: Path) -> None:
@@ -29,38 +29,21 @@ def write_card(run: Path) -> Path:
     """Write model_card.md, cells/ and curves.png to the folder of a finished retraining.
 
     Raises:
-        ValueError: The folder is not that of a finished retraining, or a file of it is damaged.
+        ValueError: A file is missing or cannot be parsed.
         OSError: A file cannot be read or written.
     """
     require(run, "result.json", "config.yaml", "genotype.json")
-    try:
-        result, config = read_json(run / "result.json"), read_yaml(run / "config.yaml")
-        cells = load_any(str(run))
-        text = card(result, config, cells.kinds)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{run} is not as a retraining leaves it: {' '.join(str(error).split())}") from error
+    cells = load_any(str(run))
     draw_genotype(cells, run / "cells")
     plot_retraining(run)
     path = run / "model_card.md"
-    write_atomically(path, text)
+    write_atomically(path, card(read_json(run / "result.json"), read_yaml(run / "config.yaml"), cells.kinds))
     return path
 
 
 def escape(value: object) -> str:
-    """A value as one line of Markdown that reads as it is: no heading, table, link, emphasis or HTML comes of it."""
-    return re.sub(r"[\\`*\[\]<>#|&~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(str(value).split()))
-
-
-def code(value: object) -> str:
-    """A value as a code span of a table."""
-    line = " ".join(str(value).split()).replace("|", r"\|")
-    fence = _fence(line, 1)
-    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
-
-
-def _fence(text: str, least: int) -> str:
-    """More backticks than any row of them in a text."""
-    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+    """A value with Markdown's own characters escaped, such as the pipes of a cell of NAS-Bench-201."""
+    return re.sub(r"[\\`*\[\]<>#|&~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", str(value))
 
 
 def card(result: dict[str, Any], config: dict[str, Any], kinds: tuple[str, ...]) -> str:
@@ -76,19 +59,16 @@ def card(result: dict[str, Any], config: dict[str, Any], kinds: tuple[str, ...])
     rows = {
         "test accuracy (top-1)": f"{100 * result['accuracy']:.2f} %",
         **({"test accuracy (top-5)": f"{100 * result['top5']:.2f} %"} if "top5" in result else {}),
-        "test images": escape(result["test_images"]),
+        "test images": result["test_images"],
         "parameters": f"{result['params'] / 1e6:.3f} M (without the auxiliary head)",
         "multiply-adds": f"{result['multiply_adds'] / 1e6:.1f} M (convolutions and linear layers, one image)",
-        "data": f"{escape(data)}, {len(result['classes'])} classes",
-        "commit": code(origin["commit"]),
-        "device": escape(origin["device"]),
-        "versions": escape(", ".join(f"{name} {version}" for name, version in origin["versions"].items())),
+        "data": f"{data}, {len(result['classes'])} classes",
+        "commit": origin["commit"],
+        "device": origin["device"],
+        "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
     }
-    recipe = {
-        code(f"--{name}"): escape(value) for name, value in config.items() if name not in (*PLACE, "provenance", "arch")
-    }
+    recipe = {f"`--{name}`": value for name, value in config.items() if name not in (*PLACE, "arch")}
     drawings = "\n\n".join(f"![the {kind} cell](cells/{kind}.png)" for kind in kinds)
-    fence = _fence(origin["command"], 3)
     return f"""# {escape(config["arch"])} on {escape(data)}
 
 The test images were scored in every epoch, but no choice depends on them: the accuracy is that of the last epoch.
@@ -105,14 +85,14 @@ The test images were scored in every epoch, but no choice depends on them: the a
 
 Made with
 
-{fence}bash
+```bash
 {origin["command"]}
-{fence}
+```
 """
 
 
-def _table(rows: dict[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+def _table(rows: dict[str, Any]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {escape(value)} |" for name, value in rows.items())])
 
 
 def main() -> None:

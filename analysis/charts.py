@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: stand for the page's variables until the drawing is done
 INK, GRID = "#010101", "#020202"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "chart",
     "font.size": 9,
@@ -149,10 +149,9 @@ def surface(entry: Entry) -> Markup | None:
         figure, axes = _figure()
         axes.contourf(x, y, values, levels=14, cmap="viridis")
         lines = axes.contour(x, y, values, levels=14, colors="white", linewidths=0.4, alpha=0.6)
-        digits = max(0, math.ceil(-math.log10(lines.levels[1] - lines.levels[0])))  # equal labels for no two levels
-        axes.clabel(
-            lines, lines.levels[::3], fontsize=7, fmt=lambda value: number(value, f".{digits}f"), colors="white"
-        )
+        levels = np.asarray(lines.levels)
+        digits = max(0, math.ceil(-math.log10(levels[1] - levels[0])))  # no two levels have the same label
+        axes.clabel(lines, levels[::3], fontsize=7, fmt=lambda value: number(value, f".{digits}f"), colors="white")
         axes.plot([0], [0], marker="+", color="white", markersize=9)
         axes.grid(False)
         return _svg(figure, f"validation loss around alpha, {entry.method}, seed {entry.seed}", [])
@@ -181,7 +180,7 @@ def _svg(figure: Figure, label: str, lines: Sequence[Line]) -> Markup:
     # coordinates, which are within quotes, to a hundredth; labels stay as they are
     drawing = re.sub(r'="[^"]*"', lambda quoted: re.sub(r"(\d+\.\d\d)\d+", r"\1", quoted[0]), drawing)
 
-    def named(match: re.Match) -> str:
+    def named(match: re.Match[str]) -> str:
         line = lines[int(match[1])]
         return f'<g class="{line.series}"><title>{escape(line.title)}</title>'
 

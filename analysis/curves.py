@@ -295,9 +295,9 @@ def leave_out_outliers(axes: Axes) -> None:
     for curve, line in zip(curves, list(axes.lines), strict=True):
         below = curve[curve[:, 1] < foot, 0]
         if len(below):
-            place = {"clip_on": False, "gid": line.get_gid(), "label": "_below"}
-            look: dict[str, Any] = {"color": line.get_color(), "alpha": line.get_alpha(), "markersize": 4}
-            axes.plot(below, np.full(len(below), foot), "v", linestyle="", **place, **look)
+            style: dict[str, Any] = {"color": line.get_color(), "alpha": line.get_alpha(), "gid": line.get_gid()}
+            style |= {"linestyle": "", "markersize": 4, "clip_on": False, "label": "_below"}
+            axes.plot(below, np.full(len(below), foot), "v", **style)
     axes.set_ylim(foot, kept.max() + margin)
 
 

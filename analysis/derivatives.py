@@ -1,7 +1,7 @@
-"""Second derivatives by differences against the exact ones: norm and cosine at each epsilon, as a table and a picture.
+"""Second derivatives by differences against exact ones: norm and cosine at each epsilon, as a table and a picture.
 
-A ReLU network has units so near zero that a step of size epsilon switches some of them; each switch adds to a
-difference of gradients an error that the derivative does not have. This measures how much of the papers' differences is
+In a ReLU network a step of size epsilon switches the units that are near zero. Each switch adds to the difference of
+gradients an error that the derivative does not have. This script measures how much of the papers' differences is
 derivative.
 
     python analysis/derivatives.py --run runs/search-...                                 # at the checkpoint of a run
@@ -12,24 +12,29 @@ import json
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lib import cli, options
 from lib.cli import InputError
 from lib.files import write_atomically
 from lib.options import Channels, Fraction, Layers, NonNegativeInt, PositiveFloat, PositiveInt, Seed, option
 from lib.settings import DEVICE_HELP, ImageSettings
-from search.settings import SearchSettings, load_settings
+from search.settings import CommonSettings, SearchSettings, load_settings
+
+if TYPE_CHECKING:
+    from lib.batches import Batch
+    from lib.objective import Derivatives, Tensors
+    from search.bilevel import Search
 
 PROG = "derivatives.py"
-
-
 EPSILONS = (1e-11, 1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+#: settings that may be given with --run
+WITH_RUN = {"run", "batch_size", "reg", "epsilons", "device", "out"}
 
 
 @dataclass
-class Settings(ImageSettings):
-    """The settings of a measurement. Those of the data and the supernet have no effect beside --run."""
+class DerivativesSettings(ImageSettings):
+    """The settings of a measurement. With --run, those of the data and the supernet are the run's."""
 
     run: str = option("", "Run folder whose settings and last checkpoint are used.")
     steps: NonNegativeInt = option(60, "Weight steps to take first, if --run is not given.")
@@ -45,117 +50,92 @@ class Settings(ImageSettings):
     train_portion: Fraction = option(0.5, "Share of the training images for the weights.")
 
 
-def terms_of(
-    state: Any,
-    now: Any,
-    batches: tuple,
-    momentum: list,
-    search_settings: SearchSettings,
-    derivatives: str,
-    epsilon: float,
-) -> dict[str, list]:
-    """The terms of a search's step at a training and a validation batch, in its own precision."""
+class Step(NamedTuple):
+    """The place of a search at which derivatives are taken."""
+
+    epoch: int
+    train: "Batch"
+    valid: "Batch"
+    momentum: "Tensors"
+
+
+def terms_of(search: "Search", step: Step, derivatives: "Derivatives", epsilon: float) -> dict[str, "Tensors"]:
+    """The second-order terms of a search's step, in the search's precision."""
     from architect import implicit, unrolled
     from lib.objective import Objective
     from regularizers import regularized_gradient
+    from search.bilevel import schedule
 
-    objective = Objective(state.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
-    weights, (batch, valid) = state.layer_weights(), map(state.cast, batches)
-    ahead = unrolled(
-        objective,
-        weights,
-        batch,
-        valid,
-        now.learning_rate,
-        [buffer.to(weights[0].dtype) for buffer in momentum],
-        search_settings.momentum,
-        search_settings.weight_decay,
-        derivatives,
-        epsilon,
-    )
-    series = implicit(
-        objective,
-        weights,
-        batch,
-        valid,
-        now.learning_rate,
-        search_settings.neumann_terms,
-        derivatives,
-        epsilon,
-    )
-    regularized = regularized_gradient(objective, weights, batch, search_settings.reg, derivatives, epsilon)
+    settings, now = search.settings, schedule(search.settings, step.epoch)
+    objective = Objective(search.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
+    weights, batch, valid = search.layer_weights(), search.cast(step.train), search.cast(step.valid)
+    both, how = (objective, weights, batch, valid, now.learning_rate), (derivatives, epsilon)
+    momentum = [buffer.to(weights[0].dtype) for buffer in step.momentum]
     return {
-        "regularizer": regularized.regularizer_gradient,
-        "unrolled": ahead.mixed,
-        "implicit": series.mixed,
+        "regularizer": regularized_gradient(
+            objective, weights, batch, settings.reg, derivatives, epsilon
+        ).regularizer_gradient,
+        "unrolled": unrolled(*both, momentum, settings.momentum, settings.weight_decay, *how).mixed,
+        "implicit": implicit(*both, settings.neumann_terms, *how).mixed,
     }
 
 
-def measure(settings: Settings, search_settings: SearchSettings) -> list[dict]:
-    """One row for each term, precision and epsilon: the difference's norm, the exact norm, the cosine between them.
-
-    The exact terms are computed in float64. Terms: "regularizer", grad_w R (Λ-DARTS, section 4); "unrolled",
-    d2L_train / dp dw . v (DARTS, equation 7), and "implicit", d2L_train / dp dw . s (iDARTS, equation 9), whose usual
-    epsilon is 0.01. The Hessian's products in s are always exact, and the radius of "implicit" is that of v_0.
-    """
-    from lib import datasets
+def open_step(settings: DerivativesSettings, search: "Search") -> Step:
+    """Restore the last checkpoint of --run, or take the first weight steps; then take a batch of each part."""
     from lib.batches import cycle
     from lib.checkpoints import load_last
-    from lib.devices import prepare_device
-    from lib.objective import Objective, cosine_similarity, norm
-    from search.bilevel import Search, schedule
     from utils import Averages
 
-    device = prepare_device(settings.device)
-    with cli.blaming(f"--data: {search_settings.dataset}"):
-        dataset = datasets.load(
-            search_settings.dataset,
-            search_settings.data,
-            search_settings.image_size,
-            search_settings.download,
-            search_settings.images,
-        )
-    search = Search(search_settings, dataset, device)
     if settings.run:
         with cli.blaming("--run"):
             last = load_last(Path(settings.run) / "checkpoints")
             if last is None:
                 raise ValueError(f"{settings.run} has no checkpoint; expected a run of one epoch or more")
         search.restore(last[1])
-    now = schedule(search_settings, len(search.rows))
-    if not settings.run:
-        objective = Objective(search.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
+    else:
+        from search.bilevel import schedule
+
+        objective = search.objective(schedule(search.settings, 0))
         for batch in cycle(search.batches(0)[0], settings.steps):
             search.weight_step(objective, search.cast(batch), 0.0, False, Averages())
-    batches = tuple(next(iter(part)) for part in search.batches(len(search.rows)))
+    epoch = len(search.rows)
+    train, valid = (next(iter(part)) for part in search.batches(epoch))
+    return Step(epoch, train, valid, search.momentum_buffers())
 
+
+def compare_derivatives(settings: DerivativesSettings, search_settings: CommonSettings) -> list[dict[str, Any]]:
+    """A row for each term, precision and epsilon: the difference's norm, the exact norm, the cosine between them.
+
+    The exact terms are computed in float64. Terms: "regularizer", grad_w R (Λ-DARTS, section 4); "unrolled",
+    d2L_train / dp dw . v (DARTS, equation 7), and "implicit", d2L_train / dp dw . s (iDARTS, equation 9), whose usual
+    epsilon is 0.01. The Hessian's products in s are always exact; epsilon is the radius of the difference along s.
+    """
+    from lib.datasets import load_dataset
+    from lib.devices import prepare_device
+    from lib.objective import cosine_similarity, norm
+    from search.bilevel import Search
+
+    device, dataset = prepare_device(settings.device), load_dataset(search_settings)
+    single = Search(search_settings, dataset, device)
+    step = open_step(settings, single)
     double = Search(replace(search_settings, precision="64-true"), dataset, device)
-    double.supernet.load_state_dict(search.supernet.state_dict())
-    double.architecture.load_state_dict(search.architecture.state_dict())
+    double.supernet.load_state_dict(single.supernet.state_dict())
+    double.architecture.load_state_dict(single.architecture.state_dict())
 
-    def terms(state: Search, derivatives: str, epsilon: float) -> dict[str, list]:
-        return terms_of(state, now, batches, search.momentum_buffers(), search_settings, derivatives, epsilon)
-
-    exact = terms(double, "exact", 1.0)
+    exact = terms_of(double, step, "exact", 1.0)
     rows = []
-    for precision, state in (("float64", double), ("float32", search)):
+    for precision, search in (("float64", double), ("float32", single)):
         for epsilon in settings.epsilons or EPSILONS:
-            for term, found in terms(state, "difference", epsilon).items():
+            for term, found in terms_of(search, step, "difference", epsilon).items():
                 gradient = [g.double() for g in found]
-                rows.append(
-                    {
-                        "term": term,
-                        "precision": precision,
-                        "epsilon": epsilon,
-                        "norm": norm(gradient).item(),
-                        "exact_norm": norm(exact[term]).item(),
-                        "cosine": cosine_similarity(gradient, exact[term]).item(),
-                    }
-                )
+                row = {"term": term, "precision": precision, "epsilon": epsilon, "norm": norm(gradient).item()}
+                row["exact_norm"] = norm(exact[term]).item()
+                row["cosine"] = cosine_similarity(gradient, exact[term]).item()
+                rows.append(row)
     return rows
 
 
-def plot(rows: list[dict], path: Path) -> None:
+def plot_derivatives(rows: list[dict[str, Any]], path: Path) -> None:
     """Norm and cosine against epsilon, a column for each term."""
     from matplotlib.figure import Figure
 
@@ -171,12 +151,12 @@ def plot(rows: list[dict], path: Path) -> None:
     bottom = min(-0.05, *(row["cosine"] for row in rows)) - 0.1
     for column, (term, title) in enumerate(titles.items()):
         norms, cosines = axes[0, column], axes[1, column]
-        for precision, colour in (("float64", "#0072B2"), ("float32", "#D55E00")):
+        for precision, color in (("float64", "#0072B2"), ("float32", "#D55E00")):
             chosen = [row for row in rows if row["term"] == term and row["precision"] == precision]
             epsilons = [row["epsilon"] for row in chosen]
             # a difference too small for the precision is 0 and has no place on a log scale
-            norms.plot(epsilons, [row["norm"] or None for row in chosen], "o-", color=colour, label=precision)
-            cosines.plot(epsilons, [row["cosine"] for row in chosen], "o-", color=colour, label=precision)
+            norms.plot(epsilons, [row["norm"] or None for row in chosen], "o-", color=color, label=precision)
+            cosines.plot(epsilons, [row["cosine"] for row in chosen], "o-", color=color, label=precision)
         norms.axhline(chosen[0]["exact_norm"], color="#000000", linestyle="--", label="exact")
         norms.set(title=title, xscale="log", yscale="log")
         cosines.axhline(1, color="#000000", linestyle="--")
@@ -191,24 +171,21 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parsed = options.parse_given(Settings, PROG, __doc__.splitlines()[0])
-    settings = parsed.settings
-    stored = {
-        field.name
-        for field in fields(Settings)
-        if field.name not in ("run", "batch_size", "reg", "epsilons", "device", "out")
-    }
-    if settings.run and parsed.flags & stored:
-        flags = ", ".join(f"--{name}" for name in sorted(parsed.flags & stored))
-        raise InputError(f"--run: the run keeps its own settings; {flags} cannot be given beside it")
+    parsed = options.parse_given(DerivativesSettings, PROG, __doc__.splitlines()[0])
+    settings: DerivativesSettings = parsed.settings
+    search_settings: CommonSettings
     if settings.run:
+        if parsed.flags - WITH_RUN:
+            flags = ", ".join(f"--{name}" for name in sorted(parsed.flags - WITH_RUN))
+            raise InputError(f"--run: the run keeps its own settings; {flags} cannot be given beside it")
         search_settings = load_settings(Path(settings.run), "--run")
     else:
         own = {field.name for field in fields(SearchSettings)}
         search_settings = SearchSettings(**{name: value for name, value in asdict(settings).items() if name in own})
     out = Path(settings.out)
     cli.check_new_folder(out, "--out")
-    rows = measure(settings, replace(search_settings, batch_size=settings.batch_size, reg=settings.reg))
+    search_settings = replace(search_settings, batch_size=settings.batch_size, reg=settings.reg)
+    rows = compare_derivatives(settings, search_settings)
 
     from rich.console import Console
     from rich.table import Table
@@ -217,17 +194,11 @@ def main() -> None:
     content = {"command": cli.command_line(), "settings": asdict(search_settings), "rows": rows}
     with cli.blaming("--out"):
         write_atomically(out / "derivatives.json", json.dumps(content, indent=1) + "\n")
-        plot(rows, out / "derivatives.png")
+        plot_derivatives(rows, out / "derivatives.png")
     table = Table("term", "precision", "epsilon", "norm", "exact norm", "cosine")
     for row in rows:
-        table.add_row(
-            row["term"],
-            row["precision"],
-            f"{row['epsilon']:.0e}",
-            f"{row['norm']:.4g}",
-            f"{row['exact_norm']:.4g}",
-            f"{row['cosine']:.4f}",
-        )
+        numbers = (f"{row['epsilon']:.0e}", f"{row['norm']:.4g}", f"{row['exact_norm']:.4g}", f"{row['cosine']:.4f}")
+        table.add_row(row["term"], row["precision"], *numbers)
     Console(file=sys.stdout).print(table)
     print(f"written to {out}")
 

@@ -5,17 +5,17 @@ together. RobustDARTS (Zela et al., ICLR 2020) finds that a search whose dominan
 generalize badly; DARTS- (Chu et al., ICLR 2021) measures it too. The Hessian's products with vectors are exact, by a
 second backward pass, and Lanczos iterations find the eigenvalues with some tens of them.
 
-It is the curvature between the kinks of a ReLU network. The surface also bends in these, where units switch as alpha
-moves, so that its differences at any larger step (analysis/landscape.py) are others.
+The Hessian is the curvature between the kinks of a ReLU network. Farther away the loss also bends at the kinks, where
+units switch, so its differences at a larger step (analysis/landscape.py) differ from the Hessian.
 
-    python analysis/hessian.py runs/search-...                  # a search keeps two checkpoints, or --keep_checkpoints
+    python analysis/hessian.py runs/search-...                  # at the checkpoints that --keep_checkpoints has kept
     python analysis/hessian.py runs/search-... --count 5        # the five of largest magnitude
 
-The same command goes on: what RUN/hessian.csv has is kept, also of checkpoints that are gone by now.
+If RUN/hessian.csv exists, the command adds the new checkpoints to it.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROG = "hessian.py"
-Given = TypeVar("Given", bound="MeasureSettings")
+Measurement = TypeVar("Measurement", bound="MeasurementSettings")
 
 
 @dataclass
-class MeasureSettings:
-    """The settings of a measurement of a search."""
+class MeasurementSettings:
+    """The settings of a measurement of a search, of its Hessian or its landscape."""
 
     run: str = argument("Run folder of search/train_search.py or nasbench201/train_search.py.")
     batches: PositiveInt = option(1, "Batches of the validation images over which the loss is averaged.")
@@ -50,13 +50,13 @@ class MeasureSettings:
 
 
 @dataclass
-class Settings(MeasureSettings):
+class HessianSettings(MeasurementSettings):
     """The settings of a measurement of eigenvalues."""
 
     count: PositiveInt = option(1, "Number of eigenvalues, those of largest magnitude.")
 
 
-def search_settings(run: Path, given: MeasureSettings) -> CommonSettings:
+def search_settings(run: Path, given: MeasurementSettings) -> CommonSettings:
     """The settings of a search in either space, on the device, data and precision of the measurement.
 
     Raises:
@@ -64,39 +64,33 @@ def search_settings(run: Path, given: MeasureSettings) -> CommonSettings:
     """
     of_201 = stored_settings(run, "run").get("space") == "nasbench201"
     stored = load_settings(run, "run", SCRIPT_201 if of_201 else SCRIPT)
-    return replace(
-        stored,
-        data=given.data or stored.data,
-        batch_size=given.batch_size or stored.batch_size,
-        precision=given.precision,
-        device=given.device,
-        tf32=False,
-        compile=False,
-        cuda_graphs=False,
-        **({"table": ""} if of_201 else {}),
-    )
+    changes: dict[str, Any] = {"precision": given.precision, "device": given.device, "data": given.data or stored.data}
+    changes |= {"batch_size": given.batch_size or stored.batch_size, **({"table": ""} if of_201 else {})}
+    return replace(stored, **changes, tf32=False, compile=False, cuda_graphs=False)
 
 
-def read_command_line(kind: type[Given], prog: str, description: str) -> tuple[Given, Path, CommonSettings]:
-    """The settings of a measurement, the run folder of a search, and that search's settings for it.
+def read_command_line(
+    kind: type[Measurement], prog: str, description: str
+) -> tuple[Measurement, Path, CommonSettings, dict[str, Any]]:
+    """The settings of a measurement, the run folder of a search, its settings for it, and its config.yaml.
 
     Raises:
-        InputError: it is no run folder of a search.
+        InputError: It is no run folder of a search.
     """
     settings = parse(kind, prog, description)
     run = Path(settings.run)
-    return settings, run, search_settings(run, settings)
+    return settings, run, search_settings(run, settings), stored_settings(run, "run")
 
 
 def dominant_eigenvalues(loss: "Tensor", alpha: "Tensor", count: int) -> "np.ndarray":
     """The eigenvalues of d2 loss / d alpha2 of largest magnitude, the largest first, (count,).
 
     Args:
-        loss: a scalar, whose graph leads to alpha; the products with vectors go through it again and again.
+        loss: A scalar whose graph leads to alpha.
         alpha: (n,), n > count.
 
     Raises:
-        FloatingPointError: the Hessian is not finite, or the iterations do not converge.
+        FloatingPointError: The Hessian is not finite, or the iterations do not converge.
     """
     import numpy as np
     import torch
@@ -114,7 +108,7 @@ def dominant_eigenvalues(loss: "Tensor", alpha: "Tensor", count: int) -> "np.nda
     n = len(alpha)
     hessian = LinearOperator((n, n), matvec=product, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(n)  # ARPACK's own differs from call to call
-    # of the residual: an eigenvalue's error is quadratic in it
+    # tolerance of the residual; an eigenvalue's error is quadratic in it
     tolerance = torch.finfo(alpha.dtype).eps ** 0.5
     try:
         values = eigsh(hessian, count, which="LM", v0=start, tol=tolerance, return_eigenvectors=False)
@@ -125,20 +119,20 @@ def dominant_eigenvalues(loss: "Tensor", alpha: "Tensor", count: int) -> "np.nda
     return values[np.argsort(-np.abs(values))]
 
 
-def measure(run: Path, settings: Settings, stored: CommonSettings) -> list[dict[str, Any]]:
-    """A row for each checkpoint, in order of epoch, written to RUN/hessian.csv as they come.
+def measure_eigenvalues(run: Path, settings: HessianSettings, stored: CommonSettings) -> list[dict[str, Any]]:
+    """A row for each checkpoint, in order of epoch. RUN/hessian.csv is written after each of them.
 
-    The columns are epoch, eigenvalue_1 to eigenvalue_<count>, and loss, the validation loss they are of. What the
-    first of them was measured with is in RUN/hessian.json, so that no row of another measurement joins them.
+    The columns are epoch, eigenvalue_1 to eigenvalue_<count>, and loss, the validation loss. RUN/hessian.json has the
+    settings of the measurement.
 
     Raises:
-        InputError: there is no checkpoint, or what is there was measured otherwise.
-        FloatingPointError: a Hessian is not finite.
+        InputError: There is no checkpoint, or hessian.csv was measured with other settings.
+        FloatingPointError: A Hessian is not finite.
     """
-    path = run / "hessian.csv"
-    columns = ["epoch", *(f"eigenvalue_{number}" for number in range(1, settings.count + 1)), "loss"]
-    made = {"batches": settings.batches, "batch_size": stored.batch_size, "precision": settings.precision}
-    rows = kept_rows(path, columns, made)
+    path, about = run / "hessian.csv", run / "hessian.json"
+    made: dict[str, Any] = {"count": settings.count, "batches": settings.batches}
+    made |= {"batch_size": stored.batch_size, "precision": settings.precision}
+    rows = kept_rows(path, made)
 
     from analysis.validation import ValidationLoss
     from lib.progress import StepProgress
@@ -152,28 +146,23 @@ def measure(run: Path, settings: Settings, stored: CommonSettings) -> list[dict[
             progress.start(f"epoch {epoch}", 1)
             alpha = valid.restore(epoch).requires_grad_()
             loss, _ = valid(alpha)
-            eigenvalues = dominant_eigenvalues(loss, alpha, settings.count)
-            rows[epoch] = dict(zip(columns, [epoch, *eigenvalues.tolist(), loss.item()], strict=True))
+            values = enumerate(dominant_eigenvalues(loss, alpha, settings.count).tolist(), start=1)
+            eigenvalues = {f"eigenvalue_{number}": value for number, value in values}
+            rows[epoch] = {"epoch": epoch, **eigenvalues, "loss": loss.item()}
             with cli.blaming("run"):
                 if not path.exists():
-                    origin = {"command": cli.command_line(), **made}
-                    write_atomically(path.with_suffix(".json"), json.dumps(origin) + "\n")
+                    write_atomically(about, json.dumps({"command": cli.command_line(), **made}) + "\n")
                 write_csv(path, [rows[done] for done in sorted(rows)])
             progress.line(_line(rows[epoch]))
             progress.advance()
     return [rows[epoch] for epoch in sorted(rows)]
 
 
-def kept_rows(path: Path, columns: list[str], made: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The rows of an earlier measurement, by epoch.
-
-    Args:
-        path: hessian.csv; beside it, hessian.json says how it was made.
-        columns: that it must have.
-        made: the settings it must be made with.
+def kept_rows(path: Path, made: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The rows of hessian.csv by epoch, if there are any.
 
     Raises:
-        InputError: it was measured otherwise, or is damaged.
+        InputError: They were not measured with the settings `made`.
     """
     if not path.exists():
         return {}
@@ -181,16 +170,11 @@ def kept_rows(path: Path, columns: list[str], made: dict[str, Any]) -> dict[int,
     from analysis.curves import read_columns
 
     with cli.blaming("run"):
-        table = read_columns(path)
-        if list(table) != columns:
-            raise ValueError(f"{path} has the columns {', '.join(table)}; expected {', '.join(columns)} (--count)")
-        rows = table.astype({"epoch": int}).to_dict("records")
+        rows = read_columns(path).astype({"epoch": int}).to_dict("records")
         earlier = read_json(path.with_suffix(".json"))
-        if not isinstance(earlier, dict):
-            raise ValueError(f"{path.with_suffix('.json')} does not say how {path.name} was made")
     for name, value in made.items():
-        if earlier.get(name) != value:
-            raise InputError(f"--{name}: {value}, but {path} was measured with {earlier.get(name)}; expected the same")
+        if earlier[name] != value:
+            raise InputError(f"--{name}: {value}, but {path} was measured with {earlier[name]}; expected the same")
     return {row["epoch"]: row for row in rows}
 
 
@@ -199,12 +183,8 @@ def _line(row: dict[str, Any]) -> str:
     return f"epoch {row['epoch']}  eigenvalues {values}  loss {row['loss']:.4f}"
 
 
-def plot(rows: list[dict[str, Any]], heading: str, shade: str, path: Path) -> None:
-    """The eigenvalues over the epochs, from the largest (dark) to the smallest (light), and the loss.
-
-    Raises:
-        OSError: the picture cannot be written.
-    """
+def plot_eigenvalues(rows: list[dict[str, Any]], heading: str, shade: str, path: Path) -> None:
+    """Draw the eigenvalues over the epochs, from the largest (dark) to the smallest (light), and the loss."""
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure
@@ -218,24 +198,24 @@ def plot(rows: list[dict[str, Any]], heading: str, shade: str, path: Path) -> No
     dress(loss, "Validation loss")
     epochs, style = [row["epoch"] for row in rows], {"marker": "o", "markersize": 4, "linewidth": 1.8}
     names = [name for name in rows[0] if name.startswith("eigenvalue")]
-    for name, shade in zip(names, matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(names))), strict=True):
-        eigenvalues.plot(epochs, [row[name] for row in rows], color=shade, **style)
+    for name, color in zip(names, matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(names))), strict=True):
+        eigenvalues.plot(epochs, [row[name] for row in rows], color=color, **style)
     eigenvalues.axhline(0, color="gray", linewidth=0.8)
     loss.plot(epochs, [row["loss"] for row in rows], color=shade, **style)
     save(figure, path)
 
 
 def main() -> None:
-    settings, run, stored = read_command_line(Settings, PROG, __doc__.splitlines()[0])
-    alphas = sum(len(edges) * len(edges[0]) for edges in SPACES[stored.space].cells.values())
+    settings, run, stored, config = read_command_line(HessianSettings, PROG, __doc__.splitlines()[0])
+    alphas = sum(len(edges) * len(edges[0]) for edges in SPACES[config["space"]].cells.values())
     if settings.count >= alphas:
-        raise InputError(f"--count: {settings.count}, expected less than the {alphas} alphas of {stored.space}")
-    rows = measure(run, settings, stored)
+        raise InputError(f"--count: {settings.count}, expected less than the {alphas} alphas of {config['space']}")
+    rows = measure_eigenvalues(run, settings, stored)
 
     from analysis.curves import title
 
     with cli.blaming("run"):
-        plot(rows, title(asdict(stored)), METHODS[stored.method][0], run / "hessian.png")
+        plot_eigenvalues(rows, title(config), METHODS[stored.method][0], run / "hessian.png")
     print(f"{run / 'hessian.csv'}\n{run / 'hessian.png'}")
 
 

@@ -9,12 +9,12 @@ al., "Visualizing the Loss Landscape of Neural Nets" (NeurIPS 2018).
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from analysis.colors import METHODS
-from analysis.hessian import MeasureSettings, read_command_line
+from analysis.hessian import MeasurementSettings, read_command_line
 from lib import cli
 from lib.cli import InputError
 from lib.files import write_atomically, write_csv
@@ -30,7 +30,7 @@ Points = Annotated[int, Limit("2 to 1000", lambda n: 2 <= n <= 1000)]
 
 
 @dataclass
-class Settings(MeasureSettings):
+class LandscapeSettings(MeasurementSettings):
     """The settings of a landscape."""
 
     epoch: NonNegativeInt = option(0, "Epoch whose checkpoint is the center. 0 takes the last one.")
@@ -43,7 +43,7 @@ class Settings(MeasureSettings):
 
 
 def directions(count: int, seed: int) -> "Tensor":
-    """Two random orthonormal directions, (count, 2) float64, that are a function of the seed."""
+    """Two random orthonormal directions of a seed, (count, 2) float64."""
     import torch
 
     from lib.seeds import random_numbers
@@ -52,14 +52,14 @@ def directions(count: int, seed: int) -> "Tensor":
     return torch.linalg.qr(torch.randn(count, 2, generator=generator, dtype=torch.float64)).Q
 
 
-def landscape(valid: "ValidationLoss", epoch: int, points: int, radius: float) -> list[dict[str, Any]]:
-    """Loss and accuracy at alpha + x d_1 + y d_2 for x and y from -radius to radius, a row for each; y moves first.
+def measure_landscape(valid: "ValidationLoss", epoch: int, points: int, radius: float) -> list[dict[str, Any]]:
+    """Loss and accuracy at alpha + x d_1 + y d_2 for x and y from -radius to radius, a row for each point.
 
-    The columns are epoch, x, y, loss and accuracy (a share of 1).
+    The columns are epoch, x, y, loss and accuracy (a share of 1). y varies fastest.
 
     Raises:
-        InputError: the epoch's checkpoint is damaged or of other settings.
-        FloatingPointError: a loss is not finite.
+        InputError: The epoch's checkpoint is damaged or of other settings.
+        FloatingPointError: A loss is not finite.
     """
     import torch
 
@@ -79,12 +79,8 @@ def landscape(valid: "ValidationLoss", epoch: int, points: int, radius: float) -
     return rows
 
 
-def plot(rows: list[dict[str, Any]], heading: str, shade: str, path: Path) -> None:
-    """The contours of loss and accuracy, and the checkpoint's alpha as a dot.
-
-    Raises:
-        OSError: the picture cannot be written.
-    """
+def plot_landscape(rows: list[dict[str, Any]], heading: str, shade: str, path: Path) -> None:
+    """Draw the contours of loss and accuracy, and the checkpoint's alpha as a dot."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -107,7 +103,7 @@ def plot(rows: list[dict[str, Any]], heading: str, shade: str, path: Path) -> No
 
 
 def main() -> None:
-    settings, run, stored = read_command_line(Settings, PROG, __doc__.splitlines()[0])
+    settings, run, stored, config = read_command_line(LandscapeSettings, PROG, __doc__.splitlines()[0])
 
     # Imported here: --help and a wrong flag are answered before torch is loaded.
     from analysis.curves import title
@@ -118,11 +114,11 @@ def main() -> None:
     if epoch not in valid.epochs:
         kept = ", ".join(map(str, valid.epochs))
         raise InputError(f"--epoch: {epoch}, but {run} keeps the checkpoints of {kept}; expected one of these")
-    rows = landscape(valid, epoch, settings.points, settings.radius)
+    rows = measure_landscape(valid, epoch, settings.points, settings.radius)
     with cli.blaming("run"):
         write_csv(run / "landscape.csv", rows)
         write_atomically(run / "landscape.json", json.dumps({"command": cli.command_line()}) + "\n")
-        plot(rows, f"{title(asdict(stored))}, epoch {epoch}", METHODS[stored.method][0], run / "landscape.png")
+        plot_landscape(rows, f"{title(config)}, epoch {epoch}", METHODS[stored.method][0], run / "landscape.png")
     print(f"{run / 'landscape.csv'}\n{run / 'landscape.png'}")
 
 

@@ -133,7 +133,7 @@ def difference(pair: Paired | None) -> str:
     """The mean difference of two methods, and its p."""
     if pair is None:
         return "–"
-    note = "" if pair.p is None else f"p = {number(pair.p, '.3g')}, {pair.count} pairs"
+    note = "" if pair.p is None else f"p = {number(pair.p, '.3g')}, {pair.pairs} pairs"
     return small(shown(pair.difference, sign="+"), note)
 
 
@@ -269,22 +269,18 @@ def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, l
 
 
 def _orders(entries: list[Entry]) -> dict[Path | None, dict[str, Any]]:
-    """The order of the entries in the tables' files: folder -> scale, source, columns and methods."""
+    """folder of a table -> its scale and source, and the order of its columns and methods."""
     orders: dict[Path | None, dict[str, Any]] = {}
     for root in {entry.root for entry in entries if entry.root is not None}:
-        try:
-            if (root / "table.yaml").is_symlink():
-                continue
+        if (root / "table.yaml").is_file():
             about = read_yaml(root / "table.yaml")
-            parts = {axis: [str(name) for name in about["table"][axis]] for axis in ("columns", "methods")}
-            orders[root] = {"scale": str(about["scale"]), "source": str(about["table"].get("source", "")), **parts}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            continue  # without it the entries stand by name
+            axes = {axis: list(about["table"][axis]) for axis in ("columns", "methods")}
+            orders[root] = {"scale": about["scale"], "source": about["table"].get("source", ""), **axes}
     return orders
 
 
-def _place(entry: Entry, orders: dict[Path | None, dict[str, Any]]) -> tuple:
-    """The place of an entry: as in its table's file, and behind these by name."""
+def _place(entry: Entry, orders: dict[Path | None, dict[str, Any]]) -> tuple[Any, ...]:
+    """The position of an entry: that in its table's file, then by name."""
     order = orders.get(entry.root, {"columns": [], "methods": []})
     column, method = (
         order[axis].index(name) if name in order[axis] else len(order[axis])

@@ -13,9 +13,9 @@ RESAMPLINGS = 9999
 class Paired(NamedTuple):
     """Two methods, seed by seed."""
 
-    count: int  # seeds that both have
+    pairs: int  # seeds that both methods have
     difference: float  # mean of the second less the first
-    p: float | None  # chance of a difference this large under the null hypothesis; None for a single pair
+    p: float | None  # p-value; None for a single pair
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float | None, float | None]:

@@ -39,8 +39,7 @@ def main() -> None:
     settings = parse(SizeSettings, PROG, __doc__.splitlines()[0])
     with cli.blaming("genotype"):
         genotype = load_any(settings.genotype)
-    of_201 = isinstance(genotype, Cell201)
-    if of_201 and settings.auxiliary:
+    if isinstance(genotype, Cell201) and settings.auxiliary:
         raise InputError("--auxiliary: the network of NAS-Bench-201 has no auxiliary head")
 
     # Imported here: --help and wrong input are answered before torch is loaded.
@@ -52,20 +51,16 @@ def main() -> None:
     channels, pixels, classes = {"digits": (1, 8, 10), "cifar100": (3, 32, 100), "imagenet": (3, 224, 1000)}.get(
         settings.dataset, (3, 32, 10)
     )
-    if of_201:
-        network, c, layers = Network201, 16, 5
-    else:
-        network, c, layers = (NetworkImageNet, 48, 14) if settings.dataset == "imagenet" else (NetworkCIFAR, 36, 20)
+    c, layers = settings.init_channels, settings.layers
+    network: torch.nn.Module
     with torch.device("meta"):
-        built = network(
-            genotype,
-            settings.init_channels or c,
-            settings.layers or layers,
-            classes,
-            in_channels=channels,
-            **({} if of_201 else {"auxiliary": settings.auxiliary}),
-        )
-    print(json.dumps(size(built, channels, settings.image_size or pixels)))
+        if isinstance(genotype, Cell201):
+            network = Network201(genotype, c or 16, layers or 5, classes, channels)
+        elif settings.dataset == "imagenet":
+            network = NetworkImageNet(genotype, c or 48, layers or 14, classes, settings.auxiliary, channels)
+        else:
+            network = NetworkCIFAR(genotype, c or 36, layers or 20, classes, settings.auxiliary, channels)
+    print(json.dumps(size(network, channels, settings.image_size or pixels)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The validation loss as a function of alpha at the checkpoints of a search: what its Hessian and landscape are of."""
+"""The validation loss as a function of alpha at the checkpoints of a search."""
 
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from lib.batches import Augmentation, Batches
 from lib.cli import InputError, blaming
 from lib.objective import Objective
 from nasbench201.search201 import Search201
+from nasbench201.settings import SCRIPT as SCRIPT_201
 from search.bilevel import Search, schedule
 from search.loop import open_search
 from search.settings import CommonSettings
@@ -19,23 +20,22 @@ from utils import accuracy
 
 
 class ValidationLoss:
-    """loss, accuracy = valid(alpha), with the weights of the checkpoint that `restore` went to.
+    """loss, accuracy = valid(alpha), with the weights of the checkpoint that `restore` loaded.
 
-    alpha is one vector (n,): the alphas of all kinds of cells, row after row. The supernet is in training, as the
-    search has it, under the schedule (drop path, auxiliary skip) of the epoch that ended at the checkpoint. The batches
-    are a function of the run's seed alone, normalized and not augmented: the same at every checkpoint. Nothing of the
-    run is written.
+    alpha is one vector (n,): the alphas of all kinds of cells, row after row. The supernet is in training mode, as in
+    the search, under the schedule (drop path, auxiliary skip) of the epoch that ended at the checkpoint. The batches
+    depend on the run's seed only and are not augmented, so they are the same at every checkpoint.
 
     Args:
-        run: folder of a search.
-        settings: the search's, on the device and in the precision to measure in.
-        batches: how many batches of the validation part the loss is the mean of.
+        run: Folder of a search.
+        settings: The settings of the search, with the device and precision of the measurement.
+        batches: Number of batches of the validation part.
 
     Attributes:
-        epochs: those whose checkpoints are kept, in order.
+        epochs: The epochs whose checkpoints are kept, in order.
 
     Raises:
-        InputError: there is no checkpoint, or the settings do not fit the data or the machine.
+        InputError: There is no checkpoint, or the settings do not fit the data or the machine.
     """
 
     def __init__(self, run: Path, settings: CommonSettings, batches: int) -> None:
@@ -43,7 +43,7 @@ class ValidationLoss:
         self.epochs = list(self._paths)
         if not self.epochs:
             raise InputError(f"run: {run} has no checkpoint; expected a search, of one seed, of one epoch or more")
-        self.search = open_search(settings, Search201 if settings.space == "nasbench201" else Search)
+        self.search = open_search(settings, Search201 if isinstance(settings, SCRIPT_201.settings) else Search)
         self.search.supernet.requires_grad_(False)
         every = Batches(
             self.search.valid, settings.batch_size, Augmentation.none(self.search.dataset), (settings.seed,)
@@ -56,13 +56,10 @@ class ValidationLoss:
         self.batches = [self.search.cast(batch) for batch in islice(every, batches)]
 
     def restore(self, epoch: int) -> Tensor:
-        """Go to the checkpoint after so many epochs.
-
-        Returns:
-            alpha there, (n,).
+        """Load the checkpoint of an epoch and return its alpha, (n,).
 
         Raises:
-            InputError: it is not kept, damaged or of other settings.
+            InputError: The checkpoint is damaged or of other settings.
         """
         search = self.search
         with blaming("run"):
@@ -72,11 +69,7 @@ class ValidationLoss:
         return torch.cat([alpha.detach().flatten() for alpha in search.architecture.alphas.values()])
 
     def __call__(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy and accuracy over the images of all batches, two scalars; the loss can be differentiated.
-
-        Args:
-            alpha: (n,).
-        """
+        """Mean cross-entropy, which can be differentiated, and accuracy over all images, for alpha (n,)."""
         search, alphas = self.search, self.search.architecture.alphas
         parts = alpha.split([own.numel() for own in alphas.values()])
         mixing = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from analysis.hessian import MeasureSettings, dominant_eigenvalues, search_settings
+from analysis.hessian import MeasurementSettings, dominant_eigenvalues, search_settings
 from analysis.landscape import directions
 from analysis.validation import ValidationLoss
 from benchmarks.plain import plain_supernet
@@ -42,7 +42,7 @@ def runs(tmp_path_factory):
 
 def measured(run, batches, batch_size):
     """The last checkpoint's validation loss as the scripts take it, and alpha."""
-    given = MeasureSettings(batch_size=batch_size, precision="64-true", device="cpu")
+    given = MeasurementSettings(batch_size=batch_size, precision="64-true", device="cpu")
     valid = ValidationLoss(run, search_settings(run, given), batches)
     return valid, valid.restore(valid.epochs[-1])
 
@@ -142,7 +142,7 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
 
     # Other settings neither mix with these nor replace them.
     for others, mentions in (
-        (("--count", 3), ("hessian.csv", "eigenvalue_3", "--count")),
+        (("--count", 3), ("--count: 3", "hessian.csv", "2")),
         (("--batches", 2), ("--batches: 2", "hessian.csv", "1")),
     ):
         assert_refused(script_in_process("analysis/hessian.py", run, *arguments, *others), *mentions)

@@ -155,20 +155,6 @@ def test_what_a_run_says_is_shown_and_never_executed(unit, tmp_path):
     assert "<script>hacked" not in page and "<img src=x" not in page and "c &amp; d" in page
 
 
-@pytest.mark.parametrize("part", ["search/cells/normal.svg", "search/cells", "score.json"])
-def test_links_in_a_run_folder_are_not_followed(table, tmp_path, part):
-    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
-    shutil.copytree(table / "s2/0", runs / "s2/0", ignore=shutil.ignore_patterns("seed-2"))
-    place = runs / "s2/0/seed-1" / part
-    place.rename(elsewhere)
-    place.symlink_to(elsewhere)
-    if part.endswith(".svg"):
-        elsewhere.write_text("<svg>root:x:0:0</svg>")
-    page, problems, _ = build([runs], "c")
-    assert len(problems) == 1 and f"{part} is a link" in problems[0] and "seed-1" in problems[0]
-    assert "1 of 1 entries" in text_of(page) and "root:x" not in page
-
-
 def test_each_method_has_one_color_that_any_color_vision_tells_apart():
     """Against all others in OKLab, as seen with each kind of dichromacy (Machado et al., 2009), and on the page."""
     assert list(METHODS) == list(get_args(get_type_hints(SearchSettings)["method"]))

@@ -56,7 +56,7 @@ def test_the_paired_test_is_that_of_all_signs(seed):
 
 def test_only_seeds_that_both_methods_have_are_compared():
     paired = compare_paired({0: 1.0, 1: 2.0, 2: 9.0}, {1: 3.0, 2: 11.0, 7: 50.0})
-    assert (paired.count, paired.difference) == (2, 1.5)
+    assert (paired.pairs, paired.difference) == (2, 1.5)
     assert compare_paired({0: 1.0}, {1: 1.0}) is None
     assert compare_paired({0: 1.0}, {0: 3.0}) == (1, 2.0, None)
 

@@ -19,12 +19,12 @@ from lib.cli import InputError
 from lib.files import write_atomically
 from lib.options import Channels, Fraction, Layers, NonNegativeInt, PositiveFloat, PositiveInt, Seed, option
 from lib.settings import DEVICE_HELP, ImageSettings
-from search.settings import CommonSettings, SearchSettings, load_settings
+from search.settings import SCRIPT, CommonSettings, SearchSettings
 
 if TYPE_CHECKING:
     from lib.batches import Batch
     from lib.objective import Derivatives, Tensors
-    from search.bilevel import Search
+    from search.state import Search
 
 PROG = "derivatives.py"
 EPSILONS = (1e-11, 1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -64,7 +64,7 @@ def terms_of(search: "Search", step: Step, derivatives: "Derivatives", epsilon: 
     from architect import implicit, unrolled
     from lib.objective import Objective
     from regularizers import regularized_gradient
-    from search.bilevel import schedule
+    from search.train_search import schedule
 
     settings, now = search.settings, schedule(search.settings, step.epoch)
     objective = Objective(search.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
@@ -84,7 +84,6 @@ def open_step(settings: DerivativesSettings, search: "Search") -> Step:
     """Restore the last checkpoint of --run, or take the first weight steps; then take a batch of each part."""
     from lib.batches import cycle
     from lib.checkpoints import load_last
-    from utils import Averages
 
     if settings.run:
         with cli.blaming("--run"):
@@ -93,12 +92,13 @@ def open_step(settings: DerivativesSettings, search: "Search") -> Step:
                 raise ValueError(f"{settings.run} has no checkpoint; expected a run of one epoch or more")
         search.restore(last[1])
     else:
-        from search.bilevel import schedule
+        from search.train_search import schedule, weight_step
 
-        objective = search.objective(schedule(search.settings, 0))
+        now = schedule(search.settings, 0)
+        objective = search.objective(now.drop_path_prob, now.skip_beta)
         for batch in cycle(search.batches(0)[0], settings.steps):
-            search.weight_step(objective, search.cast(batch), 0.0, False, Averages())
-    epoch = len(search.rows)
+            weight_step(search, objective, search.cast(batch), lambda_t=0.0, layers=False)
+    epoch = len(search.history.rows)
     train, valid = (next(iter(part)) for part in search.batches(epoch))
     return Step(epoch, train, valid, search.momentum_buffers())
 
@@ -113,7 +113,7 @@ def compare_derivatives(settings: DerivativesSettings, search_settings: CommonSe
     from lib.datasets import load_dataset
     from lib.devices import prepare_device
     from lib.objective import cosine_similarity, norm
-    from search.bilevel import Search
+    from search.state import Search
 
     device, dataset = prepare_device(settings.device), load_dataset(search_settings)
     single = Search(search_settings, dataset, device)
@@ -178,7 +178,7 @@ def main() -> None:
         if parsed.flags - WITH_RUN:
             flags = ", ".join(f"--{name}" for name in sorted(parsed.flags - WITH_RUN))
             raise InputError(f"--run: the run keeps its own settings; {flags} cannot be given beside it")
-        search_settings = load_settings(Path(settings.run), "--run")
+        search_settings = options.load_settings(SCRIPT.settings, SCRIPT.path, Path(settings.run), "--run")
     else:
         own = {field.name for field in fields(SearchSettings)}
         search_settings = SearchSettings(**{name: value for name, value in asdict(settings).items() if name in own})

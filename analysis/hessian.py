@@ -23,10 +23,10 @@ from analysis.colors import METHODS
 from lib import cli
 from lib.cli import InputError
 from lib.files import read_json, write_atomically, write_csv
-from lib.options import NonNegativeInt, PositiveInt, argument, option, parse, stored_settings
+from lib.options import NonNegativeInt, PositiveInt, argument, load_settings, option, parse, stored_settings
 from lib.settings import DEVICE_HELP
 from nasbench201.settings import SCRIPT as SCRIPT_201
-from search.settings import SCRIPT, CommonSettings, load_settings
+from search.settings import SCRIPT, CommonSettings
 from spaces import SPACES
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def search_settings(run: Path, given: MeasurementSettings) -> CommonSettings:
         InputError: `run` is no run folder of a search.
     """
     of_201 = stored_settings(run, "run").get("space") == "nasbench201"
-    stored = load_settings(run, "run", SCRIPT_201 if of_201 else SCRIPT)
+    script = SCRIPT_201 if of_201 else SCRIPT
+    stored = load_settings(script.settings, script.path, run, "run")
     changes: dict[str, Any] = {"precision": given.precision, "device": given.device, "data": given.data or stored.data}
     changes |= {"batch_size": given.batch_size or stored.batch_size, **({"table": ""} if of_201 else {})}
     return replace(stored, **changes, tf32=False, compile=False, cuda_graphs=False)

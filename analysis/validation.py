@@ -13,9 +13,9 @@ from lib.cli import InputError, blaming
 from lib.objective import Objective
 from nasbench201.search201 import Search201
 from nasbench201.settings import SCRIPT as SCRIPT_201
-from search.bilevel import Search, schedule
-from search.loop import open_search
 from search.settings import CommonSettings
+from search.state import Search, open_search
+from search.train_search import schedule
 from utils import accuracy
 
 

@@ -21,7 +21,7 @@ from benchmarks.search_step import Method, step_of
 from lib import cli, options
 from lib.files import is_finished
 from lib.options import Channels, ImageSizeOrOwn, Layers, PositiveInt, Seed, option
-from search.settings import method_settings
+from search.settings import SCRIPT
 
 PROG = "methods.py"
 METHODS = tuple(method for method in get_args(Method) if method != "lambda-darts-exact")
@@ -52,11 +52,11 @@ def time_steps(settings: Settings, common: dict) -> dict[str, tuple[float, float
     """Seconds per step of each method, and its ratio to first-order DARTS: medians over the rounds."""
     import torch
 
-    from search.loop import open_search
+    from search.state import open_search
 
-    contenders = {method: method_settings(method, **common) for method in METHODS if method != "darts-pt"}
+    contenders = {method: SCRIPT.settings_of(method, **common) for method in METHODS if method != "darts-pt"}
     contenders |= {
-        f"{method}, exact": method_settings(method, **common, derivatives="exact") for method in SECOND_ORDER
+        f"{method}, exact": SCRIPT.settings_of(method, **common, derivatives="exact") for method in SECOND_ORDER
     }
     searches = {name: open_search(contender) for name, contender in contenders.items()}
     steps = {name: step_of(search) for name, search in searches.items()}

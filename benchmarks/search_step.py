@@ -20,12 +20,12 @@ from lib import cli, options
 from lib.cli import InputError, blaming
 from lib.files import check_new_file, write_atomically
 from lib.options import Channels, ImageSize, Layers, NonNegativeInt, PositiveInt, Seed, option
-from search.settings import SearchSettings, method_settings
+from search.settings import SCRIPT, SearchSettings
 from spaces import SPACES
 
 if TYPE_CHECKING:
     from lib.batches import Batch
-    from search.bilevel import Search
+    from search.state import Search
 
 PROG = "search_step.py"
 Way = Literal[
@@ -67,9 +67,8 @@ def make_search(settings: Settings, method: str, device_name: str, **changes: An
     from lib.datasets import DataSet, ImageSet
     from lib.devices import prepare_device
     from nasbench201.search201 import Search201
-    from nasbench201.settings import SearchSettings as SearchSettings201
-    from nasbench201.settings import preset_201
-    from search.bilevel import Search
+    from nasbench201.settings import SCRIPT as SCRIPT_201
+    from search.state import Search
     from spaces import Space
 
     generator = torch.Generator().manual_seed(settings.seed)
@@ -82,8 +81,8 @@ def make_search(settings: Settings, method: str, device_name: str, **changes: An
     own = {name: getattr(settings, name) for name in ("init_channels", "batch_size", "seed")}
     device = prepare_device(device_name, changes.get("tf32", False))
     if settings.space == "nasbench201":
-        given = {**own, **changes, "method": method, "cells_per_stage": settings.cells_per_stage}
-        return Search201(SearchSettings201(**{**preset_201({"method": method}), **given}), dataset, device)
+        given = {**own, **changes, "cells_per_stage": settings.cells_per_stage}
+        return Search201(SCRIPT_201.settings_of(method, **given), dataset, device)
 
     class Narrowed(Search):
         """A search among the last candidates of every edge."""
@@ -96,7 +95,7 @@ def make_search(settings: Settings, method: str, device_name: str, **changes: An
 
     given = {**own, **changes, "space": settings.space, "layers": settings.layers}
     kind = Narrowed if settings.operations else Search
-    return kind(method_settings(method, **given), dataset, device)
+    return kind(SCRIPT.settings_of(method, **given), dataset, device)
 
 
 def check_operations(settings: Settings) -> None:
@@ -108,18 +107,17 @@ def check_operations(settings: Settings) -> None:
 
 def step_of(search: "Search") -> Callable[["list[Batch]", "Batch"], None]:
     """A step of a search: each batch for the weights, and one for alpha; half of the epochs are over."""
-    from search.bilevel import schedule
-    from utils import Averages
+    from search.train_search import alpha_step, schedule, weight_step
 
     settings = search.settings
     now = schedule(settings, settings.epochs // 2)
     strength = 0.0 if settings.reg == "none" else settings.lambda_
 
     def step(train_batches: "list[Batch]", valid_batch: "Batch") -> None:
-        objective, log = search.objective(now), Averages()
+        objective = search.objective(now.drop_path_prob, now.skip_beta)
         for batch in train_batches:
-            search.weight_step(objective, batch, strength, False, log)
-        search.alpha_step(objective, train_batches[-1], valid_batch, False, log)
+            weight_step(search, objective, batch, strength, layers=False)
+        alpha_step(search, objective, train_batches[-1], valid_batch)
 
     return step
 
@@ -219,7 +217,7 @@ def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
 
     count = settings.count == "yes" or (settings.count == "auto" and check_device(settings.device)[0] == "cpu")
     timings = take_turns({way: (make_step, (settings, method, way)) for way in settings.ways}, settings.rounds)
-    inner = method_settings(method, space=settings.space if settings.space != "nasbench201" else "s5").inner_steps
+    inner = SCRIPT.settings_of(method, space=settings.space if settings.space != "nasbench201" else "s5").inner_steps
     rows = []
     for way, timing in timings.items():
         seconds = timing.median / inner

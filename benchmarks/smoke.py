@@ -35,7 +35,7 @@ def imports(device: str) -> None:
     import torch
 
     scripts = (
-        "search.loop",
+        "search.train_search",
         "train.train",
         "nasbench201.table",
         "nasbench201.train",
@@ -113,11 +113,11 @@ def resumed_search(device: str) -> None:
 
     from nasbench201.search201 import Search201
     from nasbench201.train_search import SCRIPT
-    from search.loop import search
     from search.settings import Resolved
+    from search.train_search import search
 
     sizes = {"init_channels": 2, "cells_per_stage": 1, "batch_size": 256, "device": device}
-    settings = SCRIPT.settings(**{**SCRIPT.preset({}), "dataset": "digits", "epochs": 1, **sizes})
+    settings = SCRIPT.settings_of("lambda-darts", dataset="digits", epochs=1, **sizes)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         search(Resolved(settings, run, False, SCRIPT), Search201)

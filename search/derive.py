@@ -82,11 +82,13 @@ def derive(script: Script, load_class: "Callable[[], type[Search]]", path: str) 
         search.restore(last[1])
     done = len(search.history.rows)
     print(f"search {run} after {done} of {settings.epochs} epochs, {settings.selection}", flush=True)
+    again = f"resume with: python {path} {shlex.join(sys.argv[1:])}"
+    # The other rules take no time. An error of theirs leaves no folder.
+    cell = None if settings.selection == "perturbation" else derive_cell(search, run, folder, again)
     with cli.blaming("--save"):
         folder.mkdir(parents=True, exist_ok=True)
-    again = f"resume with: python {path} {shlex.join(sys.argv[1:])}"
     with cli.open_folder(folder, "--save", new=False), cli.saving(run, again):
-        write_cell(search, derive_cell(search, run, folder, again), folder)
+        write_cell(search, cell or derive_cell(search, run, folder, again), folder)
 
 
 def _name(settings: CommonSettings) -> str:

@@ -210,7 +210,7 @@ def metrics(run):
 
 def assert_same_run(a, b):
     """Weights, optimizers, alphas, metrics and genotypes, bit for bit; the seconds are those of a clock."""
-    first, second = (flat({**checkpoints.load(last_checkpoint(run)), "rows": None}) for run in (a, b))
+    first, second = (flat({**checkpoints.load(last_checkpoint(run)), "history": None}) for run in (a, b))
     assert first == second
     with np.load(a / "alphas.npz") as x, np.load(b / "alphas.npz") as y:
         assert x.files == y.files

@@ -16,7 +16,12 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_shows_names_as_they_are(name):
     markdown_it = pytest.importorskip("markdown_it")
-    origin = {"command": f"python train/train.py --arch '{name}'", "commit": "1", "device": name, "versions": {"a": "2"}}
+    origin = {
+        "command": f"python train/train.py --arch '{name}'",
+        "commit": "1",
+        "device": name,
+        "versions": {"a": "2"},
+    }
     config = {"arch": name, "data": "data", "dataset": name, "teacher": name, "provenance": origin}
     result = {"accuracy": 0.5, "test_images": 10, "params": 1e6, "multiply_adds": 1e8, "classes": [name] * 3}
     text = card(result, config, ("normal",))

@@ -52,7 +52,7 @@ def start(**changes):
 def single_edge(candidates, stride, auxiliary):
     """A cell of one edge, and the plain twin of that edge."""
     cell = FastEdges([(0, 1)], [candidates], 4, [stride], auxiliary).double()
-    return cell, plain_supernet(nn.Sequential(cell, nn.Linear(1, 1).double()))[0].edges[0]
+    return cell, plain_supernet(nn.Sequential(cell, nn.Linear(1, 1).double()))[0].mixed_ops[0]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])

@@ -120,7 +120,7 @@ def plain_logits(supernet, images, weights, beta=0.0):
         for cell in supernet.stages[stage]:
             states = {0: x, 1: 0, 2: 0, 3: 0}
             for edge, (source, target) in enumerate(EDGES):
-                mixed, p, s = cell.edges.edges[edge], weights[layer][edge], states[source]
+                mixed, p, s = cell.edges.mixed_ops[edge], weights[layer][edge], states[source]
                 states[target] = (
                     states[target]
                     + p[1] * s
@@ -162,7 +162,7 @@ def test_the_supernet_at_one_hot_weights_is_the_network_of_that_cell():
     kept = [edge for edge, number in enumerate(numbers) if number]
     for mixed, discrete in zip(plain_supernet(supernet).stages, network.stages, strict=True):
         for edge, operation in zip(kept, discrete[0].operations, strict=True):
-            source = mixed[0].edges.edges[edge].operations[numbers[edge]]
+            source = mixed[0].edges.mixed_ops[edge].operations[numbers[edge]]
             operation.load_state_dict(source.state_dict(), strict=False)
     one_hot = nn.functional.one_hot(torch.tensor(numbers), 5).double()
     images = torch.randn(2, 3, 9, 9, dtype=DOUBLE)

@@ -73,7 +73,7 @@ def test_supernet_at_one_hot_weights_is_that_operation_alone(space):
     # the last cell's edge 0 -> 2, and its last candidate: an operation that is not noise in every space
     weights[-1][0, -1] = 1.0
     cell = supernet.cells[-1]
-    operation = plain_supernet(supernet).cells[-1].edges.edges[0].operations[-1]
+    operation = plain_supernet(supernet).cells[-1].edges.mixed_ops[0].operations[-1]
     logits = supernet(images, weights)
     states = [supernet.stem(images)] * 2
     for layer, layer_weights in zip(supernet.cells[:-1], weights, strict=False):

@@ -18,10 +18,10 @@ if [ ! -x .venv/bin/python ]; then
     "$base" -m venv .venv
 fi
 python=$PWD/.venv/bin/python
-# The stamp is a copy of the requirements that were installed: a second run installs nothing.
+# The stamp is a copy of what was installed: a second run installs nothing.
 extras=${extras:-}
 stamp=.venv/installed${extras:+-$extras}
-wanted=$(cat requirements.txt && { [ -z "$extras" ] || sed -n '/optional-dependencies/,/^$/p' pyproject.toml; })
+wanted=$(cat requirements.txt && sed '/^\[tool.ruff\]/,$d' pyproject.toml)
 if [ "$wanted" != "$(cat "$stamp" 2>/dev/null)" ]; then
     echo "installing requirements.txt${extras:+ and the extras $extras} into .venv (3 GB to download the first time)"
     "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt ${extras:+-e ".[$extras]"}

@@ -50,7 +50,10 @@ def stubs():
 
 def start(*arguments: object, program: str = "tests/stub_table.py") -> subprocess.Popen:
     command = [sys.executable, program, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # where stub_table.py finds `tests` and `scripts`
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def processes(of: object) -> set[int]:

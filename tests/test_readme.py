@@ -14,7 +14,7 @@ def test_the_regularizer_of_the_readme_is_searched_with(tmp_path, monkeypatch):
     monkeypatch.setitem(REGULARIZERS, "balance", None)  # so that it goes again
     example = re.search(r"## Add a regularizer.*?```python\n(.*?)```", README, re.DOTALL).group(1)
     program = tmp_path / "balance.py"
-    program.write_text(f"{example}\nfrom search.train_search import main\n\nmain()\n")
+    program.write_text(f'{example}\nimport runpy\n\nrunpy.run_path("search/train_search.py", run_name="__main__")\n')
     run = tmp_path / "run"
     flags = "--dataset digits --images 64 --space s2 --layers 4 --init_channels 2 --batch_size 30 --epochs 2"
     with without_figures():

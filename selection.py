@@ -53,7 +53,7 @@ def _ranked(space: Space, candidates: tuple[str, ...], weights: np.ndarray, edge
     return sorted(scored, key=lambda pair: -pair[0])
 
 
-def make_genotype(space: Space, chosen: Chosen, pairs: bool) -> Genotype:
+def to_genotype(space: Space, chosen: Chosen, pairs: bool) -> Genotype:
     """The genotype of two kinds of cells.
 
     Args:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class FiniteCheck:
-    """Looks whether numbers are finite: at every step on a CPU, every fiftieth on a GPU, which would be waited for.
+    """A check that numbers are finite: at every step on a CPU, and every fiftieth on a GPU, because it waits for the GPU.
 
     Args:
-        device: of the numbers.
+        device: The device of the numbers.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -19,20 +19,20 @@ class FiniteCheck:
         self._seen: list[tuple[int, int, tuple[str, ...], Tensor]] = []
 
     def add(self, epoch: int, step: int, values: Mapping[str, Tensor]) -> None:
-        """Note the scalars of a step, both counted from 0, in the order in which they were computed.
+        """Add the scalars of a step, in the order of their computation; epoch and step are counted from 0.
 
         Raises:
-            FloatingPointError: one of this or an earlier step is not finite; it names epoch, step and quantity.
+            FloatingPointError: One of this or an earlier step is not finite; the message names it.
         """
         self._seen.append((epoch, step, tuple(values), torch.stack([value.float() for value in values.values()])))
         if len(self._seen) >= self._every:
             self.check()
 
     def check(self) -> None:
-        """Look at what was noted since the last time, as before a checkpoint.
+        """Check the scalars that were added since the last check.
 
         Raises:
-            FloatingPointError: as `add`.
+            FloatingPointError: One of them is not finite; the message names it.
         """
         if not self._seen:
             return

@@ -39,7 +39,7 @@ class Search201(Search):
         sizes = (settings.init_channels, settings.cells_per_stage, len(dataset.classes), dataset.in_channels)
         return Supernet(*sizes, settings.auxiliary_skip, self.edges)
 
-    def make_cell(self, chosen: Chosen, pairs: bool) -> AnyCell:
+    def assemble(self, chosen: Chosen, pairs: bool) -> AnyCell:
         """The cell with the chosen operations; an edge without one has `none`."""
         names = {(edge.source, edge.target): edge.operation for edge in chosen["cell"]}
         return make_cell([names.get(edge, "none") for edge in self.space.edges])

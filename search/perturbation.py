@@ -183,7 +183,7 @@ class Perturbation:
             kept = [edge for edge in range(self.edges) if bool(fixed[edge].any())]
             names = {edge: space.cells[kind][edge][int(fixed[edge].argmax())] for edge in kept}
             chosen[kind] = [Edge(name, space.edges[edge][1], space.edges[edge][0]) for edge, name in names.items()]
-        return self.search.make_cell(chosen, pairs=True)
+        return self.search.assemble(chosen, pairs=True)
 
     def snapshot(self) -> dict[str, Any]:
         """The content of a checkpoint: tensors and plain values."""

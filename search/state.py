@@ -27,7 +27,7 @@ from spaces import SPACES
 class Search:
     """The state of a search: supernet, alpha, their optimizers, the two parts of the data, and the history.
 
-    Another space overrides `make_supernet`, `make_cell` and `look_up`.
+    Another space overrides `make_supernet`, `assemble` and `look_up`.
     """
 
     settings: CommonSettings
@@ -78,9 +78,9 @@ class Search:
         """The class of the supernet's mixed operations."""
         return FastEdges if self.settings.fast_edges else MixedEdges
 
-    def make_cell(self, chosen: selection.Chosen, pairs: bool) -> AnyCell:
-        """The cell with the chosen edges; see `selection.make_genotype`."""
-        return selection.make_genotype(self.space, chosen, pairs)
+    def assemble(self, chosen: selection.Chosen, pairs: bool) -> AnyCell:
+        """The cell with the chosen edges; see `selection.to_genotype`."""
+        return selection.to_genotype(self.space, chosen, pairs)
 
     def look_up(self, cell: AnyCell) -> dict[str, float | None]:
         """Extra columns of metrics.csv for a cell."""
@@ -158,7 +158,7 @@ class Search:
         mixing = self.architecture.mixing_weights()
         weights = {kind: p.detach().cpu().numpy() for kind, p in mixing.items()}
         chosen = selection.select(self.space, weights, rule, self.settings.threshold)
-        return self.make_cell(chosen, pairs=rule == "argmax")
+        return self.assemble(chosen, pairs=rule == "argmax")
 
     def snapshot(self) -> dict[str, Any]:
         """The content of a checkpoint: tensors and plain values."""

@@ -37,7 +37,7 @@ from lib.batches import Batch, cycle
 from lib.cli import InputError, blaming
 from lib.devices import peak_memory
 from lib.files import is_finished, write_atomically
-from lib.objective import Objective, cosine_similarity
+from lib.objective import Objective, Tensors, cosine_similarity
 from lib.progress import StepProgress
 from lib.provenance import provenance, write_config
 from regularizers import ALPHA_REGULARIZERS, WeightGradient, regularized_gradient, weight_gradient
@@ -114,19 +114,19 @@ def alpha_step(
     settings, architecture = search.settings, search.architecture
     result = architecture_gradient(search, objective, train_batch, valid_batch, residual)
     gradient = architecture.gradients(search.supernet.kinds, result.total)
-    step = AlphaStep(result, valid_batch.labels, gradient)
+    value: Tensor | None = None
+    pull: Tensors = ()
     if settings.alpha_reg != "none":
         value = ALPHA_REGULARIZERS[settings.alpha_reg](list(architecture.mixing_weights().values()))
         pull = torch.autograd.grad(settings.alpha_reg_weight * value, list(architecture.parameters()))
         gradient = [g + p for g, p in zip(gradient, pull, strict=True)]
-        step = AlphaStep(result, valid_batch.labels, gradient, value, pull)
     for alpha, g in zip(architecture.parameters(), gradient, strict=True):
         alpha.grad = g
     search.alpha_optimizer.step()
     if settings.implicit_noise:  # iDARTS's released code
         with torch.no_grad():
             torch._foreach_add_(objective.parameters, list(result.noise))
-    return step
+    return AlphaStep(result, valid_batch.labels, gradient, value, pull)
 
 
 def weight_step(

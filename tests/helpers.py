@@ -264,7 +264,7 @@ def interrupt(monkeypatch, owner, name, call):
 
 def select(space, weights, rule, threshold=0.85):
     """The genotype that a rule reads off mixing weights."""
-    return selection.make_genotype(space, selection.select(space, weights, rule, threshold), pairs=rule == "argmax")
+    return selection.to_genotype(space, selection.select(space, weights, rule, threshold), pairs=rule == "argmax")
 
 
 CELL = "LambdaDARTS_cifar10_s2"

@@ -205,7 +205,7 @@ def test_argmax_is_over_all_five_operations_and_a_threshold_leaves_none():
     names = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3", "none")
 
     def cell(rule):
-        return state.make_cell(selection.select(state.space, {"cell": weights}, rule, 0.6), pairs=False)
+        return state.assemble(selection.select(state.space, {"cell": weights}, rule, 0.6), pairs=False)
 
     assert cell("argmax").operations == names
     sparse = ("none", "skip_connect", "none", "nor_conv_3x3", "none", "none")

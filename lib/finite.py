@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class FiniteCheck:
-    """A check that numbers are finite: at every step on a CPU, and every fiftieth on a GPU, because it waits for the GPU.
+    """A check that numbers are finite: at every step on a CPU, at every fiftieth on a GPU, because it waits for it.
 
     Args:
         device: The device of the numbers.

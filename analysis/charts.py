@@ -1,4 +1,4 @@
-"""Charts for a page: matplotlib's SVG in the page's own colors, so that they follow its light or dark theme."""
+"""Charts of the report: matplotlib's SVG with CSS variables as colors, which follow the page's light or dark theme."""
 
 import functools
 import io
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.compare import Quantity, curve_of
+from analysis.compare import Quantity, curve_of, mean_curve
 from analysis.curves import leave_out_outliers, number
 from analysis.draw import COLORS
 from analysis.runs import Entry
@@ -23,7 +23,7 @@ from analysis.runs import Entry
 if TYPE_CHECKING:
     from analysis.page import Row
 
-#: stand for the page's variables until the drawing is done
+#: placeholders, which the page's variables replace in the drawing
 INK, GRID = "#010101", "#020202"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -38,15 +38,15 @@ class Line(NamedTuple):
 
     x: np.ndarray
     y: np.ndarray
-    series: str  # its class, by which the page shows and hides it, and the variable of its color
-    title: str  # its name, shown under the pointer
+    series: str  # its class, by which the page hides it, and the variable of its color
+    title: str  # the tooltip
     width: float = 1.0
     dashed: bool = False
     opacity: float = 1.0
 
 
 def curves(rows: Sequence["Row"], panel: Quantity) -> Markup | None:
-    """A chart of all searches of a column: each seed as a thin line, the mean of a method as a thick one."""
+    """A chart of a quantity for all searches of a column. The mean of a method is thick, and each seed is thin."""
     lines = []
     for row in rows:
         measured = [(e.seed, curve_of(e.course.metrics, panel)) for e in row.entries if e.course is not None]
@@ -54,8 +54,7 @@ def curves(rows: Sequence["Row"], panel: Quantity) -> Markup | None:
         style = (1.0, False, 0.45) if len(found) > 1 else (1.8, False, 1.0)
         drawn = [(*curve, style) for curve in found]
         if len(found) > 1:
-            shortest = min(len(values) for _, values in found)
-            mean = np.mean([values[:shortest] for _, values in found], axis=0)
+            mean = mean_curve([values for _, values in found])
             drawn.append((f"mean of {len(found)} seeds", mean, (2.2, False, 1.0)))
         for name, values, style in drawn:
             title = f"{row.method}, {name}: {number(values[-1], '.3g')} after epoch {len(values)}"
@@ -65,7 +64,7 @@ def curves(rows: Sequence["Row"], panel: Quantity) -> Markup | None:
 
 
 def eigenvalues(rows: Sequence["Row"]) -> Markup | None:
-    """The dominant eigenvalue of the validation loss's Hessian in alpha, along the searches that have it measured."""
+    """A chart of the dominant eigenvalue of the Hessian in alpha; None if no search has it measured."""
     lines = []
     for row in rows:
         for entry in row.entries:
@@ -77,12 +76,12 @@ def eigenvalues(rows: Sequence["Row"]) -> Markup | None:
 
 
 def operation_series(operation: str) -> str:
-    """The page's variable for a kind of operation."""
+    """The CSS variable for the color of an operation."""
     return next(kind for kind in COLORS if operation.startswith(kind)).replace("_", "-")
 
 
 def trajectories(entry: Entry) -> dict[str, Markup]:
-    """kind of cell -> the mixing weights of its operations over the epochs, mean over the edges."""
+    """kind of cell -> a chart of its operations' mixing weights over the epochs, averaged over the edges."""
     charts = {}
     for kind, mixing in entry.course.mixing.items() if entry.course is not None else ():
         lines = []
@@ -95,12 +94,12 @@ def trajectories(entry: Entry) -> dict[str, Markup]:
 
 
 def line_chart(lines: Sequence[Line], label: str, integer: bool = False, outliers: bool = True) -> Markup:
-    """Curves over epochs.
+    """A chart of curves over epochs.
 
     Args:
-        label: The chart's name, for a screen reader.
-        integer: Whether the ticks are whole numbers.
-        outliers: Whether the axis holds values far below the others.
+        label: The accessible name of the chart.
+        integer: Place ticks at whole numbers.
+        outliers: If False, cut off values far below the others.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _epochs_figure()
@@ -129,7 +128,7 @@ def line_chart(lines: Sequence[Line], label: str, integer: bool = False, outlier
 
 @functools.cache
 def _epochs_figure() -> tuple[Figure, Axes]:
-    """The figure of all line charts, because matplotlib takes most of its time to make axes and ticks."""
+    """The figure that all line charts share, because axes and ticks take matplotlib most of the time."""
     figure, axes = _figure()
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -138,12 +137,10 @@ def _epochs_figure() -> tuple[Figure, Axes]:
 
 
 def surface(entry: Entry) -> Markup | None:
-    """The validation loss around alpha as contours; None where it was not measured on a whole grid."""
+    """A contour plot of the validation loss around alpha; None if it was not measured on a grid."""
     if entry.surface is None:
         return None
     grid = entry.surface.pivot_table(index="y", columns="x", values="loss")
-    if min(grid.shape) < 2 or grid.isna().any(axis=None):
-        return None
     x, y, values = grid.columns.to_numpy(), grid.index.to_numpy(), grid.to_numpy()
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()

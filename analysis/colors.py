@@ -17,9 +17,9 @@ METHODS = {
 
 
 def assign(rows: Mapping[str, str]) -> dict[str, str]:
-    """The method whose color each row of a table takes: its own, as far as no earlier row has taken it.
+    """name of a row -> the method whose color it takes: its own method, unless an earlier row has taken that color.
 
-    Rows of one method, such as those of an ablation, take the colors that are left; from the ninth row on they repeat.
+    Further rows of a method, such as those of an ablation, take the remaining colors. They repeat after eight rows.
 
     Args:
         rows: name of a row -> its method.

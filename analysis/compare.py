@@ -3,6 +3,7 @@
 python analysis/compare.py runs/darts runs/lambda-darts --out compare.png
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,13 +113,14 @@ def compare_figure(courses: list[Course]) -> Figure:
         for name, members in groups.items():
             shade = METHODS[shades[name]][0]
             curves = [curve for member in members if (curve := curve_of(member.metrics, quantity)) is not None]
-            for curve in curves:
-                marker = "o" if len(curve) < 2 else None
-                axes.plot(np.arange(1, len(curve) + 1), curve, color=shade, linewidth=0.8, alpha=0.4, marker=marker)
-            shortest = min(map(len, curves), default=0)
-            mean = np.mean([curve[:shortest] for curve in curves], axis=0) if curves else []
-            marker = "o" if shortest == 1 else None
-            axes.plot(np.arange(1, shortest + 1), mean, color=shade, linewidth=2.2, marker=marker, label=name)
+            drawn = [(curve, 0.8, 0.4, None) for curve in curves] + [(mean_curve(curves), 2.2, 1.0, name)]
+            for curve, width, opacity, label in drawn:
+                style: dict[str, Any] = {
+                    "linewidth": width,
+                    "alpha": opacity,
+                    "marker": "o" if len(curve) == 1 else None,
+                }
+                axes.plot(np.arange(1, len(curve) + 1), curve, color=shade, label=label, **style)
         if not quantity.outliers:
             leave_out_outliers(axes)
     for axes in figure.axes[len(quantities) :]:
@@ -127,6 +129,12 @@ def compare_figure(courses: list[Course]) -> Figure:
     counts = [f"{label} ({len(groups[label])} seed{'s' if len(groups[label]) > 1 else ''})" for label in labels]
     figure.legend(handles, counts, loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def mean_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over the seeds, for the epochs that all of them have finished."""
+    shortest = min(map(len, curves), default=0)
+    return np.mean([curve[:shortest] for curve in curves], axis=0) if curves else np.empty(0)
 
 
 def curve_of(metrics: "pd.DataFrame", quantity: Quantity) -> np.ndarray | None:

@@ -15,13 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from analysis.colors import METHODS
 from analysis.draw import color
 from lib import cli, options
 from lib.files import read_yaml, write_atomically
-from spaces import SPACES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 PROG = "curves.py"
 #: the first curve of a panel without a method, and the further ones, which are dashed and dotted
 FIRST, OTHERS = "#0064a8", "#000000"
-#: settings that the title names where the user gave them
+#: settings that the title names if the user gave them
 IN_TITLE = ("relaxation", "auxiliary_skip", "hypergradient", "alpha_reg", "selection", "reg", "lambda_", "derivatives")
 
 
@@ -41,7 +40,7 @@ class Panel(NamedTuple):
     scale: float = 1
     logarithmic: bool = False
     integer: bool = False  # ticks at whole numbers
-    outliers: bool = True  # the axis holds values far below the others
+    outliers: bool = True  # False cuts off values far below the others
 
 
 LOSS = Panel("Loss", {"train": "train_loss", "valid": "valid_loss"})
@@ -52,12 +51,12 @@ GRADIENTS = Panel(
     {"loss": "loss_gradient_norm", "regularizer": "regularizer_gradient_norm"},
     logarithmic=True,
 )
-#: of a retraining
+#: panels of a retraining
 LOSS_TEST = Panel("Loss", {"train": "train_loss", "test": "test_loss"})
 ACCURACY_TEST = Panel("Accuracy [%]", {"train": "train_accuracy", "test": "test_accuracy"}, scale=100, outliers=False)
 TOP5 = Panel("Top-5 accuracy [%]", {"train": "train_top5", "test": "test_top5"}, scale=100, outliers=False)
 LEARNING_RATE = Panel("Learning rate", {"learning rate": "learning_rate"})
-#: what only some methods and spaces measure
+#: panels of some methods and spaces
 OWN = (
     Panel("Weight β of the auxiliary skip", {"β": "skip_beta"}),
     Panel(
@@ -76,7 +75,7 @@ OWN = (
         },
         outliers=False,
     ),
-    Panel("The cell's rank of 15,625", {"rank": "table_rank"}, logarithmic=True, integer=True),
+    Panel("The cell's rank of 15,625", {"rank": "table_rank"}, logarithmic=True),
     Panel("Regret to the best cell [points]", {"regret": "table_regret"}),
 )
 
@@ -90,7 +89,7 @@ class Course(NamedTuple):
     """A search as its run folder records it."""
 
     config: dict[str, Any]
-    metrics: "pd.DataFrame"  # metrics.csv, a row for each epoch; nan where not measured
+    metrics: "pd.DataFrame"  # metrics.csv, a row for each epoch; nan if not measured
     #: kind of cell -> operation -> its mixing weight before the first and after each epoch, (epochs + 1,):
     #: the mean over those edges that have the operation among their candidates
     mixing: dict[str, dict[str, np.ndarray]]
@@ -110,7 +109,7 @@ def read_columns(path: Path) -> "pd.DataFrame":
         ValueError: The file is not a table of numbers, or has no rows.
         OSError: The file cannot be read.
     """
-    import pandas as pd  # here: --help and a training's start do not wait for it
+    import pandas as pd  # imported here because --help and the start of a training need not wait for it
 
     try:
         columns = pd.read_csv(path, dtype=float, index_col=False)
@@ -131,14 +130,14 @@ def load_course(run: Path) -> Course:
     require(run, "config.yaml", "metrics.csv", "alphas.npz")
     config, mixing = read_yaml(run / "config.yaml"), {}
     with np.load(run / "alphas.npz") as alphas:
-        for kind, candidates in SPACES[config["space"]].cells.items():
-            weights, names = _mixing_weights(alphas[kind], config["relaxation"]), np.array(candidates)
+        for kind in (name for name in alphas if not name.endswith("_operations")):
+            weights, names = _mixing_weights(alphas[kind], config["relaxation"]), alphas[f"{kind}_operations"]
             mixing[kind] = {name: weights[:, names == name].mean(axis=1) for name in dict.fromkeys(names.flat)}
     return Course(config, read_columns(run / "metrics.csv"), mixing)
 
 
 def _mixing_weights(alpha: np.ndarray, relaxation: str) -> np.ndarray:
-    """As architect.relax, without torch."""
+    """The same as `architect.relax`, without torch."""
     total = np.logaddexp(0, alpha) if relaxation == "sigmoid" else np.logaddexp.reduce(alpha, axis=-1, keepdims=True)
     return np.exp(alpha - total)
 
@@ -188,8 +187,8 @@ def search_figure(course: Course) -> Figure:
     """Nine panels: training, gradients and architecture. Further rows, above the last, hold the method's own panels."""
     config, metrics = course.config, course.metrics
     shade = METHODS.get(config["method"], (FIRST,))[0]
-    space = SPACES[config["space"]]
-    gates = _by_kind("Gates over the threshold [%]", "gates_over_threshold", space.cells, scale=100)
+    kinds = course.mixing.keys()
+    gates = _by_kind("Gates over the threshold [%]", "gates_over_threshold", kinds, scale=100)
     own = [panel for panel in (*OWN, gates) if set(panel.columns.values()) & set(metrics)]
     extra = -(-len(own) // 3)
     figure = make_figure(12, 9.6 + 2.9 * extra)
@@ -203,7 +202,7 @@ def search_figure(course: Course) -> Figure:
 
     loss, accuracy, alignment = row(0)
     layers, gradients, entropy = row(1)
-    skips, *mixing = row(2 + extra, 1 + len(space.cells))
+    skips, *mixing = row(2 + extra, 1 + len(kinds))
 
     _plot_panel(loss, LOSS, metrics, shade)
     _plot_panel(accuracy, ACCURACY, metrics, shade)
@@ -211,15 +210,11 @@ def search_figure(course: Course) -> Figure:
     _plot_layers(layers, metrics)
     _plot_panel(gradients, GRADIENTS, metrics, shade)
     name = "Entropy of the gates [nats]" if config["relaxation"] == "sigmoid" else "Entropy of p [nats]"
-    _plot_panel(entropy, _by_kind(name, "entropy", space.cells), metrics, shade)
-    free = config["selection"].startswith("threshold")  # then a cell has any number of edges
-    name = "Skip connections" if free else f"Skip connections (of {space.derived_edges})"
-    skip_panel = _by_kind(name, "skip_connect", space.cells, integer=True)
-    _plot_panel(skips, skip_panel, metrics, shade)
-    most = max(metrics[column].max() for column in skip_panel.columns.values())
-    skips.set_ylim(-0.3, max(space.derived_edges, most) + 0.3)
-    for axes, kind in zip(mixing, space.cells, strict=True):
-        dress(axes, "Mixing weights p" + (f", {kind} cell" if len(space.cells) > 1 else ""))
+    _plot_panel(entropy, _by_kind(name, "entropy", kinds), metrics, shade)
+    _plot_panel(skips, _by_kind("Skip connections", "skip_connect", kinds, integer=True), metrics, shade)
+    skips.set_ylim(bottom=-0.3)
+    for axes, kind in zip(mixing, kinds, strict=True):
+        dress(axes, "Mixing weights p" + (f", {kind} cell" if len(kinds) > 1 else ""))
         for operation, weights in course.mixing[kind].items():
             style = "--" if operation.endswith("5x5") else "-"
             _curve(axes, np.arange(len(weights)), weights, label=operation, color=color(operation), linestyle=style)
@@ -246,7 +241,7 @@ def title(config: dict[str, Any], seed: bool = True) -> str:
 
 
 def dress(axes: Axes, title: str) -> None:
-    """The look of all panels."""
+    """Give a panel its title and its axis of epochs."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -260,26 +255,10 @@ def number(value: float, spec: str = "g") -> str:
     return f"{value:{spec}}".replace("-", "−")
 
 
-def _logarithmic(axes: Axes, integer: bool) -> None:
-    """A logarithmic axis of y, with two labels or more however narrow it is."""
-    axes.set_yscale("log")
-    values = np.array([value for line in axes.lines for value in np.asarray(line.get_ydata(), dtype=float)])
-    values = values[values > 0]
-    low, high = (values.min(), values.max()) if len(values) else axes.get_ylim()
-    if high < 2 * low:
-        axes.set_ylim(low / 2, 2 * high)
-    if high < 5 * low:  # else two of 1, 2, 5, 10, ... or more are within
-        axes.yaxis.set_major_locator(MaxNLocator(6, integer=integer, steps=[1, 2, 5, 10]))
-    else:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
 def leave_out_outliers(axes: Axes) -> None:
-    """Begin the axis of y above values far below the others; triangles at its foot mark where a curve is lower.
+    """Cut off values far below the others. Triangles at the foot of the axis mark where a curve is lower.
 
-    A value is far below the others when Tukey's fence, 1.5 interquartile ranges below the first quartile, is above it.
+    These are the values below Tukey's fence, 1.5 interquartile ranges below the first quartile.
     """
     curves = [np.asarray(line.get_xydata(), dtype=float) for line in axes.lines]
     values = np.array([value for curve in curves for value in curve[:, 1]])
@@ -302,12 +281,12 @@ def leave_out_outliers(axes: Axes) -> None:
 
 
 def _curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> None:
-    """A line, with markers where the epochs are few: a single one shows too."""
+    """Draw a line, with markers if the epochs are few, so that a single epoch shows too."""
     axes.plot(epochs, values, marker="o" if len(epochs) < 20 else None, markersize=4, linewidth=1.8, **style)
 
 
 def _plot_panel(axes: Axes, panel: Panel, metrics: "pd.DataFrame", shade: str) -> None:
-    """A column never measured is left out; a lone one needs no legend."""
+    """Draw the columns that were measured; several have a legend."""
     dress(axes, panel.title)
     if panel.integer:
         axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -318,7 +297,7 @@ def _plot_panel(axes: Axes, panel: Panel, metrics: "pd.DataFrame", shade: str) -
         if not np.isnan(values).all():
             _curve(axes, metrics["epoch"].to_numpy(), values, label=label, color=paint, linestyle=style)
     if panel.logarithmic:
-        _logarithmic(axes, panel.integer)
+        axes.set_yscale("log")
     if not axes.lines:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="gray")
@@ -329,13 +308,13 @@ def _plot_panel(axes: Axes, panel: Panel, metrics: "pd.DataFrame", shade: str) -
 
 
 def _plot_layers(axes: Axes, metrics: "pd.DataFrame") -> None:
-    """The norm of each layer's gradient dL/dp_l, from the first layer (dark) to the last (light)."""
+    """Draw the norm of each layer's gradient dL/dp_l, from the first layer (dark) to the last (light)."""
     dress(axes, "|dL/dp| of the layers")
     columns = [name for name in metrics if name.startswith("gradient_norm_layer_")]
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(columns)))
     for column, shade in zip(columns, shades, strict=True):
         _curve(axes, metrics["epoch"].to_numpy(), metrics[column].to_numpy(), color=shade)
-    _logarithmic(axes, integer=False)
+    axes.set_yscale("log")
     _legend(axes, [axes.lines[0], axes.lines[-1]], ["first", "last"])
 
 

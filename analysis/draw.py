@@ -40,7 +40,7 @@ CONCAT_COLOR = "#9aa3ad"
 
 
 def color(operation: str) -> str:
-    """The color of an operation: that of its kind, whatever its kernel size."""
+    """The color of an operation, for any kernel size."""
     return next(shade for kind, shade in COLORS.items() if operation.startswith(kind))
 
 
@@ -93,7 +93,7 @@ def layout(genotype: AnyCell, kind: str) -> Layout:
 
 
 def cell_figure(genotype: AnyCell, kind: str) -> "Figure":
-    """One of a genotype's kinds of cells as a figure."""
+    """A figure of one kind of cell."""
     from matplotlib.figure import Figure
 
     places, lanes = layout(genotype, kind)
@@ -123,7 +123,7 @@ def cell_figure(genotype: AnyCell, kind: str) -> "Figure":
 
 
 def _arrow(axes: "Axes", source: Point, lane: float, target: Point, **style: Any) -> None:
-    """Draw an arrow from a state to a lane, along it, and to another state."""
+    """Draw an arrow from one state to another along a lane."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Curve
 
@@ -136,7 +136,7 @@ def _arrow(axes: "Axes", source: Point, lane: float, target: Point, **style: Any
 
 
 def cell_graph(genotype: AnyCell, kind: str) -> "graphviz.Digraph":
-    """One of a genotype's kinds of cells as a graph for Graphviz: `dot -Tpdf normal.gv` draws it."""
+    """A Graphviz graph of one kind of cell, which `dot -Tpdf normal.gv` draws."""
     import graphviz
 
     graph = graphviz.Digraph(kind, graph_attr={"rankdir": "LR"})
@@ -155,7 +155,7 @@ def cell_graph(genotype: AnyCell, kind: str) -> "graphviz.Digraph":
 
 
 def draw_genotype(genotype: AnyCell, folder: Path) -> None:
-    """Write a picture (.png, .svg) and the Graphviz source (.gv) of each of the cells to `folder`, and make the folder.
+    """Write the pictures (.png, .svg) and the Graphviz source (.gv) of each kind of cell to a new or existing folder.
 
     The files are called normal and reduce, or cell for a cell of NAS-Bench-201.
 
@@ -173,7 +173,7 @@ def draw_genotype(genotype: AnyCell, folder: Path) -> None:
 
 
 def _name(spec: str) -> str:
-    """What a folder of the pictures of `spec` is called."""
+    """The name of the default folder for a genotype."""
     return spec.strip("|").replace("|", "_").replace("+", "") if spec.startswith("|") else Path(spec).resolve().stem
 
 

@@ -1,7 +1,7 @@
-"""The validation loss and accuracy around the alpha of a search, on a plane of two random orthonormal directions.
+"""Validation loss and accuracy around the alpha of a search, on a plane of two random orthonormal directions.
 
-The weights stay those of the checkpoint. Pictures of this kind are in DARTS- (Chu et al., ICLR 2021), after Li et
-al., "Visualizing the Loss Landscape of Neural Nets" (NeurIPS 2018).
+The weights are those of the checkpoint. DARTS- (Chu et al., ICLR 2021) has such pictures, after Li et al., "Visualizing
+the Loss Landscape of Neural Nets" (NeurIPS 2018).
 
     python analysis/landscape.py runs/search-...                                # at the last checkpoint
     python analysis/landscape.py runs/search-... --epoch 25 --radius 3          # at another one, farther out

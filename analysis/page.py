@@ -1,4 +1,4 @@
-"""The page of a report, made from run folders with the template report.html; report.py writes it."""
+"""The page of a report, from run folders and the template report.html."""
 
 import json
 import re
@@ -24,9 +24,9 @@ from lib import cli
 from lib.files import read_yaml
 
 HERE = Path(__file__).resolve().parent
-#: shown when no figure of a paper was read in its source
+#: shown without a published figure
 UNKNOWN = "not available"
-#: characters that a quoted address may contain as they are
+#: characters that need no quoting in a data URI
 SAFE = " =/:;,.()-+'"
 
 
@@ -35,8 +35,8 @@ class Row:
     """A method in a column of a table.
 
     Attributes:
-        series: The method whose color it has.
-        runs: A row for each entry: seed, scores and figures.
+        series: The method whose color the row has.
+        runs: The seed, scores and figures of each entry.
     """
 
     method: str
@@ -45,7 +45,7 @@ class Row:
     runs: pd.DataFrame
 
     def values(self, name: str) -> pd.Series:
-        """seed -> a score or figure, of those entries that have it."""
+        """seed -> a score or figure, without the entries that lack it."""
         return self.runs.set_index("seed")[name].dropna() if name in self.runs else pd.Series(dtype=float)
 
     def mean(self, name: str, digits: int = 2) -> str:
@@ -63,17 +63,17 @@ class Row:
 
 
 def shown(value: float | None, digits: int = 2, sign: str = "") -> str:
-    """A number for a table; a dash for none."""
+    """A number in a table, or a dash."""
     return "–" if value is None or pd.isna(value) else number(value, f"{sign}z.{digits}f")
 
 
 def small(text: object, note: str) -> str:
-    """A cell with a note behind its text."""
+    """The text of a cell, followed by a note."""
     return Markup("{} <small>{}</small>").format(text, note) if note else str(text)
 
 
 def load_published() -> list[dict[str, Any]]:
-    """The figures of the papers that were read in their source (published_results.json)."""
+    """The published figures (published_results.json)."""
     return json.loads((HERE.parent / "published_results.json").read_text(encoding="utf-8"))
 
 
@@ -98,7 +98,7 @@ def rows_of(entries: list[Entry]) -> list[Row]:
 
 
 def first_metric(entries: list[Entry]) -> str:
-    """The figure that a column is about: of the data set searched on, where there are several."""
+    """The score that a column shows: that on the data set of the search, if there are several."""
     names = list(dict.fromkeys(name for entry in entries for name in entry.scores))
     searched = DATASETS.get(str(entries[0].origin.get("dataset", "")).replace("-", "_"), "CIFAR-10")
     asked = (ACCURACY, f"{searched} test", f"{searched} test, 12 epochs")
@@ -106,7 +106,7 @@ def first_metric(entries: list[Entry]) -> str:
 
 
 def results(rows: list[Row], metric: str, figures: list[dict[str, Any]]) -> pd.DataFrame:
-    """Measured beside published; the first method is the one that the others are compared with."""
+    """Measured and published scores. The other methods are compared with the first one."""
     lines = []
     for row in rows:
         values = row.values(metric)
@@ -130,7 +130,7 @@ def results(rows: list[Row], metric: str, figures: list[dict[str, Any]]) -> pd.D
 
 
 def difference(pair: Paired | None) -> str:
-    """The mean difference of two methods, and its p."""
+    """The mean difference of two methods and its p-value."""
     if pair is None:
         return "–"
     note = "" if pair.p is None else f"p = {number(pair.p, '.3g')}, {pair.pairs} pairs"
@@ -148,7 +148,7 @@ def others(rows: list[Row], names: list[str], figures: list[dict[str, Any]]) -> 
 
 
 def pairs(rows: list[Row], metric: str) -> pd.DataFrame:
-    """Every method against every other: the row's values less the column's."""
+    """Every method against every other: the row's values minus the column's."""
     values = {row.method: row.values(metric).to_dict() for row in rows}
 
     def cell(own: dict[int, float], against: dict[int, float]) -> str:
@@ -158,7 +158,7 @@ def pairs(rows: list[Row], metric: str) -> pd.DataFrame:
 
 
 def cost(rows: list[Row], figures: list[dict[str, Any]]) -> pd.DataFrame:
-    """The time and memory of a method's runs so far."""
+    """Time and memory of each method's runs so far."""
     lines = []
     for row in rows:
         search, epochs = row.values("search"), row.values("search_epochs").sum()
@@ -175,7 +175,7 @@ def cost(rows: list[Row], figures: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def state(rows: list[Row], metric: str) -> pd.DataFrame:
-    """Every entry, how far it is, and its commands."""
+    """The state and the commands of every entry."""
     opening, lines = Markup('<details><summary>{}</summary><pre tabindex="0">{}</pre></details>'), []
     for entry in (entry for row in rows for entry in row.entries):
         progress = ", ".join(f"{step} {done} of {total} epochs" for step, (done, total) in entry.progress.items())
@@ -191,7 +191,7 @@ def state(rows: list[Row], metric: str) -> pd.DataFrame:
 
 
 def section(index: int, entries: list[Entry], order: dict[str, Any], figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """All that the page shows of a column of a table."""
+    """The part of the page for one column of a table."""
     rows, metric = rows_of(entries), first_metric(entries)
     names = [name for name in dict.fromkeys(name for e in entries for name in e.scores) if name != metric]
     return {
@@ -290,7 +290,7 @@ def _place(entry: Entry, orders: dict[Path | None, dict[str, Any]]) -> tuple[Any
 
 
 def _references(figures: list[dict[str, Any]], origin: dict[str, Any], metric: str) -> list[tuple[str, str, str]]:
-    """The figures of a space's own table: name, figure and source."""
+    """(name, figure, source) of the published references in a space, such as the best cell of a table."""
     return [
         (figure["reference"], f"{figure['value']:.2f}", figure["source"])
         for figure in figures
@@ -299,12 +299,12 @@ def _references(figures: list[dict[str, Any]], origin: dict[str, Any], metric: s
 
 
 def _cells(rows: list[Row]) -> dict[int, list[tuple[Row, Entry]]]:
-    """seed -> the methods whose cells are drawn, side by side."""
+    """seed -> the entries with a drawing of their cells."""
     seeds = sorted({entry.seed for row in rows for entry in row.entries if entry.pictures})
     return {s: [(row, e) for row in rows for e in row.entries if e.seed == s and e.pictures] for s in seeds}
 
 
 def _picture(drawing: bytes) -> str:
-    """An SVG file as an address that holds it; a page shows it as an image, in which nothing runs."""
+    """An SVG file as a data URI. A browser runs no scripts in an image."""
     text = re.sub(r"<!--.*?-->|<title>.*?</title>", "", drawing.decode("utf-8", "replace"), flags=re.DOTALL)
     return f"data:image/svg+xml,{quote(' '.join(text.split()), safe=SAFE)}"

@@ -1,10 +1,10 @@
-"""One page from a folder of runs: measured beside published, the courses of the searches, their cells, and the cost.
+"""Write a page about some runs: measured and published accuracies, curves, cells and cost.
 
     python analysis/report.py runs/robust-small report.html
     python analysis/report.py runs/nasbench201-small runs/search-... report.html     # tables and single runs together
-    python analysis/report.py runs/robust-small report.html --watch                  # again and again, while they run
+    python analysis/report.py runs/robust-small report.html --watch                  # rewritten until all runs end
 
-The page is a single file that asks for nothing from the network.
+The page is a single file, which loads nothing from the network.
 """
 
 import time
@@ -14,7 +14,7 @@ from lib import cli, options
 from lib.files import write_atomically
 
 PROG = "report.py"
-#: how a page says whose it is
+#: marks the pages that this script may overwrite
 GENERATOR = b'<meta name="generator" content="analysis/report.py">'
 
 

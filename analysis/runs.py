@@ -1,4 +1,4 @@
-"""The runs in some folders: every entry of a table with one seed, and single runs."""
+"""Read the runs of a report: the entries of tables, one for each seed, and single runs."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ ACCURACY = "test accuracy"
 
 @dataclass
 class Entry:
-    """A search, its retraining where there is one, and the scores of the network found.
+    """A search, its retraining if there is one, and the scores of the found network.
 
     Attributes:
         table, column, method: Its place in a table. For a single run they name its data and settings.

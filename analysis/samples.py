@@ -11,17 +11,17 @@ RESAMPLINGS = 9999
 
 
 class Paired(NamedTuple):
-    """Two methods, seed by seed."""
+    """The comparison of two methods, seed by seed."""
 
     pairs: int  # seeds that both methods have
-    difference: float  # mean of the second less the first
+    difference: float  # mean of second minus first
     p: float | None  # p-value; None for a single pair
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """The percentile bootstrap's interval of the mean (Efron, 1979); None for fewer than two values.
+def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """The 95 % interval of the mean by the percentile bootstrap (Efron, 1979); None for fewer than two values.
 
-    It resamples the values at hand: for a handful of seeds it is too narrow, and for two it is their range.
+    It is too narrow for a handful of seeds. For two it is their range.
     """
     if len(values) < 2:
         return None, None
@@ -29,7 +29,6 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float |
         (np.asarray(values, dtype=float),),
         np.mean,
         n_resamples=RESAMPLINGS,
-        confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
@@ -37,15 +36,12 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float |
 
 
 def compare_paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | None:
-    """Fisher's permutation test of the signs, two-sided, over the seeds that both methods have.
+    """Fisher's two-sided permutation test of the signs, over the seeds that both methods have; None if there are none.
 
-    Under the null hypothesis each seed's difference has either sign with the same chance; nothing else is assumed.
+    Under the null hypothesis each seed's difference has either sign with the same probability.
 
     Args:
         first, second: seed -> value.
-
-    Returns:
-        None if they have no seed in common.
     """
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
@@ -54,7 +50,7 @@ def compare_paired(first: Mapping[int, float], second: Mapping[int, float]) -> P
     difference = float(np.mean(differences))
     if len(seeds) < 2:
         return Paired(1, difference, None)
-    # In whole millionths: sums of equal differences are then equal, which those of 93.1 - 93.0 in floats are not.
+    # Whole millionths, so that equal sums compare equal in floating point.
     whole = np.round(differences * 1e6)
     result = stats.permutation_test(
         (whole, np.zeros_like(whole)),

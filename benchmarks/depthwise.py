@@ -2,20 +2,17 @@
 
     python benchmarks/depthwise.py --out depthwise.json
 
-Times the forward pass, the input gradient and the weight gradient, as torch computes them, and a copy of the input:
-means over --rounds calls, by the events of the device.
+Times torch's forward pass, input gradient and weight gradient, and a copy of the input. Each figure is the mean of
+--rounds calls.
 """
 
-import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchmarks.results import check_out, write_results
 from lib import cli, options
-from lib.cli import blaming
-from lib.files import check_new_file, write_atomically
 from lib.options import PositiveInt, option
 
 if TYPE_CHECKING:
@@ -28,8 +25,8 @@ FORMATS = ("channels_last", "contiguous")
 
 
 @dataclass
-class Settings:
-    """benchmark"""
+class DepthwiseSettings:
+    """The settings of this benchmark."""
 
     batch_size: PositiveInt = option(64, "Images of a batch.")
     rounds: PositiveInt = option(20, "Calls of each operation, of which the mean is printed.")
@@ -38,7 +35,7 @@ class Settings:
 
 
 def milliseconds(call: Callable[[], Any], rounds: int, device: "torch.device") -> float:
-    """The mean of some calls, after four that do not count."""
+    """The mean time of a call, after four calls to warm up."""
     import torch
 
     for _ in range(4):
@@ -57,10 +54,10 @@ def milliseconds(call: Callable[[], Any], rounds: int, device: "torch.device") -
     return start.elapsed_time(end) / rounds
 
 
-def measure(
-    settings: Settings, dtype: "torch.dtype", shape: tuple[int, int, int, int], layout: str, device: "torch.device"
+def time_convolutions(
+    settings: DepthwiseSettings, dtype: "torch.dtype", shape: Sequence[int], layout: str, device: "torch.device"
 ) -> dict[str, Any]:
-    """A row: one shape in one format."""
+    """The milliseconds of each pass for one shape in one format, and the kernels."""
     import torch
     import torch.nn.functional as F
 
@@ -68,9 +65,10 @@ def measure(
 
     order = memory_format(layout, device)
     channels, size, kernel_size, dilation = shape
-    where = {"device": device, "dtype": dtype}
-    x = torch.randn(settings.batch_size, channels, size, size, **where).to(memory_format=order)
-    weight = torch.randn(channels, 1, kernel_size, kernel_size, **where).to(memory_format=order)
+    x, weight = (
+        torch.randn(shape, device=device, dtype=dtype).to(memory_format=order)
+        for shape in ((settings.batch_size, channels, size, size), (channels, 1, kernel_size, kernel_size))
+    )
     gradient, padding = torch.randn_like(x), dilation * (kernel_size // 2)
     numbers = (None, [1, 1], [padding] * 2, [dilation] * 2, False, [0, 0], channels)
     backward = torch.ops.aten.convolution_backward
@@ -94,10 +92,8 @@ def measure(
 
 
 def main() -> None:
-    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
-    if settings.out:
-        with blaming("--out"):
-            check_new_file(Path(settings.out))
+    settings = options.parse(DepthwiseSettings, PROG, __doc__.splitlines()[0])
+    check_out(settings.out)
     import torch
 
     from lib.devices import check_device, set_up_libraries
@@ -113,19 +109,13 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for shape in SHAPES:
             for layout in FORMATS:
-                row = measure(settings, dtype, shape, layout, device)
+                row = time_convolutions(settings, dtype, shape, layout, device)
                 rows.append(row)
-                times = " | ".join(
-                    f"{row[name]:.3f}" for name in ("forward", "input gradient", "weight gradient", "copy")
-                )
+                times = (f"{row[name]:.3f}" for name in ("forward", "input gradient", "weight gradient", "copy"))
                 channels, size, kernel_size, dilation = shape
-                print(
-                    f"| {row['type']} | {channels}, {size} | {kernel_size}, {dilation} | {layout} | {times} |",
-                    flush=True,
-                )
-    if settings.out:
-        content = {**asdict(settings), "provenance": provenance(cli.command_line(), name), "rows": rows}
-        write_atomically(Path(settings.out), json.dumps(content, indent=1) + "\n")
+                cells = (row["type"], f"{channels}, {size}", f"{kernel_size}, {dilation}", layout, *times)
+                print(f"| {' | '.join(cells)} |", flush=True)
+    write_results(settings, settings.out, provenance=provenance(cli.command_line(), name), rows=rows)
 
 
 if __name__ == "__main__":

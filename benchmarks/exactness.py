@@ -1,8 +1,8 @@
-"""How far a gradient in single precision is from that in double, for our supernet and for the plain one.
+"""The error of a gradient in single precision, for our supernet and for the plain one.
 
     python benchmarks/exactness.py --space s5
 
-One batch of random images under random mixing weights; relative errors of the whole gradient of the weights.
+Prints relative errors of the gradient in the network weights, on random images with random mixing weights.
 """
 
 import copy
@@ -16,8 +16,8 @@ PROG = "exactness.py"
 
 
 @dataclass
-class Settings:
-    """benchmark"""
+class ExactnessSettings:
+    """The settings of this benchmark."""
 
     space: Literal["s1", "s2", "s3", "s5"] = option("s5", "Search space. s4 has random operations.")
     init_channels: Channels = option(16, "Channels C of the first cells.")
@@ -28,7 +28,7 @@ class Settings:
 
 
 def main() -> None:
-    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(ExactnessSettings, PROG, __doc__.splitlines()[0])
 
     import torch
 

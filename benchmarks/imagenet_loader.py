@@ -1,14 +1,13 @@
-"""Where the time of retraining on ImageNet goes, and how many workers a device needs.
+"""The time of each part of retraining on ImageNet, and the number of workers that a device needs.
 
     python benchmarks/imagenet_loader.py --data ILSVRC --arch DARTS_V2
-    python benchmarks/imagenet_loader.py                                  # with pictures of its own making
+    python benchmarks/imagenet_loader.py                                  # random pictures
 
-One process decodes; the device takes the batch, augments it, and trains on it. Each is timed alone, and then all of
-them together, with growing numbers of workers. Medians are printed, as images per second.
+Each part is timed alone: decoding in one process, and transfer, normalization and a training step on the device. Then
+all parts run together, with 1 to --workers workers. Prints medians in images per second.
 """
 
 import itertools
-import json
 import math
 import os
 import statistics
@@ -16,23 +15,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.results import check_out, write_results
 from genotypes import Genotype, load_genotype
 from imagenet.layout import find_split
 from lib import cli, options
 from lib.cli import blaming
-from lib.files import check_new_file, write_atomically
 from lib.options import AtLeastTwo, Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "imagenet_loader.py"
 
 
 @dataclass
-class Settings:
-    """benchmark"""
+class LoaderSettings:
+    """The settings of this benchmark."""
 
     data: str = option("", "ILSVRC's folder or one with train/<class>/*. By default random pictures are made.")
     width: PositiveInt = option(500, "Width of the random pictures in pixels. ImageNet's mean is 470 x 390.")
@@ -52,8 +52,8 @@ class Settings:
     out: str = option("", "JSON file to write.")
 
 
-def make_pictures(settings: Settings, root: Path) -> None:
-    """JPEG pictures of two classes: noise, smoothed until a file is as long as ImageNet's, 110 kB at 500 x 375."""
+def make_pictures(settings: LoaderSettings, root: Path) -> None:
+    """Write JPEG pictures of two classes: smoothed noise, with files as large as ImageNet's (110 kB at 500 x 375)."""
     import numpy as np
     from PIL import Image, ImageFilter
 
@@ -80,7 +80,7 @@ def images_per_second(what: Callable[[], Any], count: int, rounds: int, device: 
     return count / statistics.median(seconds)
 
 
-def jitter_rates(settings: Settings, device: Any) -> dict[str, float]:
+def jitter_rates(settings: LoaderSettings, device: Any) -> dict[str, float]:
     """Images per second of colour jitter, image by image: in a worker, and on the device."""
     import numpy as np
     import torch
@@ -90,11 +90,16 @@ def jitter_rates(settings: Settings, device: Any) -> dict[str, float]:
     jitter, size = v2.ColorJitter(0.4, 0.4, 0.4, 0.2), settings.image_size
     picture = Image.fromarray(np.random.default_rng(settings.seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
     tensor = v2.functional.pil_to_tensor(picture).to(device)
+
+    def jitter_repeatedly(image: Any) -> None:
+        for _ in range(32):
+            jitter(image)
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     places = {"jitter, a PIL image in a worker": picture, "jitter, a tensor on the device": tensor}
     rates = {
-        name: images_per_second(lambda image=image: [jitter(image) for _ in range(32)], 32, settings.rounds, device)
+        name: images_per_second(partial(jitter_repeatedly, image), 32, settings.rounds, device)
         for name, image in places.items()
     }
     torch.set_num_threads(threads)
@@ -124,8 +129,8 @@ def make_step(network: Any, precision: str, layout: Any, device: Any) -> Callabl
     return train
 
 
-def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]:
-    """Images per second of every part, alone and together, of the pictures in an `imagenet.images.Tree`."""
+def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> dict[str, Any]:
+    """Images per second of every part, alone and together, for the pictures of an `imagenet.images.Tree`."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -179,17 +184,15 @@ def measure(settings: Settings, genotype: Genotype, tree: Any) -> dict[str, Any]
             batch = next(batches)
             train(augment(batch), batch.labels.to(device, non_blocking=True))
 
-        # The workers begin with two batches each, which are ready at once: they do not count.
+        # Each worker prefetches two batches, which do not count.
         together[workers] = rate(step, warm_up=2 * workers)
         del batches, loader
     return {"device": str(device), "rates": rates, "together": together}
 
 
 def main() -> None:
-    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
-    if settings.out:
-        with blaming("--out"):
-            check_new_file(Path(settings.out))
+    settings = options.parse(LoaderSettings, PROG, __doc__.splitlines()[0])
+    check_out(settings.out)
     with blaming("--arch"):
         genotype = load_genotype(settings.arch)
     with tempfile.TemporaryDirectory() if not settings.data else nullcontext(settings.data) as folder:
@@ -199,7 +202,7 @@ def main() -> None:
             make_pictures(settings, Path(folder))
         with blaming("--data"):
             tree = read_tree(find_split(Path(folder), "train"))
-        measured = measure(settings, genotype, tree)
+        measured = measure_rates(settings, genotype, tree)
     rates = measured["rates"]
     device_rate = 1 / (1 / rates["transfer"] + 1 / rates["augment"] + 1 / rates["model"])
     needed = math.ceil(device_rate / rates["decode"])
@@ -214,10 +217,8 @@ def main() -> None:
     print(f"\nThis device trains {device_rate:.0f} images/s: {each} keep it fed.")
     if needed > (os.cpu_count() or 1):
         print(f"This machine has {os.cpu_count()} core(s): decoding is the bottleneck here.")
-    if settings.out:
-        content = {**asdict(settings), "command": cli.command_line(), **measured, "workers_needed": needed}
-        content["rates"] = {name: value for name, value in rates.items() if math.isfinite(value)}
-        write_atomically(Path(settings.out), json.dumps(content, indent=1) + "\n")
+    measured["rates"] = {name: value for name, value in rates.items() if math.isfinite(value)}
+    write_results(settings, settings.out, command=cli.command_line(), **measured, workers_needed=needed)
 
 
 if __name__ == "__main__":

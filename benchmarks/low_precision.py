@@ -1,33 +1,32 @@
-"""How far the regularizer's gradient is from that in double precision, in float32, TF32 and bfloat16.
+"""The error of the regularizer's gradient in float32, TF32 and bfloat16.
 
     python benchmarks/low_precision.py --space s2 --epsilon_0 1e-3
 
-Prints cosines, by differences and exactly, of an untrained supernet on random images. On a CPU, which has no TF32, the
-factors of convolutions are rounded as a GPU would round them.
+Prints the cosine with the gradient in float64, for difference and exact derivatives of an untrained supernet on random
+images. A CPU has no TF32: there the factors of convolutions are rounded as a GPU would round them.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchmarks.results import check_out, write_results
 from lib import cli, options
-from lib.cli import blaming
-from lib.files import check_new_file, write_atomically
 from lib.options import Channels, ImageSize, Layers, PositiveFloat, PositiveInt, option
 
 if TYPE_CHECKING:
     import torch
 
+    from model_search import AnySupernet
+
 PROG = "low_precision.py"
 
 
 @dataclass
-class Settings:
-    """benchmark"""
+class LowPrecisionSettings:
+    """The settings of this benchmark."""
 
     space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "Search space.")
     init_channels: Channels = option(8, "Channels C of the first cells.")
@@ -41,12 +40,12 @@ class Settings:
 
 
 def emulated_tf32() -> AbstractContextManager[Any]:
-    """Inside, the factors of convolutions are rounded, in every pass, to the ten bits of TF32's fraction."""
+    """A context in which the factors of convolutions are rounded to the ten bits of TF32's fraction."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     aten = torch.ops.aten
-    #: the number of arguments that are factors: image and kernel; before them a gradient in the backward pass
+    # number of leading arguments that are factors: (gradient,) image, kernel
     factors = {aten.convolution.default: 2, aten.convolution_backward.default: 3}
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -62,7 +61,7 @@ def emulated_tf32() -> AbstractContextManager[Any]:
 
 @contextmanager
 def tf32_of_the_gpu() -> Iterator[None]:
-    """Convolutions in TF32."""
+    """A context in which the GPU's convolutions use TF32."""
     from lib.devices import set_up_libraries
 
     set_up_libraries(tf32=True)
@@ -72,8 +71,8 @@ def tf32_of_the_gpu() -> Iterator[None]:
         set_up_libraries(tf32=False)
 
 
-def make_supernet(settings: Settings) -> "torch.nn.Module":
-    """The supernet that is measured."""
+def make_supernet(settings: LowPrecisionSettings) -> "AnySupernet":
+    """An untrained supernet."""
     from model_search import Supernet
     from nasbench201.networks import Supernet as Supernet201
     from spaces import SPACES
@@ -83,8 +82,8 @@ def make_supernet(settings: Settings) -> "torch.nn.Module":
     return Supernet(SPACES[settings.space], settings.init_channels, settings.layers)
 
 
-def measure(settings: Settings, device: "torch.device") -> list[dict[str, Any]]:
-    """A row for each way of taking the derivative."""
+def gradient_cosines(settings: LowPrecisionSettings, device: "torch.device") -> list[dict[str, Any]]:
+    """The cosine of each precision's gradient with that in float64, a row for each kind of derivatives."""
     import torch
 
     from lib.batches import Batch
@@ -126,22 +125,18 @@ def measure(settings: Settings, device: "torch.device") -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
-    if settings.out:
-        with blaming("--out"):
-            check_new_file(Path(settings.out))
+    settings = options.parse(LowPrecisionSettings, PROG, __doc__.splitlines()[0])
+    check_out(settings.out)
     import torch
 
     from lib.devices import check_device
 
     device = torch.device(check_device(settings.device)[0])
-    rows = measure(settings, device)
+    rows = gradient_cosines(settings, device)
     print(f"{settings.space} on {device}\n| derivatives | float32 | TF32 | bfloat16 |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row['derivatives']} | {row['float32']:.4f} | {row['tf32']:.4f} | {row['bfloat16']:.4f} |")
-    if settings.out:
-        content = {**asdict(settings), "command": cli.command_line(), "rows": rows}
-        write_atomically(Path(settings.out), json.dumps(content, indent=1) + "\n")
+    write_results(settings, settings.out, command=cli.command_line(), rows=rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from fast_edges import Convs, FactorizedReduces, FastEdges, Separables
+from fast_edges import AuxiliarySkips, Convs, FactorizedReduces, FastEdges, Operations, Separables
 from lib.kernels import AveragePool, BatchNorm2d, DepthwiseConv2d, without_running_statistics
 from model_search import MixedEdges
 
@@ -35,26 +35,31 @@ def plain_supernet(supernet: nn.Module) -> nn.Module:
 
 
 def library_layers(network: nn.Module) -> None:
-    """Put the library's own layers in the place of those of kernels.py, with the same weights."""
+    """Replace the layers of lib/kernels.py by torch's own, with the same weights."""
     for name, module in list(network.named_modules()):
-        if isinstance(module, DepthwiseConv2d):
-            options = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-            channels, kernel_size = module.in_channels, module.kernel_size
-            layer = nn.Conv2d(channels, channels, kernel_size, **options, groups=channels, bias=False)
-        elif isinstance(module, BatchNorm2d):
-            options = {"affine": module.affine, "track_running_stats": module.track_running_stats}
-            layer = nn.BatchNorm2d(module.num_features, **options)
-        elif isinstance(module, AveragePool):
-            layer = nn.AvgPool2d(3, module.stride, padding=1, count_include_pad=False)
-        else:
-            continue
-        layer.load_state_dict(module.state_dict())
-        network.set_submodule(name, layer.to(next(network.parameters())))
+        layer = _library_layer(module)
+        if layer is not None:
+            layer.load_state_dict(module.state_dict())
+            network.set_submodule(name, layer.to(next(network.parameters())))
+
+
+def _library_layer(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, DepthwiseConv2d):
+        channels, size, dilation = module.in_channels, module.kernel_size[0], module.dilation[0]
+        padding = dilation * (size // 2)
+        return nn.Conv2d(channels, channels, size, module.stride[0], padding, dilation, channels, bias=False)
+    if isinstance(module, BatchNorm2d):
+        tracking = module.track_running_stats
+        return nn.BatchNorm2d(module.num_features, affine=module.affine, track_running_stats=tracking)
+    if isinstance(module, AveragePool):
+        return nn.AvgPool2d(3, module.stride, padding=1, count_include_pad=False)
+    return None
 
 
 def as_plain(supernet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names of a supernet's parameters, by those of its plain twin: cut into single edges."""
-    tensors, plain = dict(tensors), {}
+    """Tensors by the names of the plain twin's parameters, from those by the names of a supernet's parameters."""
+    tensors = dict(tensors)
+    plain: dict[str, Tensor] = {}
     for cell, mixed in supernet.named_modules():
         if not isinstance(mixed, FastEdges):
             continue
@@ -68,9 +73,10 @@ def as_plain(supernet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _twins(mixed: FastEdges) -> Iterator[tuple[str, list[list[str]]]]:
-    """Each layer of mixed operations, and for each piece of its tensors the layers of the plain twin that have it."""
+    """Each layer of mixed operations, and for each chunk of its weight the layers of the plain twin that have it."""
     for source, operations in mixed.operations.items():
-        for number, operation in enumerate(operations):
+        for number, operation in enumerate(operations.children()):
+            assert isinstance(operation, Operations)
             prefix = f"operations.{source}.{number}"
             modules = [f"mixed_ops.{edge}.operations.{place}" for edge, place in operation.pairs]
             if isinstance(operation, Separables):
@@ -81,6 +87,7 @@ def _twins(mixed: FastEdges) -> Iterator[tuple[str, list[list[str]]]]:
                 yield from _reductions(prefix, modules)
         if source in mixed.auxiliaries:
             auxiliary = mixed.auxiliaries[source]
+            assert isinstance(auxiliary, AuxiliarySkips)
             modules = [f"mixed_ops.{edge}.auxiliary" for edge, _ in auxiliary.pairs]
             if auxiliary.conv is not None:
                 yield f"auxiliaries.{source}.conv", [[module] for module in modules]
@@ -92,10 +99,10 @@ def _separables(prefix: str, operation: Separables, modules: list[str]) -> Itera
     rest, last = iter(modules), []
     for number, (edges, stage) in enumerate(zip(operation.edges, operation.stages, strict=True)):
         own = [next(rest) for _ in edges]
-        # In the plain module a ReLU stands before.
-        for layer in range(len(stage)):
+        layers = len(list(stage.children()))
+        for layer in range(layers):  # the plain module begins with a ReLU
             yield f"{prefix}.stages.{number}.{layer}", [[f"{module}.{layer + 1}"] for module in own]
-        last += [(module, len(stage) + 1) for module in own]
+        last += [(module, layers + 1) for module in own]
     yield f"{prefix}.pointwise", [[f"{module}.{layer}"] for module, layer in last]
 
 

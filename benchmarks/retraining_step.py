@@ -1,22 +1,20 @@
-"""Seconds and memory of a step of retraining, beside the plain way of the released codes.
+"""Time and memory of a retraining step, compared with a plain implementation as in the released codes.
 
     python benchmarks/retraining_step.py --arch DARTS_V2
 
-The ways `auto`, `channels_last` and `contiguous` are ours in that --memory_format; the way `plain` has channels first,
-torch's own layers, eager. All take turns, each in a process of its own, on random images; medians are printed.
+`auto`, `channels_last` and `contiguous` are this project's network in that --memory_format. `plain` uses torch's own
+layers with contiguous images. They take turns, each in its own process, on random images. Prints medians.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from benchmarks.results import check_out, write_results
 from benchmarks.turns import take_turns
 from genotypes import Genotype, load_genotype
 from lib import cli, options
 from lib.cli import blaming
-from lib.files import check_new_file, write_atomically
 from lib.options import Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "retraining_step.py"
@@ -24,8 +22,8 @@ Way = Literal["auto", "channels_last", "contiguous", "plain"]
 
 
 @dataclass
-class Settings:
-    """benchmark"""
+class RetrainingStepSettings:
+    """The settings of this benchmark."""
 
     arch: str = option("DARTS_V2", "The cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
     init_channels: Channels = option(36, "Channels C of the first cells.")
@@ -42,8 +40,8 @@ class Settings:
     out: str = option("", "JSON file to write.")
 
 
-def make_step(settings: Settings, genotype: Genotype, way: str) -> tuple[Callable[[int], None], Any]:
-    """What is timed: a step of SGD with momentum, with the auxiliary head."""
+def make_step(settings: RetrainingStepSettings, genotype: Genotype, way: str) -> tuple[Callable[[int], None], Any]:
+    """A step of SGD with momentum and the auxiliary head, and its device."""
     import torch
 
     from benchmarks.plain import library_layers
@@ -80,13 +78,11 @@ def make_step(settings: Settings, genotype: Genotype, way: str) -> tuple[Callabl
 
 
 def main() -> None:
-    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
-    if settings.out:
-        with blaming("--out"):
-            check_new_file(Path(settings.out))
+    settings = options.parse(RetrainingStepSettings, PROG, __doc__.splitlines()[0])
+    check_out(settings.out)
     with blaming("--arch"):
         genotype = load_genotype(settings.arch)
-    ways: list[str] = settings.ways or ["auto", "plain"]
+    ways: list[Way] = settings.ways or ["auto", "plain"]
     timings = take_turns({way: (make_step, (settings, genotype, way)) for way in ways}, settings.rounds)
     print("| way | s/step | images/s | peak memory [MiB] | times as fast as plain |")
     print("|---|---|---|---|---|")
@@ -98,9 +94,7 @@ def main() -> None:
         rows.append({"way": way, "seconds_per_step": seconds, "images_per_second": rate, "peak_memory_mib": peak})
         rows[-1] |= {"seconds": timing.seconds, "kernels": [kernel._asdict() for kernel in timing.kernels]}
         print(f"| {way} | {seconds:.4f} | {rate:.1f} | {peak:.0f} | {faster} |")
-    if settings.out:
-        content = {**asdict(settings), "command": cli.command_line(), "rows": rows}
-        write_atomically(Path(settings.out), json.dumps(content, indent=1) + "\n")
+    write_results(settings, settings.out, command=cli.command_line(), rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,50 +1,48 @@
-"""Seconds, operator calls and memory of a search step, beside the plain way of the released codes.
+"""Time, operator calls and memory of a search step, compared with a plain implementation as in the released codes.
 
     python benchmarks/search_step.py --methods lambda-darts --space s5
 
-A step is a weight step with its share of the alpha steps, the regularizer at full strength, on random images. The ways
-`auto`, `channels_last` and `contiguous` are ours in that --memory_format, with -graphs as CUDA graphs. The way `plain`
-is benchmarks/plain.py: a module for each operation of each edge, channels first, eager, and every pass takes the
-gradients of weights and mixing weights alike. All take turns, each in a process of its own; medians are printed.
-Operator calls are those that reach the device, views left out, in the way of a GPU: the edges side by side.
+A step is a weight step with its share of the alpha steps, the regularizer at full strength, on random images. `auto`,
+`channels_last` and `contiguous` are this project's search in that --memory_format; -graphs adds CUDA graphs. `plain` is
+benchmarks/plain.py: a module for each operation of each edge, contiguous images, eager mode, and gradients of weights
+and mixing weights in every pass. They take turns, each in its own process. Prints medians.
+
+Operator calls are those that reach a GPU, without views.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast, get_type_hints
 
+from benchmarks.results import check_out, write_results
 from benchmarks.turns import take_turns
 from lib import cli, options
-from lib.cli import InputError, blaming
-from lib.files import check_new_file, write_atomically
-from lib.options import Channels, ImageSize, Layers, NonNegativeInt, PositiveInt, Seed, option
+from lib.options import Channels, ImageSize, Layers, PositiveInt, Seed, option
 from search.settings import SCRIPT, SearchSettings
-from spaces import SPACES
 
 if TYPE_CHECKING:
     from lib.batches import Batch
     from search.state import Search
 
+    Method = str
+else:
+    Method = get_type_hints(SearchSettings)["method"]
+
 PROG = "search_step.py"
 Way = Literal[
     "auto", "channels_last", "contiguous", "auto-graphs", "channels_last-graphs", "contiguous-graphs", "plain"
 ]
-#: the names of --method
-Method = get_type_hints(SearchSettings)["method"]
 
 
 @dataclass
-class Settings:
-    """benchmark"""
+class SearchStepSettings:
+    """The settings of this benchmark."""
 
     methods: list[Method] | None = option(None, "Methods, as in --method of train_search.py. By default lambda-darts.")
     space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "Search space.")
     init_channels: Channels = option(16, "Channels C of the first cells.")
     layers: Layers = option(8, "Number of cells in s1 to s5.")
     cells_per_stage: Layers = option(5, "Cells N of each stage in nasbench201.")
-    operations: NonNegativeInt = option(0, "Keep only the last N candidates of each edge in s1 to s5. 0 keeps all.")
     image_size: ImageSize = option(32, "Height and width of the random images in pixels.")
     batch_size: PositiveInt = option(64, "Images per step.")
     rounds: PositiveInt = option(5, "Timings of each, of which the median is printed.")
@@ -60,8 +58,8 @@ class Settings:
     out: str = option("", "JSON file to write.")
 
 
-def make_search(settings: Settings, method: str, device_name: str, **changes: Any) -> "Search":
-    """A search of a method at its beginning, on random images."""
+def make_search(settings: SearchStepSettings, method: str, device_name: str, **changes: Any) -> "Search":
+    """A new search of a method on random images."""
     import torch
 
     from lib.datasets import DataSet, ImageSet
@@ -69,7 +67,6 @@ def make_search(settings: Settings, method: str, device_name: str, **changes: An
     from nasbench201.search201 import Search201
     from nasbench201.settings import SCRIPT as SCRIPT_201
     from search.state import Search
-    from spaces import Space
 
     generator = torch.Generator().manual_seed(settings.seed)
     shape = (4 * settings.batch_size, 3, settings.image_size, settings.image_size)
@@ -84,29 +81,12 @@ def make_search(settings: Settings, method: str, device_name: str, **changes: An
         given = {**own, **changes, "cells_per_stage": settings.cells_per_stage}
         return Search201(SCRIPT_201.settings_of(method, **given), dataset, device)
 
-    class Narrowed(Search):
-        """A search among the last candidates of every edge."""
-
-        def make_supernet(self) -> torch.nn.Module:
-            last, cells = settings.operations, self.space.cells
-            kept = {kind: tuple(names[-last:] for names in edges) for kind, edges in cells.items()}
-            self.space = Space(kept, self.space.edges, self.space.keep)
-            return super().make_supernet()
-
     given = {**own, **changes, "space": settings.space, "layers": settings.layers}
-    kind = Narrowed if settings.operations else Search
-    return kind(SCRIPT.settings_of(method, **given), dataset, device)
-
-
-def check_operations(settings: Settings) -> None:
-    """Refuse more candidates than an edge has: InputError."""
-    most = min(len(names) for edges in SPACES[settings.space].cells.values() for names in edges)
-    if settings.operations > most:
-        raise InputError(f"--operations: {settings.operations}, expected at most {most} in {settings.space}")
+    return Search(SCRIPT.settings_of(method, **given), dataset, device)
 
 
 def step_of(search: "Search") -> Callable[["list[Batch]", "Batch"], None]:
-    """A step of a search: each batch for the weights, and one for alpha; half of the epochs are over."""
+    """A step of a search, halfway through its epochs: a weight step for each batch, then an alpha step."""
     from search.train_search import alpha_step, schedule, weight_step
 
     settings = search.settings
@@ -128,24 +108,26 @@ def make_plain(search: "Search") -> None:
 
     from benchmarks.plain import plain_supernet
     from lib.objective import Gradients, Objective
+    from model_search import AnySupernet
 
     class PlainObjective(Objective):
-        """Every pass takes every gradient, whichever is asked for."""
+        """Computes the gradients of all weights and mixing weights in every pass."""
 
         def gradients(self, weights: Any, batch: "Batch", layers: Any, parameters: bool = True) -> Gradients:
             result = self.pass_over(weights, batch, range(len(weights)), True)
             return result._replace(layers=[result.layers[layer] for layer in layers])
 
-    search.supernet = plain_supernet(search.supernet)
+    search.supernet = cast(AnySupernet, plain_supernet(search.supernet))
     search.make_optimizers()
-    search.objective = lambda now: PlainObjective(search.supernet, search.autocast, now.drop_path_prob, now.skip_beta)
+    search.objective = lambda drop_path_prob, skip_beta: PlainObjective(  # type: ignore[method-assign]  # of this search only
+        search.supernet, search.autocast, drop_path_prob, skip_beta
+    )
+    search.memory_format = torch.contiguous_format
     torch.backends.cudnn.benchmark = True
 
 
-def make_step(settings: Settings, method: str, way: str) -> tuple[Callable[[int], None], Any]:
-    """What is timed: a step, with batches of its own each turn."""
-    import torch
-
+def make_step(settings: SearchStepSettings, method: str, way: str) -> tuple[Callable[[int], None], Any]:
+    """A step that takes new batches in each turn, and its device."""
     from lib.batches import cycle
 
     changes: dict[str, Any] = {}
@@ -156,7 +138,6 @@ def make_step(settings: Settings, method: str, way: str) -> tuple[Callable[[int]
     search = make_search(settings, method, settings.device, **changes)
     if way == "plain":
         make_plain(search)
-        search.memory_format = torch.contiguous_format
     step, inner = step_of(search), search.settings.inner_steps
 
     def turn(number: int) -> None:
@@ -167,12 +148,10 @@ def make_step(settings: Settings, method: str, way: str) -> tuple[Callable[[int]
     return turn, search.device
 
 
-def count_calls(settings: Settings, method: str, way: str) -> dict[str, int]:
-    """Operator calls of a step, divided by its steps of the weights: those on tensors without data, views left out.
+def count_calls(settings: SearchStepSettings, method: str, way: str) -> dict[str, int]:
+    """Operator calls of a step on a GPU, per weight step, without views; convolutions are also counted separately.
 
-    Convolutions, forward and backward, are counted on their own, too. Both are those of the way of a GPU.
-
-    Nothing is computed; a step that waited for a value on the device would fail here.
+    The step runs on the meta device, so nothing is computed. A step that reads a value back to the host would fail.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -196,55 +175,44 @@ def count_calls(settings: Settings, method: str, way: str) -> dict[str, int]:
         layout = torch.contiguous_format
     search.supernet.to("meta").to(memory_format=layout)
     search.architecture.to("meta")
-    search.architecture.fixed = {kind: values.to("meta") for kind, values in search.architecture.fixed.items()}
     search.make_optimizers()
     for optimizer in (search.weight_optimizer, search.alpha_optimizer):
         for group in optimizer.param_groups:
-            group["foreach"] = True  # as it is on a GPU
+            group["foreach"] = True  # the default on a GPU
     shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
     images = torch.empty(shape, device="meta").to(memory_format=layout)
     batch = Batch(images, torch.empty(shape[0], dtype=torch.long, device="meta"), 0)
     step, inner = step_of(search), search.settings.inner_steps
-    step([batch] * inner, batch)  # the optimizers make their buffers
+    step([batch] * inner, batch)  # makes the optimizers' buffers
     with Counter() as counter:
         step([batch] * inner, batch)
     return {"operator_calls": counter.calls // inner, "convolutions": counter.convolutions // inner}
 
 
-def measure(settings: Settings, method: str) -> list[dict[str, Any]]:
-    """A row for each way."""
+def time_method(settings: SearchStepSettings, method: str, ways: list[Way]) -> list[dict[str, Any]]:
+    """Time, calls and memory of a method's step, a row for each way."""
     from lib.devices import check_device
 
     count = settings.count == "yes" or (settings.count == "auto" and check_device(settings.device)[0] == "cpu")
-    timings = take_turns({way: (make_step, (settings, method, way)) for way in settings.ways}, settings.rounds)
+    timings = take_turns({way: (make_step, (settings, method, way)) for way in ways}, settings.rounds)
     inner = SCRIPT.settings_of(method, space=settings.space if settings.space != "nasbench201" else "s5").inner_steps
     rows = []
     for way, timing in timings.items():
         seconds = timing.median / inner
-        rows.append(
-            {
-                "method": method,
-                "way": way,
-                "seconds_per_step": seconds,
-                "images_per_second": settings.batch_size / seconds,
-                **(count_calls(settings, method, way) if count else {}),
-                "peak_memory_mib": timing.peak_memory_mib,
-                "seconds": timing.seconds,
-                "kernels": [kernel._asdict() for kernel in timing.kernels],
-                "times_as_fast": timings["plain"].median / timing.median if "plain" in timings else None,
-            }
-        )
+        row: dict[str, Any] = {"method": method, "way": way, "seconds_per_step": seconds}
+        row |= {"images_per_second": settings.batch_size / seconds, "peak_memory_mib": timing.peak_memory_mib}
+        row |= count_calls(settings, method, way) if count else {}
+        row |= {"seconds": timing.seconds, "kernels": [kernel._asdict() for kernel in timing.kernels]}
+        row["times_as_fast"] = timings["plain"].median / timing.median if "plain" in timings else None
+        rows.append(row)
     return rows
 
 
 def main() -> None:
-    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
-    if settings.out:
-        with blaming("--out"):
-            check_new_file(Path(settings.out))
-    check_operations(settings)
+    settings = options.parse(SearchStepSettings, PROG, __doc__.splitlines()[0])
+    check_out(settings.out)
+    settings.ways = ways = settings.ways or ["auto", "plain"]
     settings.methods = settings.methods or ["lambda-darts"]
-    settings.ways = settings.ways or ["auto", "plain"]
 
     import torch
 
@@ -257,9 +225,9 @@ def main() -> None:
     print("| method | way | s/step | images/s | calls | convolutions | peak memory [MiB] | times as fast as plain |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     rows: list[dict[str, Any]] = []
-    origin = {**asdict(settings), "provenance": provenance(cli.command_line(), name)}
+    origin = provenance(cli.command_line(), name)
     for method in settings.methods:
-        found = measure(settings, method)
+        found = time_method(settings, method, ways)
         rows += found
         for row in found:
             calls = " | ".join(f"{row[name]:,}" if name in row else "" for name in ("operator_calls", "convolutions"))
@@ -269,8 +237,7 @@ def main() -> None:
                 f"| {row['peak_memory_mib']:.0f} | {faster} |",
                 flush=True,
             )
-        if settings.out:  # what has been measured so far stays where the next is cut off
-            write_atomically(Path(settings.out), json.dumps({**origin, "rows": rows}, indent=1) + "\n")
+        write_results(settings, settings.out, provenance=origin, rows=rows)  # after each method, for a time limit
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""A minute on a new machine: import everything, and take a tiny step of each kind, in one process.
+"""Try a new machine in a minute: import everything, and take a tiny step of each kind, in one process.
 
     python benchmarks/smoke.py --device cuda
 
-Each line is a part with its seconds. A part that fails keeps its traceback and does not stop the others; the status is
-then 1.
+A check that fails prints its traceback and does not stop the others. The exit status is then 1.
 """
 
 import importlib
@@ -13,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,12 @@ from lib import cli, options
 from lib.options import option
 
 PROG = "smoke.py"
+TINY: dict[str, Any] = {"init_channels": 2, "layers": 4, "batch_size": 8}
 
 
 @dataclass
-class Settings:
-    """benchmark"""
+class SmokeSettings:
+    """The settings of this script."""
 
     device: Literal["cpu", "cuda"] = option("cuda", "Device to try.")
 
@@ -34,15 +35,7 @@ def imports(device: str) -> None:
     import pytorch_lightning
     import torch
 
-    scripts = (
-        "search.train_search",
-        "train.train",
-        "nasbench201.table",
-        "nasbench201.train",
-        "imagenet.train",
-        "analysis.page",
-    )
-    for module in scripts:
+    for module in ("search.train_search", "train.train", "nasbench201.table", "nasbench201.train", "imagenet.train"):
         importlib.import_module(module)
     print(torch.__version__, torch.version.cuda, torch.backends.cudnn.version(), pytorch_lightning.__version__)
     if device == "cuda":
@@ -55,19 +48,19 @@ def depthwise(device: str) -> None:
 
     from benchmarks import depthwise
 
-    settings = depthwise.Settings(batch_size=2, rounds=1)
+    settings = depthwise.DepthwiseSettings(batch_size=2, rounds=1)
     for layout in depthwise.FORMATS:
-        print(depthwise.measure(settings, torch.float32, depthwise.SHAPES[0], layout, torch.device(device)))
+        print(depthwise.time_convolutions(settings, torch.float32, depthwise.SHAPES[0], layout, torch.device(device)))
 
 
 def search_steps(device: str, space: Any, graphs: bool) -> None:
     """Two steps of a search; with graphs the first captures, and the second replays."""
     from benchmarks import search_step
 
-    sizes = {"init_channels": 2, "layers": 4, "cells_per_stage": 1, "image_size": 8, "batch_size": 8}
-    settings = search_step.Settings(space=space, device=device, **sizes)
+    settings = search_step.SearchStepSettings(space=space, device=device, cells_per_stage=1, **TINY, image_size=8)
     step, _ = search_step.make_step(settings, "lambda-darts", "contiguous-graphs" if graphs else "contiguous")
-    step(0), step(1)
+    step(0)
+    step(1)
 
 
 def low_precision(device: str) -> None:
@@ -76,8 +69,8 @@ def low_precision(device: str) -> None:
 
     from benchmarks import low_precision
 
-    settings = low_precision.Settings(space="s2", init_channels=2, layers=4, batch_size=8, image_size=8)
-    print(low_precision.measure(settings, torch.device(device)))
+    settings = low_precision.LowPrecisionSettings(space="s2", **TINY, image_size=8)
+    print(low_precision.gradient_cosines(settings, torch.device(device)))
 
 
 def retraining_step(device: str, precision: Any) -> None:
@@ -85,26 +78,23 @@ def retraining_step(device: str, precision: Any) -> None:
     from benchmarks import retraining_step
     from genotypes import load_genotype
 
-    sizes = {"init_channels": 2, "layers": 4, "batch_size": 8, "precision": precision}
-    step, _ = retraining_step.make_step(
-        retraining_step.Settings(device=device, **sizes), load_genotype("DARTS_V2"), "contiguous"
-    )
+    settings = retraining_step.RetrainingStepSettings(device=device, precision=precision, **TINY)
+    step, _ = retraining_step.make_step(settings, load_genotype("DARTS_V2"), "contiguous")
     step(0)
 
 
 def imagenet_loader(device: str) -> None:
-    """ImageNet's loader and network on two pictures a class."""
+    """ImageNet's loader and network on two pictures of each class."""
     from benchmarks import imagenet_loader
     from genotypes import load_genotype
     from imagenet.images import read_tree
     from imagenet.layout import find_split
 
-    sizes = {"init_channels": 2, "layers": 4, "image_size": 64, "batch_size": 4, "pictures": 4, "workers": 1}
-    settings = imagenet_loader.Settings(rounds=1, device=device, **sizes)
+    settings = imagenet_loader.LoaderSettings(rounds=1, pictures=4, workers=1, image_size=64, device=device, **TINY)
     with tempfile.TemporaryDirectory() as folder:
         imagenet_loader.make_pictures(settings, Path(folder))
         tree = read_tree(find_split(Path(folder), "train"))
-        print(imagenet_loader.measure(settings, load_genotype("DARTS_V2"), tree)["rates"])
+        print(imagenet_loader.measure_rates(settings, load_genotype("DARTS_V2"), tree)["rates"])
 
 
 def resumed_search(device: str) -> None:
@@ -121,10 +111,11 @@ def resumed_search(device: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         search(Resolved(settings, run, False, SCRIPT), Search201)
+        (run / "genotype.json").unlink()  # as if the run had been stopped
         search(Resolved(replace(settings, epochs=2), run, True, SCRIPT), Search201)
 
 
-def gpu_tests(device: str) -> None:
+def gpu_tests() -> None:
     """A few of the GPU tests; they are skipped where there is none."""
     import pytest
 
@@ -135,27 +126,28 @@ def gpu_tests(device: str) -> None:
 
 
 def main() -> None:
-    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
-    parts: list[tuple[str, Callable[..., None], tuple[Any, ...]]] = [("imports", imports, ())]
-    parts += [("depthwise", depthwise, ())]
+    device = options.parse(SmokeSettings, PROG, __doc__.splitlines()[0]).device
+    checks: dict[str, Callable[[], None]] = {"imports": partial(imports, device)}
+    checks["depthwise"] = partial(depthwise, device)
     for space in ("nasbench201", "s5"):
-        parts += [
-            (f"{space}{', graphs' if graphs else ''}", search_steps, (space, graphs))
-            for graphs in ((False, True) if settings.device == "cuda" else (False,))
-        ]
-    parts += [(f"retraining, {precision}", retraining_step, (precision,)) for precision in ("32-true", "bf16-mixed")]
-    parts += [("resumed search", resumed_search, ()), ("low precision", low_precision, ())]
-    parts += [("ImageNet's loader", imagenet_loader, ()), ("GPU tests", gpu_tests, ())]
+        checks[space] = partial(search_steps, device, space, False)
+        if device == "cuda":
+            checks[f"{space}, graphs"] = partial(search_steps, device, space, True)
+    for precision in ("32-true", "bf16-mixed"):
+        checks[f"retraining, {precision}"] = partial(retraining_step, device, precision)
+    checks["resumed search"] = partial(resumed_search, device)
+    checks["low precision"] = partial(low_precision, device)
+    checks["ImageNet's loader"] = partial(imagenet_loader, device)
+    checks["GPU tests"] = gpu_tests
     failed = []
-    for name, part, arguments in parts:
-        begin, how = time.perf_counter(), "ok"
+    for name, check in checks.items():
+        begin = time.perf_counter()
         try:
-            part(settings.device, *arguments)
+            check()
         except Exception:
             traceback.print_exc()
             failed.append(name)
-            how = "failed"
-        print(f"{name}: {how}, {time.perf_counter() - begin:.1f} s", flush=True)
+        print(f"{name}: {'failed' if name in failed else 'ok'}, {time.perf_counter() - begin:.1f} s", flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -1,4 +1,4 @@
-"""Contenders timed in turns, each in a process of its own, so that each has its own memory and its own libraries."""
+"""Time implementations in turns, each in its own process, so that each has its own memory and library settings."""
 
 import multiprocessing
 import statistics
@@ -9,39 +9,41 @@ from typing import Any, NamedTuple
 
 from lib.cli import InputError
 
-#: makes, in the contender's process, what is timed: step(turn), on the device named beside it
+#: returns the function that is timed, step(turn), and its device
 Maker = Callable[..., tuple[Callable[[int], None], Any]]
 
 
 class Kernel(NamedTuple):
-    """A GPU's kernel in one step."""
+    """A GPU kernel in one step."""
 
     name: str
-    milliseconds: float  # of all its calls
+    milliseconds: float  # of all calls
     calls: int
 
 
 class Timing(NamedTuple):
-    """What a contender took."""
+    """The time and memory of a contender's step."""
 
     seconds: list[float]  # of each round
     peak_memory_mib: float  # of the process, or of the GPU's tensors
-    kernels: list[Kernel]  # the ten that took most of a step, the largest first; none on a CPU
+    kernels: list[Kernel]  # the ten slowest, the slowest first; none on a CPU
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
 
-def take_turns(contenders: Mapping[str, tuple[Maker, tuple]], rounds: int, warm_up: int = 2) -> dict[str, Timing]:
-    """Time the steps of the contenders, round after round.
+def take_turns(
+    contenders: Mapping[str, tuple[Maker, tuple[Any, ...]]], rounds: int, warm_up: int = 2
+) -> dict[str, Timing]:
+    """Time a step of each contender in every round.
 
     Args:
-        contenders: name -> function and arguments that make the step.
-        warm_up: rounds that do not count.
+        contenders: name -> function that makes the step, and its arguments.
+        warm_up: Rounds that do not count.
 
     Raises:
-        InputError: a contender's, as it is made.
+        InputError: A contender cannot be made.
     """
     context = multiprocessing.get_context("spawn")
     workers = {}
@@ -51,7 +53,7 @@ def take_turns(contenders: Mapping[str, tuple[Maker, tuple]], rounds: int, warm_
         process.start()
         theirs.close()
         workers[name] = (process, ours)
-    for _, connection in workers.values():  # they are made side by side
+    for _, connection in workers.values():
         wrong = connection.recv()
         if wrong is not None:
             raise InputError(wrong)
@@ -70,7 +72,7 @@ def take_turns(contenders: Mapping[str, tuple[Maker, tuple]], rounds: int, warm_
     return timings
 
 
-def _work(connection: Connection, maker: Maker, arguments: tuple) -> None:
+def _work(connection: Connection, maker: Maker, arguments: tuple[Any, ...]) -> None:
     import torch
 
     from lib.devices import peak_memory
@@ -80,7 +82,7 @@ def _work(connection: Connection, maker: Maker, arguments: tuple) -> None:
     except InputError as error:
         connection.send(str(error))
         return
-    connection.send(None)  # it is ready
+    connection.send(None)
     while (turn := connection.recv()) is not None:
         start = time.perf_counter()
         step(turn)
@@ -92,7 +94,7 @@ def _work(connection: Connection, maker: Maker, arguments: tuple) -> None:
 
 
 def _kernels(step: Callable[[int], None]) -> list[Kernel]:
-    """The ten kernels that take most of a step."""
+    """The ten slowest kernels of a step."""
     import torch
     from torch.profiler import ProfilerActivity
 

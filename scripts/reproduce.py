@@ -16,13 +16,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from lib import cli, options
 from lib.cli import InputError, blaming
-from lib.files import parse_yaml, read_yaml, write_atomically
+from lib.files import parse_yaml, read_json, read_yaml, write_atomically
 from lib.grid import FLAGS, PLACE, SCRIPTS, Unit, arguments, check, expand, load_table
 from lib.options import NonNegativeFloat, NonNegativeInt, PositiveInt, option
 from lib.sweep import ROOT, Job, cluster, run_jobs, shown
@@ -32,10 +32,11 @@ PROG = "reproduce.py"
 PATHS = ("data", "table", "halves")
 #: flags that may differ when a table continues
 MAY_CHANGE = (*PLACE, "download", "workers")
+STEPS: tuple[Literal["search", "retrain"], ...] = ("search", "retrain")
 
 
 @dataclass
-class Settings:
+class TableSettings:
     """The settings of a table."""
 
     table: str = option("", "A table in scripts/tables/ by its name, or a file FILE.yaml of your own.")
@@ -59,12 +60,12 @@ class Settings:
 
 
 def from_root(path: str | Path) -> str:
-    """A path as a command takes it, which runs in the root of this repository."""
+    """A path relative to the root of this repository, where the commands run, or else absolute."""
     absolute = Path(path).resolve()
     return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute)
 
 
-def overrides(settings: Settings, scripts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def overrides(settings: TableSettings, scripts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The flags that the command line gives each step of a table.
 
     Raises:
@@ -96,11 +97,12 @@ def overrides(settings: Settings, scripts: Mapping[str, str]) -> dict[str, dict[
 
 
 def jobs_of(unit: Unit, scripts: Mapping[str, str], out: Path, threads: int, gpus: float) -> list[Job]:
-    """The runs of an entry of a table, and its score."""
+    """The jobs of a table's entry: its runs and its score."""
     folder = out / unit.folder
     runs = {step: from_root(folder / step) for step in unit.steps}
     jobs = []
-    for step, flags in unit.steps.items():
+    for step in (step for step in STEPS if step in unit.steps):
+        flags = unit.steps[step]
         cell = {"arch": runs["search"]} if step == "retrain" else {}
         moved = {name: value for name, value in flags.items() if name in PLACE}
         begin = [scripts[step], *arguments({**cell, **flags, "save": runs[step]})]
@@ -114,16 +116,6 @@ def jobs_of(unit: Unit, scripts: Mapping[str, str], out: Path, threads: int, gpu
     else:
         return jobs
     return [*jobs, Job("score", folder, score, score, threads, threads, gpus)]
-
-
-def read_stored(path: Path, *keys: str) -> Any:
-    """A part of a YAML or JSON file that this script wrote. ValueError if the file is corrupt."""
-    value = read_yaml(path)
-    for key in keys:
-        if not isinstance(value, dict) or key not in value:
-            raise ValueError(f"{path} is corrupt: no {key}")
-        value = value[key]
-    return value
 
 
 def write_unit(path: Path, unit: Unit, table: Mapping[str, Any], scored: bool) -> None:
@@ -143,35 +135,33 @@ def write_unit(path: Path, unit: Unit, table: Mapping[str, Any], scored: bool) -
         "scored": scored,
         "steps": settings,
     }
-    before = read_stored(path, "steps") if path.exists() else {}
+    before = read_json(path)["steps"] if path.exists() else {}
     for step, now in settings.items():
-        if not (path.parent / step / "config.yaml").exists():
+        if step not in before or not (path.parent / step / "config.yaml").exists():
             continue
-        was = before.get(step, now)
-        for name in {**was, **now}:
-            if was.get(name) != now.get(name):
-                begun, wanted = was.get(name, "not given"), now.get(name, "not given")
+        for name in {**before[step], **now}:
+            was, wanted = before[step].get(name, "not given"), now.get(name, "not given")
+            if was != wanted:
                 raise ValueError(
-                    f"{path.parent / step} began with {name} {begun}, the table says {wanted}; use a new folder"
+                    f"{path.parent / step} began with {name} {was}, the table says {wanted}; use a new folder"
                 )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_out(out: Path, title: str) -> bool:
-    """Whether the table's folder is new. InputError if it belongs to something else."""
+    """True if the folder is new. InputError if it holds another table or other files."""
     if not (out / "table.yaml").is_file():
         cli.check_new_folder(out, "--out")
         return True
-    with blaming("--out"):
-        stored = read_stored(out / "table.yaml", "table", "title")
-        if stored != title:
-            raise ValueError(f"{out} holds the table {stored!r}, not {title!r}; name another folder")
+    stored = read_yaml(out / "table.yaml")["table"]["title"]
+    if stored != title:
+        raise InputError(f"--out: {out} holds the table {stored!r}, not {title!r}; name another folder")
     return False
 
 
 def check_resources(ray: Any, jobs: list[Job]) -> None:
-    """Raise an InputError if a job fits on no machine; Ray would wait for one."""
+    """Raise an InputError if a job fits on no machine. Ray would wait forever."""
     for kind, flag in (("CPU", "cpus"), ("GPU", "gpus")):
         most = max(node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"])
         needed = max(getattr(job, flag) for job in jobs)
@@ -182,7 +172,7 @@ def check_resources(ray: Any, jobs: list[Job]) -> None:
             )
 
 
-def reproduce(settings: Settings) -> int:
+def reproduce(settings: TableSettings) -> int:
     """Run a table. Returns 0 if all entries finished, else 1."""
     table = load_table(settings.table)
     scripts = table["scripts"]
@@ -246,7 +236,7 @@ def run(ray: Any, out: Path, entries: Mapping[Unit, list[Job]]) -> int:
 
 
 def main() -> None:
-    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(TableSettings, PROG, __doc__.splitlines()[0])
     status = reproduce(settings)
     if status:
         sys.exit(status)

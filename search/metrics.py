@@ -22,6 +22,7 @@ from lib.finite import FiniteCheck
 from lib.objective import Tensors, norm
 from regularizers import WeightGradient, aligned_layers, layer_alignment
 from search.settings import CommonSettings
+from spaces import Candidates
 from utils import Averages, accuracy
 
 #: gradients below this fraction of the largest layer's count as vanished
@@ -101,11 +102,13 @@ class History:
     """The epochs of a search so far, from which the log files are written.
 
     Attributes:
+        operations: The candidates of each edge, for each kind of cell.
         rows: The rows of metrics.csv.
         genotypes: The cell of each epoch.
         alphas: alpha of each kind of cell, at the start and after each epoch.
     """
 
+    operations: Mapping[str, Candidates]
     rows: list[dict[str, Any]] = field(default_factory=list)
     genotypes: list[dict[str, Any]] = field(default_factory=list)
     alphas: dict[str, list[np.ndarray]] = field(default_factory=dict)
@@ -132,6 +135,7 @@ class History:
         write_atomically(run / "genotypes.jsonl", "".join(lines))
         content = io.BytesIO()
         arrays: dict[str, Any] = {kind: np.stack(values) for kind, values in self.alphas.items()}
+        arrays |= {f"{kind}_operations": np.array(edges) for kind, edges in self.operations.items()}
         np.savez(content, **arrays)
         write_atomically(run / "alphas.npz", content.getvalue())
 

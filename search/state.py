@@ -49,6 +49,25 @@ class Search:
         with default_dtype(torch.float64 if settings.precision == "64-true" else torch.float32), device:
             self.supernet = self.make_supernet().to(memory_format=self.memory_format)
             self.architecture = Architecture(self.supernet.alpha_shapes, settings.relaxation)
+        self.make_optimizers()
+        train, valid = self.split()
+        self.images_sha256 = datasets.sha256(train, valid)
+        self.train, self.valid = train.to(device), valid.to(device)
+        self.graphs = Graphs(settings.batch_size)
+        self.compiled = settings.compile and self.compile()
+        self.history = History(self.space.cells)
+        self.history.add_alphas(self.architecture)
+
+    def make_supernet(self) -> AnySupernet:
+        """The supernet of the settings, for the data."""
+        settings, dataset = self.settings, self.dataset
+        assert isinstance(settings, SearchSettings)
+        sizes = (settings.init_channels, settings.layers, len(dataset.classes), dataset.in_channels)
+        return Supernet(self.space, *sizes, settings.auxiliary_skip, self.edges)
+
+    def make_optimizers(self) -> None:
+        """SGD for the weights and Adam for alpha, without state."""
+        settings = self.settings
         self.weight_optimizer = torch.optim.SGD(
             self.supernet.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
         )
@@ -58,20 +77,6 @@ class Search:
             (settings.arch_beta1, settings.arch_beta2),
             weight_decay=settings.arch_weight_decay,
         )
-        train, valid = self.split()
-        self.images_sha256 = datasets.sha256(train, valid)
-        self.train, self.valid = train.to(device), valid.to(device)
-        self.graphs = Graphs(settings.batch_size)
-        self.compiled = settings.compile and self.compile()
-        self.history = History()
-        self.history.add_alphas(self.architecture)
-
-    def make_supernet(self) -> AnySupernet:
-        """The supernet of the settings, for the data."""
-        settings, dataset = self.settings, self.dataset
-        assert isinstance(settings, SearchSettings)
-        sizes = (settings.init_channels, settings.layers, len(dataset.classes), dataset.in_channels)
-        return Supernet(self.space, *sizes, settings.auxiliary_skip, self.edges)
 
     @property
     def edges(self) -> type[FastEdges] | type[MixedEdges]:

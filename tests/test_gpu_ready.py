@@ -19,7 +19,7 @@ from lib.kernels import differentiated_twice, grouped_conv2d, layout
 from lib.progress import StepProgress
 from lib.retraining import Retraining
 from model import NetworkCIFAR
-from search.settings import SCRIPT
+from search.settings import SCRIPT, check
 from search.state import Search
 from search.train_search import run_epoch, schedule
 from tests.helpers import RECIPE, make_supernet, mixing_weights_of
@@ -201,7 +201,7 @@ def test_exact_derivatives_take_as_many_convolutions_whatever_the_number_of_chan
     """torch's own second derivative of a grouped convolution is a loop over its groups."""
     counts = [
         search_step.count_calls(
-            search_step.Settings(space="s2", init_channels=channels, layers=4, image_size=8, batch_size=4),
+            search_step.SearchStepSettings(space="s2", init_channels=channels, layers=4, image_size=8, batch_size=4),
             "lambda-darts-exact",
             "auto",
         )
@@ -217,10 +217,10 @@ def test_exact_derivatives_take_as_many_convolutions_whatever_the_number_of_chan
 @pytest.mark.slow
 def test_tf32_makes_noise_of_a_difference_but_not_of_the_exact_derivative():
     """Why the one is refused, and the other is not; rounding is emulated."""
-    settings = low_precision.Settings(
+    settings = low_precision.LowPrecisionSettings(
         space="s2", init_channels=4, layers=4, batch_size=16, image_size=8, epsilon_0=1e-3
     )
-    difference, exact = low_precision.measure(settings, torch.device("cpu"))
+    difference, exact = low_precision.gradient_cosines(settings, torch.device("cpu"))
     assert difference["float32"] > 0.97 and exact["float32"] > 0.999
     assert abs(difference["tf32"]) < 0.5 < 0.9 < exact["tf32"]
     assert abs(difference["bfloat16"]) < 0.5 < exact["bfloat16"]
@@ -230,8 +230,8 @@ def test_tf32_makes_noise_of_a_difference_but_not_of_the_exact_derivative():
 @pytest.mark.parametrize("method", ["lambda-darts", "darts-2nd", "idarts"])
 def test_differences_in_low_precision_are_refused(method, low):
     with pytest.raises(InputError, match=r"cannot be combined with --derivatives difference: .* exact"):
-        small_search(method, **low)
-    small_search(method, derivatives="exact", **low)
+        check(SCRIPT.settings_of(method, **low))
+    check(SCRIPT.settings_of(method, derivatives="exact", **low))
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(3, 1), (3, 2), (5, 2)])

@@ -86,7 +86,7 @@ def test_supernet_at_one_hot_weights_is_that_operation_alone(space):
 def test_supernet_in_s1_has_the_candidates_of_each_edge():
     supernet = plain_supernet(Supernet(SPACES["s1"], init_channels=4, layers=3))
     for cell, kind in zip(supernet.cells, supernet.kinds, strict=True):
-        for edge, candidates in zip(cell.edges.edges, SPACES["s1"].cells[kind], strict=True):
+        for edge, candidates in zip(cell.edges.mixed_ops, SPACES["s1"].cells[kind], strict=True):
             for operation, name in zip(edge.operations, candidates, strict=True):
                 inner = operation[0] if "pool" in name else operation  # pools are followed by batch norm
                 expected = nn.AvgPool2d if name == "avg_pool_3x3" else type(OPERATIONS[name](4, 2, False))

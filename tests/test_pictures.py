@@ -23,7 +23,8 @@ def make_run(folder, epochs, space="s1", own=(), given=(), **changes):
     folder.mkdir()
     rows.to_csv(folder / "metrics.csv", index=False)
     shape = (epochs + 1, 14, len(SPACES[space].cells["normal"][0]))
-    np.savez(folder / "alphas.npz", normal=generator.normal(size=shape), reduce=generator.normal(size=shape))
+    alphas = {kind: generator.normal(size=shape) for kind in ("normal", "reduce")}
+    np.savez(folder / "alphas.npz", **alphas, **{f"{k}_operations": e for k, e in SPACES[space].cells.items()})
     settings = {"dataset": "digits", "space": space, "method": "darts", "reg": "corr", "lambda_": 0.125, "seed": 3}
     settings |= {"relaxation": "softmax", "selection": "argmax", **changes}
     origin = {"settings_from": {"command line": ["method", *given], "default": ["lambda_"]}}
@@ -125,15 +126,3 @@ def test_gates_are_drawn_as_sigmoids(tmp_path):
     )
     titles = [axes.get_title(loc="left") for axes in search_figure(course).axes]
     assert "Entropy of the gates [nats]" in titles and "Entropy of p [nats]" not in titles
-
-
-@pytest.mark.parametrize("selection", ["argmax", "threshold_sparse"])
-def test_a_threshold_selection_may_have_more_than_eight_skip_connections(tmp_path, selection):
-    make_run(tmp_path / "run", 3, relaxation="sigmoid", selection=selection)
-    course = load_course(tmp_path / "run")
-    free = selection.startswith("threshold")
-    if free:
-        course.metrics.loc[1, "skip_connect_reduce"] = 13
-    skips = search_figure(course).axes[6]
-    assert skips.get_title(loc="left") == ("Skip connections" if free else "Skip connections (of 8)")
-    assert skips.get_ylim()[1] == pytest.approx(13.3 if free else 8.3)

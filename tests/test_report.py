@@ -65,7 +65,8 @@ def place(unit: Path, folder: Path, column: str, method: str, seed: int, accurac
         rows = rows.assign(epoch=range(1, epochs + 1), valid_accuracy=random.random(epochs), skip_connect_normal=3)
         rows.to_csv(search / "metrics.csv", index=False)
         with np.load(search / "alphas.npz") as alphas:
-            grown = {name: random.normal(size=(epochs + 1, *a.shape[1:])).astype("f4") for name, a in alphas.items()}
+            shapes = {name: (epochs + 1, *a.shape[1:]) for name, a in alphas.items() if a.dtype.kind == "f"}
+            grown = {**alphas, **{name: random.normal(size=shape).astype("f4") for name, shape in shapes.items()}}
         np.savez(search / "alphas.npz", **grown)
 
 

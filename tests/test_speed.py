@@ -143,7 +143,7 @@ def test_drop_path_acts_on_every_operation_but_identities(monkeypatch):
         keep = torch.arange(len(x)) % 2
         return x * (keep / (1 - probability))[:, None, None, None]
 
-    for module in ("fast_edges", "benchmarks.plain"):
+    for module in ("fast_edges", "model_search"):
         monkeypatch.setattr(f"{module}.drop_path", half)
     for space in ("s1", "s5", "nasbench201"):
         logits = []

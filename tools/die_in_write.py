@@ -1,7 +1,7 @@
-"""Run a script that is killed in the midst of a write: python tools/die_in_write.py MOMENT SCRIPT [arguments]
+"""Run a script that is killed in the middle of a write: python tools/die_in_write.py MOMENT SCRIPT [arguments]
 
-A write of files.py has three moments: half of the temporary file is there, all of it is, it has its name. Moment 0 is
-the first of the first write, moment 3 the first of the second.
+`lib.files.write_atomically` has three moments: half of the temporary file is written, all of it is written, and it is
+renamed. Moments are counted over all writes: moment 3 is the first moment of the second write.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def cut_short(moment: int, die: Callable[[], object]) -> None:
-    """Have this process die in a moment of a write, from now on."""
+    """Call `die` at a moment of this process's writes, counted from now on."""
     synced, renamed = os.fsync, os.replace
 
     def is_now() -> bool:
@@ -22,16 +22,16 @@ def cut_short(moment: int, die: Callable[[], object]) -> None:
         moment -= 1
         return moment < 0
 
-    def fsync(descriptor: int) -> None:
-        if not stat.S_ISDIR(os.fstat(descriptor).st_mode) and is_now():
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+    def fsync(fd: Any) -> None:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode) and is_now():
+            os.ftruncate(fd, os.fstat(fd).st_size // 2)
             die()
-        synced(descriptor)
+        synced(fd)
 
-    def replace(source: Any, target: Any) -> None:
+    def replace(src: Any, dst: Any, **folders: Any) -> None:
         if is_now():
             die()
-        renamed(source, target)
+        renamed(src, dst, **folders)
         if is_now():
             die()
 

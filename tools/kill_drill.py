@@ -1,12 +1,11 @@
-"""Kill runs at random moments, go on with each, and see that it ends bit for bit like one that was left alone.
+"""Kill runs at random moments, resume each, and compare it bit for bit with a run that was not killed.
 
     bash tools/kill_drill.sh                                      # 120 kills, ten of each kind of run
     python tools/kill_drill.py --kills 30 --only retraining table --seed 7
 
-A run is ended by SIGKILL, SIGTERM or Ctrl-C after a random time, or dies in the midst of a write (die_in_write.py).
-Then the command that its folder asks for is given: --resume where that is a run, the same one where it is not yet.
-It compares all weights, optimizers, alphas, metrics, genotypes, scores and settings, and the names of all files.
-kill_drill.json in the folder has the figures; the exit status is 1 if a run ends otherwise than it should.
+SIGKILL, SIGTERM or Ctrl-C ends a run after a random time, or it dies in the middle of a write (die_in_write.py). Then
+the run is resumed. All weights, optimizer states, alphas, metrics, genotypes, scores and settings are compared, and the
+names of all files. kill_drill.json in the folder has the numbers. The exit status is 1 if there is a difference.
 """
 
 import csv
@@ -34,12 +33,12 @@ from lib.options import PositiveInt, Seed, option
 
 PROG = "kill_drill.py"
 ROOT = Path(__file__).resolve().parents[1]
-#: seconds that a stopped process has to end, and an undisturbed one
+#: seconds after which a process that was told to stop, or one that was left alone, counts as hanging
 STOPPING, ENDING = 120, 900
-#: what depends on the clock, the machine or the folder's name
+#: values that depend on the clock, the machine or the folder's name
 OF_THE_MACHINE = {"seconds", "peak_memory_mib", "save", "resume"}
-#: drawings and logs, which have to be there and may differ
-SHOWN = {".png", ".svg", ".gv", ".pdf", ".md", ".html", ".log", ""}
+#: suffixes of drawings and logs, whose content is not compared
+DRAWINGS_AND_LOGS = {".png", ".svg", ".gv", ".pdf", ".md", ".html", ".log", ""}
 
 DIGITS = "--dataset digits --init_channels 2 --batch_size 64 --device cpu"
 CELLS = f"{DIGITS} --space s2 --layers 4 --arch_learning_rate 0.1"
@@ -78,8 +77,8 @@ KINDS = {
 
 
 @dataclass
-class Settings:
-    """kill_drill"""
+class DrillSettings:
+    """The settings of a drill."""
 
     kills: PositiveInt = option(120, "Number of kills, divided evenly among the kinds of runs.")
     sigkill: bool = option(False, "End runs by SIGKILL only, at random times and in the middle of writes.")
@@ -89,17 +88,17 @@ class Settings:
 
 
 @dataclass
-class Figures:
-    """What came of a kind of run."""
+class DrillResult:
+    """The kills of one kind of run, and the comparison of its runs."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    runs: int = 0  # compared with the undisturbed one
-    files: int = 0  # compared
+    runs: int = 0  # runs compared
+    files: int = 0  # files compared
     faults: list[str] = field(default_factory=list)
 
 
 def command(begins: str, run: Path) -> list[str]:
-    """The command that begins a run, or goes on with it, as a user reads it off the folder."""
+    """The command that begins a run, or resumes it if it has begun."""
     script, *flags = shlex.split(begins)
     if script == "scripts/reproduce.py":
         table = run.with_suffix(".yaml")
@@ -109,7 +108,7 @@ def command(begins: str, run: Path) -> list[str]:
 
 
 def make_pictures(root: Path) -> None:
-    """Training and test pictures of three classes, for imagenet/train.py."""
+    """Write training and test pictures of three classes, for imagenet/train.py."""
     import numpy as np
     from PIL import Image
 
@@ -123,7 +122,7 @@ def make_pictures(root: Path) -> None:
 
 
 def start(line: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A script of this repository, in a process group of its own."""
+    """Start a script of this repository in its own process group."""
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)}
     with open(log, "ab") as file:
         return subprocess.Popen(
@@ -140,26 +139,26 @@ def await_end(process: subprocess.Popen[bytes], seconds: int) -> int:
     """The exit status of a script.
 
     Raises:
-        TimeoutError: it takes longer; it and what it has started are killed.
+        TimeoutError: It takes longer. Its process group is killed.
     """
     try:
         return process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as error:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        raise TimeoutError(f"{shlex.join(map(str, process.args))} goes on after {seconds} s") from None
+        raise TimeoutError(str(error)) from None
 
 
 def disturb(begins: str, run: Path, log: Path, whole: float, moments: random.Random, sigkill: bool) -> str:
-    """Go on with a run and end it; "" where it ended by itself before that.
+    """Begin or resume a run and kill it. Returns how it was killed, or "" if it finished before.
 
     Args:
-        whole: seconds that it takes from its beginning to its end.
-        sigkill: no other signals.
+        whole: Seconds that an undisturbed run takes.
+        sigkill: Send no other signals.
 
     Raises:
-        ValueError: it ends otherwise.
-        TimeoutError: it does not end.
+        ValueError: It ends with an error.
+        TimeoutError: It hangs.
     """
     how = moments.choice(("SIGKILL", "write") if sigkill else ("SIGKILL", "SIGTERM", "SIGINT", "write", "write"))
     line = command(begins, run)
@@ -181,11 +180,11 @@ def disturb(begins: str, run: Path, log: Path, whole: float, moments: random.Ran
 
 
 def finish(begins: str, run: Path, log: Path) -> None:
-    """Go on with a run to its end.
+    """Begin or resume a run and wait for its end.
 
     Raises:
-        ValueError: it does not end well.
-        TimeoutError: it does not end.
+        ValueError: It ends with an error.
+        TimeoutError: It hangs.
     """
     status = await_end(start(command(begins, run), log), ENDING)
     if status:
@@ -193,11 +192,11 @@ def finish(begins: str, run: Path, log: Path) -> None:
 
 
 def plain(value: Any, run: Path) -> Any:
-    """A value without what depends on the machine; paths of the run are those from its folder on."""
+    """A value without the parts that depend on the machine, and with paths relative to the run folder."""
     import torch
 
     if isinstance(value, dict):
-        # Lightning's ModelCheckpoint notes the paths of the files that it may remove.
+        # Lightning's ModelCheckpoint records the paths of its files.
         kept = {name: item for name, item in value.items() if not str(name).startswith("ModelCheckpoint")}
         return {name: plain(item, run) for name, item in kept.items() if name not in OF_THE_MACHINE}
     if isinstance(value, list | tuple):
@@ -208,7 +207,7 @@ def plain(value: Any, run: Path) -> Any:
 
 
 def content(path: Path, run: Path) -> Any:
-    """What a file of a run says, to be compared."""
+    """The content of a file of a run, in a form that can be compared."""
     import numpy as np
 
     from lib import checkpoints
@@ -227,16 +226,16 @@ def content(path: Path, run: Path) -> Any:
 
 
 def names(run: Path) -> set[Path]:
-    """The files of a run folder but for locks and TensorBoard's, whose names have the time."""
+    """The files of a run folder, except locks and TensorBoard's files, whose names contain the time."""
     files = (path.relative_to(run) for path in run.rglob("*") if path.is_file() and path.name != LOCK)
     return {path for path in files if "tensorboard" not in path.parts}
 
 
 def scalars(run: Path) -> dict[Path, dict[str, list[tuple[int, float]]]]:
-    """What TensorBoard shows of the runs in a folder: step and value."""
+    """run -> tag -> (step, value) of TensorBoard's scalars."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every death
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every killed run
     shown = {}
     for folder in run.rglob("tensorboard"):
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
@@ -248,21 +247,21 @@ def scalars(run: Path) -> dict[Path, dict[str, list[tuple[int, float]]]]:
 
 
 def differences(run: Path, other: Path) -> Iterator[str]:
-    """In what two run folders differ, but for what depends on the machine."""
+    """The differences of two run folders, except in values that depend on the machine."""
     for name in sorted(names(run) ^ names(other)):
         yield f"{name} is in one of {run} and {other} only"
     for name in sorted(names(run) & names(other)):
-        if name.suffix not in SHOWN and content(run / name, run) != content(other / name, other):
+        if name.suffix not in DRAWINGS_AND_LOGS and content(run / name, run) != content(other / name, other):
             yield f"{name} differs in {run} and {other}"
     if scalars(run) != scalars(other):
         yield f"tensorboard differs in {run} and {other}"
 
 
-def kill_repeatedly(name: str, kills: int, out: Path, moments: random.Random, sigkill: bool = False) -> Figures:
-    """Kill runs of a kind so many times in all, and compare each with one that was left alone."""
+def kill_repeatedly(name: str, kills: int, out: Path, moments: random.Random, sigkill: bool = False) -> DrillResult:
+    """Kill runs of a kind `kills` times in all, and compare each with an undisturbed run."""
     if name == "imagenet":
         make_pictures(out / "pictures")
-    begins, figures = KINDS[name].format(pictures=out / "pictures"), Figures()
+    begins, figures = KINDS[name].format(pictures=out / "pictures"), DrillResult()
     undisturbed, log = out / f"{name}-undisturbed", out / f"{name}.log"
     try:
         begun = time.monotonic()
@@ -277,7 +276,7 @@ def kill_repeatedly(name: str, kills: int, out: Path, moments: random.Random, si
                 figures.kills[how] += 1
             finish(begins, run, log)
             figures.runs += 1
-            figures.files += sum(name.suffix not in SHOWN for name in names(run))
+            figures.files += sum(name.suffix not in DRAWINGS_AND_LOGS for name in names(run))
             figures.faults += differences(undisturbed, run)
     except (ValueError, TimeoutError) as error:
         figures.faults.append(str(error))
@@ -285,14 +284,14 @@ def kill_repeatedly(name: str, kills: int, out: Path, moments: random.Random, si
 
 
 def main() -> None:
-    settings = options.parse(Settings, PROG, __doc__.splitlines()[0])
+    settings = options.parse(DrillSettings, PROG, __doc__.splitlines()[0])
     kinds = settings.only or list(KINDS)
     for kind in kinds:
         if kind not in KINDS:
             raise InputError(f"--only: {kind!r}, expected some of {', '.join(KINDS)}")
     out = Path(settings.out).resolve()
     cli.new_folder(out, "--out")
-    # A process that was started in the background passes on that it ignores Ctrl-C.
+    # A background process ignores Ctrl-C, and so would the processes that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     moments, results = random.Random(settings.seed), {}
     for number, kind in enumerate(kinds):

@@ -1,0 +1,26 @@
+"""The JSON file that a benchmark writes."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lib.cli import blaming
+from lib.files import check_new_file, write_atomically
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def check_out(out: str) -> None:
+    """Reject an --out that exists or whose folder does not. InputError names the file."""
+    if out:
+        with blaming("--out"):
+            check_new_file(Path(out))
+
+
+def write_results(settings: "DataclassInstance", out: str, **results: Any) -> None:
+    """Write the settings and the results to OUT, if it is given."""
+    if out:
+        with blaming("--out"):
+            write_atomically(Path(out), json.dumps({**asdict(settings), **results}, indent=1) + "\n")

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -18,10 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from analysis.compare import Quantity, curve_of, mean_curve
 from analysis.curves import leave_out_outliers, number
 from analysis.draw import COLORS
+from analysis.rows import Row
 from analysis.runs import Entry
-
-if TYPE_CHECKING:
-    from analysis.page import Row
 
 #: placeholders, which the page's variables replace in the drawing
 INK, GRID = "#010101", "#020202"
@@ -45,7 +43,7 @@ class Line(NamedTuple):
     opacity: float = 1.0
 
 
-def curves(rows: Sequence["Row"], panel: Quantity) -> Markup | None:
+def curves(rows: Sequence[Row], panel: Quantity) -> Markup | None:
     """A chart of a quantity for all searches of a column. The mean of a method is thick, and each seed is thin."""
     lines = []
     for row in rows:
@@ -63,7 +61,7 @@ def curves(rows: Sequence["Row"], panel: Quantity) -> Markup | None:
     return line_chart(lines, label, panel.integer, panel.outliers) if lines else None
 
 
-def eigenvalues(rows: Sequence["Row"]) -> Markup | None:
+def eigenvalues(rows: Sequence[Row]) -> Markup | None:
     """A chart of the dominant eigenvalue of the Hessian in alpha; None if no search has it measured."""
     lines = []
     for row in rows:

@@ -1,10 +1,8 @@
 """The page of a report, from run folders and the template report.html."""
 
-import json
 import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,95 +12,24 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.charts import curves, eigenvalues, operation_series, surface, trajectories
-from analysis.colors import METHODS, assign
+from analysis.colors import METHODS
 from analysis.compare import QUANTITIES
 from analysis.curves import number
 from analysis.draw import COLORS, color
-from analysis.runs import ACCURACY, DATASETS, Entry, load_entries
+from analysis.rows import UNKNOWN, Row, first_metric, load_published, rows_of, shown
+from analysis.runs import Entry, load_entries
 from analysis.samples import Paired, compare_paired, interval
 from lib import cli
 from lib.files import read_yaml
 
 HERE = Path(__file__).resolve().parent
-#: shown without a published figure
-UNKNOWN = "not available"
 #: characters that need no quoting in a data URI
 SAFE = " =/:;,.()-+'"
-
-
-@dataclass
-class Row:
-    """A method in a column of a table.
-
-    Attributes:
-        series: The method whose color the row has.
-        runs: The seed, scores and figures of each entry.
-    """
-
-    method: str
-    series: str
-    entries: list[Entry]
-    runs: pd.DataFrame
-
-    def values(self, name: str) -> pd.Series:
-        """seed -> a score or figure, without the entries that lack it."""
-        return self.runs.set_index("seed")[name].dropna() if name in self.runs else pd.Series(dtype=float)
-
-    def mean(self, name: str, digits: int = 2) -> str:
-        """Mean and deviation as the papers print them: 93.76 ± 0.12."""
-        values = self.values(name)
-        deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
-        return shown(values.mean(), digits) + deviation
-
-    @property
-    def note(self) -> str:
-        return self.entries[0].note
-
-    def published(self, figures: Iterable[dict[str, Any]], metric: str) -> str:
-        return published(figures, self.entries[0].origin, metric)
-
-
-def shown(value: float | None, digits: int = 2, sign: str = "") -> str:
-    """A number in a table, or a dash."""
-    return "–" if value is None or pd.isna(value) else number(value, f"{sign}z.{digits}f")
 
 
 def small(text: object, note: str) -> str:
     """The text of a cell, followed by a note."""
     return Markup("{} <small>{}</small>").format(text, note) if note else str(text)
-
-
-def load_published() -> list[dict[str, Any]]:
-    """The published figures (published_results.json)."""
-    return json.loads((HERE.parent / "published_results.json").read_text(encoding="utf-8"))
-
-
-def published(figures: Iterable[dict[str, Any]], origin: dict[str, Any], metric: str) -> str:
-    """The figure of a paper for a method in a space, or "not available"."""
-    asked = {name: origin.get(name) for name in ("space", "dataset", "method")}
-    if set(origin) <= set(asked):
-        for figure in figures:
-            if figure["metric"] == metric and all(figure.get(name) == value for name, value in asked.items()):
-                deviation = f" ± {figure['deviation']}" if "deviation" in figure else ""
-                note = f"{figure['note']}; " if "note" in figure else ""
-                return f"{figure['value']:.2f}{deviation} ({note}{figure['source']})"
-    return UNKNOWN
-
-
-def rows_of(entries: list[Entry]) -> list[Row]:
-    """The rows of a column, in the order of the entries."""
-    runs = pd.DataFrame([{"method": e.method, "seed": e.seed, **e.scores, **e.figures} for e in entries])
-    shades = assign({entry.method: str(entry.origin.get("method")) for entry in entries})
-    groups = runs.groupby("method", sort=False)
-    return [Row(name, shades[name], [entries[index] for index in own.index], own) for name, own in groups]
-
-
-def first_metric(entries: list[Entry]) -> str:
-    """The score that a column shows: that on the data set of the search, if there are several."""
-    names = list(dict.fromkeys(name for entry in entries for name in entry.scores))
-    searched = DATASETS.get(str(entries[0].origin.get("dataset", "")).replace("-", "_"), "CIFAR-10")
-    asked = (ACCURACY, f"{searched} test", f"{searched} test, 12 epochs")
-    return next((name for name in asked if name in names), names[0] if names else ACCURACY)
 
 
 def results(rows: list[Row], metric: str, figures: list[dict[str, Any]]) -> pd.DataFrame:

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from analysis.charts import Line, line_chart
 from analysis.colors import METHODS, assign
 from analysis.curves import leave_out_outliers
-from analysis.page import build, published
+from analysis.page import build
+from analysis.rows import published
 from analysis.runs import load_entries
 from search.settings import SearchSettings
 from tests.helpers import ROOT, script, script_in_process, slower

@@ -1,0 +1,86 @@
+"""The rows of a report's tables: a method in a column, with its runs and the published figures."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.colors import assign
+from analysis.curves import number
+from analysis.runs import ACCURACY, DATASETS, Entry
+
+#: shown without a published figure
+UNKNOWN = "not available"
+
+
+@dataclass
+class Row:
+    """A method in a column of a table.
+
+    Attributes:
+        series: The method whose color the row has.
+        runs: The seed, scores and figures of each entry.
+    """
+
+    method: str
+    series: str
+    entries: list[Entry]
+    runs: pd.DataFrame
+
+    def values(self, name: str) -> pd.Series:
+        """seed -> a score or figure, without the entries that lack it."""
+        return self.runs.set_index("seed")[name].dropna() if name in self.runs else pd.Series(dtype=float)
+
+    def mean(self, name: str, digits: int = 2) -> str:
+        """Mean and deviation as the papers print them: 93.76 ± 0.12."""
+        values = self.values(name)
+        deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+        return shown(values.mean(), digits) + deviation
+
+    @property
+    def note(self) -> str:
+        return self.entries[0].note
+
+    def published(self, figures: Iterable[dict[str, Any]], metric: str) -> str:
+        return published(figures, self.entries[0].origin, metric)
+
+
+def shown(value: float | None, digits: int = 2, sign: str = "") -> str:
+    """A number in a table, or a dash."""
+    return "–" if value is None or pd.isna(value) else number(value, f"{sign}z.{digits}f")
+
+
+def load_published() -> list[dict[str, Any]]:
+    """The published figures (published_results.json)."""
+    return json.loads((Path(__file__).parent.parent / "published_results.json").read_text(encoding="utf-8"))
+
+
+def published(figures: Iterable[dict[str, Any]], origin: dict[str, Any], metric: str) -> str:
+    """The figure of a paper for a method in a space, or "not available"."""
+    asked = {name: origin.get(name) for name in ("space", "dataset", "method")}
+    if set(origin) <= set(asked):
+        for figure in figures:
+            if figure["metric"] == metric and all(figure.get(name) == value for name, value in asked.items()):
+                deviation = f" ± {figure['deviation']}" if "deviation" in figure else ""
+                note = f"{figure['note']}; " if "note" in figure else ""
+                return f"{figure['value']:.2f}{deviation} ({note}{figure['source']})"
+    return UNKNOWN
+
+
+def rows_of(entries: list[Entry]) -> list[Row]:
+    """The rows of a column, in the order of the entries."""
+    runs = pd.DataFrame([{"method": e.method, "seed": e.seed, **e.scores, **e.figures} for e in entries])
+    shades = assign({entry.method: str(entry.origin.get("method")) for entry in entries})
+    groups = runs.groupby("method", sort=False)
+    return [Row(name, shades[name], [entries[index] for index in own.index], own) for name, own in groups]
+
+
+def first_metric(entries: list[Entry]) -> str:
+    """The score that a column shows: that on the data set of the search, if there are several."""
+    names = list(dict.fromkeys(name for entry in entries for name in entry.scores))
+    searched = DATASETS.get(str(entries[0].origin.get("dataset", "")).replace("-", "_"), "CIFAR-10")
+    asked = (ACCURACY, f"{searched} test", f"{searched} test, 12 epochs")
+    return next((name for name in asked if name in names), names[0] if names else ACCURACY)

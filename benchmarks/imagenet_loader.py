@@ -109,18 +109,18 @@ def jitter_rates(settings: LoaderSettings, device: Any) -> dict[str, float]:
 def make_step(network: Any, precision: str, layout: Any, device: Any) -> Callable[[Any, Any], None]:
     """A training step of the network on images and labels of the device."""
     import torch
+    import torch.nn.functional as F
 
     from lib.devices import autocast
-    from lib.retraining import cross_entropy
 
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-5)
 
     def train(images: torch.Tensor, labels: torch.Tensor) -> None:
         with autocast(precision, device):
             logits, auxiliary_logits = network(images.to(memory_format=layout))
-            loss = cross_entropy(logits, labels, 0.1)
+            loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
             if auxiliary_logits is not None:
-                loss = loss + 0.4 * cross_entropy(auxiliary_logits, labels, 0.1)
+                loss = loss + 0.4 * F.cross_entropy(auxiliary_logits, labels, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -134,14 +134,15 @@ def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> di
     import torch
     from torch.utils.data import DataLoader
 
-    from imagenet.images import Decoder, Key, begin_worker, collate, normalize
+    from imagenet.images import Decoder, begin_worker, normalize
+    from lib.data_modules import Pass
     from lib.devices import memory_format, prepare_device
     from model import NetworkImageNet, smallest_image
 
     device, size = prepare_device(settings.device), settings.batch_size
     torch.manual_seed(settings.seed)
     decoder = Decoder(tree, settings.image_size, settings.seed)
-    keys = [Key(0, int(number), 0, 1.0) for number in torch.randint(0, len(tree), (size,))]
+    pictures = Pass(torch.randint(0, len(tree), (size,)).numpy(), 1.0, epoch=0, number=0, seed=0)
     auxiliary = settings.image_size >= smallest_image(settings.layers, imagenet=True)
     network = NetworkImageNet(genotype, settings.init_channels, settings.layers, len(tree.classes), auxiliary)
     layout = memory_format("auto", device)
@@ -156,12 +157,12 @@ def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> di
     def rate(what: Callable[[], Any], warm_up: int = 2) -> float:
         return images_per_second(what, size, settings.rounds, device, warm_up)
 
-    batch = collate([decoder[key] for key in keys])
+    batch: Any = decoder[pictures]
     if device.type == "cuda":
         batch = batch._replace(images=batch.images.pin_memory())
     images, labels = augment(batch), batch.labels.to(device)
     rates = {
-        "decode": rate(lambda: collate([decoder[key] for key in keys])),
+        "decode": rate(lambda: decoder[pictures]),
         "transfer": rate(lambda: batch.images.to(device, non_blocking=True)) if device.type != "cpu" else math.inf,
         "augment": rate(lambda: augment(batch)),
         "model": rate(lambda: train(images, labels)),
@@ -172,8 +173,8 @@ def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> di
     for workers in range(1, settings.workers + 1):
         loader = DataLoader(
             decoder,
-            batch_sampler=itertools.repeat(keys, workers * 2 + 1 + settings.rounds),
-            collate_fn=collate,
+            sampler=itertools.repeat(pictures, workers * 2 + 1 + settings.rounds),
+            batch_size=None,
             num_workers=workers,
             worker_init_fn=begin_worker,
             pin_memory=device.type == "cuda",

@@ -11,10 +11,10 @@ from model import NetworkImageNet
 
 
 def load_network(checkpoint: dict[str, Any]) -> NetworkImageNet:
-    """The network with its weights, without the auxiliary head.
+    """Load the network with its weights, without the auxiliary head.
 
     Raises:
-        InputError: the checkpoint is of another script.
+        InputError: The checkpoint is of another script.
     """
     about = checkpoint["hyper_parameters"]
     settings = about["settings"]

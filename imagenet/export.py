@@ -1,10 +1,10 @@
-"""Take the network out of a checkpoint of imagenet/train.py: as ONNX and as safetensors.
+"""Export the network in a checkpoint of imagenet/train.py as ONNX and as safetensors.
 
 python imagenet/export.py runs/imagenet              # runs/imagenet/model.onnx and model.safetensors
 python imagenet/export.py runs/imagenet/checkpoints/step_01250.ckpt --out exported
 
 The network takes images (B, 3, H, W) in [0, 1], normalized by the mean and std that both files name, and gives logits
-(B, classes). If ONNX Runtime's logits differ from torch's, nothing is written.
+(B, classes). The script writes nothing if ONNX Runtime's logits differ from torch's.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from lib import cli, options
 from lib.cli import InputError, blaming
-from lib.files import check_new_file, write_atomically, write_new
+from lib.files import check_new_file, write_atomically
 from lib.options import Seed, argument, option
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ TOLERANCE = 1e-4
 
 @dataclass
 class ExportSettings:
-    """The settings of an export."""
+    """The settings of imagenet/export.py."""
 
     checkpoint: str = argument("Run folder of imagenet/train.py, finished or not, or one of its checkpoint files.")
     out: str = option("", "Folder of the files. By default the folder of the run or of the checkpoint.")
@@ -107,7 +107,7 @@ def main() -> None:
     torch.manual_seed(given.seed)
     images = torch.randn(3, 3, settings["image_size"], settings["image_size"])
     content = to_onnx(network, images[:2], about)
-    # with other numbers of images than the model was made with
+    # also with other numbers of images than the export had
     difference = max(largest_difference(content, network, batch) for batch in (images[:1], images))
     if not difference <= TOLERANCE:
         raise InputError(
@@ -117,7 +117,7 @@ def main() -> None:
     state = {name: value.contiguous() for name, value in network.network.state_dict().items()}
     with blaming("--out"):
         write_atomically(made["safetensors"], save(state, metadata=about))
-        write_new(made["onnx"], content)
+        write_atomically(made["onnx"], content)
     files = {name: str(file) for name, file in made.items()}
     print(json.dumps({**files, "largest_relative_difference": difference}))
 

@@ -1,4 +1,4 @@
-"""Where the pictures of a split lie. Light: nothing here imports torch."""
+"""The folder layouts of ImageNet. Nothing here imports torch."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ def find_split(root: Path, split: str) -> Path:
     """The folder of "train" or "val" in ILSVRC's layout (root/Data/CLS-LOC/train) or a plain one (root/train).
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none.
     """
     for folder in (root / "Data" / "CLS-LOC" / split, root / split):
         if folder.is_dir():

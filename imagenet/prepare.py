@@ -57,7 +57,7 @@ def sort_pictures(folder: Path, classes: dict[str, str]) -> int:
     """Move the pictures in `folder` into the folders of their classes, and return how many it moved.
 
     Raises:
-        ValueError: a picture is missing, in the wrong class folder or not in the ground truth. Nothing has been moved.
+        ValueError: A picture is missing, in the wrong class folder or not in the ground truth. Nothing has been moved.
     """
     raw = [path for path in folder.iterdir() if is_picture(path)]
     pictures = raw + [path for path in folder.glob("[!.]*/*") if is_picture(path)]
@@ -77,8 +77,8 @@ def sort_pictures(folder: Path, classes: dict[str, str]) -> int:
 
 
 @dataclass
-class Settings:
-    """The settings of a preparation."""
+class PrepareSettings:
+    """The settings of imagenet/prepare.py."""
 
     data: str = argument("ILSVRC's folder (with Data/CLS-LOC/val) or one with val/.")
     ground_truth: str = option(
@@ -89,7 +89,7 @@ class Settings:
 
 
 def main() -> None:
-    given = parse(Settings, PROG, __doc__.splitlines()[0])
+    given = parse(PrepareSettings, PROG, __doc__.splitlines()[0])
     if not given.ground_truth:
         raise InputError("--ground_truth: no file is given; expected the list of the images' classes")
     with blaming("data"):

@@ -4,10 +4,8 @@ python imagenet/test.py runs/imagenet
 python imagenet/test.py runs/imagenet/checkpoints/step_01250.ckpt --data /elsewhere/ILSVRC --device cuda
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from lib import cli, options
 from lib.cli import InputError, blaming
@@ -18,32 +16,25 @@ PROG = "test.py"
 
 
 @dataclass
-class TestSettings:
-    """The settings of a test."""
+class ImageNetTestSettings:
+    """The settings of imagenet/test.py."""
 
     checkpoint: str = argument("Run folder of imagenet/train.py, finished or not, or one of its checkpoint files.")
     data: str = option("", "Folder with val/<class>/*, or ILSVRC's folder. By default the folder that the run used.")
     batch_size: NonNegativeInt = option(0, "Images of a pass. 0 takes the number of the training.")
     workers: Workers = option(-1, "Processes that decode images. -1 takes one per core.")
-    broken_images: Literal["refuse", "skip"] = option(
-        "refuse", "End at an image that cannot be read, or print its name and skip it."
-    )
     device: str = option("auto", DEVICE_HELP)
 
 
 def main() -> None:
-    given = options.parse(TestSettings, PROG, __doc__.splitlines()[0])
+    given = options.parse(ImageNetTestSettings, PROG, __doc__.splitlines()[0])
 
     from imagenet.checkpoint import load_network
-    from imagenet.images import FolderImages, count_workers, read_tree
+    from imagenet.images import FolderDataModule, count_workers, read_tree
     from imagenet.layout import find_split
-    from lib.callbacks import metrics_of
-    from lib.devices import memory_format
-    from lib.retraining import Retraining
-    from lib.trainer import epochs_done, make_scorer, open_checkpoint
+    from lib.trainer import open_checkpoint, score
 
     checkpoint = open_checkpoint(given.checkpoint)
-    trainer, device = make_scorer(given.device, checkpoint)
     settings, classes = (checkpoint["hyper_parameters"][name] for name in ("settings", "classes"))
     network = load_network(checkpoint)
     with blaming("--data"):
@@ -54,16 +45,10 @@ def main() -> None:
             f"--data: {test.root} has {len(test.classes)} classes, expected the {len(classes)} that the network was "
             f"trained on; they differ in {', '.join(other[:5])}"
         )
-    skip = given.broken_images == "skip"
     batch_size = given.batch_size or settings["batch_size"]
     workers = count_workers(given.workers, 1)
-    images = FolderImages(None, test, batch_size, settings["image_size"], settings["seed"], workers, skip)
-    images.check_shared_memory(world=1, num_nodes=1, accumulate=1)
-    module = Retraining(network, len(classes), None, memory_format("auto", device), top5=True, ignoring=skip)
-    trainer.test(module, images, verbose=False)
-    named = {name.removeprefix("test_"): value for name, value in metrics_of(trainer).items()}
-    counted = int(named.pop("images", len(test)))  # those that can be read
-    print(json.dumps({"images": counted, **named, "epochs": epochs_done(checkpoint)}))
+    data = FolderDataModule(None, test, batch_size, settings["image_size"], settings["seed"], workers)
+    print(score(network, data, checkpoint, given.device, top5=True))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
     srun python imagenet/train.py --arch DARTS_V2 --data ILSVRC --save runs/imagenet        # in a job of SLURM
     python imagenet/train.py --resume runs/imagenet                                         # with the next batch
 
---data is ILSVRC's folder (with Data/CLS-LOC/train and val; imagenet/prepare.py sorts a raw val) or one with
+--data is ILSVRC's folder (with Data/CLS-LOC/train and val; imagenet/prepare.py sorts a raw val) or a folder with
 train/<class>/* and val/<class>/*. The defaults are the recipe that the papers of this family share (the mobile setting
 of DARTS, ICLR 2019, section 3.3, with P-DARTS's and PC-DARTS's batch of 1024). The run folder is that of
-train/train.py; imagenet/test.py scores it and imagenet/export.py takes the network out of it.
+train/train.py; imagenet/test.py scores it and imagenet/export.py exports the network.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from genotypes import load_genotype
+from genotypes import Genotype, load_genotype
 from lib import cli, launch, options
 from lib.cli import InputError, blaming
 from lib.options import (
@@ -42,8 +42,8 @@ of_data, of_network, of_recipe = (partial(options.option, group=name) for name i
 
 
 @dataclass
-class TrainSettings(RetrainSettings):
-    """The settings of a retraining on ImageNet. The defaults are the recipe that the papers of this family share."""
+class ImageNetTrainSettings(RetrainSettings):
+    """The settings of imagenet/train.py. The defaults are the recipe that the papers of this family share."""
 
     data: str = of_data(
         "data/ILSVRC", "Folder with train/<class>/* and val/<class>/*, or ILSVRC's folder with Data/CLS-LOC."
@@ -52,9 +52,6 @@ class TrainSettings(RetrainSettings):
     image_size: ImageSize = of_data(224, "Height and width of the images in pixels.")
     workers: Workers = of_data(
         -1, "Processes that decode images, for each device. -1 divides the cores among the devices."
-    )
-    broken_images: Literal["refuse", "skip"] = of_data(
-        "refuse", "End the run at an image that cannot be read, or print its name and skip it."
     )
 
     arch: str = of_network("", "The cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
@@ -86,23 +83,30 @@ class TrainSettings(RetrainSettings):
     )
 
 
-def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
-    """Train the network and leave a run folder, or resume the one that is there."""
-    from analysis.card import add_card
+def parse(arguments: list[str] | None = None) -> options.Parsed:
+    """Parse a command line."""
+    return options.parse_given(ImageNetTrainSettings, PROG, __doc__.splitlines()[0], arguments)
 
-    if resumed and launch.finished(run):
-        if launch.is_first():
-            add_card(run)  # a run may have been killed after its result
-        return
-    with blaming("--resume" if resumed else "--arch"):
-        genotype = load_genotype(str(run) if (run / "genotype.json").exists() and resumed else settings.arch)
 
-    # Imported here: --help, a wrong flag and a wrong genotype are answered before torch is loaded.
+def train(settings: ImageNetTrainSettings, run: Path, resumed: bool) -> None:
+    """Train the network in a run folder, or resume the run."""
+    if not (resumed and launch.finished(run)):
+        with blaming("--resume" if resumed else "--arch"):
+            genotype = load_genotype(str(run) if resumed and (run / "genotype.json").exists() else settings.arch)
+        train_genotype(genotype, settings, run, resumed)
+    if launch.is_first():
+        from analysis.card import add_card
+
+        add_card(run)
+
+
+def train_genotype(genotype: Genotype, settings: ImageNetTrainSettings, run: Path, resumed: bool) -> None:
+    """Train the network of a genotype. (Only this function needs torch.)"""
     import torch
 
-    from imagenet.images import FolderImages, count_workers, read_splits
-    from lib.retraining import Recipe, cosine, linear, warm_up
-    from lib.trainer import fit, make_module, make_trainer, open_run, write_result
+    from imagenet.images import FolderDataModule, count_workers, read_splits
+    from lib.retraining import Recipe, cosine_schedule, linear_schedule, warm_up
+    from lib.trainer import make_module, make_trainer, retrain
     from model import NetworkImageNet, size, smallest_image
 
     smallest = smallest_image(settings.layers, imagenet=True) if settings.auxiliary else 32
@@ -112,36 +116,30 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
             + (", which the auxiliary head needs, or --no_auxiliary" if settings.auxiliary else "")
         )
     trainer = make_trainer(settings, run)
-    images = FolderImages(
+    images = FolderDataModule(
         *read_splits(Path(settings.data), settings.classes),
         settings.batch_size,
         settings.image_size,
         settings.seed,
         count_workers(settings.workers, trainer.world_size // trainer.num_nodes),
-        skip_broken=settings.broken_images == "skip",
     )
 
     def make_network(auxiliary: bool) -> NetworkImageNet:
         return NetworkImageNet(genotype, settings.init_channels, settings.layers, len(images.classes), auxiliary)
 
     torch.manual_seed(settings.seed)
-    schedule = {"linear": linear, "cosine": cosine}[settings.schedule](settings.epochs)
-    recipe = Recipe.of(settings, warm_up(schedule, settings.warm_up))
+    schedules = {"linear": linear_schedule, "cosine": cosine_schedule}
+    recipe = Recipe.of(settings, warm_up(schedules[settings.schedule](settings.epochs), settings.warm_up))
     module = make_module(make_network(settings.auxiliary), recipe, images, trainer, settings, genotype, top5=True)
-    images.check_shared_memory(trainer.world_size, trainer.num_nodes, settings.accumulate)
-    with open_run(run, resumed, settings, genotype, trainer):
-        rows = fit(trainer, module, images, run, "imagenet/train.py")
-        if trainer.is_global_zero:
-            with torch.device("meta"):  # the papers count the parameters without the auxiliary head
-                cost = size(make_network(auxiliary=False), images.in_channels, images.image_size)
-            write_result(run, module, images, rows, cost)
-            add_card(run)
+    with torch.device("meta"):  # the papers count the parameters without the auxiliary head
+        cost = size(make_network(auxiliary=False), images.in_channels, images.image_size)
+    retrain(trainer, module, images, genotype, cost, run, resumed, "imagenet/train.py")
 
 
 def main() -> None:
-    given = options.parse_given(TrainSettings, PROG, __doc__.splitlines()[0])
+    given = parse()
     name = f"imagenet-{Path(given.settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    train(*launch.resolve(given, PROG, name, (*launch.MOVABLE, "workers", "broken_images")))
+    train(*launch.resolve(given, PROG, name, (*launch.MOVABLE, "workers")))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Batches of images on the device: their order, augmentation, and the share of each process.
+"""Batches of images on the device: their order, their augmentation, and the share of each process.
 
-Everything random is a function of (seed, epoch): an interrupted run that starts an epoch again sees the same batches.
+All random numbers are a function of (seed, epoch), so that a run that repeats an epoch sees the same batches.
 """
 
 import math
@@ -17,32 +17,32 @@ from lib.seeds import mix, random_numbers, shuffled
 
 
 class Batch(NamedTuple):
-    """A mini-batch, and the seed of whatever is random in the network (`noise`, drop path) when it passes.
+    """A mini-batch, and the seed of the random operations of the network (`noise`, drop path).
 
-    All passes over one batch see the same noise: a difference between two of them is then one of the same function.
+    All passes over one batch draw the same noise, so that their difference is that of one function.
     """
 
     images: Tensor  # (B, channels, H, W)
     labels: Tensor  # (B,)
     seed: int = 0
-    weight: float = 1.0  # of its mean loss, where several batches make a step
+    weight: float = 1.0  # of its mean loss, if several batches make a step
 
 
 def on_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A value for each channel, (1, channels, 1, 1), filled on the device: a copy from the host would wait for it."""
+    """A value for each channel, (1, channels, 1, 1), filled on the device (a copy from the host would synchronize)."""
     return torch.stack([torch.full((1, 1), value, device=device) for value in values])[None]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Crop, flip, normalize and cut out a batch of uint8 images, each image its own draw.
+    """Crop, flip, normalize and cut out the images of a uint8 batch, each at random.
 
     Attributes:
-        mean, std: of the channels, in units of the full range.
-        padding: zeros around the image before a random crop of its own size; 0 for no crop.
-        flip: mirror half of the images.
-        cutout_length: side of the square set to the mean (Cutout, DeVries and Taylor, 2017), rounded down to even as in
-            DARTS's code; 0 for none.
+        mean, std: Statistics of the channels of images in [0, 1].
+        padding: Zeros around the image before a random crop to its own size. 0 for no crop.
+        flip: Mirror half of the images.
+        cutout_length: Side of the square that is set to the mean (Cutout, DeVries and Taylor, 2017), rounded down to an
+            even number as in DARTS's code. 0 for none.
     """
 
     mean: tuple[float, ...]
@@ -53,10 +53,10 @@ class Augmentation:
 
     @classmethod
     def training(cls, data: DataSet, cutout_length: int = 0) -> "Augmentation":
-        """The papers' for 32 pixels: crop with padding 4, flip, cutout of 16; the padding grows with the image.
+        """The augmentation of the papers: for 32 pixels a crop with padding 4, which scales with the image, and a flip.
 
         Raises:
-            ValueError: the cutout is as large as the image, or empty.
+            ValueError: The cutout is as large as the image, or empty.
         """
         if cutout_length and not 2 <= cutout_length < data.image_size:
             raise ValueError(
@@ -98,12 +98,12 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of one epoch: a shuffled pass over a set, augmented on its device.
+    """The batches of one epoch, shuffled and augmented on the device of the images.
 
-    The last batch may be smaller; one of a single image is left out, for batch norm cannot normalize it.
+    The last batch may be smaller. If it has a single image, it is dropped, as batch norm needs two.
 
     Attributes:
-        key: numbers whose function the order and the augmentation are, such as (seed, epoch).
+        key: Determines the order and the augmentation, such as (seed, epoch).
     """
 
     data: ImageSet
@@ -126,7 +126,7 @@ class Batches:
 
 
 def cycle(batches: Batches, count: int) -> Iterator[Batch]:
-    """`count` batches, with a new shuffle for each further pass over the set."""
+    """Yield `count` batches, shuffled anew for each pass over the images."""
     repeat = 0
     while count > 0:
         for batch in Batches(batches.data, batches.batch_size, batches.augmentation, (*batches.key, repeat)):
@@ -141,26 +141,26 @@ class Share(NamedTuple):
     """One process's images of one pass through the network."""
 
     indices: Tensor
-    weight: float  # of their mean loss; see `shares`
+    weight: float  # of their mean loss, see `shares`
 
 
 def shares(
     order: Tensor, batch_size: int, rank: int = 0, world: int = 1, accumulate: int = 1, begin: int = 0
 ) -> list[Share]:
-    """What one of several processes does in an epoch: the images of each of its passes.
+    """The images of one of several processes in each of its passes of an epoch.
 
-    A step takes the next `batch_size` images of the order, whatever the number of processes; `accumulate` passes make a
-    step, each with an equal part of its images, and of those every process takes its part. The last step is smaller,
-    and takes fewer passes where that leaves them whole. If it had fewer than two images for each process, which batch
-    norm needs, the step before takes these too.
+    A step takes the next `batch_size` images of the order, whatever the number of processes. It has `accumulate` passes
+    of equal parts of these images, of which each process takes its share. The last step is smaller, and has fewer
+    passes if that keeps them whole. If it had fewer than two images for each process, which batch norm needs, its
+    images are added to the step before.
 
-    Weighted means of the losses of a step's passes, added up over its passes, divided by `accumulate` and averaged over
-    the processes, are the mean over the step's images: that is what Lightning makes of them.
+    The weights make the mean loss over a step's images what Lightning computes: the weighted mean losses of the passes,
+    summed over the passes, divided by `accumulate` and averaged over the processes.
 
     Args:
-        order: of all images, (N,).
-        accumulate: at most `batch_size` // (2 * `world`).
-        begin: leave out so many passes, which are done already.
+        order: All images in the order of the epoch, (N,).
+        accumulate: At most `batch_size` // (2 * `world`).
+        begin: Skip so many passes, which are done already.
     """
     smallest = 2 * world
     steps = list(order.split(batch_size))

@@ -1,4 +1,4 @@
-"""What a retraining does beside the training: stop on signals, save, and record its metrics."""
+"""Callbacks of a retraining: stop on signals, save checkpoints, and record the metrics."""
 
 import math
 import signal
@@ -12,23 +12,23 @@ from lib import cli, launch
 from lib.files import write_csv
 from lib.retraining import Retraining
 
-#: steps between two agreements of several processes on a stop, which wait for the GPU
+#: several processes agree on a stop every so many steps, as that waits for the GPU
 AGREE_EVERY = 10
 
 
 class Stopped(Exception):
-    """A signal has stopped the training, after a checkpoint."""
+    """A signal has stopped the training after a checkpoint."""
 
 
 class SaveAndStop(Callback):
-    """Save within an epoch, and save and stop after a complete step when a signal asks for it.
+    """Save within an epoch, and save and stop after the current step when a signal asks for it.
 
-    The end of an epoch is saved by ModelCheckpoint when the test images have been scored. A checkpoint before the last
-    step lets a run that is stopped or killed while they are scored repeat that step only.
+    ModelCheckpoint saves the end of an epoch, after the test. A checkpoint before the last step limits the loss of a
+    run that is stopped or killed during the test to that step.
 
     Args:
-        folder: of the checkpoints.
-        every: steps between two checkpoints; 0 for none within an epoch.
+        folder: Folder of the checkpoints.
+        every: Steps between two checkpoints. 0 for none within an epoch.
     """
 
     def __init__(self, folder: Path, every: int = 0) -> None:
@@ -37,8 +37,6 @@ class SaveAndStop(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(signum, launch.stop)  # Lightning's own handlers save in the middle of a step
-        if trainer.strategy.broadcast(trainer.global_step) != trainer.global_step:
-            raise RuntimeError(f"the nodes see different checkpoints in {self.folder}")
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self._asked(trainer):
@@ -69,13 +67,13 @@ class SaveAndStop(Callback):
             raise Stopped
 
     def _asked(self, trainer: Trainer, step: int = 0) -> bool:
-        """True if a signal asks to stop. Several processes agree on it every AGREE_EVERY steps only."""
+        """True if a signal asks to stop. Several processes agree on that every AGREE_EVERY steps only."""
         if trainer.world_size > 1 and step % AGREE_EVERY:
             return False
         return trainer.strategy.reduce_boolean_decision(bool(launch.stop.signum), all=False)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """End the processes that Lightning has started for other devices; they would wait for this one."""
+        """End the processes that Lightning has started for other devices, as they would wait for this one."""
         processes = getattr(trainer.strategy.launcher, "procs", [])
         for process in processes:
             process.kill()
@@ -83,18 +81,15 @@ class SaveAndStop(Callback):
 
 
 def metrics_of(trainer: Trainer) -> dict[str, float]:
-    """The metrics that were logged last, with the seven digits that float32 has."""
+    """The metrics that were logged last, with the seven digits of float32."""
     return {name: float(f"{value.item():.7g}") for name, value in trainer.callback_metrics.items()}
 
 
 class History(Callback):
-    """A row of metrics for each epoch: printed, logged, and kept in the checkpoints.
+    """Print, log and keep in the checkpoints a row of metrics for each epoch.
 
-    When a run is resumed, metrics.csv and TensorBoard's events are written again from the rows of the checkpoint.
-    (Lightning's CSVLogger deletes metrics.csv before the checkpoint is loaded.)
-
-    Args:
-        run: the run folder.
+    A resumed run writes metrics.csv and TensorBoard's events again from the rows of the checkpoint. (Lightning's
+    CSVLogger deletes metrics.csv before the checkpoint is loaded.)
     """
 
     def __init__(self, run: Path) -> None:
@@ -132,10 +127,9 @@ class History(Callback):
         self.start, self.before = time.perf_counter(), 0.0
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Record the epoch; the test images have been scored by now."""
+        """Record the epoch. The test has ended by now."""
         assert isinstance(module, Retraining)
-        measured: dict[str, float] = metrics_of(trainer)
-        measured |= {name: int(value) for name, value in measured.items() if name.endswith("_images")}
+        measured = metrics_of(trainer)
         epoch, epochs = len(self.rows) + 1, trainer.max_epochs or 0
         if not math.isfinite(measured["test_loss"]):
             raise FloatingPointError(f"test_loss is {measured['test_loss']} in epoch {epoch}")

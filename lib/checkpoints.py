@@ -1,23 +1,18 @@
 """Checkpoint files: written whole or not at all, and checked when they are read. A folder keeps the last few.
 
-A file is what `torch.save` writes: tensors, numbers, text, lists and dictionaries. Its name ends in how far the run had
-come, such as epoch_00012.ckpt or step_01250.ckpt.
+A file is what `torch.save` writes: tensors, numbers, text, lists and dictionaries. Its name ends in the number of
+epochs or steps that are done, such as epoch_00012.ckpt or step_01250.ckpt.
 """
 
 import io
-import pickle
 import sys
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lib.files import write_atomically
-
-#: errors of zipfile, zlib and torch.load while they read a file of any content
-UNREADABLE = (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError)
 
 
 class CorruptError(ValueError):
@@ -27,10 +22,10 @@ class CorruptError(ValueError):
 def save(path: Path, state: Any, keep: int = 2) -> None:
     """Write a checkpoint, then remove all but the last `keep` of its folder.
 
-    Checkpoints of later steps are removed too: the run could not be resumed from them.
+    Checkpoints of later steps are removed too, as this run will write them again.
 
     Raises:
-        OSError: the file cannot be written; the earlier checkpoints are intact.
+        OSError: The file cannot be written. The earlier checkpoints are intact.
     """
     content = io.BytesIO()
     torch.save(state, content)
@@ -46,31 +41,29 @@ def load(path: Path) -> Any:
     """The content of a checkpoint, with its tensors on the CPU.
 
     Raises:
-        CorruptError: the file was cut or changed, or is not a checkpoint.
-        OSError: the file cannot be read.
+        CorruptError: The file was cut or changed, or is not a checkpoint.
+        OSError: The file cannot be read.
     """
     content = io.BytesIO(path.read_bytes())
     try:
-        archive = zipfile.ZipFile(content)
-        # torch.load does not compare the checksums, and reads nothing of a member whose attributes say it is a folder.
-        changed = archive.testzip() or next((m.filename for m in archive.infolist() if m.external_attr), None)
-        if changed is None:
+        changed = zipfile.ZipFile(content).testzip()  # torch.load does not compare the checksums
+        if not changed:
             content.seek(0)
             return torch.load(content, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except Exception as error:  # zipfile and torch raise many kinds of errors for a corrupt file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CorruptError(f"{path} is corrupt or not a checkpoint ({reason[:100]})") from error
     raise CorruptError(f"{path} is corrupt: {changed} has changed since it was written")
 
 
 def load_last(folder: Path, tell: bool = True) -> tuple[Path, Any] | None:
-    """The last intact checkpoint of a folder and its content; None if the folder has no checkpoints.
+    """The last intact checkpoint of a folder and its content. None if the folder has no checkpoints.
 
     Args:
-        tell: name each corrupt checkpoint on stderr.
+        tell: Name each corrupt checkpoint on stderr.
 
     Raises:
-        CorruptError: all checkpoints are corrupt.
+        CorruptError: All checkpoints are corrupt.
     """
     corrupt: CorruptError | None = None
     for path in reversed(paths(folder)):
@@ -91,11 +84,11 @@ def paths(folder: Path) -> list[Path]:
 
 
 def number(path: Path) -> int:
-    """How far the run had come: epochs of a search, steps of a retraining."""
+    """The number of epochs (of a search) or steps (of a retraining) that are done."""
     return int(path.stem.rpartition("_")[2])
 
 
 def prune(folder: Path, keep: int = 2) -> None:
-    """Remove all but the last `keep` checkpoints; a process that was killed in `save` leaves one too many."""
+    """Remove all but the last `keep` checkpoints. (A process that is killed in `save` leaves one too many.)"""
     for path in paths(folder)[:-keep]:
         path.unlink()

@@ -1,7 +1,4 @@
-"""How a script runs: one line on stderr for input that cannot be used, run folders, signals.
-
-Nothing here imports torch, so every script answers `--help` and a wrong flag at once.
-"""
+"""Running a script: one line on stderr for wrong input, run folders, signals. Nothing here imports torch."""
 
 import os
 import shlex
@@ -12,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from lib.files import hold, is_passing, is_utf8
+from lib.files import hold, is_passing
 
 Arguments = TypeVar("Arguments")
 
@@ -33,17 +30,9 @@ def blaming(flag: str) -> Iterator[None]:
         raise InputError(f"{flag}: {error}") from error
 
 
-#: a longer message loses its middle
-LONGEST = 600
-
-
 def one_line(message: object) -> str:
-    """The message as one printable line."""
-    line = "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in " ".join(str(message).split())
-    )
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    """The message in one line."""
+    return " ".join(str(message).split())
 
 
 def refuse(prog: str, message: object) -> NoReturn:
@@ -53,7 +42,7 @@ def refuse(prog: str, message: object) -> NoReturn:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
+    """A time in days, hours, minutes or seconds."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -61,7 +50,7 @@ def duration(seconds: float) -> str:
 
 
 def command_line() -> str:
-    """The command this process was started with, as a shell would take it."""
+    """The command line of this process, quoted for a shell."""
     return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
 
 
@@ -72,9 +61,6 @@ def _answering(prog: str) -> Iterator[None]:
     Wrong input gives status 2, numbers that are not finite 1, Ctrl-C and SIGTERM 130.
     """
     try:
-        for argument in sys.argv[1:]:
-            if not is_utf8(argument):
-                raise InputError(f"{argument}: not UTF-8, expected text")
         yield
     except InputError as error:
         refuse(prog, error)
@@ -129,10 +115,10 @@ def new_folder(path: Path, flag: str) -> None:
 
 @contextmanager
 def open_folder(path: Path, flag: str, new: bool) -> Iterator[None]:
-    """Make a new folder, with its parents, or take one that is there, and be the only process that writes it.
+    """Make a new folder, with its parents, or open an existing one, and be the only process that writes it.
 
     Raises:
-        InputError: it is not new, in use, or cannot be written; `flag` names it.
+        InputError: The folder is not new, is in use, or cannot be written.
     """
     with ExitStack() as opened:
         with blaming(flag):
@@ -146,7 +132,7 @@ def open_folder(path: Path, flag: str, new: bool) -> Iterator[None]:
 
 @contextmanager
 def warning(what: str) -> Iterator[None]:
-    """Turn an error of what is not essential, such as a figure, into a warning on stderr."""
+    """Turn an error in something that is not essential, such as a figure, into a warning on stderr."""
     try:
         yield
     except Exception as error:
@@ -155,15 +141,13 @@ def warning(what: str) -> Iterator[None]:
 
 @contextmanager
 def saving(run: Path, goes_on: str) -> Iterator[None]:
-    """Say in one line what of a run cannot be written, such as on a full disk.
+    """Report in one line that a file of a run cannot be written, for example because the disk is full.
 
     Args:
-        goes_on: how to go on from the last checkpoint.
+        goes_on: How to continue from the last checkpoint.
     """
     try:
         yield
     except OSError as error:
-        if not (run / "config.yaml").exists():
-            raise InputError(f"{run} is gone or moved; expected it to stay while the run goes on") from error
         where, what = error.filename or run, error.strerror or error
         raise InputError(f"{where}: {what}; the run's last checkpoint is whole, {goes_on}") from error

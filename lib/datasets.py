@@ -1,9 +1,7 @@
 """Data sets as uint8 tensors, and their splits."""
 
 import hashlib
-import itertools
 import math
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from lib.cli import blaming
-from lib.files import IMAGE_SUFFIXES, is_picture, is_utf8, read_json
+from lib.files import IMAGE_SUFFIXES, is_picture, read_json
 from lib.seeds import shuffled
 
-#: the formats of files.IMAGE_SUFFIXES. Pillow hands some others to other programs, such as PostScript to Ghostscript
+#: formats of files.IMAGE_SUFFIXES. Pillow runs other programs to read some others, such as Ghostscript for PostScript
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF")
 
-#: channel means and standard deviations the papers normalize with; other data sets use their training images' own
+#: channel means and standard deviations of the papers; other data sets are normalized by their training images' own
 STATISTICS = {
     "cifar10": ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
@@ -61,14 +59,14 @@ def sha256(*parts: ImageSet) -> str:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set with its held-out test images, and what augmentation needs to know of it."""
+    """A data set with its held-out test images, and what its augmentation needs."""
 
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    flip: bool  # whether a mirror image is an image of the same class
+    flip: bool  # True if a mirror image is an image of the same class
 
     @property
     def in_channels(self) -> int:
@@ -86,21 +84,21 @@ def load(name: str, root: str = "data", image_size: int = 0, download: bool = Fa
         name: cifar10, cifar100, svhn (torchvision's files in `root`), imagenet16-120 (NAS-Bench-201's files in `root`
             or root/ImageNet16), digits (embedded in scikit-learn), or folder (root/train/<class>/*,
             root/test/<class>/*).
-        root: where the files lie.
-        image_size: height and width in pixels; 0 keeps the images' own (an image folder: its first image's).
-        download: fetch the files of cifar10, cifar100 or svhn where they are missing.
-        images: take the first so many training and test images only, of each class alike; 0 takes all.
+        root: Folder of the files.
+        image_size: Height and width in pixels. 0 keeps the images' own size (in a folder, that of the first image).
+        download: Download the files of cifar10, cifar100 or svhn if they are missing.
+        images: Use only the first N training and N test images, the same number of each class. 0 uses all.
 
     Raises:
-        ValueError: the files are not what is expected; the message names them. Or `download` with imagenet16-120.
-        OSError: a file cannot be read.
+        ValueError: The files are missing or invalid; the message names them.
+        OSError: A file cannot be read.
     """
     if name == "digits":
         train, test, classes = _digits(image_size)
     elif name == "folder":
         train, test, classes = _folder(Path(root), image_size)
     elif name == "imagenet16-120":
-        train, test, classes = _imagenet16(Path(root), image_size, download)
+        train, test, classes = _imagenet16(Path(root), image_size)
     else:
         train, test, classes = _torchvision(name, root, image_size, download)
     if images:
@@ -110,10 +108,10 @@ def load(name: str, root: str = "data", image_size: int = 0, download: bool = Fa
 
 
 def load_dataset(settings: Any) -> DataSet:
-    """The data set that the flags of `ImageSettings` name.
+    """Load the data set that the flags of `ImageSettings` name.
 
     Raises:
-        InputError: its files are missing or damaged.
+        InputError: Its files are missing or damaged.
     """
     s = settings
     with blaming(f"--data: {s.dataset}"):
@@ -121,10 +119,10 @@ def load_dataset(settings: Any) -> DataSet:
 
 
 def _first(part: ImageSet, images: int, classes: int) -> ImageSet:
-    """The first images of each class, as many of each, `images` of them at most.
+    """The first images of each class, the same number of each and at most `images` in all.
 
     Raises:
-        ValueError: they are not one for each class.
+        ValueError: There is less than one for each class.
     """
     if images < classes:
         raise ValueError(f"--images {images} is less than one for each of {classes} classes")
@@ -133,10 +131,9 @@ def _first(part: ImageSet, images: int, classes: int) -> ImageSet:
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    # float64 sums of uint8 values, in chunks: exact, whatever the number of images
-    chunks = images.split(1024)
-    total = torch.stack([chunk.double().sum(dim=(0, 2, 3)) for chunk in chunks]).sum(dim=0)
-    squares = torch.stack([chunk.double().square().sum(dim=(0, 2, 3)) for chunk in chunks]).sum(dim=0)
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).double()
+    values = torch.arange(256.0, dtype=torch.float64)
+    total, squares = counts @ values, counts @ values.square()  # exact: sums of whole numbers below 2^53
     count = images.numel() / images.shape[1]
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
@@ -154,7 +151,7 @@ def _resize(images: Tensor, size: int) -> Tensor:
 
 
 def _digits(image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
-    """scikit-learn's 1,797 handwritten digits, 8x8; a fixed fifth of each class is held out for the test."""
+    """scikit-learn's 1,797 handwritten digits, 8x8. A fixed fifth of each class is held out for the test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -170,109 +167,112 @@ def _digits(image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
 def _torchvision(name: str, root: str, image_size: int, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     from torchvision import datasets
 
-    existed = Path(root).exists()
+    makers = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
     try:
         if name == "svhn":
             parts = [datasets.SVHN(root, split=split, download=download) for split in ("train", "test")]
-            arrays = [torch.from_numpy(part.data) for part in parts]
-            labels = [torch.from_numpy(part.labels.astype(np.int64)) for part in parts]
+            images, labels = [part.data for part in parts], [part.labels for part in parts]
             classes = tuple(str(digit) for digit in range(10))
         else:
-            maker = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-            parts = [maker(root, train=train, download=download) for train in (True, False)]
-            arrays = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
-            labels = [torch.tensor(part.targets) for part in parts]
+            parts = [makers[name](root, train=train, download=download) for train in (True, False)]
+            images, labels = [part.data.transpose(0, 3, 1, 2) for part in parts], [part.targets for part in parts]
             classes = tuple(parts[0].classes)
-    except (RuntimeError, OSError) as error:
-        if not existed and Path(root).is_dir() and not any(Path(root).iterdir()):
-            Path(root).rmdir()  # torchvision's, made for a download that failed
-        if isinstance(error, OSError):
-            raise
+    except RuntimeError as error:
         raise ValueError(f"no complete {name} files in {root!r}; --download fetches them") from error
-    train, test = (ImageSet(_resize(a, image_size), b) for a, b in zip(arrays, labels, strict=True))
+    train, test = (
+        ImageSet(_resize(torch.from_numpy(np.ascontiguousarray(pixels)), image_size), torch.as_tensor(numbers).long())
+        for pixels, numbers in zip(images, labels, strict=True)
+    )
     return train, test, classes
 
 
-def _imagenet16(root: Path, image_size: int, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+def _imagenet16(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     from lib import imagenet16
 
-    if download:
-        raise ValueError(f"imagenet16-120 cannot be downloaded from here; {imagenet16.SOURCE}")
     train, test = (ImageSet(_resize(images, image_size), labels) for images, labels in imagenet16.load(root))
     return train, test, tuple(str(number) for number in range(imagenet16.CLASSES))
 
 
-def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
-    files: dict[str, list[tuple[Path, int]]] = {}
-    classes: tuple[str, ...] = ()
-    for split in ("train", "test"):
-        folder = root / split
-        if not folder.is_dir():
-            raise ValueError(f"no folder {folder}; expected {root}/train/<class>/* and {root}/test/<class>/*")
-        names = class_folders(folder)
-        if split == "train":
-            classes = names
-            if len(classes) < 2:
-                raise ValueError(f"{folder} has {len(classes)} class folder(s); expected two or more")
-        elif names != classes:
-            differing = sorted(set(names) ^ set(classes))
-            raise ValueError(f"{folder} and {root / 'train'} differ in their classes: {', '.join(differing[:5])}")
-        files[split] = []
-        for label, name in enumerate(classes):
-            found = pictures(folder / name)
-            if not found:
-                raise ValueError(f"no images in {folder / name}; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
-            files[split] += [(path, label) for path in found]
-    size = image_size or min(read_picture(files["train"][0][0]).size)
-    gray = all(read_picture(path).mode in ("1", "L") for path, _ in files["train"])
+@dataclass(frozen=True)
+class PictureFolder:
+    """The pictures of one split: a folder for each class.
 
-    def decode(path: Path) -> np.ndarray:
-        image = read_picture(path, "L" if gray else "RGB")
-        if image.size != (size, size):
-            # the shorter side to `size`, then the centre: an image that is not square keeps its proportions
-            scale = size / min(image.size)
-            image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
-            left, top = ((side - size) // 2 for side in image.size)
-            image = image.crop((left, top, left + size, top + size))
-        pixels = np.asarray(image)
-        return pixels[None] if gray else pixels.transpose(2, 0, 1)
+    Attributes:
+        paths: Paths below `root`, as bytes of one length (a worker process would copy a list of a million strings).
+        labels: (N,) int64.
+    """
 
-    sets = []
-    with ThreadPoolExecutor() as pool:
-        for split in ("train", "test"):
-            images = torch.empty(len(files[split]), 1 if gray else 3, size, size, dtype=torch.uint8)
-            for index, pixels in enumerate(pool.map(decode, [path for path, _ in files[split]])):
-                images[index] = torch.from_numpy(pixels.copy())
-            sets.append(ImageSet(images, torch.tensor([label for _, label in files[split]])))
-    return sets[0], sets[1], classes
+    root: Path
+    classes: tuple[str, ...]
+    paths: np.ndarray
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, number: int) -> Path:
+        """The path of a picture."""
+        return self.root / self.paths[number].decode()
 
 
-def class_folders(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in a folder, sorted.
+def read_tree(root: Path) -> PictureFolder:
+    """List the pictures in the class folders of a split, in the order of their names.
 
     Raises:
-        ValueError: one is not UTF-8, which a run's files could not record.
+        ValueError: There are fewer than two classes, or one has no pictures.
     """
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    for name in names:
-        if not is_utf8(name):
-            raise ValueError(f"{folder / name}: its name is not UTF-8; expected a name of text")
-    return tuple(names)
+    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    if len(classes) < 2:
+        unsorted = any(is_picture(path) for path in root.iterdir())
+        hint = "; its pictures are not in folders: `python imagenet/prepare.py` sorts them" if unsorted else ""
+        raise ValueError(f"{root} has {len(classes)} class folder(s); expected two or more{hint}")
+    found = [sorted(path.name for path in (root / name).iterdir() if is_picture(path)) for name in classes]
+    for name, pictures in zip(classes, found, strict=True):
+        if not pictures:
+            raise ValueError(f"no images in {root / name}; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(pictures) for pictures in found]))
+    paths = [f"{name}/{file}".encode() for name, files in zip(classes, found, strict=True) for file in files]
+    return PictureFolder(root, classes, np.array(paths), labels)
 
 
-def pictures(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted."""
-    return sorted(path for path in folder.iterdir() if is_picture(path))
+def check_same_classes(train: PictureFolder, test: PictureFolder) -> None:
+    """Raise a ValueError if the two splits have different classes."""
+    for here, there in ((train, test), (test, train)):
+        if missing := sorted(set(here.classes) - set(there.classes)):
+            raise ValueError(f"{there.root} has no class {', '.join(missing[:5])}, which {here.root} has")
+
+
+def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    from torchvision.transforms import v2
+
+    for split in ("train", "test"):
+        if not (root / split).is_dir():
+            raise ValueError(f"no folder {root / split}; expected {root}/train/<class>/* and {root}/test/<class>/*")
+    trees = [read_tree(root / split) for split in ("train", "test")]
+    check_same_classes(*trees)
+    train = trees[0]
+    size = image_size or min(read_picture(train.path(0)).size)
+    gray = all(read_picture(train.path(number)).mode in ("1", "L") for number in range(len(train)))
+
+    transform = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
+
+    def decode(path: Path) -> Tensor:
+        return transform(read_picture(path, "L" if gray else "RGB"))
+
+    with ThreadPoolExecutor() as pool:
+        images = [torch.stack([*pool.map(decode, map(tree.path, range(len(tree))))]) for tree in trees]
+    sets = [ImageSet(pixels, tree.labels) for pixels, tree in zip(images, trees, strict=True)]
+    return sets[0], sets[1], train.classes
 
 
 def read_picture(path: Path, mode: str = "") -> Image.Image:
-    """A picture, decoded.
+    """Read and decode a picture.
 
     Args:
-        mode: to convert it to, such as RGB.
+        mode: Mode to convert it to, such as RGB.
 
     Raises:
-        ValueError: it is damaged, of another kind, or larger than Pillow allows.
+        ValueError: The file is damaged, of another kind, or larger than Pillow allows.
     """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
@@ -280,15 +280,12 @@ def read_picture(path: Path, mode: str = "") -> Image.Image:
                 raise ValueError(f"more than 8 bits a channel, mode {image.mode}; expected 8")
             image.load()
             return image.convert(mode) if mode else image
-    except Exception as error:  # a damaged file raises almost any
+    except Exception as error:  # Pillow raises many kinds of errors for a damaged file
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
 
 
 def split(data: ImageSet, portion: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """The two halves of the bilevel search: a random `portion` for the weights, the rest for alpha.
-
-    The order of the images is drawn from `seed`, so that a set sorted by class splits evenly too.
-    """
+    """Split the images of a bilevel search at random: a `portion` for the weights, the rest for alpha."""
     order = shuffled(len(data), seed)
     cut = math.floor(portion * len(data))
     return data.subset(order[:cut].to(data.labels.device)), data.subset(order[cut:].to(data.labels.device))
@@ -298,32 +295,22 @@ def benchmark_halves(data: ImageSet, path: Path) -> tuple[ImageSet, ImageSet]:
     """The fixed halves of NAS-Bench-201's searches (its file cifar-split.txt): one for the weights, one for alpha.
 
     Args:
-        data: the training images, in the data set's own order.
-        path: JSON {"train": ["int", ["0", "5", ...]], "valid": ["int", ["1", ...]]}: each image's number once.
+        data: The training images, in the data set's own order.
+        path: JSON {"train": ["int", ["0", "5", ...]], "valid": ["int", ["1", ...]]} with the number of each image.
 
     Returns:
-        the images of "train" and those of "valid", each in the order of `data`.
+        The images of "train" and those of "valid", each in the order of `data`.
 
     Raises:
-        ValueError: the file is not of that form, or does not divide these images; the message names it.
-        OSError: the file cannot be read.
+        ValueError: The file does not have that form, or does not divide these images.
+        OSError: The file cannot be read.
     """
     lists = read_json(path)
-    halves = {}
-    for name in ("train", "valid"):
-        match lists.get(name) if isinstance(lists, dict) else None:
-            # nine digits: any image's number, and no text too long to convert
-            case ["int", [_, *_] as texts] if all(isinstance(t, str) and re.fullmatch("[0-9]{1,9}", t) for t in texts):
-                halves[name] = sorted(int(text) for text in texts)
-            case _:
-                raise ValueError(f'{path} has no "{name}" of the form ["int", ["0", "5", ...]], image numbers as text')
-    numbers = sorted(halves["train"] + halves["valid"])
-    if numbers[-1] >= len(data):
-        raise ValueError(f"{path} lists image {numbers[-1]}; expected 0 to {len(data) - 1}, the images of the set")
-    twice = [first for first, second in itertools.pairwise(numbers) if first == second]
-    if twice:
-        raise ValueError(f"{path} lists image {twice[0]} twice; expected each image in one of the halves, once")
-    if len(numbers) != len(data):
-        raise ValueError(f"{path} lists {len(numbers)} images; expected all {len(data)} of the set")
-    train, valid = (data.subset(torch.tensor(half, device=data.labels.device)) for half in halves.values())
-    return train, valid
+    try:
+        train, valid = (sorted(map(int, lists[name][1])) for name in ("train", "valid"))
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f'{path}: expected {{"train": ["int", ["0", ...]], "valid": ["int", ["1", ...]]}}') from error
+    if sorted(train + valid) != list(range(len(data))):
+        raise ValueError(f"{path}: expected each of the {len(data)} images of the set in one of the halves, once")
+    device = data.labels.device
+    return data.subset(torch.tensor(train, device=device)), data.subset(torch.tensor(valid, device=device))

@@ -14,17 +14,15 @@ import yaml
 
 #: the process that writes a folder locks this file in it
 LOCK = ".lock"
-#: largest YAML file that is read, in bytes: in Python, loading 100 kB takes a second
-LARGEST_YAML = 1 << 18
 #: the file that each kind of run writes last
 RESULTS = {"search": "genotype.json", "retrain": "result.json"}
-#: that of yaml.safe_load, in C where libyaml is installed: a report reads hundreds of files
+#: the loader of yaml.safe_load, in C if libyaml is installed: a report reads hundreds of files
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
 def is_finished(run: Path, kind: Literal["search", "retrain"]) -> bool:
-    """Whether a search or a retraining has written its result."""
+    """True if a search or a retraining has written its result."""
     return (run / RESULTS[kind]).is_file()
 
 
@@ -59,11 +57,9 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file of plain values.
 
     Raises:
-        ValueError: The file is not plain YAML, or larger than 256 KiB.
+        ValueError: The file is not plain YAML.
         OSError: The file cannot be read.
     """
-    if path.stat().st_size > LARGEST_YAML:
-        raise ValueError(f"{path} has more than {LARGEST_YAML:,} bytes; expected a smaller file")
     return parse_yaml(read_text(path), str(path))
 
 
@@ -78,7 +74,7 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}," if error.problem_mark else ""
         raise ValueError(f"{source}{line} is not plain YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-99-99
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-99-99
         raise ValueError(f"{source} is not plain YAML: {error}") from error
 
 
@@ -90,8 +86,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # not through a link
+        with open(temporary, "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -102,44 +97,33 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def is_passing(path: Path) -> bool:
-    """Whether a file is a lock, or the temporary file of an interrupted `write_atomically`."""
+    """True for a lock, and for the temporary file of an interrupted `write_atomically`."""
     return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file's suffix is that of an image, and the file is not hidden."""
+    """True if a file has the suffix of an image and is not hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a name that the system gave is text. A file that records another name cannot be read again."""
-    return name == name.encode(errors="replace").decode()
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Be the only process that writes a folder; remove the temporary files of interrupted writes.
+    """Be the only process that writes a folder, and remove the temporary files of interrupted writes.
 
-    Forked processes do not inherit a POSIX lock, and it ends with the process. A link in place of the lock file is not
-    followed.
+    Forked processes do not inherit a POSIX lock, and it ends with the process.
 
     Raises:
         OSError: Another process holds the folder, or it cannot be written.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
+    with open(folder / LOCK, "a") as file:
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(f"{folder} is in use by another process") from error
-        except OSError as error:  # a file system without locks
-            raise OSError(error.errno, error.strerror, str(folder / LOCK)) from error
         for part in ("", "checkpoints", "perturbation", "perturbation/checkpoints"):  # other folders have other writers
             for path in (folder / part).glob(".*.tmp"):
                 path.unlink()
         yield
-    finally:
-        os.close(descriptor)
 
 
 def check_new_file(path: Path) -> None:
@@ -152,16 +136,6 @@ def check_new_file(path: Path) -> None:
         raise ValueError(f"{path} exists; name a new file")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")
-
-
-def write_new(path: Path, content: bytes) -> None:
-    """Write a file that must not exist yet.
-
-    Raises:
-        ValueError: The file exists.
-    """
-    check_new_file(path)
-    write_atomically(path, content)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

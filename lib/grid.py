@@ -1,4 +1,4 @@
-"""The papers' tables as grids of runs. A YAML file of columns and methods becomes searches, retrainings and scores.
+"""Tables of runs: a YAML file of columns and methods becomes searches, retrainings and scores.
 
 The file of a table has
 
@@ -7,8 +7,8 @@ The file of a table has
     search, retrain    flags of all searches and of all retrainings
     columns            name: {search, retrain}: flags of a column, such as a space and a data set
     methods            name: {search, retrain}: flags of a row, such as a method
-    scales             name: {seeds, search, retrain}: the size of the runs; optionally columns and methods, to leave
-                       out others, and override: {method: {search, retrain}}, flags of one method
+    scales             name: {seeds, search, retrain}: the size of the runs; optionally columns and methods, to run
+                       only these, and override: {method: {search, retrain}}, flags of one method
 
 Later flags override earlier ones: all runs, column, method, scale, the scale's override. Nothing here imports torch.
 """
@@ -22,7 +22,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lib import options
 from lib.cli import InputError, blaming
 from lib.files import read_yaml
 
@@ -36,7 +35,7 @@ SCRIPTS = {
         "imagenet/train.py": "imagenet/test.py",
     },
 }
-#: flags that a resumed run takes anew
+#: flags that may change when a run resumes
 PLACE = ("data", "table", "device", "devices", "num_nodes")
 #: flags that a table sets itself
 RESERVED = {"save", "resume", "seed", "seeds", "arch", "config", "help", "print_config", "provenance"}
@@ -71,7 +70,7 @@ class Unit:
 
     @property
     def folder(self) -> Path:
-        """Its path in the folder of the table."""
+        """The path below the folder of the table."""
         return Path(slug(self.column), slug(self.method), f"seed-{self.seed}")
 
 
@@ -116,10 +115,10 @@ def check(value: Any, form: Any, where: str) -> None:
 
 
 def load_table(given: str) -> dict[str, Any]:
-    """A table by its name in scripts/tables/, or from a file.
+    """Load a table by its name in scripts/tables/, or from a file.
 
     Raises:
-        InputError: There is no such table, or its file does not have the form that this module describes.
+        InputError: There is no such table, or its file does not have the form above.
     """
     path = Path(given) if given.endswith((".yaml", ".yml")) else TABLES / f"{given}.yaml"
     if not path.is_file():
@@ -163,7 +162,7 @@ def check_line(script: str, line: list[str]) -> None:
     if script in SCRIPTS["search"]:
         module.resolve(line, module.SCRIPT)
     else:
-        options.parse(module.TrainSettings, script, "", line)
+        module.parse(line)
 
 
 def _merged(step: str, *parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,8 +194,9 @@ def expand(
     """All entries of a table, ordered by seed.
 
     Args:
-        seeds: Number of seeds, from 0 on; 0 for the scale's.
-        columns, methods: Those to run; by default the scale's. A method has its name in the table and that of --method.
+        seeds: Number of seeds, starting with seed 0. 0 takes the number of the scale.
+        columns, methods: The columns and rows to run, by default those of the scale. A row has its name in the table
+            and that of its --method.
         overrides: Flags of search and retrain that override the table's.
 
     Raises:

@@ -7,7 +7,6 @@ References:
 
 import hashlib
 import pickle
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -38,43 +37,37 @@ TEST_FILES = {"val_data": "3410e3017fdaefba8d5073aaa65e4bd6"}
 
 
 def load(root: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The training images and, as test images, the validation ones.
+    """Load the training images and, as test images, the validation images.
 
     Args:
-        root: the folder of the files, or the one that has them in its folder ImageNet16.
+        root: Folder of the files, or the folder that has them in ImageNet16/.
 
     Returns:
-        images (N, 3, 16, 16) uint8 and labels (N,) int64 from 0 to 119, of both splits.
+        Images (N, 3, 16, 16) uint8 and labels (N,) int64 from 0 to 119, of both splits.
 
     Raises:
-        ValueError: a file is missing, or is not the official one; the message names it.
-        OSError: a file cannot be read.
+        ValueError: A file is missing or is not the official one; the message names it.
+        OSError: A file cannot be read.
     """
-    names = (*TRAIN_FILES, *TEST_FILES)
-    folder = next((f for f in (root, root / "ImageNet16") if any((f / name).is_file() for name in names)), root)
-    missing = [name for name in names if not (folder / name).is_file()]
+    folder = root / "ImageNet16" if (root / "ImageNet16").is_dir() else root
+    missing = [name for name in (*TRAIN_FILES, *TEST_FILES) if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"no {', '.join(missing)} in {folder} or its folder ImageNet16; {SOURCE}")
+        raise ValueError(f"no {', '.join(missing)} in {folder}; {SOURCE}")
 
     def split(files: dict[str, str]) -> tuple[Tensor, Tensor]:
-        # a file's other classes are let go before the next is read: all 1.28 million images never lie in memory
-        return _concatenate(_read(folder / name, md5) for name, md5 in files.items())
+        parts = [_read(folder / name, md5) for name, md5 in files.items()]
+        images, labels = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
+        return images, labels
 
     return split(TRAIN_FILES), split(TEST_FILES)
-
-
-def _concatenate(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
-    images, labels = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
-    return images, labels
 
 
 def _read(path: Path, md5: str) -> tuple[np.ndarray, np.ndarray]:
     """The images (n, 3, 16, 16) and labels (n,) of the first classes in one batch file."""
     content = path.read_bytes()
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise ValueError(f"{path} has the md5 sum {found}; expected {md5}, the official file's")
-    batch = pickle.loads(content, encoding="latin1")  # safe: the MD5 is the official file's. Python 2 wrote it
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise ValueError(f"{path} is not the official file, whose md5 sum is {md5}")
+    batch = pickle.loads(content, encoding="latin1")  # safe: it is the official file. Python 2 wrote it
     pixels, labels = batch["data"], np.array(batch["labels"], dtype=np.int64)
     kept = labels <= CLASSES
     return pixels[kept].reshape(-1, 3, 16, 16), labels[kept] - 1

@@ -1,4 +1,4 @@
-"""Layers that torch computes slowly, inexactly or wrongly on some device; elsewhere they are torch's own.
+"""Replacements for layers that torch computes slowly, inexactly or wrongly on some device.
 
 Grouped convolutions. On a CPU, channels last, torch's gradients of a depthwise convolution take up to twenty times as
 long as the forward pass if the kernel is larger than 3x3 or dilated, and the bfloat16 weight gradient of a dilated one
@@ -34,11 +34,11 @@ def autocasts(device: torch.device) -> bool:
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution whose padding keeps the size, or its half at stride 2.
+    """A depthwise convolution that keeps the height and width, or halves them at stride 2.
 
     Args:
-        channels: of input and output.
-        kernel_size: odd.
+        channels: Channels of input and output.
+        kernel_size: An odd number.
         stride: 1 or 2.
         dilation: 1 or 2.
     """
@@ -71,7 +71,7 @@ def differentiated_twice() -> Iterator[None]:
 def grouped_conv2d(x: Tensor, weight: Tensor, groups: int, stride: int = 1, dilation: int = 1) -> Tensor:
     """`F.conv2d` of x (B, C, H, W) with weight (C, C / groups, k, k), k odd, padded by dilation * (k // 2)."""
     if stride == dilation == 2:
-        # Only every second pixel is looked at: a dense convolution on these.
+        # It reads every second pixel only, which is a dense convolution of those.
         x, stride, dilation = x[:, :, ::2, ::2].contiguous(memory_format=layout(x)), 1, 1
     if autocasts(x.device):
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -215,7 +215,7 @@ def _correlate(x: Tensor, y: Tensor, kernel_size: int) -> Tensor:
 
 
 def _narrow(x: Tensor, y: Tensor, kernel_size: tuple[int, int], padding: int) -> Tensor:
-    """torch's gradient of a depthwise convolution of x in its weight, y being that in its output."""
+    """torch's weight gradient of a depthwise convolution of x; y is the gradient of its output."""
     weight = x.new_empty(x.shape[1], 1, *kernel_size)
     numbers = ([1, 1], [padding] * 2, [1, 1], False, [0, 0], x.shape[1])
     return torch.ops.aten.convolution_backward(y, x, weight, None, *numbers, [False, True, False])[1]
@@ -224,7 +224,7 @@ def _narrow(x: Tensor, y: Tensor, kernel_size: tuple[int, int], padding: int) ->
 def _sort_parities(x: Tensor) -> Tensor:
     """(B, C, H, W) to (2B, 2C, H/2, W/2): even and odd rows become images, even and odd columns channels.
 
-    Where H or W is odd, zeros are added first.
+    An odd H or W is padded with zeros first.
     """
     x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
     batch, channels, height, width = x.shape
@@ -302,9 +302,9 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def without_running_statistics(network: nn.Module) -> None:
-    """Make the batch norms of a network use the batch's statistics in every mode, and keep no running ones.
+    """Make the batch norms of a network use the statistics of the batch in every mode.
 
-    A supernet is never used in evaluation mode: averages over changing alpha would describe none of its networks.
+    Running averages over changing alpha would describe none of a supernet's networks.
     """
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -325,7 +325,7 @@ class _Concatenate(torch.autograd.Function):
 
 
 def concatenate(parts: Sequence[Tensor]) -> Tensor:
-    """`torch.cat` along the channels, whose gradients are contiguous: batch norm's backward is slow on any others."""
+    """`torch.cat` along the channels with contiguous gradients, as batch norm's backward is slow on others."""
     return _Concatenate.apply(*parts)
 
 
@@ -335,9 +335,9 @@ def pools_well(x: Tensor, stride: int) -> bool:
 
 
 def average_pool(x: Tensor, stride: int) -> Tensor:
-    """3x3 average pooling of x (B, C, H, W), padding not counted.
+    """3x3 average pooling of x (B, C, H, W) that does not count the padding.
 
-    Channels last it is a depthwise convolution: on CUDA because torch's gradient is wrong, on a CPU for speed.
+    Channels last, it is a depthwise convolution: on CUDA because torch's gradient is wrong, on a CPU for speed.
     """
     if pools_well(x, stride):
         return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)

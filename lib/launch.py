@@ -1,17 +1,16 @@
-"""How the processes of a retraining are started, stopped and started again. Nothing here imports torch."""
+"""Starting, stopping and restarting the processes of a retraining. Nothing here imports torch."""
 
 import dataclasses
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 from lib import cli, options
-from lib.cli import InputError, blaming
+from lib.cli import InputError
 from lib.files import is_finished, read_json
 
 #: settings that may change when a retraining is resumed: where its data are and what it runs on
@@ -27,7 +26,7 @@ class Launch(NamedTuple):
 
 
 def launched() -> Launch | None:
-    """The processes that torchrun or SLURM's srun has started; None if this process was started alone.
+    """The processes that torchrun or SLURM's srun has started. None if this process was started alone.
 
     Raises:
         InputError: srun was given --ntasks without --ntasks-per-node.
@@ -49,10 +48,10 @@ def launched() -> Launch | None:
 
 
 def devices_and_nodes(devices: int, num_nodes: int) -> tuple[int, int]:
-    """Devices of each node and number of nodes; where --devices or --num_nodes is 0, as many as were launched, or 1.
+    """The number of devices per node and of nodes. 0 for --devices or --num_nodes means as launched, or 1.
 
     Raises:
-        InputError: a launcher has started another number of processes.
+        InputError: A launcher has started another number of processes.
     """
     launch = launched()
     if launch is None:
@@ -70,7 +69,7 @@ def is_first() -> bool:
 
 
 class StopFlag:
-    """A signal handler that notes which signal asked to stop; the training loop reads it after a step.
+    """A signal handler that records the signal, which the training loop reads after each step.
 
     A second Ctrl-C raises KeyboardInterrupt at once.
     """
@@ -87,34 +86,27 @@ stop = StopFlag()
 
 
 def requeue() -> None:
-    """Ask SLURM to start this job again, if its signal (SIGUSR1) has stopped the run."""
+    """Ask SLURM to start this job again if its signal (SIGUSR1) has stopped the run."""
     env = os.environ
     if stop.signum != signal.SIGUSR1 or "SLURM_JOB_ID" not in env or not is_first():
         return
-    job = env["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in env:
-        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-        reason = " ".join(done.stderr.split()) if done.returncode else ""
-    except OSError as error:
-        reason = str(error)
-    if reason:
-        print(f"SLURM does not start the job again: scontrol requeue {job}: {reason}", file=sys.stderr, flush=True)
+    array = env.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
+    subprocess.run(["scontrol", "requeue", job], check=False)
 
 
 def resolve(given: options.Parsed, prog: str, name: str, movable: Sequence[str] = MOVABLE) -> tuple[Any, Path, bool]:
-    """The settings of a retraining, its run folder, and whether it is resumed.
+    """The settings of a retraining, its run folder, and True if the run is resumed.
 
-    If torchrun or SLURM starts a command again, the run is resumed.
+    A command that torchrun or SLURM starts again resumes its run.
 
     Args:
         given: The parsed command line.
         name: The name of the run folder if --save is not given.
 
     Raises:
-        InputError: No cell is given, the run folder is not empty, a resumed run has other settings, or several
-            processes share no folder.
+        InputError: No cell is given, the run folder is not empty, a resumed run has other settings, or a launcher has
+            started several processes without --save.
     """
     stop.signum = 0
     signal.signal(signal.SIGUSR1, stop)  # loading torch takes seconds; this signal would end the process
@@ -139,17 +131,9 @@ def resolve(given: options.Parsed, prog: str, name: str, movable: Sequence[str] 
 
 
 def finished(run: Path) -> bool:
-    """Whether a retraining is finished. Its accuracy is printed.
-
-    Raises:
-        InputError: Its result.json is damaged.
-    """
+    """True if a retraining is finished. Prints its accuracy."""
     if not is_finished(run, "retrain"):
         return False
-    with blaming("--resume"):
-        content = read_json(run / "result.json")
-        accuracy = content.get("accuracy") if isinstance(content, dict) else None
-        if not isinstance(accuracy, int | float):
-            raise ValueError(f"{run / 'result.json'} is not the result of a retraining")
+    accuracy = read_json(run / "result.json")["accuracy"]
     print(f"run {run} is finished: test accuracy {100 * accuracy:.2f} %")
     return True

@@ -1,11 +1,10 @@
-"""Command lines and settings files from typed dataclasses. Nothing here imports torch."""
+"""Command lines and settings files for typed dataclasses, with jsonargparse. Nothing here imports torch."""
 
 import argparse
 import dataclasses
 import difflib
 import math
 import reprlib
-import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 class Limit(NamedTuple):
-    """The numbers that an option accepts, in words and as a test."""
+    """A condition on the number of an option, in words and as a test."""
 
     text: str
     accepts: Callable[[float], bool]
@@ -58,7 +57,7 @@ Gate = Annotated[float, Limit("0 to 1", lambda x: 0 <= x <= 1)]
 
 
 class Need(NamedTuple):
-    """The settings without which nothing reads an option, in words and as a test."""
+    """A condition under which an option has an effect, in words and as a test."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -70,7 +69,7 @@ def option(default: Any, help: str, group: str = "settings", need: Need | None =
     Args:
         help: One or two sentences for `--help`.
         group: The heading under which `--help` lists the option.
-        need: Without these settings the flag has no effect, and is rejected.
+        need: The flag is rejected unless this condition holds.
     """
     return dataclasses.field(default=default, metadata={"help": help, "group": group, "need": need})
 
@@ -81,7 +80,7 @@ def argument(help: str) -> Any:
 
 
 def _parts(kind: Any) -> tuple[Any, list[Limit], bool]:
-    """The type of a single value of an option, its limits, and whether the option takes a list."""
+    """The type of one value of an option, its limits, and True if the option takes a list."""
     kind = get_args(kind)[0] if NoneType in get_args(kind) else kind
     several = get_origin(kind) is list
     kind = get_args(kind)[0] if several else kind
@@ -126,23 +125,9 @@ def _read_single(base: Any, limits: Sequence[Limit], value: Any) -> Any:
         raise ValueError(f"{value!r}, {expected}") from None
     if not all(limit.accepts(result) for limit in limits):
         raise ValueError(f"{value}, {expected}")
-    if numeric:
-        _check_size(result)
+    if numeric and not math.isfinite(result):
+        raise ValueError(f"{value}, expected a finite number")
     return result
-
-
-def _check_size(number: float) -> None:
-    """Reject whole numbers over 2^31 and numbers that float32 cannot hold."""
-    if isinstance(number, int):
-        if abs(number) >= 2**31:
-            raise ValueError(f"{number}, expected a whole number below 2147483648")
-        return
-    try:
-        single = struct.unpack("f", struct.pack("f", number))[0]
-    except OverflowError:
-        single = math.inf
-    if not math.isfinite(single) or (single == 0) != (number == 0):
-        raise ValueError(f"{number}, expected a number that float32 can hold")
 
 
 def with_underscores(word: str) -> str:
@@ -152,7 +137,7 @@ def with_underscores(word: str) -> str:
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A parser whose errors are InputErrors, whose help has no names of types, and to which `-` is `_` in flags."""
+    """A parser that raises InputErrors and accepts `-` for `_` in flags."""
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(formatter_class=argparse.HelpFormatter, allow_abbrev=False, **keywords)
@@ -207,7 +192,7 @@ def reader(kind: Any) -> Callable[[Any], Any]:
 
 
 def _of_flag(kind: Any, default: Any) -> tuple[str, dict[str, Any]]:
-    """What `--help` adds to the text of a flag, and the keywords of its add_argument."""
+    """The text that `--help` adds for a flag, and the keywords of its add_argument."""
     if kind is bool:
         return "(default: yes)" if default else "", {"action": jsonargparse.ActionYesNo(no_prefix="no_")}
     base, limits, several = _parts(kind)
@@ -262,15 +247,12 @@ def parse_given(
     config = {}
     if chosen.config is not None:
         config = _read_values(_read_mapping(Path(chosen.config), "--config"), kinds, f"--config: {chosen.config}")
-    first = {}
+    first: dict[str, Any] = {name: config[name] for name in ("method", "space") if name in config}
     for name in kinds.keys() & {"method", "space"}:
-        value = getattr(chosen, name)
-        if value is not None:
+        if (value := getattr(chosen, name)) is not None:
+            rest.append(f"--{name}={value}")
             with blaming(f"--{name}"):
                 first[name] = read_value(kinds[name], value)
-            rest.append(f"--{name}={value}")
-        elif name in config:
-            first[name] = config[name]
     if config.get("resume"):
         raise InputError(f"--config: {chosen.config}: resume: expected it on the command line only")
     parser = parser_for(kind, prog, description)
@@ -292,8 +274,8 @@ def _flags(words: Sequence[str], known: set[str]) -> set[str]:
     names = {word[2:].partition("=")[0] for word in words if word.startswith("--") and word != "--"}
     for name in sorted(names - known):
         initials = [other for other in sorted(known) if "".join(part[:1] for part in other.split("_")) == name]
-        near = dict.fromkeys([*initials, *difflib.get_close_matches(name, sorted(known))])
-        meant = f"did you mean {' or '.join(f'--{other}' for other in near)}?" if near else "--help lists all flags"
+        near = [f"--{other}" for other in (*initials, *difflib.get_close_matches(name, sorted(known)))]
+        meant = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "--help lists all flags"
         raise InputError(f"--{name}: unknown flag; {meant}")
     return names
 
@@ -311,7 +293,7 @@ def check_needs(settings: Any, names: set[str]) -> None:
 
 
 def _read_mapping(path: Path, flag: str, expected: str = "a YAML file of settings") -> dict[str, Any]:
-    """The content of a YAML file of settings, which `flag` names."""
+    """The content of the YAML file of settings that `flag` names."""
     with blaming(flag):
         if not path.is_file():
             raise ValueError(f"there is no file {path}; expected {expected}")
@@ -322,22 +304,23 @@ def _read_mapping(path: Path, flag: str, expected: str = "a YAML file of setting
 
 
 def _read_values(content: Mapping[str, Any], kinds: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The values of settings. A run's config.yaml also says how the run was made, which is left out."""
+    """The values of settings, without the provenance in the config.yaml of a run."""
     values = {}
     for name, value in content.items():
-        if name not in kinds and name != "provenance":
+        if name == "provenance":
+            continue
+        if name not in kinds:
             raise InputError(f"{source}: {name}: unknown setting; --help lists all settings")
-        if name in kinds:
-            with blaming(f"{source}: {name}"):
-                values[name] = read_value(kinds[name], value)
+        with blaming(f"{source}: {name}"):
+            values[name] = read_value(kinds[name], value)
     return values
 
 
 def load_settings(kind: type[Settings], prog: str, run: Path, flag: str) -> Settings:
-    """The settings of an existing run, which `flag` names.
+    """The settings of the run that `flag` names.
 
     Raises:
-        InputError: The folder is not a run of `prog`, or its config.yaml is not as this project writes it.
+        InputError: The folder is not a run of `prog`, or its config.yaml is invalid.
     """
     kinds, stored = get_type_hints(kind, include_extras=True), stored_settings(run, flag)
     source = f"{flag}: {run / 'config.yaml'}"
@@ -351,7 +334,7 @@ def load_settings(kind: type[Settings], prog: str, run: Path, flag: str) -> Sett
 
 
 def stored_settings(run: Path, flag: str) -> dict[str, Any]:
-    """The content of the config.yaml of a run, which `flag` names.
+    """The content of config.yaml of the run that `flag` names.
 
     Raises:
         InputError: The folder is not a run folder.

@@ -1,4 +1,4 @@
-"""Progress of long work on a terminal."""
+"""Progress bars."""
 
 from collections.abc import Iterator
 from typing import Protocol, TypeVar
@@ -11,7 +11,7 @@ Produced = TypeVar("Produced", covariant=True)
 
 
 class SizedIterable(Protocol[Produced]):
-    """Something to iterate over whose length is known, such as the batches of an epoch."""
+    """An iterable with a length, such as the batches of an epoch."""
 
     def __len__(self) -> int: ...
 
@@ -19,14 +19,12 @@ class SizedIterable(Protocol[Produced]):
 
 
 class StepProgress:
-    """Progress of the whole and of the part under way, with the time that remains; on a terminal only.
-
-    Elsewhere `line` is all that is printed.
+    """Progress bars of a run and of its current part. Without a terminal only `line` prints.
 
     Args:
-        whole: what the whole is called.
-        total: its steps.
-        done: those behind it already.
+        whole: Name of the run.
+        total: Number of its steps.
+        done: Number of steps that are done already.
     """
 
     def __init__(self, whole: str, total: int, done: int) -> None:
@@ -53,7 +51,7 @@ class StepProgress:
         self._bar.stop()
 
     def start(self, name: str, steps: int, done: int = 0) -> None:
-        """Begin a part of so many steps, some of them done."""
+        """Begin a part of `steps` steps, of which `done` are done."""
         self._bar.reset(self._part, total=steps, completed=done, description=name)
 
     def advance(self) -> None:
@@ -62,7 +60,7 @@ class StepProgress:
         self._bar.advance(self._whole)
 
     def track(self, name: str, items: SizedIterable[Item]) -> Iterator[Item]:
-        """Iterate over the steps of a part, moving the bars."""
+        """Iterate over the steps of a part and advance the bars."""
         self.start(name, len(items))
         for item in items:
             yield item

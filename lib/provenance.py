@@ -1,4 +1,4 @@
-"""How a run was made: config.yaml of its folder."""
+"""The provenance of a run, and its config.yaml."""
 
 import platform
 import subprocess
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchvision", "pytorch_lightning", "numpy")
 
 
 def provenance(command: str, device: str) -> dict[str, Any]:
-    """How a run was made: the command, the commit, the versions and the device."""
+    """The command, commit, versions and device of a run."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -26,7 +26,7 @@ def provenance(command: str, device: str) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of this source tree, with "+changes" where files differ from it."""
+    """The commit of this source tree, with "+changes" if files differ from it."""
     git = ["git", "-C", str(Path(__file__).parent.parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -37,9 +37,9 @@ def _commit() -> str:
 
 
 def write_config(folder: Path, settings: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-    """config.yaml: the resolved settings at the top level, so that --config takes the file, and their provenance.
+    """Write config.yaml: the settings at the top level, as --config reads them, and the provenance.
 
-    Where the run lies is no setting: the file makes another run, in another folder.
+    The run folder is omitted, so that --config makes a new run.
     """
     settings = {name: value for name, value in settings.items() if name not in ("save", "resume")}
     write_atomically(

@@ -16,52 +16,49 @@ from lib.batches import Batch
 from lib.devices import compile_parts
 from lib.finite import FiniteCheck
 
-#: factor of the learning rate in an epoch, counted from 0
-Schedule = Callable[[int], float]
-
-#: label of an image that could not be read and does not count
-IGNORED = -100
+#: an epoch, counted from 0 -> the factor of the learning rate
+LearningRateFactor = Callable[[int], float]
 
 
-def cosine(epochs: int) -> Schedule:
+def cosine_schedule(epochs: int) -> LearningRateFactor:
     """A cosine from 1 in epoch 0 towards 0 in epoch `epochs`."""
     return lambda epoch: (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-def linear(epochs: int) -> Schedule:
-    """A line from 1 in epoch 0 towards 0; the slope of the last five epochs is a fifth of the others'.
+def linear_schedule(epochs: int) -> LearningRateFactor:
+    """A line from 1 in epoch 0 towards 0; in the last five epochs its slope is a fifth.
 
     This is the schedule of PC-DARTS's released code for ImageNet, which later papers use too. The first of the five
-    epochs has the learning rate of the one before it.
+    epochs has the learning rate of the epoch before.
     """
-    whole = max(epochs - 5, 1)
+    steep = max(epochs - 5, 1)
 
-    def schedule(epoch: int) -> float:
+    def factor(epoch: int) -> float:
         remaining = epochs - epoch
-        return (remaining - 5) / whole if remaining > 5 else remaining / (5 * whole)
+        return (remaining - 5) / steep if remaining > 5 else remaining / (5 * steep)
 
-    return schedule
+    return factor
 
 
-def warm_up(schedule: Schedule, epochs: int) -> Schedule:
+def warm_up(schedule: LearningRateFactor, epochs: int) -> LearningRateFactor:
     """A schedule times 1/epochs, 2/epochs, ... in its first `epochs` epochs."""
     return lambda epoch: schedule(epoch) * min(1, (epoch + 1) / epochs) if epochs else schedule(epoch)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with momentum, and what else the papers' retrainings vary.
+    """The hyperparameters of a retraining with SGD.
 
     Attributes:
-        learning_rate: its factor in each epoch is `schedule`.
-        label_smoothing: share of a label that is spread over all classes.
-        auxiliary_weight: weight of the auxiliary head's loss, if the network has that head.
-        drop_path_prob: reached linearly from 0 in the first epoch (DARTS's code).
+        learning_rate: Initial learning rate, which `schedule` multiplies in each epoch.
+        label_smoothing: Share of a label that is spread over all classes.
+        auxiliary_weight: Weight of the auxiliary head's loss, if the network has that head.
+        drop_path_prob: Probability of drop path, increased linearly from 0 (DARTS's code).
     """
 
     epochs: int
     learning_rate: float
-    schedule: Schedule
+    schedule: LearningRateFactor
     momentum: float
     weight_decay: float
     label_smoothing: float = 0.0
@@ -70,14 +67,14 @@ class Recipe:
     nesterov: bool = False
 
     @classmethod
-    def of(cls, settings: Any, schedule: Schedule, **others: Any) -> "Recipe":
-        """The recipe in a script's settings, whose names are those of the attributes, and `others`."""
+    def of(cls, settings: Any, schedule: LearningRateFactor, **others: Any) -> "Recipe":
+        """The recipe with the settings that have the names of its attributes, and `others`."""
         names = {field.name for field in fields(cls)} & vars(settings).keys()
         return cls(**{**{name: getattr(settings, name) for name in names}, "schedule": schedule, **others})
 
 
 class MeanLoss(Metric):
-    """Mean loss over the images that count. (torchmetrics' MeanMetric reads each value back to look for NaN.)"""
+    """Mean loss over the images. (torchmetrics' MeanMetric waits for the GPU at every step to look for NaN.)"""
 
     total: Tensor
     count: Tensor
@@ -90,49 +87,31 @@ class MeanLoss(Metric):
     def update(self, loss: Tensor, target: Tensor) -> None:
         """Add the mean loss of a batch with labels `target` (B,)."""
         self.total += loss.detach() * len(target)
-        self.count += (target != IGNORED).sum()
+        self.count += len(target)
 
     def compute(self) -> Tensor:
         return self.total / self.count
 
 
-class CountedImages(MeanLoss):
-    """Number of images that count."""
-
-    def compute(self) -> Tensor:
-        return self.count
-
-
-def make_metrics(prefix: str, classes: int, top5: bool, ignoring: bool) -> MetricCollection:
-    """Loss, accuracy and, if asked for, top-5 accuracy and the number of images that count."""
-    options: dict[str, Any] = {"average": "micro", "validate_args": False}
-    options["ignore_index"] = IGNORED if ignoring else None
-    metrics: dict[str, Metric] = {"loss": MeanLoss(), "accuracy": MulticlassAccuracy(classes, **options)}
-    if top5:
-        metrics["top5"] = MulticlassAccuracy(classes, top_k=min(5, classes), **options)
-    if ignoring:
-        metrics["images"] = CountedImages()
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False)  # type: ignore[arg-type]  # invariant dict
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy summed over the images that count, divided by the number of all (B)."""
-    total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing, ignore_index=IGNORED)
-    return total / len(labels)
+def make_metrics(prefix: str, classes: int, top5: bool) -> MetricCollection:
+    """Loss, accuracy and, if asked for, top-5 accuracy."""
+    metrics: dict[str, Any] = {"loss": MeanLoss()}
+    for name, k in (("accuracy", 1), ("top5", 5)) if top5 else (("accuracy", 1),):
+        metrics[name] = MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False)
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 
 class Retraining(LightningModule):
-    """A discrete network, trained under a recipe and scored on the test images.
+    """Train a discrete network with a recipe and score it on the test images.
 
     Args:
-        network: maps images and a drop path probability to logits and the auxiliary head's logits (or None).
-        classes: number of classes.
+        network: Maps images and a drop path probability to logits and the auxiliary head's logits (or None).
+        classes: Number of classes.
         recipe: None if the network is only scored.
-        memory_format: of images and weights.
-        about: plain values that a checkpoint keeps, such as settings and genotype.
-        compile_for: compile the network, which is trained on batches of this shape.
-        top5: measure top-5 accuracy, too.
-        ignoring: some labels may be IGNORED.
+        memory_format: Memory format of images and weights.
+        about: Plain values to keep in checkpoints, such as settings and genotype.
+        compile_for: Compile the network for training batches of this shape.
+        top5: Measure top-5 accuracy too.
     """
 
     def __init__(
@@ -144,7 +123,6 @@ class Retraining(LightningModule):
         about: dict[str, Any] | None = None,
         compile_for: Sequence[int] = (),
         top5: bool = False,
-        ignoring: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(about or {}, logger=False)
@@ -153,19 +131,18 @@ class Retraining(LightningModule):
         if recipe:
             self.recipe = recipe
         self.losses: list[Tensor] = []  # of the passes of a step
-        self.train_metrics, self.test_metrics = (
-            make_metrics(prefix, classes, top5, ignoring) for prefix in ("train_", "test_")
-        )
+        self.train_metrics, self.test_metrics = (make_metrics(name, classes, top5) for name in ("train_", "test_"))
 
     def forward(self, images: Tensor, drop_path_prob: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """Logits (B, classes), and the auxiliary head's (or None)."""
         return self.network(images.to(memory_format=self.memory_format), drop_path_prob)
 
     def loss(self, logits: Tensor, auxiliary_logits: Tensor | None, labels: Tensor) -> Tensor:
-        """Mean cross-entropy plus the weighted loss of the auxiliary head (DARTS, section 3.2)."""
-        loss = cross_entropy(logits, labels, self.recipe.label_smoothing)
+        """Cross-entropy plus the weighted loss of the auxiliary head (DARTS, section 3.2)."""
+        smoothing = self.recipe.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         if auxiliary_logits is not None:
-            auxiliary_loss = cross_entropy(auxiliary_logits, labels, self.recipe.label_smoothing)
+            auxiliary_loss = F.cross_entropy(auxiliary_logits, labels, label_smoothing=smoothing)
             loss = loss + self.recipe.auxiliary_weight * auxiliary_loss
         return loss
 
@@ -186,18 +163,18 @@ class Retraining(LightningModule):
             compile_parts(self.network.train(), [self.network], self._all_passes)
 
     def _all_passes(self) -> None:
-        """Each pass that training takes, for the compiler. Drop path is another function than none."""
+        """Run each kind of training pass for the compiler: without and with drop path."""
         images = torch.zeros(self.compile_for, device=self.device)
         labels = torch.zeros(len(images), dtype=torch.long, device=self.device)
         for drop_path_prob in {0.0, self.recipe.drop_path_prob / 2}:
             with self.trainer.precision_plugin.forward_context():
                 logits, auxiliary_logits = self(images, drop_path_prob)
                 loss = self.loss(logits, auxiliary_logits, labels)
-            # not backward(), which DDP would take for a training step
+            # not backward(), which DDP would count as a training step
             torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
 
     def on_train_epoch_start(self) -> None:
-        self.train_metrics.reset()  # a resumed epoch does not come here and goes on with its sums
+        self.train_metrics.reset()  # not called for a resumed epoch, which continues with its sums
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         torch.manual_seed(batch.seed)
@@ -229,7 +206,7 @@ class Retraining(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(batch.seed)
         logits, _ = self(batch.images)
-        self.test_metrics.update(loss=cross_entropy(logits, batch.labels), preds=logits, target=batch.labels)
+        self.test_metrics.update(loss=F.cross_entropy(logits, batch.labels), preds=logits, target=batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.test_metrics, logger=False)
@@ -242,8 +219,7 @@ class Retraining(LightningModule):
         metrics = {}
         for name, metric in self.train_metrics.items():
             with metric.sync_context():
-                # These metrics keep tensors, others may keep lists.
-                metrics[name] = {key: value.clone() for key, value in metric.metric_state.items()}  # type: ignore[union-attr]
+                metrics[name] = {key: torch.as_tensor(value).clone() for key, value in metric.metric_state.items()}
         checkpoint["train_metrics"] = metrics
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

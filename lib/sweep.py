@@ -1,8 +1,8 @@
 """Run scripts as tasks of a Ray cluster, each in a process of its own.
 
-The run folders hold all state: a job without a folder begins, one with a folder resumes, and a finished one is skipped.
-Ray retries a job if its process or its machine dies. All machines must see the folders and this repository under the
-same paths.
+The run folders hold all state: a job without a folder begins, a job with a folder resumes, and a finished job is
+skipped. Ray retries a job if its process or its machine dies. All machines must see the folders and this repository
+under the same paths.
 """
 
 import json
@@ -29,7 +29,7 @@ from lib.files import hold, is_finished, write_atomically
 ROOT = Path(__file__).resolve().parents[1]
 #: times that Ray starts a job again
 RETRIES = 4
-#: seconds that the scripts have to stop; a retraining saves after the current step
+#: seconds in which the scripts must stop; a retraining saves after the current step
 STOPPING = 120
 #: variables by which a launcher groups processes; a job must not join the group that started Ray
 LAUNCHERS = re.compile("SLURM_|TORCHELASTIC_|MASTER_|(GROUP_|LOCAL_|NODE_)?RANK$|(LOCAL_)?WORLD_SIZE$")
@@ -40,7 +40,7 @@ class Failed(Exception):
 
 
 class Stopped(Exception):
-    """A script was told to stop, such as on a machine that shuts down. Ray retries it."""
+    """A script received SIGTERM, for example because its machine shuts down. Ray retries it."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Job:
         return self.resume if (self.folder / self.kind / "config.yaml").exists() else self.begin
 
     def finished(self) -> bool:
-        """Whether the job has written its result."""
+        """True if the job has written its result."""
         if self.kind == "score":
             return (self.folder / "score.json").is_file()
         return is_finished(self.folder / self.kind, self.kind)
 
 
 def shown(line: Sequence[str]) -> str:
-    """A command line of a script, as a shell takes it."""
+    """A command line of a script, quoted for a shell."""
     return shlex.join(["python", *line])
 
 
@@ -108,7 +108,7 @@ def run_job(job: Job, *previous: object) -> None:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Hold a folder. On a machine that the cluster has lost, the process before may still run: wait until it ends."""
+    """Hold a folder. Wait for an earlier process that still runs on a machine that the cluster has lost."""
     while True:
         try:
             with hold(folder):
@@ -125,7 +125,7 @@ def _execute(line: Sequence[str], log: Path) -> int:
     os.chdir(ROOT)
     sys.argv = list(line)
     with open(log, "a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-        for descriptor in (1, 2):  # of libraries, and of processes that the script starts
+        for descriptor in (1, 2):  # for libraries, and processes that the script starts
             os.dup2(file.fileno(), descriptor)
         print(f"$ {shown(line)}  # {time.strftime('%F %T')} {socket.gethostname()}")
         try:
@@ -171,7 +171,7 @@ def cluster(address: str) -> Iterator[Any]:
 
 
 def run_jobs(ray: Any, entries: Sequence[Sequence[Job]], report: Callable[[Job, str], None]) -> None:
-    """Run entries, each a sequence of jobs, as many at once as the cluster carries.
+    """Run entries, each a sequence of jobs, as many at once as fit on the cluster.
 
     Args:
         report: Called when a job has ended, with the reason if it or the one before it failed, else "".
@@ -181,7 +181,7 @@ def run_jobs(ray: Any, entries: Sequence[Sequence[Job]], report: Callable[[Job, 
     running: dict[Any, Job] = {}
     try:
         while waiting or running:
-            # One more than fits, so that no place is empty. With more, all searches would run before any retraining.
+            # One more entry than fits keeps all places busy. With more, all searches would run before any retraining.
             while waiting and len({job.folder for job in running.values()}) <= _places(ray, waiting[0]):
                 previous: tuple[Any, ...] = ()
                 for job in waiting.popleft():
@@ -204,7 +204,7 @@ def run_jobs(ray: Any, entries: Sequence[Sequence[Job]], report: Callable[[Job, 
 
 
 def _places(ray: Any, entry: Sequence[Job]) -> int:
-    """How many entries like this one the cluster carries now."""
+    """The number of entries like this one that fit on the cluster now."""
     have, gpus = ray.cluster_resources(), min(job.gpus for job in entry)
     places = have.get("CPU", 0) / min(job.cpus for job in entry)
     return max(1, int(min(places, have.get("GPU", 0) / gpus) if gpus else places))

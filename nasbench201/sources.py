@@ -1,10 +1,9 @@
 """Build the file of an accuracy table from the official .pth of NAS-Bench-201 or from CSV files.
 
 The file is safetensors: `cells`, a (cells, 6) uint8 array with the operation of each edge, and for each accuracy a
-float32 array in percent, NaN where unknown. Its header has the sources, the command line and a checksum.
+float32 array in percent, NaN if unknown. Its header has the sources and the command line.
 """
 
-import csv
 import gzip
 import hashlib
 import itertools
@@ -12,14 +11,14 @@ import json
 import sys
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from safetensors.numpy import save
 
-from lib.files import check_new_file, write_new
+from lib.files import check_new_file, write_atomically
 from nasbench201.cells import OPERATIONS, Cell201, operations_of, parse_cell
 
 FORMAT = "nasbench201-table-1"
@@ -89,51 +88,34 @@ def build(
         columns |= {name: values[order] for name, values in given.items()}
     arrays = {"cells": operations_of(cells), **columns}
     about = json.dumps({"operations": OPERATIONS, "sources": origins, "command": command})
-    write_new(Path(out), save(arrays, {"format": FORMAT, "about": about, "sha256": checksum(arrays, about)}))
-
-
-def checksum(arrays: Mapping[str, np.ndarray], about: str) -> str:
-    """SHA-256 of the arrays and of the text about them."""
-    digest = hashlib.sha256(about.encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
+    write_atomically(Path(out), save(arrays, {"format": FORMAT, "about": about}))
 
 
 def _read_csv(path: Path, epochs: int) -> tuple[list[Cell201], dict[str, np.ndarray]]:
     """Read a CSV file with a column arch and columns such as cifar10_test, in percent.
 
     Raises:
-        ValueError: The file is invalid; the message gives the line.
+        ValueError: The file is invalid.
         OSError: The file cannot be read.
     """
+    import pandas
+
     known = {f"{d}_{s}": column_name(d, s, epochs) for d, s in itertools.product(DATASETS, SPLITS)}
-    cells: dict[Cell201, list[float]] = {}
-    line = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header: list[str] = next(reader, [])
-            if not {"arch"} < set(header) <= {"arch", *known} or len(set(header)) < len(header):
-                listed = ", ".join(header) or "none"
-                raise ValueError(f"columns {listed}; expected arch and, each once, some of {', '.join(known)}")
-            arch = header.index("arch")
-            for row in filter(None, reader):
-                line = reader.line_num
-                if len(row) != len(header):
-                    raise ValueError(f"{len(row)} fields, expected {len(header)}")
-                cell, values = parse_cell(row.pop(arch)), [float(text) for text in row]
-                if cell in cells:
-                    raise ValueError(f"{cell.arch} again")
-                if not all(0 <= value <= 100 for value in values):
-                    raise ValueError(f"{', '.join(row)}; expected accuracies from 0 to 100")
-                cells[cell] = values
-    except (ValueError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: {f'line {line}: ' if line else ''}{error}") from error
-    if not cells:
-        raise ValueError(f"{path}: no cells")
-    names = [known[name] for name in header if name != "arch"]
-    return list(cells), dict(zip(names, np.array(list(cells.values()), np.float32).T, strict=True))
+        frame = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        if not {"arch"} < set(frame) <= {"arch", *known}:
+            raise ValueError(f"columns {', '.join(frame)}; expected arch and, each once, some of {', '.join(known)}")
+        cells = [parse_cell(arch) for arch in frame.pop("arch")]
+        accuracies = frame.to_numpy().astype(np.float32)  # (cells, columns)
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    if not cells or len(set(cells)) < len(cells):
+        raise ValueError(f"{path}: {len(cells)} rows; expected one or more, each of another cell")
+    valid = (accuracies >= 0) & (accuracies <= 100)
+    if not valid.all():
+        row = int(valid.all(axis=1).argmin())
+        raise ValueError(f"{path}: {cells[row].arch}: {accuracies[row].tolist()}; expected accuracies from 0 to 100")
+    return cells, {known[name]: column for name, column in zip(frame, accuracies.T, strict=True)}
 
 
 def _read_official(path: Path, trust: bool) -> tuple[list[Cell201], dict[str, np.ndarray]]:
@@ -146,29 +128,21 @@ def _read_official(path: Path, trust: bool) -> tuple[list[Cell201], dict[str, np
     content = _load_official(path, trust)
     try:
         cells = [parse_cell(arch) for arch in content["meta_archs"]]
-        if len(set(cells)) < len(cells) or not cells:
-            raise ValueError(f"{len(cells)} cells, some more than once")
         infos = [content["arch2infos"][index] for index in range(len(cells))]
         rows = [_means(info["less"], 12) | _means(info["full"], 200) for info in infos]
         names = dict.fromkeys(itertools.chain(*rows))
         columns = {name: np.array([row.get(name, np.nan) for row in rows], np.float32) for name in names}
-    except Exception as error:  # anything may be missing or of another type
-        detail = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{path}: not as NAS-Bench-201 stores its results ({detail})") from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not as NAS-Bench-201 stores its results ({error!r})") from error
     for split, epochs in itertools.product(SPLITS, EPOCHS):
         half = column_name("cifar10-valid", split, epochs)
         if half in columns:
             columns.setdefault(column_name("cifar10", split, epochs), columns[half])
-    accuracies = [column_name(*asked) for asked in itertools.product(DATASETS, SPLITS, EPOCHS)]
-    given = [columns[name] for name in accuracies if name in columns]
-    if not given or np.nanmin(given) < 0 or np.nanmax(given) > 100:
-        expected = ", ".join(official for official, _ in _OFFICIAL.values())
-        raise ValueError(f"{path}: expected accuracies of {expected}, from 0 to 100")
     return cells, columns
 
 
 def _means(results: dict[str, Any], epochs: int) -> dict[str, float]:
-    """The accuracies and costs of a cell, where the file has them."""
+    """The accuracies and costs of a cell that the file has."""
     means = {}
     for dataset, (official, splits) in _OFFICIAL.items():
         trials = [results["all_results"][official, seed] for seed in results["dataset_seed"].get(official, [])]

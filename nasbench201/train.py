@@ -3,11 +3,11 @@
     python nasbench201/train.py --arch "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|none~1|none~2|"
     python nasbench201/train.py --arch runs/search-... --dataset cifar100 --download
     python nasbench201/train.py --arch 1462 --table table.safetensors          # a cell by its index in the table
-    python nasbench201/train.py --resume runs/retrain-...                      # go on with an interrupted run
+    python nasbench201/train.py --resume runs/retrain-...                      # resume an interrupted run
 
-The defaults are the benchmark's 200-epoch recipe (Dong and Yang, ICLR 2020, section 2.3 and table 2), but for the
-cosine, which falls from epoch to epoch here and from step to step there. It trains on all training images, as for the
-table's CIFAR-10 test accuracy. The run folder is that of train/train.py, and train/test.py scores it.
+The defaults are the benchmark's 200-epoch recipe (Dong and Yang, ICLR 2020, section 2.3 and table 2), except that the
+cosine changes the learning rate once per epoch, not once per step. The script trains on all training images, as the
+benchmark did for CIFAR-10's test accuracy. The run folder is that of train/train.py; train/test.py scores it.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ of_network, of_recipe = partial(options.option, group="network"), partial(option
 
 
 @dataclass
-class TrainSettings(RetrainSettings, ImageSettings):
-    """The settings of the training of one cell. The defaults are the benchmark's."""
+class NasBench201TrainSettings(RetrainSettings, ImageSettings):
+    """The settings of nasbench201/train.py. The defaults are the benchmark's."""
 
     arch: str = of_network(
         "", "The cell: its string, a file with that string, the run folder of a search, or its index in --table."
@@ -45,67 +45,70 @@ class TrainSettings(RetrainSettings, ImageSettings):
     weight_decay: NonNegativeFloat = of_recipe(5e-4, "Weight decay of SGD.")
 
 
-def find_cell(settings: TrainSettings) -> Cell201:
+def parse(arguments: list[str] | None = None) -> options.Parsed:
+    """Parse a command line."""
+    return options.parse_given(NasBench201TrainSettings, PROG, __doc__.splitlines()[0], arguments)
+
+
+def find_cell(settings: NasBench201TrainSettings) -> Cell201:
     """The cell that --arch names.
 
     Raises:
-        InputError: it names none.
+        InputError: There is no such cell.
     """
-    if settings.table and not settings.arch.isdecimal():
-        raise InputError(f"--table: it is for a cell by its index, and --arch is {settings.arch!r}")
-    if settings.arch.isdecimal():
-        if not settings.table:
-            raise InputError(f"--arch: {settings.arch} is an index; expected --table beside it, which has the order")
-        from nasbench201.table import open_table
-
-        with blaming("--table"):
-            table = open_table(Path(settings.table))
+    if not settings.arch.isdecimal():
+        if settings.table:
+            raise InputError(f"--table: it is for a cell by its index, and --arch is {settings.arch!r}")
         with blaming("--arch"):
-            return table.cell(int(settings.arch))
+            return load_cell(settings.arch)
+    if not settings.table:
+        raise InputError(f"--arch: {settings.arch} is an index; expected --table beside it, which has the order")
+    from nasbench201.table import open_table
+
+    with blaming("--table"):
+        table = open_table(settings.table)
     with blaming("--arch"):
-        return load_cell(settings.arch)
+        return table.cell(int(settings.arch))
 
 
-def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
-    """Train the network and leave a run folder, or resume the one that is there."""
-    from analysis.card import add_card
+def train(settings: NasBench201TrainSettings, run: Path, resumed: bool) -> None:
+    """Train the network in a run folder, or resume the run."""
+    if not (resumed and launch.finished(run)):
+        if resumed and (run / "genotype.json").exists():
+            with blaming("--resume"):
+                cell = load_cell(str(run))
+        else:
+            cell = find_cell(settings)
+        train_cell(cell, settings, run, resumed)
+    if launch.is_first():
+        from analysis.card import add_card
 
-    if resumed and launch.finished(run):
-        if launch.is_first():
-            add_card(run)  # a run may have been killed after its result
-        return
-    if resumed and (run / "genotype.json").exists():
-        with blaming("--resume"):
-            cell = load_cell(str(run))
-    else:
-        cell = find_cell(settings)
+        add_card(run)
 
-    # Imported here: --help, a wrong flag and a wrong cell are answered before torch is loaded.
+
+def train_cell(cell: Cell201, settings: NasBench201TrainSettings, run: Path, resumed: bool) -> None:
+    """Train the network of a cell. (Only this function needs torch.)"""
     import torch
 
-    from lib.images import tensor_images
-    from lib.retraining import Recipe, cosine
-    from lib.trainer import fit, make_module, make_trainer, open_run, write_result
+    from lib.data_modules import make_data_module
+    from lib.retraining import Recipe, cosine_schedule
+    from lib.trainer import make_module, make_trainer, retrain
     from model import size
     from nasbench201.networks import Network
 
-    images = tensor_images(settings)
+    images = make_data_module(settings)
     shape = (settings.init_channels, settings.cells_per_stage, len(images.classes), images.in_channels)
     trainer = make_trainer(settings, run)
     torch.manual_seed(settings.seed)
-    recipe = Recipe.of(settings, cosine(settings.epochs), nesterov=True)
+    recipe = Recipe.of(settings, cosine_schedule(settings.epochs), nesterov=True)
     module = make_module(Network(cell, *shape), recipe, images, trainer, settings, cell)
-    with open_run(run, resumed, settings, cell, trainer):
-        rows = fit(trainer, module, images, run, "nasbench201/train.py")
-        if trainer.is_global_zero:
-            with torch.device("meta"):
-                cost = size(Network(cell, *shape), images.in_channels, images.image_size)
-            write_result(run, module, images, rows, cost)
-            add_card(run)
+    with torch.device("meta"):
+        cost = size(Network(cell, *shape), images.in_channels, images.image_size)
+    retrain(trainer, module, images, cell, cost, run, resumed, "nasbench201/train.py")
 
 
 def main() -> None:
-    given = options.parse_given(TrainSettings, PROG, __doc__.splitlines()[0])
+    given = parse()
     name = f"retrain-{given.settings.dataset}-nasbench201-{datetime.now():%Y%m%d-%H%M%S}"
     train(*launch.resolve(given, PROG, name))
 

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv if there is none, and installs requirements.txt and the extras of
+# The other scripts source this file. It makes .venv if there is none, and installs requirements.txt and the extras of
 # pyproject.toml that the variable `extras` names (dev,cluster,export) if they have changed.
 # Afterwards $python is the environment's interpreter, and the working folder is the repository's root.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -29,7 +29,7 @@ from lib import checkpoints
 from lib.batches import Batch
 from lib.objective import Objective, norm
 from lib.progress import StepProgress
-from lib.retraining import Recipe, cosine
+from lib.retraining import Recipe, cosine_schedule
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
 from nasbench201.search201 import Search201
@@ -287,7 +287,7 @@ RETRAINING = TrainSettings(
 RECIPE = Recipe(
     epochs=4,
     learning_rate=0.1,
-    schedule=cosine(4),
+    schedule=cosine_schedule(4),
     momentum=0.9,
     weight_decay=3e-4,
     auxiliary_weight=0.4,

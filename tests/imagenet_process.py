@@ -9,8 +9,10 @@ import os
 import signal
 from pathlib import Path
 
+import torch
+
 from imagenet import train
-from imagenet.images import Decoder, Key
+from imagenet.images import Decoder
 from lib import cli
 from lib.retraining import Retraining
 
@@ -25,10 +27,10 @@ SIGNALS = {
 seen: list = []
 
 
-def decode(decoder: Decoder, key: Key, read=Decoder.__getitem__) -> tuple:
+def decode(decoder: Decoder, epoch: int, number: int, decode=Decoder.decode) -> torch.Tensor:
     if decoder.seed is not None:
-        seen.append((key.epoch, key.number))
-    return read(decoder, key)
+        seen.append((epoch, number))
+    return decode(decoder, epoch, number)
 
 
 def fail(kind: str, *moment: int) -> None:
@@ -50,7 +52,7 @@ def fail(kind: str, *moment: int) -> None:
 
 
 def main() -> None:
-    Decoder.__getitem__ = decode
+    Decoder.decode = decode
     if "FAULT" in os.environ:
         fail(*json.loads(os.environ["FAULT"]))
     train.main()

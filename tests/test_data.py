@@ -68,8 +68,10 @@ def test_a_folder_that_is_not_as_expected_is_named(tmp_path):
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(root / "train/cat/0.png")
     with pytest.raises(ValueError, match="more than 8 bits"):
         datasets.load("folder", str(root))
+    Image.new("RGB", (8, 8)).save(root / "train/cat/0.png")
+    write_folder(root, classes=("horse",))
     shutil.rmtree(root / "test/dog")
-    with pytest.raises(ValueError, match="differ in their classes: dog"):
+    with pytest.raises(ValueError, match="test has no class dog"):
         datasets.load("folder", str(root))
     (root / "test/dog").mkdir()
     with pytest.raises(ValueError, match="no images in"):
@@ -182,14 +184,11 @@ def test_imagenet16_keeps_the_first_120_classes_of_its_batch_files(tmp_path, wri
 def test_imagenet16_that_is_missing_or_another_is_not_read_and_may_lie_in_the_folder_itself(tmp_path, write_imagenet16):
     with pytest.raises(ValueError, match=r"no train_data_batch_1.*AutoDL-Projects"):
         datasets.load("imagenet16-120", str(tmp_path))
-    with pytest.raises(ValueError, match=r"cannot be downloaded.*AutoDL-Projects"):
-        datasets.load("imagenet16-120", str(tmp_path), download=True)
     write_imagenet16(tmp_path)
     assert datasets.load("imagenet16-120", str(tmp_path), image_size=8).train.images.shape == (40, 3, 8, 8)
     path = tmp_path / "train_data_batch_3"
     path.write_bytes(b"csys\nexit\n)R.")  # a pickle that would end the process
-    found = hashlib.md5(path.read_bytes()).hexdigest()
-    with pytest.raises(ValueError, match=f"train_data_batch_3 has the md5 sum {found}; expected [0-9a-f]{{32}}"):
+    with pytest.raises(ValueError, match="train_data_batch_3 is not the official file"):
         datasets.load("imagenet16-120", str(tmp_path))
 
 
@@ -204,10 +203,10 @@ def test_a_split_is_disjoint_and_whole_and_drawn_from_the_seed():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"train": ["int", ["0", "1"]]}', 'no "valid" of the form'),
-        ('{"train": ["int", ["0", "1"]], "valid": ["int", ["2", "4"]]}', "lists image 4; expected 0 to 3"),
-        ('{"train": ["int", ["0", "1", "2"]], "valid": ["int", ["2", "3"]]}', "lists image 2 twice"),
-        ('{"train": ["int", ["0", "1"]], "valid": ["int", ["3"]]}', "lists 3 images; expected all 4"),
+        ('{"train": ["int", ["0", "1"]]}', 'expected {"train":'),
+        ('{"train": ["int", ["0", "1"]], "valid": ["int", ["2", "4"]]}', "expected each of the 4 images"),
+        ('{"train": ["int", ["0", "1", "2"]], "valid": ["int", ["2", "3"]]}', "expected each of the 4 images"),
+        ('{"train": ["int", ["0", "1"]], "valid": ["int", ["3"]]}', "expected each of the 4 images"),
     ],
 )
 def test_halves_that_do_not_divide_the_images_are_refused(tmp_path, content, says):

@@ -6,6 +6,7 @@ import shutil
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,10 @@ from torchvision.transforms import v2
 
 import model
 from genotypes import load_genotype
-from imagenet.images import Decoder, Key, begin_worker, collate, read_tree
+from imagenet.images import Decoder, begin_worker, read_tree
 from lib import checkpoints
-from lib.retraining import IGNORED, Retraining, cosine, cross_entropy, linear, warm_up
+from lib.data_modules import Pass
+from lib.retraining import Retraining, cosine_schedule, linear_schedule, warm_up
 from lib.seeds import mix
 from tests.helpers import RECIPE, assert_refused, last_checkpoint, metrics, script_in_process
 from tests.imagenet_runs import (
@@ -55,7 +57,7 @@ def finished(tree, tmp_path_factory):
 
 
 def test_the_learning_rate_is_that_of_a_table_worked_out_by_hand():
-    factor = warm_up(linear(250), 5)
+    factor = warm_up(linear_schedule(250), 5)
 
     def schedule(epoch):
         return 0.5 * factor(epoch)
@@ -67,9 +69,9 @@ def test_the_learning_rate_is_that_of_a_table_worked_out_by_hand():
     assert [schedule(epoch) for epoch in range(6)] == pytest.approx(first, rel=1e-12)
     assert [schedule(epoch) for epoch in range(244, 250)] == pytest.approx(last, rel=1e-12)
     assert schedule(250) == 0
-    assert [linear(3)(epoch) for epoch in range(3)] == pytest.approx([3 / 5, 2 / 5, 1 / 5])
-    assert warm_up(cosine(10), 2)(1) == cosine(10)(1)
-    assert warm_up(cosine(10), 0)(0) == 1
+    assert [linear_schedule(3)(epoch) for epoch in range(3)] == pytest.approx([3 / 5, 2 / 5, 1 / 5])
+    assert warm_up(cosine_schedule(10), 2)(1) == cosine_schedule(10)(1)
+    assert warm_up(cosine_schedule(10), 0)(0) == 1
 
 
 def test_label_smoothing_is_the_papers_formula():
@@ -78,13 +80,6 @@ def test_label_smoothing_is_the_papers_formula():
     ours = Retraining(torch.nn.Linear(1, 1), 10, replace(RECIPE, label_smoothing=0.1)).loss(logits, None, labels)
     targets = 0.9 * F.one_hot(labels, 10) + 0.1 / 10
     torch.testing.assert_close(ours, -(targets * logits.log_softmax(1)).sum(1).mean())
-
-
-def test_pictures_that_do_not_count_add_nothing_to_the_loss():
-    logits = torch.randn(4, 3, dtype=torch.float64)
-    labels = torch.tensor([0, IGNORED, 2, IGNORED])
-    torch.testing.assert_close(cross_entropy(logits, labels, 0.1), cross_entropy(logits[::2], labels[::2], 0.1) / 2)
-    assert cross_entropy(logits, torch.full((4,), IGNORED)) == 0
 
 
 def test_drop_path_is_never_on_an_identity(monkeypatch):
@@ -104,9 +99,9 @@ def test_drop_path_is_never_on_an_identity(monkeypatch):
 
 
 def test_the_defaults_are_the_papers():
-    from imagenet.train import TrainSettings
+    from imagenet.train import ImageNetTrainSettings
 
-    own = TrainSettings()
+    own = ImageNetTrainSettings()
     assert (own.init_channels, own.layers, own.image_size, own.auxiliary) == (48, 14, 224, True)
     assert (own.epochs, own.batch_size, own.learning_rate, own.schedule, own.warm_up) == (250, 1024, 0.5, "linear", 5)
     assert (own.momentum, own.weight_decay, own.label_smoothing, own.grad_clip) == (0.9, 3e-5, 0.1, 5.0)
@@ -127,27 +122,27 @@ def split(tree, name):
 def test_a_picture_is_augmented_as_in_the_papers(tree):
     pictures = split(tree, "train")
     assert pictures.classes == CLASSES and pictures.labels.bincount().tolist() == [15] * 3
-    image, label, broken, _ = Decoder(pictures, 32, seed=3)[Key(5, 7, 0, 1.0)]
-    assert label == 0 and not broken and image.shape == (3, 32, 32) and image.dtype == torch.uint8
+    image = Decoder(pictures, 32, seed=3).decode(epoch=5, number=7)
+    assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
     jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)
     papers = v2.Compose([v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), jitter, v2.PILToTensor()])
     torch.manual_seed(mix(3, 5, 7))
     torch.testing.assert_close(image, papers(Image.open(pictures.path(7)).convert("RGB")))
 
-    image, *_ = Decoder(pictures, 32)[Key(0, 7, 0, 1.0)]
+    image = Decoder(pictures, 32).decode(epoch=0, number=7)
     torch.testing.assert_close(image, PAPERS_TEST(Image.open(pictures.path(7)).convert("RGB")))
 
 
 def test_workers_do_not_change_what_is_drawn(tree):
     decoder = Decoder(split(tree, "train"), 32, seed=0)
-    keys = [[Key(1, number, 0, 1.0) for number in range(first, first + 9)] for first in (0, 9, 18)]
+    passes = [Pass(np.arange(first, first + 9), 1.0, 1, 0, seed=4) for first in (0, 9, 18)]
 
     def batches(workers):
-        options = {"collate_fn": collate, "num_workers": workers, "worker_init_fn": begin_worker}
-        return list(DataLoader(decoder, batch_sampler=keys, **options))
+        options = {"num_workers": workers, "worker_init_fn": begin_worker}
+        return list(DataLoader(decoder, sampler=passes, batch_size=None, **options))
 
     before = torch.get_rng_state()
-    other = collate([decoder[key._replace(epoch=2)] for key in keys[0]])
+    other = decoder[passes[0]._replace(epoch=2)]
     assert torch.equal(torch.get_rng_state(), before)
     one = batches(0)
     for workers in (1, 2):
@@ -259,20 +254,13 @@ def test_the_card_describes_the_network_and_has_its_figures(finished):
 # Wrong input; more of it is in invocations.txt
 
 
-def test_a_truncated_picture_is_named_and_refused_or_skipped(tree, tmp_path):
-    truncated = with_truncated(tree, tmp_path / "data")
-    skipping, resumed = tmp_path / "skipping", tmp_path / "resumed"
-    refused = train(*settings(tmp_path / "data", resumed, "--epochs", 2, "--workers", 1))
-    assert_refused(refused, "--data", str(truncated), "--broken_images skip")
-
-    went_on = trained(*settings(tmp_path / "data", skipping, "--epochs", 2, "--broken_images", "skip"))
-    assert went_on.stderr.count("skipped:") == 1 and str(truncated) in went_on.stderr
-    assert [row["train_images"] for row in metrics(skipping)] == ["44", "44"]
-    assert json.loads((skipping / "result.json").read_text())["test_images"] == 12
-
-    # The refused run goes on with the advice that it was given.
-    trained("--resume", resumed, "--broken_images", "skip")
-    assert_same_weights(skipping, resumed)
+def test_a_truncated_picture_is_named_and_the_run_goes_on_once_it_is_whole(tree, finished, tmp_path):
+    truncated, run = with_truncated(tree, tmp_path / "data"), tmp_path / "run"
+    refused = train(*settings(tmp_path / "data", run, "--workers", 1))
+    assert_refused(refused, "--data", f"{truncated} cannot be read")
+    shutil.copy(tree / truncated.relative_to(tmp_path / "data"), truncated)
+    trained("--resume", run, "--workers", 0)
+    assert_same_weights(finished, run)
 
 
 def test_wrong_pictures_are_refused_and_no_run_begun(tree, finished, tmp_path):
@@ -303,11 +291,6 @@ def test_a_run_goes_on_with_its_own_pictures_wherever_they_are(tree, finished, t
 def test_a_launch_that_cannot_be_is_refused_and_no_run_begun(tree, tmp_path, monkeypatch):
     asked = settings(tree, tmp_path / "run")
     assert_refused(train(*asked, "--devices", 1000), "--devices: 1000", "expected at most")
-    with monkeypatch.context() as patch:
-        usage = shutil.disk_usage("/")._replace(free=2**16)
-        patch.setattr("imagenet.images.shutil.disk_usage", lambda _: usage)
-        refused = train(*asked, "--workers", 2)
-        assert_refused(refused, "--workers: 2 for each device hold 0 MiB", "/dev/shm has 0 MiB free", "--shm-size")
     with monkeypatch.context() as patch:
         for name, value in {**JOB, "SLURM_NTASKS": 4}.items():
             patch.setenv(name, str(value))

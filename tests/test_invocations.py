@@ -125,9 +125,7 @@ def place(tmp_path_factory) -> Path:
     write("table.txt", "arch")
     write("tables/header.csv", "cell,cifar10_test\n")
     write("tables/column.csv", f"arch,mnist_test\n{archs[0]},60\n")
-    write("tables/columns.csv", f"arch,cifar10_test,cifar10_test\n{archs[0]},60,60\n")
-    write("tables/fields.csv", f"arch,cifar10_test\n{archs[0]}\n")
-    for name, accuracy in (("nan", "nan"), ("blank", ""), ("word", "high"), ("share", "100.5")):
+    for name, accuracy in (("nan", "nan"), ("word", "high"), ("share", "100.5")):
         write(f"tables/{name}.csv", f"arch,cifar10_test\n{archs[0]},{accuracy}\n")
     write("tables/twice.csv", f"arch,cifar10_test\n{archs[0]},60\n{archs[0]},60\n")
     write("tables/cell.csv", "arch,cifar10_test\n|none~0|,60\n")

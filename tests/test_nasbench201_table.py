@@ -202,7 +202,7 @@ def test_sources_that_cannot_be_read_or_joined_are_rejected(tmp_path):
         (["checkpoint.pth"], r"checkpoint\.pth.*expected the official"),
         (["incomplete.pth"], r"incomplete\.pth.*not as NAS-Bench-201 stores its results"),
         (["cut.csv.gz"], r"cut\.csv\.gz"),
-        (["bare.csv"], r"bare\.csv: no cells"),
+        (["bare.csv"], r"bare\.csv: 0 rows"),
         (["whole.csv", "fewer.csv"], r"fewer\.csv.*differ from those of.*whole\.csv \(4 and 5\)"),
     ]:
         epochs = [200, 12] if len(sources) == 2 else None

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from imagenet.train import TrainSettings as ImageNetSettings
+from imagenet.train import ImageNetTrainSettings
 from lib.cli import InputError
 from lib.options import parse
 from nasbench201.settings import SCRIPT as SCRIPT_201
@@ -55,25 +55,19 @@ def test_a_flag_that_nothing_reads_is_rejected(script, words, flag, need):
     assert str(caught.value).startswith(begin) and need in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [TrainSettings, ImageNetSettings])
+@pytest.mark.parametrize("settings", [TrainSettings, ImageNetTrainSettings])
 def test_a_retrainings_flag_that_nothing_reads_is_rejected(settings):
     with pytest.raises(InputError, match="--auxiliary_weight: this flag has no effect here; it needs --auxiliary"):
         parse(settings, "train.py", "", ["--arch", "DARTS_V2", "--no_auxiliary", "--auxiliary_weight", "0.3"])
 
 
 VALUES = [
-    ("keep_checkpoints", "99999999999999999999", "expected a whole number below 2147483648"),
-    ("epochs", str(2**31), "expected a whole number below 2147483648"),
-    ("seed", str(2**32 - 1), "expected a whole number below 2147483648"),
     ("epochs", None, "None, expected a whole number, 1 or more"),
     ("learning_rate", None, "None, expected a number, above 0"),
     ("dataset", None, "None, expected one of 'cifar10'"),
     ("data", None, "None, expected text"),
     ("cutout", None, "None, expected true or false"),
-    ("weight_decay", "1e39", "1e+39, expected a number that float32 can hold"),
-    ("grad_clip", "inf", "inf, expected a number that float32 can hold"),
-    ("momentum", "1e400", "inf, expected a number that float32 can hold"),
-    ("learning_rate", "1e-60", "1e-60, expected a number that float32 can hold"),
+    ("grad_clip", "inf", "inf, expected a finite number"),
     ("lambda_", "nan", "nan, expected a number, 0 or more"),
     ("learning_rate", "0", "0, expected a number, above 0"),
     ("threshold", "1.5", "1.5, expected a number, 0 to 1"),
@@ -101,15 +95,13 @@ def test_a_value_that_cannot_work_is_rejected_from_a_flag_and_from_a_file(tmp_pa
     ("content", "message"),
     [
         ("epochs: true\n", "epochs: True, expected a whole number, 1 or more"),
-        ("learning_rate: .inf\n", "learning_rate: inf, expected a number that float32 can hold"),
+        ("learning_rate: .inf\n", "learning_rate: inf, expected a finite number"),
         ("cutout: 1\n", "cutout: 1, expected true or false"),
         ("cutout: 'yes'\n", "cutout: 'yes', expected true or false"),
         ("lamda: 1\n", "lamda: unknown setting; --help lists all settings"),
         ("config: other.yaml\n", "config: unknown setting; --help lists all settings"),
         ("3: 4\n", "3: unknown setting; --help lists all settings"),
         ("resume: runs/mine\n", "resume: expected it on the command line only"),
-        ("weight_decay: 1" + 400 * "0" + "\n", "weight_decay: 1"),
-        ("a: &a [x]\nepochs: [*a, *a]\n", "a: unknown setting"),
     ],
 )
 def test_a_wrong_settings_file_is_rejected(tmp_path, content, message):

@@ -23,9 +23,9 @@ from genotypes import load_genotype
 from lib import checkpoints, datasets, devices, options
 from lib.batches import Augmentation, Batch
 from lib.cli import InputError
+from lib.data_modules import TensorDataModule
 from lib.datasets import DataSet, ImageSet
-from lib.images import TensorImages
-from lib.retraining import Retraining, cosine
+from lib.retraining import Retraining, cosine_schedule
 from lib.trainer import CheckpointIO, fit, make_module, make_trainer
 from tests.helpers import (
     CELL,
@@ -84,7 +84,7 @@ def fit_numbered(run, devices=1, accumulate=1, compile=False):
     settings = replace(
         RETRAINING, epochs=4, batch_size=10, devices=devices, accumulate=accumulate, compile=compile, cutout=False
     )
-    images = TensorImages(dataset, 10, Augmentation.none(dataset), seed=0)
+    images = TensorDataModule(dataset, 10, Augmentation.none(dataset), seed=0)
     trainer = make_trainer(settings, run)
     torch.manual_seed(0)
     module = make_module(Recorder(), RECIPE, images, trainer, settings, load_genotype(CELL))
@@ -94,7 +94,7 @@ def fit_numbered(run, devices=1, accumulate=1, compile=False):
 def test_the_learning_rate_is_the_cosine_of_the_paper(finished):
     rates = [float(row["learning_rate"]) for row in metrics(finished)]
     assert rates == pytest.approx([0.025, 0.025 * 3 / 4, 0.025 / 4])  # (1 + cos 0, cos 60, cos 120) / 2
-    assert cosine(600)(599) == pytest.approx(math.sin(math.pi / 1200) ** 2)
+    assert cosine_schedule(600)(599) == pytest.approx(math.sin(math.pi / 1200) ** 2)
     used = checkpoints.load(last_checkpoint(finished))["optimizer_states"][0]["param_groups"][0]
     assert used["initial_lr"] == rates[0] and used["lr"] == pytest.approx(0)  # the scheduler has stepped
     assert (used["momentum"], used["weight_decay"]) == (0.9, 3e-4)

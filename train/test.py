@@ -4,7 +4,6 @@ python train/test.py runs/retrain-...     # of train/train.py or nasbench201/tra
 python train/test.py runs/retrain-.../checkpoints/step_09000.ckpt --data /elsewhere/data --device cuda
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ PROG = "test.py"
 
 @dataclass
 class TestSettings:
-    """The settings of a test."""
+    """The settings of train/test.py."""
 
     checkpoint: str = argument("Run folder of a retraining, finished or not, or one of its checkpoint files.")
     data: str = option("", "Folder of the data set's files. By default the folder that the run used.")
@@ -33,24 +32,20 @@ def main() -> None:
     from genotypes import Genotype, make_genotype
     from lib import datasets
     from lib.batches import Augmentation
-    from lib.callbacks import metrics_of
-    from lib.devices import memory_format
-    from lib.images import TensorImages
-    from lib.retraining import Retraining
-    from lib.trainer import epochs_done, make_scorer, network_state, open_checkpoint
+    from lib.data_modules import TensorDataModule
+    from lib.trainer import network_state, open_checkpoint, score
     from model import NetworkCIFAR
     from nasbench201.cells import Cell201, parse_cell
     from nasbench201.networks import Network as Network201
 
     checkpoint = open_checkpoint(given.checkpoint)
-    trainer, device = make_scorer(given.device, checkpoint)
     about = checkpoint["hyper_parameters"]
     settings = about["settings"]
     if "dataset" not in settings:
         raise InputError("checkpoint: it is one of imagenet/train.py; expected imagenet/test.py for it")
     with blaming(f"--data: {settings['dataset']}"):
-        where, images = given.data or settings["data"], settings.get("images", 0)
-        dataset = datasets.load(settings["dataset"], where, settings["image_size"], images=images)
+        where = given.data or settings["data"]
+        dataset = datasets.load(settings["dataset"], where, settings["image_size"], images=settings["images"])
     with blaming("checkpoint"):
         cell: Genotype | Cell201
         auxiliary: tuple[bool, ...]
@@ -69,11 +64,8 @@ def main() -> None:
             f"--data: {len(dataset.classes)} classes of images with {dataset.in_channels} channels, "
             "expected the data set that the network was trained on"
         ) from error
-    module = Retraining(network, len(dataset.classes), None, memory_format("auto", device))
-    images = TensorImages(dataset, settings["batch_size"], Augmentation.none(dataset), settings["seed"])
-    trainer.test(module, images, verbose=False)
-    named = {name.removeprefix("test_"): value for name, value in metrics_of(trainer).items()}
-    print(json.dumps({**named, "images": len(dataset.test), "epochs": epochs_done(checkpoint)}))
+    data = TensorDataModule(dataset, settings["batch_size"], Augmentation.none(dataset), settings["seed"])
+    print(score(network, data, checkpoint, given.device))
 
 
 if __name__ == "__main__":

@@ -4,21 +4,20 @@
     python train/train.py --arch runs/search-... --dataset digits --init_channels 8 --layers 5 --epochs 10
     python train/train.py --arch DARTS_V2 --auxiliary --cutout --devices 2     # a process for each of two GPUs
     torchrun --nproc_per_node 2 train/train.py --arch DARTS_V2 --save runs/two # the same
-    python train/train.py --resume runs/retrain-...                            # go on with an interrupted run
+    python train/train.py --resume runs/retrain-...                            # resume an interrupted run
 
-A run folder holds config.yaml, genotype.json, metrics.csv (a row an epoch, accuracies in [0, 1]), tensorboard/,
-checkpoints/ (the last two) and, once it is finished, result.json and model_card.md with its pictures. The test images
-are scored in each epoch for the record; nothing is chosen by them, and the result is the last epoch's. The
-LightningModule is in lib/retraining.py, the LightningDataModule in lib/images.py, the Trainer in lib/trainer.py.
+A run folder holds config.yaml, genotype.json, metrics.csv (a row per epoch, accuracies in [0, 1]), tensorboard/,
+checkpoints/ (the last two) and, once the run is finished, result.json and model_card.md with its pictures. The test
+images are scored in each epoch, but no choice depends on them: the result is that of the last epoch. The
+LightningModule is in lib/retraining.py, the LightningDataModule in lib/data_modules.py, the Trainer in lib/trainer.py.
 """
 
-import sys
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from genotypes import load_genotype
+from genotypes import Genotype, load_genotype
 from lib import cli, launch, options
 from lib.cli import InputError, blaming
 from lib.options import AtLeastTwo, Channels, Layers, Need, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
@@ -32,7 +31,7 @@ of_network, of_recipe = partial(options.option, group="network"), partial(option
 
 @dataclass
 class TrainSettings(RetrainSettings, ImageSettings):
-    """The settings of a retraining. The defaults are those of DARTS on CIFAR-10 (ICLR 2019, section 3.2)."""
+    """The settings of train/train.py. The defaults are those of DARTS on CIFAR-10 (ICLR 2019, section 3.2)."""
 
     arch: str = of_network("", "The cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
     init_channels: Channels = of_network(36, "Channels C of the first cells.")
@@ -53,34 +52,33 @@ class TrainSettings(RetrainSettings, ImageSettings):
     )
 
 
-def resolve(arguments: list[str]) -> tuple[TrainSettings, Path, bool]:
-    """The settings that a command line means, the run folder, and whether the run is resumed."""
-    given = options.parse_given(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
-    settings = given.settings
-    name = f"retrain-{settings.dataset}-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    return launch.resolve(given, PROG, name)
+def parse(arguments: list[str] | None = None) -> options.Parsed:
+    """Parse a command line."""
+    return options.parse_given(TrainSettings, PROG, __doc__.splitlines()[0], arguments)
 
 
 def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
-    """Train the network and leave a run folder, or resume the one that is there."""
-    from analysis.card import add_card
+    """Train the network in a run folder, or resume the run."""
+    if not (resumed and launch.finished(run)):
+        with blaming("--resume" if resumed else "--arch"):
+            genotype = load_genotype(str(run) if resumed and (run / "genotype.json").exists() else settings.arch)
+        train_genotype(genotype, settings, run, resumed)
+    if launch.is_first():
+        from analysis.card import add_card
 
-    if resumed and launch.finished(run):
-        if launch.is_first():
-            add_card(run)  # a run may have been killed after its result
-        return
-    with blaming("--resume" if resumed else "--arch"):
-        genotype = load_genotype(str(run) if (run / "genotype.json").exists() and resumed else settings.arch)
+        add_card(run)
 
-    # Imported here: --help, a wrong flag and a wrong genotype are answered before torch is loaded.
+
+def train_genotype(genotype: Genotype, settings: TrainSettings, run: Path, resumed: bool) -> None:
+    """Train the network of a genotype. (Only this function needs torch.)"""
     import torch
 
-    from lib.images import tensor_images
-    from lib.retraining import Recipe, cosine
-    from lib.trainer import fit, make_module, make_trainer, open_run, write_result
+    from lib.data_modules import make_data_module
+    from lib.retraining import Recipe, cosine_schedule
+    from lib.trainer import make_module, make_trainer, retrain
     from model import NetworkCIFAR, size, smallest_image
 
-    images = tensor_images(settings)
+    images = make_data_module(settings)
     smallest = smallest_image(settings.layers)
     if settings.auxiliary and images.image_size < smallest:
         raise InputError(
@@ -94,19 +92,18 @@ def train(settings: TrainSettings, run: Path, resumed: bool) -> None:
 
     trainer = make_trainer(settings, run)
     torch.manual_seed(settings.seed)
-    recipe = Recipe.of(settings, cosine(settings.epochs))
+    recipe = Recipe.of(settings, cosine_schedule(settings.epochs))
     module = make_module(make_network(settings.auxiliary), recipe, images, trainer, settings, genotype)
-    with open_run(run, resumed, settings, genotype, trainer):
-        rows = fit(trainer, module, images, run, "train/train.py")
-        if trainer.is_global_zero:
-            with torch.device("meta"):  # the papers count the parameters without the auxiliary head
-                cost = size(make_network(auxiliary=False), images.in_channels, images.image_size)
-            write_result(run, module, images, rows, cost)
-            add_card(run)
+    with torch.device("meta"):  # the papers count the parameters without the auxiliary head
+        cost = size(make_network(auxiliary=False), images.in_channels, images.image_size)
+    retrain(trainer, module, images, genotype, cost, run, resumed, "train/train.py")
 
 
 def main() -> None:
-    train(*resolve(sys.argv[1:]))
+    given = parse()
+    settings = given.settings
+    name = f"retrain-{settings.dataset}-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    train(*launch.resolve(given, PROG, name))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import torch
 
 from genotypes import make_genotype
 from lib.cli import InputError, blaming
-from lib.trainer import network_state
+from lib.scoring import network_state
 from model import NetworkImageNet
 
 

@@ -86,7 +86,7 @@ def main() -> None:
 
     from imagenet.checkpoint import load_network
     from imagenet.images import MEAN, STD
-    from lib.trainer import open_checkpoint
+    from lib.scoring import open_checkpoint
     from model import Logits
 
     path = Path(given.checkpoint)

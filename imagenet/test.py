@@ -32,7 +32,7 @@ def main() -> None:
     from imagenet.checkpoint import load_network
     from imagenet.images import FolderDataModule, count_workers, read_tree
     from imagenet.layout import find_split
-    from lib.trainer import open_checkpoint, score
+    from lib.scoring import open_checkpoint, score
 
     checkpoint = open_checkpoint(given.checkpoint)
     settings, classes = (checkpoint["hyper_parameters"][name] for name in ("settings", "classes"))

@@ -4,8 +4,7 @@ import ctypes
 import os
 import platform
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -105,38 +104,18 @@ def set_up_libraries(tf32: bool, deterministic: bool = False) -> None:
         library.mallopt(-1, -1)
 
 
-#: torch.compile's backend
+#: the backend of torch.compile
 COMPILER = "inductor"
 
 
-def compile_parts(network: nn.Module, parts: Sequence[nn.Module], passes: Callable[[], object]) -> bool:
-    """Compile parts of a network (torch.compile), and try them; where that fails all goes on without, with one warning.
-
-    Args:
-        passes: runs the network forth and back in every way that is to come; the buffers are restored afterwards.
-
-    Returns:
-        Whether the parts are compiled.
-    """
+def compile_parts(parts: Sequence[nn.Module]) -> None:
+    """Compile parts of a network with torch.compile, when they are first called."""
     import torch._dynamo  # takes two seconds
 
     # There is one compiled function for each shape and each set of gradients.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(parts))
     for part in parts:
         part.compile(backend=COMPILER)
-    kept = [buffer.clone() for buffer in network.buffers()]
-    try:
-        passes()
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"--compile: goes on without, for it failed: {reason}", stacklevel=2)
-        torch.compiler.set_stance("force_eager")
-        return False
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(network.buffers(), kept, strict=True):
-                buffer.copy_(value)
-    return True
 
 
 def peak_memory(device: torch.device) -> float:

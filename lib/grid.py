@@ -31,7 +31,7 @@ SCRIPTS = {
     "search": {"search/train_search.py": "", "nasbench201/train_search.py": ""},
     "retrain": {
         "train/train.py": "train/test.py",
-        "nasbench201/train.py": "train/test.py",
+        "nasbench201/train.py": "nasbench201/test.py",
         "imagenet/train.py": "imagenet/test.py",
     },
 }

@@ -1,7 +1,7 @@
 """The training of a discrete network as a LightningModule: its recipe, loss, optimizer and metrics."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -110,7 +110,7 @@ class Retraining(LightningModule):
         recipe: None if the network is only scored.
         memory_format: Memory format of images and weights.
         about: Plain values to keep in checkpoints, such as settings and genotype.
-        compile_for: Compile the network for training batches of this shape.
+        compiled: Compile the network.
         top5: Measure top-5 accuracy too.
     """
 
@@ -121,13 +121,13 @@ class Retraining(LightningModule):
         recipe: Recipe | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
         about: dict[str, Any] | None = None,
-        compile_for: Sequence[int] = (),
+        compiled: bool = False,
         top5: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(about or {}, logger=False)
         self.network = network.to(memory_format=memory_format)
-        self.memory_format, self.compile_for = memory_format, compile_for
+        self.memory_format, self.compiled = memory_format, compiled
         if recipe:
             self.recipe = recipe
         self.losses: list[Tensor] = []  # of the passes of a step
@@ -159,19 +159,8 @@ class Retraining(LightningModule):
 
     def on_fit_start(self) -> None:
         self.watch = FiniteCheck(self.device)
-        if self.compile_for:
-            compile_parts(self.network.train(), [self.network], self._all_passes)
-
-    def _all_passes(self) -> None:
-        """Run each kind of training pass for the compiler: without and with drop path."""
-        images = torch.zeros(self.compile_for, device=self.device)
-        labels = torch.zeros(len(images), dtype=torch.long, device=self.device)
-        for drop_path_prob in {0.0, self.recipe.drop_path_prob / 2}:
-            with self.trainer.precision_plugin.forward_context():
-                logits, auxiliary_logits = self(images, drop_path_prob)
-                loss = self.loss(logits, auxiliary_logits, labels)
-            # not backward(), which DDP would count as a training step
-            torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
+        if self.compiled:
+            compile_parts([self.network])
 
     def on_train_epoch_start(self) -> None:
         self.train_metrics.reset()  # not called for a resumed epoch, which continues with its sums

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from lib.options import ImageSizeOrOwn, Need, NonNegativeInt, PositiveInt, Seed, option
+from lib.options import ImageSizeOrOwn, Need, NonNegativeInt, PositiveInt, Seed, argument, option
 
 of_data, of_run, of_execution = (partial(option, group=name) for name in ("data", "run", "execution"))
 
@@ -85,3 +85,12 @@ class RetrainSettings(RunSettings):
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = of_execution(
         "32-true", "Precision of the network's passes."
     )
+
+
+@dataclass
+class TestSettings:
+    """The settings of a test."""
+
+    checkpoint: str = argument("Run folder of a retraining, finished or not, or one of its checkpoint files.")
+    data: str = option("", "Folder of the data set's files. By default the folder that the run used.")
+    device: str = option("auto", DEVICE_HELP)

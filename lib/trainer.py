@@ -5,7 +5,6 @@ The networks of this field have a few million parameters, so each device holds a
 
 import json
 import logging
-import math
 import shlex
 import sys
 import warnings
@@ -14,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -24,7 +22,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
 from lib import checkpoints, cli, launch
-from lib.callbacks import History, SaveAndStop, Stopped, metrics_of
+from lib.callbacks import History, SaveAndStop, Stopped
 from lib.cli import InputError, blaming
 from lib.data_modules import RetrainDataModule
 from lib.devices import check_device, memory_format, set_up_libraries
@@ -113,37 +111,6 @@ def silence() -> None:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
 
-def score(
-    network: nn.Module, data: RetrainDataModule, checkpoint: dict[str, Any], device: str, top5: bool = False
-) -> str:
-    """Score a network on the test images, in the precision of its training if the device supports that.
-
-    Returns:
-        The metrics as a JSON object.
-
-    Raises:
-        InputError: This machine has no such device.
-    """
-    accelerator, devices = check_device(device)
-    precision = checkpoint["hyper_parameters"]["settings"]["precision"]
-    set_up_libraries(tf32=False)
-    silence()
-    trainer = Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        precision="32-true" if precision == "16-mixed" and accelerator != "cuda" else precision,
-        plugins=[LightningEnvironment()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    layout = memory_format("auto", torch.device(accelerator))
-    trainer.test(Retraining(network, len(data.classes), None, layout, top5=top5), data, verbose=False)
-    metrics = {name.removeprefix("test_"): value for name, value in metrics_of(trainer).items()}
-    return json.dumps({**metrics, "images": data.test_count, "epochs": epochs_done(checkpoint)})
-
-
 def make_module(
     network: nn.Module,
     recipe: Recipe,
@@ -173,14 +140,13 @@ def make_module(
         raise InputError(f"--batch_size: {settings.batch_size}, but there are {data.count} training images")
     if settings.precision == "64-true":
         network.double()  # before Lightning loads a checkpoint into it
-    largest = math.ceil(settings.batch_size / (world * accumulate))
     return Retraining(
         network,
         len(data.classes),
         recipe,
         memory_format(settings.memory_format, trainer.strategy.root_device),
         {"settings": asdict(settings), "genotype": cell._asdict(), "classes": list(data.classes)},
-        (largest, data.in_channels, data.image_size, data.image_size) if settings.compile else (),
+        settings.compile,
         top5,
     )
 
@@ -263,33 +229,3 @@ def write_result(run: Path, module: Retraining, data: RetrainDataModule, rows: l
         f"{cost['multiply_adds'] / 1e6:.1f} M multiply-adds\nrun folder {run}",
         flush=True,
     )
-
-
-def open_checkpoint(given: str) -> dict[str, Any]:
-    """The checkpoint of a retraining that a command line names: a file, or the last one of a run folder.
-
-    Raises:
-        InputError: There is none, or it is corrupt.
-    """
-    path = Path(given)
-    with blaming("checkpoint"):
-        if not path.is_dir():
-            checkpoint = checkpoints.load(path)
-        elif last := checkpoints.load_last(path / "checkpoints"):
-            path, checkpoint = last
-        else:
-            raise ValueError(f"{path} has none; expected a checkpoint, or a run folder that has one")
-    if "hyper_parameters" not in checkpoint:
-        raise InputError(f"checkpoint: {path} is not one of a retraining")
-    return checkpoint
-
-
-def network_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The weights of the network in a checkpoint; their running mean if the recipe has one."""
-    prefix = "network."
-    return {n.removeprefix(prefix): w for n, w in checkpoint["state_dict"].items() if n.startswith(prefix)}
-
-
-def epochs_done(checkpoint: dict[str, Any]) -> int:
-    """The number of epochs that are complete in a checkpoint."""
-    return len(checkpoint["callbacks"]["History"]["rows"])

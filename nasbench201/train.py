@@ -7,7 +7,7 @@
 
 The defaults are the benchmark's 200-epoch recipe (Dong and Yang, ICLR 2020, section 2.3 and table 2), except that the
 cosine changes the learning rate once per epoch, not once per step. The script trains on all training images, as the
-benchmark did for CIFAR-10's test accuracy. The run folder is that of train/train.py; train/test.py scores it.
+benchmark did for CIFAR-10's test accuracy. The run folder is that of train/train.py; test.py scores it.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import selection
-from architect import Architecture, first_order
+from architect import Architecture
 from fast_edges import FastEdges
 from genotypes import AnyCell
 from lib import datasets
@@ -18,7 +18,7 @@ from lib.cuda_graphs import CapturedObjective, Graphs
 from lib.devices import autocast, compile_parts, default_dtype, memory_format, prepare_device
 from lib.objective import Objective
 from model_search import AnySupernet, MixedEdges, Supernet
-from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, weight_gradient
+from regularizers import ALPHA_REGULARIZERS, REGULARIZERS
 from search.metrics import History
 from search.settings import CommonSettings, SearchSettings
 from spaces import SPACES
@@ -54,7 +54,8 @@ class Search:
         self.images_sha256 = datasets.sha256(train, valid)
         self.train, self.valid = train.to(device), valid.to(device)
         self.graphs = Graphs(settings.batch_size)
-        self.compiled = settings.compile and self.compile()
+        if settings.compile:
+            compile_parts([module for module in self.supernet.modules() if isinstance(module, FastEdges | MixedEdges)])
         self.history = History(self.space.cells)
         self.history.add_alphas(self.architecture)
 
@@ -106,28 +107,13 @@ class Search:
                 )
         return train, valid
 
-    def compile(self) -> bool:
-        """Compile the cells with torch.compile; True if that works."""
-        cells = [module for module in self.supernet.modules() if isinstance(module, FastEdges)]
-        count = self.settings.batch_size
-        images = self.train.images[:1].expand(count, -1, -1, -1)
-        batch = self.cast(Batch(images, self.train.labels[:1].expand(count), 0))
-        objective = Objective(self.supernet, self.autocast, compiled=True)
-
-        def every_kind_of_gradient() -> None:
-            first_order(objective, self.layer_weights(), batch)
-            weight_gradient(objective, self.layer_weights(), batch, layers=True)
-            weight_gradient(objective, self.layer_weights(), batch)
-
-        return compile_parts(self.supernet, cells, every_kind_of_gradient)
-
     def autocast(self) -> Any:
         """The context of a forward pass in the precision of the settings."""
         return autocast(self.settings.precision, self.device)
 
     def objective(self, drop_path_prob: float, skip_beta: float) -> Objective:
         """The loss of the supernet in training."""
-        parts = (self.supernet, self.autocast, drop_path_prob, skip_beta, self.compiled)
+        parts = (self.supernet, self.autocast, drop_path_prob, skip_beta, self.settings.compile)
         return CapturedObjective(*parts, self.graphs) if self.settings.cuda_graphs else Objective(*parts)
 
     def layer_weights(self, mixing: Mapping[str, Tensor] | None = None) -> list[Tensor]:

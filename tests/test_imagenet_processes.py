@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib import checkpoints
-from lib.trainer import epochs_done
+from lib.scoring import epochs_done
 from tests.helpers import assert_refused, last_checkpoint, metrics
 from tests.imagenet_runs import (
     CLOSE,

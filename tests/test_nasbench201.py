@@ -11,10 +11,10 @@ from torch import nn
 
 import analysis.compare
 import nasbench201.derive
+import nasbench201.test
 import nasbench201.train
 import nasbench201.train_search
 import selection
-import train.test
 from analysis.compare import grouped
 from analysis.curves import load_course, plot_search
 from benchmarks.plain import plain_supernet
@@ -377,7 +377,7 @@ def test_a_cell_is_trained_scored_and_resumed(tmp_path, made_table, capsys):
     run_main(nasbench201.train.main, "--arch", arch, "--table", made_table, *flags, "--device", "cpu", "--save", run)
     result = json.loads((run / "result.json").read_text())
     capsys.readouterr()
-    run_main(train.test.main, run)
+    run_main(nasbench201.test.main, run)
     assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(result["accuracy"])
     assert result["params"] == sum(p.numel() for p in Network(parse_cell(CONVOLUTIONS), 4, 1, 10, 1).parameters())
     run_main(nasbench201.train.main, "--resume", run)

@@ -1,7 +1,6 @@
 """The fast ways compute what the plain ones do."""
 
 import copy
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -226,9 +225,7 @@ def small_search(**changes):
     return Search(settings, noise_images(), torch.device("cpu"))
 
 
-needs_compiler = pytest.mark.skipif(
-    torch.__version__.startswith("2.10."), reason="torch 2.10 cannot compile cells; it says so, and goes on"
-)
+needs_compiler = pytest.mark.skipif(torch.__version__.startswith("2.10."), reason="torch 2.10 cannot compile cells")
 
 
 @pytest.mark.slow
@@ -239,10 +236,7 @@ def test_compiled_cells_search_alike(monkeypatch):
     for derivatives in ("difference", "exact"):
         settings = settings_of_201("lambda-darts", batch_size=8, derivatives=derivatives, epsilon_0=1e-2)
         plain = Search201(settings, noise_images(), torch.device("cpu"))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="--compile")
-            compiled = Search201(replace(settings, compile=True), noise_images(), torch.device("cpu"))
-        assert compiled.compiled
+        compiled = Search201(replace(settings, compile=True), noise_images(), torch.device("cpu"))
         assert relative_error(weights_after_an_epoch(compiled), weights_after_an_epoch(plain)) < 1e-4
 
 
@@ -263,22 +257,6 @@ def test_a_compiled_edge_of_every_operation_computes_alike(stride):
         _, y = edge([x], weights, 0.0, 0.5)
         results.append([y, *torch.autograd.grad(y.square().sum(), [weights, *edge.parameters()])])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow  # importing torch.compile takes seconds
-def test_a_failing_compiler_is_warned_of_once_and_the_search_goes_on(monkeypatch):
-    def broken(*_):
-        raise RuntimeError("no compiler here")
-
-    monkeypatch.setattr(devices, "COMPILER", broken)
-    try:
-        with pytest.warns(UserWarning, match="--compile: goes on without, for it failed: .*") as caught:
-            state = small_search(compile=True)
-            measured = weights_after_an_epoch(state)
-        assert len([warning for warning in caught if "--compile" in str(warning.message)]) == 1
-    finally:
-        torch.compiler.set_stance("default")
-    assert all(map(torch.equal, measured, weights_after_an_epoch(small_search())))
 
 
 def test_contiguous_gradients_leave_a_cell():

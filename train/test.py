@@ -1,71 +1,45 @@
-"""Score a retrained network on the test images of its data set, and print that as one JSON object.
+"""Score a retrained network on the test images of its data set, and print the scores as one JSON object.
 
-python train/test.py runs/retrain-...     # of train/train.py or nasbench201/train.py
+python train/test.py runs/retrain-...
 python train/test.py runs/retrain-.../checkpoints/step_09000.ckpt --data /elsewhere/data --device cuda
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib import cli, options
 from lib.cli import InputError, blaming
-from lib.options import argument, option
-from lib.settings import DEVICE_HELP
+from lib.settings import TestSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lib.datasets import DataSet
 
 PROG = "test.py"
 
 
-@dataclass
-class TestSettings:
-    """The settings of train/test.py."""
+def make_network(settings: dict[str, Any], genotype: dict[str, Any], dataset: "DataSet") -> "nn.Module":
+    """The network of a checkpoint."""
+    from genotypes import make_genotype
+    from model import NetworkCIFAR
 
-    checkpoint: str = argument("Run folder of a retraining, finished or not, or one of its checkpoint files.")
-    data: str = option("", "Folder of the data set's files. By default the folder that the run used.")
-    device: str = option("auto", DEVICE_HELP)
+    with blaming("checkpoint"):
+        cell = make_genotype(genotype)
+    sizes = (settings["init_channels"], settings["layers"], len(dataset.classes), settings["auxiliary"])
+    return NetworkCIFAR(cell, *sizes, dataset.in_channels)
 
 
 def main() -> None:
     given = options.parse(TestSettings, PROG, __doc__.splitlines()[0])
 
-    import torch
-
-    from genotypes import Genotype, make_genotype
-    from lib import datasets
-    from lib.batches import Augmentation
-    from lib.data_modules import TensorDataModule
-    from lib.trainer import network_state, open_checkpoint, score
-    from model import NetworkCIFAR
-    from nasbench201.cells import Cell201, parse_cell
-    from nasbench201.networks import Network as Network201
+    from lib.scoring import open_checkpoint, score_on_dataset
 
     checkpoint = open_checkpoint(given.checkpoint)
-    about = checkpoint["hyper_parameters"]
-    settings = about["settings"]
-    if "dataset" not in settings:
-        raise InputError("checkpoint: it is one of imagenet/train.py; expected imagenet/test.py for it")
-    with blaming(f"--data: {settings['dataset']}"):
-        where = given.data or settings["data"]
-        dataset = datasets.load(settings["dataset"], where, settings["image_size"], images=settings["images"])
-    with blaming("checkpoint"):
-        cell: Genotype | Cell201
-        auxiliary: tuple[bool, ...]
-        if "cells_per_stage" in settings:
-            cell, depth, auxiliary = parse_cell(str(about["genotype"].get("arch"))), "cells_per_stage", ()
-        else:
-            cell, depth, auxiliary = make_genotype(about["genotype"]), "layers", (settings["auxiliary"],)
-    kind: Any = Network201 if isinstance(cell, Cell201) else NetworkCIFAR
-    shape = (settings["init_channels"], settings[depth], len(dataset.classes), *auxiliary)
-    with torch.device("meta"):
-        network = kind(cell, *shape, in_channels=dataset.in_channels)
-    try:
-        network.load_state_dict(network_state(checkpoint), assign=True)
-    except RuntimeError as error:
+    if not {"dataset", "auxiliary"} <= checkpoint["hyper_parameters"]["settings"].keys():
         raise InputError(
-            f"--data: {len(dataset.classes)} classes of images with {dataset.in_channels} channels, "
-            "expected the data set that the network was trained on"
-        ) from error
-    data = TensorDataModule(dataset, settings["batch_size"], Augmentation.none(dataset), settings["seed"])
-    print(score(network, data, checkpoint, given.device))
+            "checkpoint: it is not one of train/train.py; expected nasbench201/test.py or imagenet/test.py"
+        )
+    print(score_on_dataset(checkpoint, make_network, given.data, given.device))
 
 
 if __name__ == "__main__":

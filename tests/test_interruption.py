@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from search.settings import load_settings
+from lib.options import load_settings
+from search.settings import SCRIPT
 from tests.helpers import assert_same_run, last_checkpoint, run_search, start, until, without_figures
 from tools.kill_drill import KINDS, differences, kill_repeatedly
 
@@ -27,9 +28,10 @@ def test_a_killed_search_ends_like_one_that_was_not(tmp_path):
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (run / "genotype.json").exists()
+    stored = load_settings(SCRIPT.settings, SCRIPT.path, run, "run")
     with without_figures():
-        run_search(load_settings(run), run, resumed=True)
-        undisturbed = run_search(load_settings(run), tmp_path / "undisturbed")
+        run_search(stored, run, resumed=True)
+        undisturbed = run_search(stored, tmp_path / "undisturbed")
     assert_same_run(undisturbed, run)
 
 

@@ -16,9 +16,8 @@ Later flags override earlier ones: all runs, column, method, scale, the scale's 
 import itertools
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -152,19 +151,6 @@ def _check_table(table: Any) -> None:
                 raise ValueError(f"scales: {name}: {axis}: {unknown[0]!r}, expected some of {', '.join(table[names])}")
 
 
-def check_line(script: str, line: list[str]) -> None:
-    """Parse a command line with the script's own parser.
-
-    Raises:
-        InputError: The script rejects it.
-    """
-    module = import_module(script.removesuffix(".py").replace("/", "."))
-    if script in SCRIPTS["search"]:
-        module.resolve(line, module.SCRIPT)
-    else:
-        module.parse(line)
-
-
 def _merged(step: str, *parts: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of a step; later parts override earlier ones."""
     return {name: value for part in parts for name, value in part.get(step, {}).items()}
@@ -190,6 +176,7 @@ def expand(
     columns: Sequence[str] = (),
     methods: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    check_line: Callable[[str, list[str]], object] = lambda script, line: None,
 ) -> list[Unit]:
     """All entries of a table, ordered by seed.
 
@@ -198,6 +185,7 @@ def expand(
         columns, methods: The columns and rows to run, by default those of the scale. A row has its name in the table
             and that of its --method.
         overrides: Flags of search and retrain that override the table's.
+        check_line: Parses the command line of a script.
 
     Raises:
         InputError: There is no such scale, column or method, or a script rejects a flag.

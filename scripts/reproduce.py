@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,19 @@ class TableSettings:
         None, "GPUs of each run. With 0.25 four runs share one. By default 1 if there are any, else 0."
     )
     dry_run: bool = option(False, "Print the commands and run nothing.")
+
+
+def check_line(script: str, line: list[str]) -> None:
+    """Parse a command line with the script's own parser.
+
+    Raises:
+        InputError: The script rejects it.
+    """
+    module = import_module(script.removesuffix(".py").replace("/", "."))
+    if script in SCRIPTS["search"]:
+        module.resolve(line, module.SCRIPT)
+    else:
+        module.parse(line)
 
 
 def from_root(path: str | Path) -> str:
@@ -177,7 +191,8 @@ def reproduce(settings: TableSettings) -> int:
     table = load_table(settings.table)
     scripts = table["scripts"]
     own = overrides(settings, scripts)
-    units = expand(table, settings.scale, settings.seeds, settings.columns or (), settings.methods or (), own)
+    chosen = (settings.seeds, settings.columns or (), settings.methods or ())
+    units = expand(table, settings.scale, *chosen, own, check_line)
     out = Path(settings.out or f"runs/{Path(settings.table).stem}-{settings.scale}").resolve()
     if settings.dry_run:
         for unit in units:

@@ -29,3 +29,12 @@ def test_every_picture_and_file_of_the_readme_exists():
         assert (ROOT / picture).is_file(), picture
     for path in re.findall(r"`([\w/]+\.(?:py|json)|\w+/)`", README.split("## The repository")[1]):
         assert (ROOT / path).exists() or any(ROOT.glob(f"*/{path}")), path
+
+
+def test_every_idea_is_where_docs_code_says():
+    found = re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", (ROOT / "docs/code.md").read_text(encoding="utf-8"))
+    assert len(found) > 20
+    for path, names in found:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"^(def|class) {name}\b|^{name}\b", source, re.MULTILINE), (path, name)

@@ -24,7 +24,7 @@ from search.settings import SCRIPT, CommonSettings, SearchSettings
 if TYPE_CHECKING:
     from lib.batches import Batch
     from lib.objective import Derivatives, Tensors
-    from search.state import Search
+    from search.state import SearchState
 
 PROG = "derivatives.py"
 EPSILONS = (1e-11, 1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -59,7 +59,7 @@ class Step(NamedTuple):
     momentum: "Tensors"
 
 
-def terms_of(search: "Search", step: Step, derivatives: "Derivatives", epsilon: float) -> dict[str, "Tensors"]:
+def terms_of(search: "SearchState", step: Step, derivatives: "Derivatives", epsilon: float) -> dict[str, "Tensors"]:
     """The second-order terms of a search's step, in the search's precision."""
     from architect import implicit, unrolled
     from lib.objective import Objective
@@ -80,7 +80,7 @@ def terms_of(search: "Search", step: Step, derivatives: "Derivatives", epsilon: 
     }
 
 
-def open_step(settings: DerivativesSettings, search: "Search") -> Step:
+def open_step(settings: DerivativesSettings, search: "SearchState") -> Step:
     """Restore the last checkpoint of --run, or take the first weight steps; then take a batch of each part."""
     from lib.batches import cycle
     from lib.checkpoints import load_last
@@ -113,12 +113,12 @@ def compare_derivatives(settings: DerivativesSettings, search_settings: CommonSe
     from lib.datasets import load_dataset
     from lib.devices import prepare_device
     from lib.objective import cosine_similarity, norm
-    from search.state import Search
+    from search.state import SearchState
 
     device, dataset = prepare_device(settings.device), load_dataset(search_settings)
-    single = Search(search_settings, dataset, device)
+    single = SearchState(search_settings, dataset, device)
     step = open_step(settings, single)
-    double = Search(replace(search_settings, precision="64-true"), dataset, device)
+    double = SearchState(replace(search_settings, precision="64-true"), dataset, device)
     double.supernet.load_state_dict(single.supernet.state_dict())
     double.architecture.load_state_dict(single.architecture.state_dict())
 

@@ -11,10 +11,10 @@ from lib import checkpoints
 from lib.batches import Augmentation, Batches
 from lib.cli import InputError, blaming
 from lib.objective import Objective
-from nasbench201.search201 import Search201
+from nasbench201.search201 import SearchState201
 from nasbench201.settings import SCRIPT as SCRIPT_201
 from search.settings import CommonSettings
-from search.state import Search, open_search
+from search.state import SearchState, open_search
 from search.train_search import schedule
 from utils import accuracy
 
@@ -43,7 +43,9 @@ class ValidationLoss:
         self.epochs = list(self._paths)
         if not self.epochs:
             raise InputError(f"run: {run} has no checkpoint; expected a search, of one seed, of one epoch or more")
-        self.search = open_search(settings, Search201 if isinstance(settings, SCRIPT_201.settings) else Search)
+        self.search = open_search(
+            settings, SearchState201 if isinstance(settings, SCRIPT_201.settings) else SearchState
+        )
         self.search.supernet.requires_grad_(False)
         every = Batches(
             self.search.valid, settings.batch_size, Augmentation.none(self.search.dataset), (settings.seed,)

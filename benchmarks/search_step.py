@@ -22,7 +22,7 @@ from search.settings import SCRIPT, SearchSettings
 
 if TYPE_CHECKING:
     from lib.batches import Batch
-    from search.state import Search
+    from search.state import SearchState
 
     Method = str
 else:
@@ -58,15 +58,15 @@ class SearchStepSettings:
     out: str = option("", "JSON file to write.")
 
 
-def make_search(settings: SearchStepSettings, method: str, device_name: str, **changes: Any) -> "Search":
+def make_search(settings: SearchStepSettings, method: str, device_name: str, **changes: Any) -> "SearchState":
     """A new search of a method on random images."""
     import torch
 
     from lib.datasets import DataSet, ImageSet
     from lib.devices import prepare_device
-    from nasbench201.search201 import Search201
+    from nasbench201.search201 import SearchState201
     from nasbench201.settings import SCRIPT as SCRIPT_201
-    from search.state import Search
+    from search.state import SearchState
 
     generator = torch.Generator().manual_seed(settings.seed)
     shape = (4 * settings.batch_size, 3, settings.image_size, settings.image_size)
@@ -79,13 +79,13 @@ def make_search(settings: SearchStepSettings, method: str, device_name: str, **c
     device = prepare_device(device_name, changes.get("tf32", False))
     if settings.space == "nasbench201":
         given = {**own, **changes, "cells_per_stage": settings.cells_per_stage}
-        return Search201(SCRIPT_201.settings_of(method, **given), dataset, device)
+        return SearchState201(SCRIPT_201.settings_of(method, **given), dataset, device)
 
     given = {**own, **changes, "space": settings.space, "layers": settings.layers}
-    return Search(SCRIPT.settings_of(method, **given), dataset, device)
+    return SearchState(SCRIPT.settings_of(method, **given), dataset, device)
 
 
-def step_of(search: "Search") -> Callable[["list[Batch]", "Batch"], None]:
+def step_of(search: "SearchState") -> Callable[["list[Batch]", "Batch"], None]:
     """A step of a search, halfway through its epochs: a weight step for each batch, then an alpha step."""
     from search.train_search import alpha_step, schedule, weight_step
 
@@ -102,7 +102,7 @@ def step_of(search: "Search") -> Callable[["list[Batch]", "Batch"], None]:
     return step
 
 
-def make_plain(search: "Search") -> None:
+def make_plain(search: "SearchState") -> None:
     """Turn a search into that of the released codes."""
     import torch
 

@@ -101,7 +101,7 @@ def resumed_search(device: str) -> None:
     """A search of NAS-Bench-201 on the digits that is stopped after an epoch, and resumed."""
     from dataclasses import replace
 
-    from nasbench201.search201 import Search201
+    from nasbench201.search201 import SearchState201
     from nasbench201.train_search import SCRIPT
     from search.settings import Resolved
     from search.train_search import search
@@ -110,9 +110,9 @@ def resumed_search(device: str) -> None:
     settings = SCRIPT.settings_of("lambda-darts", dataset="digits", epochs=1, **sizes)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
-        search(Resolved(settings, run, False, SCRIPT), Search201)
+        search(Resolved(settings, run, False, SCRIPT), SearchState201)
         (run / "genotype.json").unlink()  # as if the run had been stopped
-        search(Resolved(replace(settings, epochs=2), run, True, SCRIPT), Search201)
+        search(Resolved(replace(settings, epochs=2), run, True, SCRIPT), SearchState201)
 
 
 def gpu_tests() -> None:

@@ -12,14 +12,14 @@ from nasbench201.settings import SCRIPT
 from search.derive import PROG, derive
 
 if TYPE_CHECKING:
-    from search.state import Search
+    from search.state import SearchState
 
 
 def main() -> None:
-    def load_class() -> "type[Search]":
-        from nasbench201.search201 import Search201
+    def load_class() -> "type[SearchState]":
+        from nasbench201.search201 import SearchState201
 
-        return Search201
+        return SearchState201
 
     derive(SCRIPT, load_class, "nasbench201/derive.py")
 

@@ -12,11 +12,11 @@ from model_search import AnySupernet
 from nasbench201.cells import Cell201, make_cell
 from nasbench201.networks import Supernet
 from nasbench201.settings import SearchSettings
-from search.state import Search
+from search.state import SearchState
 from selection import Chosen
 
 
-class Search201(Search):
+class SearchState201(SearchState):
     """A search in NAS-Bench-201."""
 
     settings: SearchSettings

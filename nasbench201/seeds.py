@@ -12,7 +12,7 @@ from lib.files import is_finished, write_atomically
 from lib.provenance import provenance, write_config
 from nasbench201.cells import load_cell
 from nasbench201.scores import score, show
-from nasbench201.search201 import Search201
+from nasbench201.search201 import SearchState201
 from nasbench201.settings import SCRIPT, SearchSettings
 from search.settings import Resolved
 from search.state import open_search
@@ -34,7 +34,7 @@ def search_seeds(resolved: Resolved) -> None:
             _search_each(replace(resolved, origin=origin), singles)
         return
     # Wrong settings are rejected before the folder is made.
-    device = open_search(singles[0], Search201).device
+    device = open_search(singles[0], SearchState201).device
     with open_folder(resolved.run, "--save", new=True):
         with blaming("--save"):
             origin = {**provenance(cli.command_line(), str(device)), "settings_from": resolved.sources}
@@ -52,7 +52,7 @@ def _search_each(resolved: Resolved, singles: Sequence[SearchSettings]) -> None:
             print(f"seed {single.seed}, {number + 1} of {len(singles)}", flush=True)
             if not done[number]:
                 resumed = (folder / "config.yaml").exists()
-                search(replace(resolved, settings=single, run=folder, resumed=resumed), Search201, whole=run)
+                search(replace(resolved, settings=single, run=folder, resumed=resumed), SearchState201, whole=run)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or f"resume with: {command}") from None
     cells = [score(folder, single) for folder, single in zip(folders, singles, strict=True)]

@@ -27,7 +27,7 @@ def main() -> None:
     if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
         raise InputError(f"--seeds: {settings.seeds}, expected different whole numbers, such as --seeds 0 1 2 3")
     # Imported here: --help and a wrong flag are answered before torch is loaded.
-    from nasbench201.search201 import Search201
+    from nasbench201.search201 import SearchState201
     from nasbench201.seeds import search_seeds
     from search.train_search import search
 
@@ -36,7 +36,7 @@ def main() -> None:
     if settings.seeds:
         search_seeds(resolved)
     else:
-        search(resolved, Search201)
+        search(resolved, SearchState201)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from lib.settings import DEVICE_HELP
 from search.settings import SCRIPT, CommonSettings, Script, Selection, check
 
 if TYPE_CHECKING:
-    from search.state import Search
+    from search.state import SearchState
 
 PROG = "derive.py"
 #: the content of the folder of an interrupted selection
@@ -46,7 +46,7 @@ class DeriveSettings:
     device: str = option("auto", DEVICE_HELP)
 
 
-def derive(script: Script, load_class: "Callable[[], type[Search]]", path: str) -> None:
+def derive(script: Script, load_class: "Callable[[], type[SearchState]]", path: str) -> None:
     """Derive the cell that the command line describes.
 
     Args:
@@ -74,21 +74,21 @@ def derive(script: Script, load_class: "Callable[[], type[Search]]", path: str) 
     from search.state import open_search
     from search.train_search import derive_cell, write_cell
 
-    search = open_search(settings, load_class())
+    state = open_search(settings, load_class())
     with cli.blaming("run"):
         last = checkpoints.load_last(run / "checkpoints")
         if last is None:
             raise ValueError(f"{run} has no checkpoint; expected a search of one epoch or more")
-        search.restore(last[1])
-    done = len(search.history.rows)
+        state.restore(last[1])
+    done = len(state.history.rows)
     print(f"search {run} after {done} of {settings.epochs} epochs, {settings.selection}", flush=True)
     again = f"resume with: python {path} {shlex.join(sys.argv[1:])}"
     # The other rules take no time. An error of theirs leaves no folder.
-    cell = None if settings.selection == "perturbation" else derive_cell(search, run, folder, again)
+    cell = None if settings.selection == "perturbation" else derive_cell(state, run, folder, again)
     with cli.blaming("--save"):
         folder.mkdir(parents=True, exist_ok=True)
     with cli.open_folder(folder, "--save", new=False), cli.saving(run, again):
-        write_cell(search, cell or derive_cell(search, run, folder, again), folder)
+        write_cell(state, cell or derive_cell(state, run, folder, again), folder)
 
 
 def _name(settings: CommonSettings) -> str:
@@ -98,10 +98,10 @@ def _name(settings: CommonSettings) -> str:
 
 
 def main() -> None:
-    def load_class() -> "type[Search]":
-        from search.state import Search
+    def load_class() -> "type[SearchState]":
+        from search.state import SearchState
 
-        return Search
+        return SearchState
 
     derive(SCRIPT, load_class, "search/derive.py")
 

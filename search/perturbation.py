@@ -26,7 +26,7 @@ from lib.cli import blaming
 from lib.files import write_csv
 from lib.objective import Objective
 from lib.progress import StepProgress
-from search.state import Search
+from search.state import SearchState
 from utils import Averages, accuracy
 
 #: an epoch of the search: its number, the learning rate, the progress, and its name there
@@ -37,7 +37,7 @@ class Perturbation:
     """A selection in progress.
 
     Args:
-        search: The finished search. Its supernet is fine-tuned, and its mixing weights are fixed decision by decision.
+        state: The finished search. Its supernet is fine-tuned, and its mixing weights are fixed decision by decision.
         fine_tune: Runs an epoch of the search.
 
     Attributes:
@@ -45,23 +45,23 @@ class Perturbation:
         done: The number of finished stages.
     """
 
-    def __init__(self, search: Search, fine_tune: FineTune) -> None:
-        self.search, self.fine_tune = search, fine_tune
-        settings, space = search.settings, search.space
-        self.finetune_epochs, self.epochs_done = settings.finetune_epochs, len(search.history.rows)
+    def __init__(self, state: SearchState, fine_tune: FineTune) -> None:
+        self.state, self.fine_tune = state, fine_tune
+        settings, space = state.settings, state.space
+        self.finetune_epochs, self.epochs_done = settings.finetune_epochs, len(state.history.rows)
         self.scores: list[dict[str, Any]] = []
         self.done = 0
-        search.weight_optimizer.state.clear()  # fine-tuning starts without momentum
+        state.weight_optimizer.state.clear()  # fine-tuning starts without momentum
         generator = np.random.default_rng((settings.seed, settings.epochs))
         deciding = [node for node, edges in space.edges_of.items() if space.keep and len(edges) > space.keep]
         #: kind of cell -> the order in which its edges, then its nodes, are decided
         self.order = {
             kind: [*generator.permutation(len(space.edges)).tolist(), *generator.permutation(deciding).tolist()]
-            for kind in search.architecture.alphas
+            for kind in state.architecture.alphas
         }
         self.edges, self.decisions = len(space.edges), len(space.edges) + len(deciding)
-        plain = Augmentation.none(search.dataset)
-        self.batches = Batches(search.valid, settings.batch_size, plain, (settings.seed, 0, 2))
+        plain = Augmentation.none(state.dataset)
+        self.batches = Batches(state.valid, settings.batch_size, plain, (settings.seed, 0, 2))
 
     @property
     def stages(self) -> list[tuple[str, int]]:
@@ -78,28 +78,28 @@ class Perturbation:
         """The number of batches of a stage."""
         what, number = stage
         if what == "finetune":
-            return len(self.search.batches(0)[0])
+            return len(self.state.batches(0)[0])
         return len(self.batches) * sum(self._measurements(kind, number) for kind in self.order)
 
     def _measurements(self, kind: str, number: int) -> int:
         if number < self.edges:
             return len(self._candidates(kind, self.order[kind][number]))
-        edges = len(self.search.space.edges_of[self.order[kind][number]])
-        return sum(range((self.search.space.keep or 0) + 1, edges + 1))
+        edges = len(self.state.space.edges_of[self.order[kind][number]])
+        return sum(range((self.state.space.keep or 0) + 1, edges + 1))
 
     def _candidates(self, kind: str, edge: int) -> list[int]:
         """The operations of an edge that a cell may have: `none` only if the space keeps all edges."""
-        space = self.search.space
+        space = self.state.space
         return [index for index, name in enumerate(space.cells[kind][edge]) if space.keep is None or name != "none"]
 
     def run(self, stage: tuple[str, int], progress: StepProgress) -> None:
         """Decide, or run an epoch of fine-tuning."""
         what, number = stage
         if what == "finetune":
-            settings = self.search.settings
+            settings = self.state.settings
             total = (self.decisions - 1) * self.finetune_epochs
             high = settings.learning_rate / 10
-            low = min(settings.learning_rate_min, high) if self.search.space.keep else high
+            low = min(settings.learning_rate_min, high) if self.state.space.keep else high
             learning_rate = low + (high - low) * (1 + math.cos(math.pi * number / total)) / 2
             self.fine_tune(settings.epochs + number, learning_rate, progress, f"fine-tuning {number + 1}/{total}")
         else:
@@ -117,15 +117,15 @@ class Perturbation:
             weights[kind][edge, operation] = 0
             figures.append(self.evaluate(weights, progress))
         kept = min(range(len(candidates)), key=lambda index: (figures[index][0], -figures[index][1]))
-        names = self.search.space.cells[kind][edge]
+        names = self.state.space.cells[kind][edge]
         self._log(number, kind, [(edge, names[operation]) for operation in candidates], figures, kept, "kept")
-        fixed = self.search.architecture.fixed[kind]
+        fixed = self.state.architecture.fixed[kind]
         fixed[edge] = 0
         fixed[edge, candidates[kept]] = 1
 
     def _decide_node(self, number: int, kind: str, node: int, progress: StepProgress) -> None:
         """Drop the edges whose removal costs the least accuracy, until `space.keep` are left."""
-        space, fixed = self.search.space, self.search.architecture.fixed[kind]
+        space, fixed = self.state.space, self.state.architecture.fixed[kind]
         left = space.edges_of[node]
         while space.keep and len(left) > space.keep:
             figures = []
@@ -148,14 +148,14 @@ class Perturbation:
     ) -> None:
         """Add a row for each removal, with the accuracy and loss of the supernet without it."""
         for index, ((edge, name), (valid_accuracy, valid_loss)) in enumerate(zip(removed, figures, strict=True)):
-            source, target = self.search.space.edges[edge]
+            source, target = self.state.space.edges[edge]
             row = {"decision": number, "cell": kind, "source": source, "target": target, "removed": name}
             row |= {"valid_accuracy": valid_accuracy, "valid_loss": valid_loss}
             self.scores.append({**row, "outcome": outcome if index == chosen else ""})
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of the mixing weights."""
-        return {kind: p.detach().clone() for kind, p in self.search.architecture.mixing_weights().items()}
+        return {kind: p.detach().clone() for kind, p in self.state.architecture.mixing_weights().items()}
 
     def evaluate(self, mixing: Mapping[str, Tensor], progress: StepProgress) -> tuple[float, float]:
         """Accuracy and loss of the supernet on the validation images.
@@ -163,11 +163,11 @@ class Perturbation:
         Args:
             mixing: The mixing weights of each kind of cell.
         """
-        search, averages = self.search, Averages()
-        objective, weights = Objective(search.supernet, search.autocast), search.layer_weights(mixing)
+        state, averages = self.state, Averages()
+        objective, weights = Objective(state.supernet, state.autocast), state.layer_weights(mixing)
         with torch.no_grad():
             for batch in self.batches:
-                loss, logits = objective(weights, search.cast(batch))
+                loss, logits = objective(weights, state.cast(batch))
                 averages.add("loss", loss, len(batch.labels))
                 averages.add("accuracy", accuracy(logits, batch.labels), len(batch.labels))
                 progress.advance()
@@ -178,35 +178,35 @@ class Perturbation:
 
     def cell(self) -> AnyCell:
         """The cell, after all decisions."""
-        space, chosen = self.search.space, {}
-        for kind, fixed in self.search.architecture.fixed.items():
+        space, chosen = self.state.space, {}
+        for kind, fixed in self.state.architecture.fixed.items():
             kept = [edge for edge in range(self.edges) if bool(fixed[edge].any())]
             names = {edge: space.cells[kind][edge][int(fixed[edge].argmax())] for edge in kept}
             chosen[kind] = [Edge(name, space.edges[edge][1], space.edges[edge][0]) for edge, name in names.items()]
-        return self.search.assemble(chosen, pairs=True)
+        return self.state.assemble(chosen, pairs=True)
 
     def snapshot(self) -> dict[str, Any]:
         """The content of a checkpoint: tensors and plain values."""
         own = {name: getattr(self, name) for name in ("scores", "done", "finetune_epochs", "epochs_done")}
-        return {**self.search.snapshot(), "perturbation": own}
+        return {**self.state.snapshot(), "perturbation": own}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go back to a `snapshot`.
 
         Raises:
             ValueError: It is the snapshot of another selection.
         """
-        own = state["perturbation"]
+        own = snapshot["perturbation"]
         for name in ("finetune_epochs", "epochs_done"):
             if own[name] != getattr(self, name):
                 raise ValueError(
                     f"the selection began with {name} {own[name]}, expected {getattr(self, name)}; name another folder"
                 )
-        self.search.restore(state)
+        self.state.restore(snapshot)
         self.scores, self.done = own["scores"], own["done"]
 
 
-def select_by_perturbation(search: Search, fine_tune: FineTune, folder: Path, resume_with: str) -> AnyCell:
+def select_by_perturbation(state: SearchState, fine_tune: FineTune, folder: Path, resume_with: str) -> AnyCell:
     """DARTS-PT's cell of a search, with scores.csv in `folder`; resumes an interrupted selection there.
 
     Args:
@@ -217,32 +217,33 @@ def select_by_perturbation(search: Search, fine_tune: FineTune, folder: Path, re
         KeyboardInterrupt: With that message.
         InputError: The folder holds another selection.
     """
-    state = Perturbation(search, fine_tune)
-    kept, keep = folder / "checkpoints", search.settings.keep_checkpoints
+    selection = Perturbation(state, fine_tune)
+    kept, keep = folder / "checkpoints", state.settings.keep_checkpoints
     with blaming(str(folder)):
         folder.mkdir(exist_ok=True)
         last = checkpoints.load_last(kept)
         if last:
-            state.restore(last[1])
-    stages = state.stages
-    steps = [state.steps(stage) for stage in stages]
-    decisions = state.decisions
+            selection.restore(last[1])
+    stages = selection.stages
+    steps = [selection.steps(stage) for stage in stages]
+    decisions = selection.decisions
     print(
-        f"perturbation-based selection: {decisions} decisions, {state.finetune_epochs} epochs between two", flush=True
+        f"perturbation-based selection: {decisions} decisions, {selection.finetune_epochs} epochs between two",
+        flush=True,
     )
-    with StepProgress("selection", sum(steps), sum(steps[: state.done])) as progress:
+    with StepProgress("selection", sum(steps), sum(steps[: selection.done])) as progress:
         try:
-            for stage in stages[state.done :]:
-                state.run(stage, progress)
-                checkpoints.save(kept / f"stage_{state.done:05d}.ckpt", state.snapshot(), keep)
+            for stage in stages[selection.done :]:
+                selection.run(stage, progress)
+                checkpoints.save(kept / f"stage_{selection.done:05d}.ckpt", selection.snapshot(), keep)
                 if stage[0] == "decide":
-                    write_csv(folder / "scores.csv", state.scores)
-                    progress.line(_summary(state.scores, stage[1] + 1, decisions))
+                    write_csv(folder / "scores.csv", selection.scores)
+                    progress.line(_summary(selection.scores, stage[1] + 1, decisions))
         except KeyboardInterrupt:
-            done = f"after {state.done} of {len(stages)} stages of the selection"
+            done = f"after {selection.done} of {len(stages)} stages of the selection"
             raise KeyboardInterrupt(f"{done}; {resume_with}") from None
-    write_csv(folder / "scores.csv", state.scores)
-    return state.cell()
+    write_csv(folder / "scores.csv", selection.scores)
+    return selection.cell()
 
 
 def _summary(scores: list[dict[str, Any]], number: int, decisions: int) -> str:

@@ -24,7 +24,7 @@ from search.settings import CommonSettings, SearchSettings
 from spaces import SPACES
 
 
-class Search:
+class SearchState:
     """The state of a search: supernet, alpha, their optimizers, the two parts of the data, and the history.
 
     Another space overrides `make_supernet`, `assemble` and `look_up`.
@@ -180,7 +180,7 @@ class Search:
         self.history.restore(state["history"])
 
 
-def open_search(settings: CommonSettings, kind: type[Search] = Search) -> Search:
+def open_search(settings: CommonSettings, kind: type[SearchState] = SearchState) -> SearchState:
     """A search at its start, with its data.
 
     Args:

@@ -43,7 +43,7 @@ from lib.provenance import provenance, write_config
 from regularizers import ALPHA_REGULARIZERS, WeightGradient, regularized_gradient, weight_gradient
 from search.metrics import AlphaStep, Meters, epoch_columns, new_warnings, summary
 from search.perturbation import select_by_perturbation
-from search.state import Search, open_search
+from search.state import SearchState, open_search
 from selection import missing_cell
 from utils import TensorBoardLog
 
@@ -87,13 +87,13 @@ def cosine_schedule(high: float, low: float, done: float) -> float:
 
 
 def architecture_gradient(
-    search: Search, objective: Objective, train_batch: Batch, valid_batch: Batch, residual: bool
+    state: SearchState, objective: Objective, train_batch: Batch, valid_batch: Batch, residual: bool
 ) -> ArchitectureGradient:
     """dL_val/dp of each layer: first order, unrolled (DARTS) or implicit (iDARTS)."""
-    settings, weights = search.settings, search.layer_weights()
-    learning_rate = search.weight_optimizer.param_groups[0]["lr"]
+    settings, weights = state.settings, state.layer_weights()
+    learning_rate = state.weight_optimizer.param_groups[0]["lr"]
     if settings.hypergradient == "unrolled":
-        momentum = (search.momentum_buffers(), settings.momentum, settings.weight_decay)
+        momentum = (state.momentum_buffers(), settings.momentum, settings.weight_decay)
         return unrolled(
             objective, weights, train_batch, valid_batch, learning_rate, *momentum, derivatives=settings.derivatives
         )
@@ -104,16 +104,16 @@ def architecture_gradient(
 
 
 def alpha_step(
-    search: Search, objective: Objective, train_batch: Batch, valid_batch: Batch, residual: bool = False
+    state: SearchState, objective: Objective, train_batch: Batch, valid_batch: Batch, residual: bool = False
 ) -> AlphaStep:
     """alpha descends L_val + w01 * R(p) (DARTS, algorithm 1, step 1; FairDARTS, equation 5).
 
     Args:
         residual: Measure the residual of the Neumann series.
     """
-    settings, architecture = search.settings, search.architecture
-    result = architecture_gradient(search, objective, train_batch, valid_batch, residual)
-    gradient = architecture.gradients(search.supernet.kinds, result.total)
+    settings, architecture = state.settings, state.architecture
+    result = architecture_gradient(state, objective, train_batch, valid_batch, residual)
+    gradient = architecture.gradients(state.supernet.kinds, result.total)
     value: Tensor | None = None
     pull: Tensors = ()
     if settings.alpha_reg != "none":
@@ -122,7 +122,7 @@ def alpha_step(
         gradient = [g + p for g, p in zip(gradient, pull, strict=True)]
     for alpha, g in zip(architecture.parameters(), gradient, strict=True):
         alpha.grad = g
-    search.alpha_optimizer.step()
+    state.alpha_optimizer.step()
     if settings.implicit_noise:  # iDARTS's released code
         with torch.no_grad():
             torch._foreach_add_(objective.parameters, list(result.noise))
@@ -130,7 +130,7 @@ def alpha_step(
 
 
 def weight_step(
-    search: Search, objective: Objective, batch: Batch, lambda_t: float, layers: bool
+    state: SearchState, objective: Objective, batch: Batch, lambda_t: float, layers: bool
 ) -> tuple[WeightGradient, Tensor]:
     """The weights descend L_train - lambda_t * Lambda (DARTS, algorithm 1, step 2; Λ-DARTS, section 4).
 
@@ -142,7 +142,7 @@ def weight_step(
     Returns:
         The gradients, and the norm of the gradient before clipping.
     """
-    settings, weights = search.settings, search.layer_weights()
+    settings, weights = state.settings, state.layer_weights()
     if lambda_t > 0:
         result = regularized_gradient(objective, weights, batch, settings.reg, settings.derivatives, settings.epsilon_0)
         pull = torch._foreach_mul(result.regularizer_gradient, lambda_t)
@@ -153,61 +153,61 @@ def weight_step(
     for weight, g in zip(objective.parameters, gradient, strict=True):
         weight.grad = g
     gradient_norm = nn.utils.clip_grad_norm_(objective.parameters, settings.grad_clip)
-    search.weight_optimizer.step()
+    state.weight_optimizer.step()
     return result, gradient_norm
 
 
-def derivative_cosine(search: Search, objective: Objective, batch: Batch) -> Tensor:
+def derivative_cosine(state: SearchState, objective: Objective, batch: Batch) -> Tensor:
     """The cosine between the regularizer's gradient by differences and the exact one, on one batch."""
-    settings, weights = search.settings, search.layer_weights()
+    settings, weights = state.settings, state.layer_weights()
     kind = "corr" if settings.reg in ("none", "noise") else settings.reg
     difference = regularized_gradient(objective, weights, batch, kind, "difference", settings.epsilon_0)
     exact = regularized_gradient(objective, weights, batch, kind, "exact")
     return cosine_similarity(difference.regularizer_gradient, exact.regularizer_gradient)
 
 
-def run_epoch(search: Search, epoch: int, now: Schedule, progress: StepProgress, name: str) -> Meters:
+def run_epoch(state: SearchState, epoch: int, now: Schedule, progress: StepProgress, name: str) -> Meters:
     """The steps of an epoch, counted from 0; `name` labels the progress bar.
 
     Raises:
         FloatingPointError: A loss, a gradient or alpha is not finite.
     """
-    settings, objective = search.settings, search.objective(now.drop_path_prob, now.skip_beta)
-    search.weight_optimizer.param_groups[0]["lr"] = now.learning_rate
-    meters = Meters(search.architecture, search.supernet.kinds, epoch)
-    train_batches, valid_batches = search.batches(epoch)
-    valid = map(search.cast, cycle(valid_batches, len(train_batches)))
+    settings, objective = state.settings, state.objective(now.drop_path_prob, now.skip_beta)
+    state.weight_optimizer.param_groups[0]["lr"] = now.learning_rate
+    meters = Meters(state.architecture, state.supernet.kinds, epoch)
+    train_batches, valid_batches = state.batches(epoch)
+    valid = map(state.cast, cycle(valid_batches, len(train_batches)))
     # T weight steps follow each step of alpha; the implicit gradient is taken after them (iDARTS, algorithm 1).
     inner, last = settings.inner_steps, len(train_batches) - 1
     weights_first, measured = settings.weights_first or settings.hypergradient == "implicit", False
-    for step, train_batch in enumerate(map(search.cast, progress.track(name, train_batches))):
+    for step, train_batch in enumerate(map(state.cast, progress.track(name, train_batches))):
         if step == 0 and settings.compare_derivatives:
-            meters.add("derivative_cosine", derivative_cosine(search, objective, train_batch))
+            meters.add("derivative_cosine", derivative_cosine(state, objective, train_batch))
         if not weights_first and step % inner == 0:
-            meters.add_alpha_step(alpha_step(search, objective, train_batch, next(valid)))
-        result, gradient_norm = weight_step(search, objective, train_batch, now.lambda_t, step % ALIGNMENT_EVERY == 0)
+            meters.add_alpha_step(alpha_step(state, objective, train_batch, next(valid)))
+        result, gradient_norm = weight_step(state, objective, train_batch, now.lambda_t, step % ALIGNMENT_EVERY == 0)
         meters.add_weight_step(result, gradient_norm, train_batch.labels)
         if weights_first and (step % inner == inner - 1 or (step == last and not measured)):
-            meters.add_alpha_step(alpha_step(search, objective, train_batch, next(valid), residual=not measured))
+            meters.add_alpha_step(alpha_step(state, objective, train_batch, next(valid), residual=not measured))
             measured = True
         meters.check(step)
     meters.finite.check()
     return meters
 
 
-def log_epoch(search: Search, now: Schedule, meters: Meters, start: float) -> None:
+def log_epoch(state: SearchState, now: Schedule, meters: Meters, start: float) -> None:
     """Add an epoch that began at `start` to the history.
 
     Raises:
         FloatingPointError: A mean is not finite.
     """
-    settings, history = search.settings, search.history
+    settings, history = state.settings, state.history
     epoch, means = len(history.rows) + 1, meters.compute()
     for name, value in means.items():
         if not np.isfinite(value).all():
             raise FloatingPointError(f"{name} is {value} in epoch {epoch}")
-    mixing = {kind: p.detach() for kind, p in search.architecture.mixing_weights().items()}
-    cell = search.cell()
+    mixing = {kind: p.detach() for kind, p in state.architecture.mixing_weights().items()}
+    cell = state.cell()
     schedules = {"epoch": epoch, "learning_rate": now.learning_rate, "lambda": now.lambda_t}
     if settings.auxiliary_skip != "none":
         schedules["skip_beta"] = now.skip_beta
@@ -215,27 +215,27 @@ def log_epoch(search: Search, now: Schedule, meters: Meters, start: float) -> No
         {
             **schedules,
             **epoch_columns(settings, means, mixing, cell),
-            **search.look_up(cell),
+            **state.look_up(cell),
             "seconds": time.perf_counter() - start,
-            "peak_memory_mib": peak_memory(search.device),
+            "peak_memory_mib": peak_memory(state.device),
         }
     )
     history.genotypes.append(cell._asdict())
-    history.add_alphas(search.architecture)
+    history.add_alphas(state.architecture)
 
 
-def run_epochs(search: Search, run: Path) -> None:
+def run_epochs(state: SearchState, run: Path) -> None:
     """The remaining epochs of a search; each ends with a checkpoint, a row in the logs and a printed line."""
-    settings, history, first = search.settings, search.history, len(search.history.rows)
-    steps = len(search.batches(0)[0])
+    settings, history, first = state.settings, state.history, len(state.history.rows)
+    steps = len(state.batches(0)[0])
     tensorboard = TensorBoardLog(run, history.rows)
     with closing(tensorboard), StepProgress("run", settings.epochs * steps, first * steps) as progress:
         for epoch in range(first, settings.epochs):
             start, now = time.perf_counter(), schedule(settings, epoch)
-            meters = run_epoch(search, epoch, now, progress, f"epoch {epoch + 1}")
-            log_epoch(search, now, meters, start)
+            meters = run_epoch(state, epoch, now, progress, f"epoch {epoch + 1}")
+            log_epoch(state, now, meters, start)
             path = run / "checkpoints" / f"epoch_{epoch + 1:05d}.ckpt"
-            checkpoints.save(path, search.snapshot(), settings.keep_checkpoints)
+            checkpoints.save(path, state.snapshot(), settings.keep_checkpoints)
             history.write(run)
             tensorboard.add(history.rows[-1])
             progress.line(summary(history.rows[-1], settings.epochs))
@@ -243,7 +243,7 @@ def run_epochs(search: Search, run: Path) -> None:
                 progress.line(f"warning: {warning}")
 
 
-def derive_cell(search: Search, run: Path, folder: Path, resume_with: str) -> AnyCell:
+def derive_cell(state: SearchState, run: Path, folder: Path, resume_with: str) -> AnyCell:
     """The cell of a finished search, by the rule of its settings.
 
     Args:
@@ -255,34 +255,34 @@ def derive_cell(search: Search, run: Path, folder: Path, resume_with: str) -> An
     """
 
     def fine_tune(epoch: int, learning_rate: float, progress: StepProgress, name: str) -> None:
-        run_epoch(search, epoch, Schedule(learning_rate), progress, name)
+        run_epoch(state, epoch, Schedule(learning_rate), progress, name)
 
-    if search.settings.selection == "perturbation":
-        return select_by_perturbation(search, fine_tune, folder, resume_with)
-    cell = search.cell()
-    kind = missing_cell(search.space, cell)
+    if state.settings.selection == "perturbation":
+        return select_by_perturbation(state, fine_tune, folder, resume_with)
+    cell = state.cell()
+    kind = missing_cell(state.space, cell)
     if kind:
-        largest = search.architecture.mixing_weights()[kind].max().item()
+        largest = state.architecture.mixing_weights()[kind].max().item()
         raise InputError(
-            f"--threshold: {search.settings.threshold:g} leaves no path through the {kind} cell, whose largest gate is "
+            f"--threshold: {state.settings.threshold:g} leaves no path through the {kind} cell, whose largest gate is "
             f"{largest:.3f}; expected less: python search/derive.py {shlex.quote(str(run))} --threshold ..."
         )
     return cell
 
 
-def write_cell(search: Search, cell: AnyCell, folder: Path) -> None:
+def write_cell(state: SearchState, cell: AnyCell, folder: Path) -> None:
     """Draw a cell, write genotype.json, and print what is known of the cell."""
     with cli.warning("no drawing of the cell"):
         from analysis.draw import draw_genotype  # matplotlib takes a second
 
         draw_genotype(cell, folder / "cells")
     write_atomically(folder / "genotype.json", cell.to_json())  # last: it marks a finished search
-    known = {name: value for name, value in search.look_up(cell).items() if value is not None}
+    known = {name: value for name, value in state.look_up(cell).items() if value is not None}
     figures = [f"{name} {value:.2f}".removesuffix(".00") for name, value in known.items()]
     print("\n".join([f"found {cell}", *([", ".join(figures)] if figures else []), f"run folder {folder}"]), flush=True)
 
 
-def search(resolved: Resolved, kind: type[Search] = Search, whole: Path | None = None) -> None:
+def search(resolved: Resolved, kind: type[SearchState] = SearchState, whole: Path | None = None) -> None:
     """Search a cell and leave a run folder, or resume a run.
 
     Args:

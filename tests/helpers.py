@@ -32,7 +32,7 @@ from lib.progress import StepProgress
 from lib.retraining import Recipe, cosine_schedule
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
-from nasbench201.search201 import Search201
+from nasbench201.search201 import SearchState201
 from nasbench201.settings import SCRIPT as SCRIPT_201
 from regularizers import weight_gradient
 from search import derive
@@ -358,7 +358,7 @@ def settings_of_201(method="darts", **changes):
 
 
 def run_search_201(settings, run, resumed=False):
-    search(Resolved(settings, run, resumed), Search201)
+    search(Resolved(settings, run, resumed), SearchState201)
     return run
 
 

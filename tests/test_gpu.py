@@ -23,7 +23,7 @@ from nasbench201.networks import Supernet as Supernet201
 from regularizers import weight_gradient
 from search import train_search
 from search.settings import SCRIPT
-from search.state import Search
+from search.state import SearchState
 from search.train_search import alpha_step, schedule, weight_step
 from spaces import SPACES
 from tests.helpers import (
@@ -136,7 +136,7 @@ def test_a_step_of_every_method_is_that_of_the_cpu(method, derivatives):
     torch.manual_seed(0)
     images = ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
     dataset = DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
-    states = [Search(settings, dataset, torch.device(device)) for device in ("cpu", "cuda")]
+    states = [SearchState(settings, dataset, torch.device(device)) for device in ("cpu", "cuda")]
     for name in ("supernet", "architecture"):
         getattr(states[1], name).load_state_dict(getattr(states[0], name).state_dict())
     batches = batches_of(states[0])
@@ -189,7 +189,7 @@ def small_search(**changes):
     torch.manual_seed(0)
     images = ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (40,)))
     dataset = DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
-    return Search(settings, dataset, prepare_device(settings.device, settings.tf32))
+    return SearchState(settings, dataset, prepare_device(settings.device, settings.tf32))
 
 
 def test_graphs_search_as_eager_passes_do():

@@ -20,7 +20,7 @@ from lib.progress import StepProgress
 from lib.retraining import Retraining
 from model import NetworkCIFAR
 from search.settings import SCRIPT, check
-from search.state import Search
+from search.state import SearchState
 from search.train_search import run_epoch, schedule
 from tests.helpers import RECIPE, make_supernet, mixing_weights_of
 
@@ -291,4 +291,4 @@ def small_search(method="lambda-darts", channels=3, images=40, **changes):
     images = ImageSet(pixels, torch.randint(0, 10, (images,)))
     flat = ((0.5,) * channels, (0.25,) * channels)
     dataset = DataSet(images, images, tuple(map(str, range(10))), *flat, flip=True)
-    return Search(settings, dataset, torch.device("cpu"))
+    return SearchState(settings, dataset, torch.device("cpu"))

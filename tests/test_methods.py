@@ -27,7 +27,7 @@ from search.methods import preset
 from search.metrics import Meters
 from search.perturbation import Perturbation
 from search.settings import SCRIPT, SearchSettings
-from search.state import Search
+from search.state import SearchState
 from search.train_search import Schedule, alpha_step, run_epoch, schedule
 from selection import missing_cell
 from spaces import SPACES
@@ -43,7 +43,7 @@ def start(**changes):
     settings = SearchSettings(
         dataset="digits", layers=4, init_channels=4, device="cpu", **{"space": "s2", "batch_size": 256, **changes}
     )
-    return Search(settings, datasets.load("digits"), torch.device("cpu"))
+    return SearchState(settings, datasets.load("digits"), torch.device("cpu"))
 
 
 # DARTS-
@@ -406,7 +406,7 @@ def planted_search(**changes):
         space="s3", layers=4, init_channels=4, batch_size=100, device="cpu", **{"finetune_epochs": 0, **changes}
     )
     dataset = DataSet(part, part, digits, mean=(0.0,), std=(1 / 255,), flip=False)
-    search = Search(settings, dataset, torch.device("cpu"))
+    search = SearchState(settings, dataset, torch.device("cpu"))
     search.supernet = Planted(search.supernet)
     return search
 

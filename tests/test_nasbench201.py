@@ -27,7 +27,7 @@ from model import size
 from nasbench201.cells import EDGES, OPERATIONS, all_cells, load_cell, make_cell, parse_cell
 from nasbench201.networks import Network, Supernet
 from nasbench201.scores import mean_and_deviation
-from nasbench201.search201 import Search201
+from nasbench201.search201 import SearchState201
 from nasbench201.settings import SCRIPT
 from nasbench201.sources import build
 from nasbench201.table import open_table
@@ -61,7 +61,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def start(settings):
-    return Search201(settings, datasets.load(settings.dataset, settings.data), torch.device("cpu"))
+    return SearchState201(settings, datasets.load(settings.dataset, settings.data), torch.device("cpu"))
 
 
 # Cells
@@ -280,7 +280,7 @@ def test_the_benchmarks_halves_are_used(tmp_path):
     digits, path = datasets.load("digits"), tmp_path / "cifar-split.txt"
     halves = {name: [n for n in range(1437) if (n % 3 == 0) == (name == "train")] for name in ("train", "valid")}
     path.write_text(json.dumps({name: ["int", list(map(str, half[::-1]))] for name, half in halves.items()}))
-    state = Search201(settings_of_201(dataset="cifar10", halves=str(path)), digits, torch.device("cpu"))
+    state = SearchState201(settings_of_201(dataset="cifar10", halves=str(path)), digits, torch.device("cpu"))
     assert torch.equal(state.train.images, digits.train.images[halves["train"]])
     assert torch.equal(state.valid.labels, digits.train.labels[halves["valid"]])
 
@@ -293,7 +293,7 @@ def search_201(*flags):
 def test_a_stopped_series_of_seeds_goes_on_ends_like_one_that_was_not_and_is_compared(tmp_path, monkeypatch, capsys):
     series, run = tmp_path / "series", tmp_path / "run"
     search_201(*FLAGS, "--seeds", 5, 6, "--save", series)
-    steps = len(Search201.batches(start(settings_of_201()), 0)[0])
+    steps = len(SearchState201.batches(start(settings_of_201()), 0)[0])
     with monkeypatch.context() as patch:
         interrupt(patch, Meters, "add_weight_step", steps + 1)
         with pytest.raises(KeyboardInterrupt, match=f"--resume {run}$"):

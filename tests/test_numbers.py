@@ -12,7 +12,7 @@ from lib.retraining import Retraining
 from search import train_search
 from search.metrics import new_warnings, saturated
 from search.perturbation import Perturbation
-from search.state import Search
+from search.state import SearchState
 from tests.helpers import RETRAINING, SMALL, assert_same_run, last_checkpoint, retrain, run_search, weights_of
 
 TINY = replace(SMALL, init_channels=2, reg="none", epochs=2)
@@ -81,7 +81,7 @@ def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, undistu
 
 
 def test_a_selection_stops_where_a_loss_is_not_finite(monkeypatch):
-    search = Search(TINY, datasets.load("digits"), torch.device("cpu"))
+    search = SearchState(TINY, datasets.load("digits"), torch.device("cpu"))
     state = Perturbation(search, lambda *arguments: None)
     with torch.no_grad():
         next(search.supernet.parameters()).fill_(torch.nan)

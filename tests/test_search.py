@@ -18,7 +18,7 @@ from lib.objective import Objective, norm
 from regularizers import regularized_gradient, weight_gradient
 from search.metrics import History, Meters, entropy
 from search.settings import SCRIPT
-from search.state import Search
+from search.state import SearchState
 from search.train_search import alpha_step, schedule, weight_step
 from tests.helpers import (
     SMALL,
@@ -38,7 +38,7 @@ STEP = replace(SMALL, precision="64-true", init_channels=2, batch_size=32)
 
 
 def start(settings=SMALL):
-    return Search(settings, datasets.load(settings.dataset), torch.device("cpu"))
+    return SearchState(settings, datasets.load(settings.dataset), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

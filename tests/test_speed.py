@@ -18,11 +18,11 @@ from lib.objective import Objective
 from lib.progress import StepProgress
 from model_search import Supernet
 from nasbench201.networks import Supernet as Supernet201
-from nasbench201.search201 import Search201
+from nasbench201.search201 import SearchState201
 from operations import drop_path
 from regularizers import regularized_gradient
 from search.settings import SCRIPT
-from search.state import Search
+from search.state import SearchState
 from search.train_search import run_epoch, schedule
 from spaces import SPACES
 from tests.helpers import (
@@ -122,7 +122,7 @@ def test_three_steps_of_a_search_are_those_of_the_plain_supernet(method):
     settings = SCRIPT.settings_of(
         method, space="s2", layers=4, init_channels=2, batch_size=8, precision="64-true", device="cpu", epochs=2
     )
-    searches = [Search(settings, noise_images(48), torch.device("cpu")) for _ in range(2)]
+    searches = [SearchState(settings, noise_images(48), torch.device("cpu")) for _ in range(2)]
     fast, slow = searches
     slow.supernet = plain_supernet(fast.supernet)
     slow.make_optimizers()
@@ -222,7 +222,7 @@ def small_search(**changes):
     settings = SCRIPT.settings_of(
         "lambda-darts", space="s2", layers=4, init_channels=2, batch_size=8, device="cpu", epochs=2, **changes
     )
-    return Search(settings, noise_images(), torch.device("cpu"))
+    return SearchState(settings, noise_images(), torch.device("cpu"))
 
 
 needs_compiler = pytest.mark.skipif(torch.__version__.startswith("2.10."), reason="torch 2.10 cannot compile cells")
@@ -235,8 +235,8 @@ def test_compiled_cells_search_alike(monkeypatch):
     monkeypatch.setattr(devices, "COMPILER", "aot_eager")
     for derivatives in ("difference", "exact"):
         settings = settings_of_201("lambda-darts", batch_size=8, derivatives=derivatives, epsilon_0=1e-2)
-        plain = Search201(settings, noise_images(), torch.device("cpu"))
-        compiled = Search201(replace(settings, compile=True), noise_images(), torch.device("cpu"))
+        plain = SearchState201(settings, noise_images(), torch.device("cpu"))
+        compiled = SearchState201(replace(settings, compile=True), noise_images(), torch.device("cpu"))
         assert relative_error(weights_after_an_epoch(compiled), weights_after_an_epoch(plain)) < 1e-4
 
 

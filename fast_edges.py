@@ -2,10 +2,9 @@
 
 The operations are grouped by the state that they read:
 
-- ReLU, pooling and the batch norm behind pooling depend on that state alone. They are computed once for all edges.
+- ReLU, pooling and the batch norm behind pooling depend on that state alone: they are computed once for all edges.
 - The weights of an operation on these edges lie in one tensor. On a GPU, grouped convolutions compute the edges
-  together, with their channels side by side. On a CPU, where grouped convolutions are slow,
-  they are computed one after another.
+  together, with their channels side by side. On a CPU, where these are slow, one edge follows the other.
 - A mixing weight is the scale of its operation's last batch norm, so that weighting needs no pass over the images.
 - `none` costs nothing.
 
@@ -41,14 +40,12 @@ class State(NamedTuple):
 
     def repeated(self, edges: int) -> list[Tensor]:
         """ReLU(x) for each of several edges."""
-        x = self.activated
-        return [_side_by_side(x, edges)] if self.together else [x] * edges
+        return [_side_by_side(self.activated, edges)] if self.together else [self.activated] * edges
 
     def drop(self, parts: list[Tensor], pairs: int) -> list[Tensor]:
         """Apply drop path to each of the pairs."""
-        if not drops(self.drop_path_prob):
-            return parts
-        return [drop_path(part, self.drop_path_prob, pairs // len(parts)) for part in parts]
+        p = self.drop_path_prob
+        return [drop_path(part, p, pairs // len(parts)) for part in parts] if drops(p) else parts
 
 
 def _side_by_side(x: Tensor, times: int) -> Tensor:
@@ -174,8 +171,7 @@ class Shared(nn.Module):
         if self.norm is not None:
             parts = [torch.cat(pools, dim=1)] if state.together else pools
             pools = [y for part in self.norm(parts) for y in _split(part, len(pools) // len(parts), dim=1)]
-        rest = iter(pools)
-        outputs = [next(rest) if "pool" in name else state.x for name in self.pairs_of]
+        outputs = [pools.pop(0) if "pool" in name else state.x for name in self.pairs_of]
         edges = [[edge for edge, _ in pairs] for pairs in self.pairs_of.values()]
         if state.together and not drops(state.drop_path_prob) and all(other == edges[0] for other in edges):
             return [((edge,), y) for edge, y in zip(edges[0], _mix(outputs, weights), strict=True)]
@@ -252,8 +248,13 @@ class Modules(nn.Module):
         self.operations = nn.ModuleList(OPERATIONS[name](channels, stride, False) for _ in pairs)
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
-        parts = [weight * operation(state.x) for weight, operation in zip(weights, self.operations, strict=True)]
-        return [((edge,), state.drop([part], 1)[0]) for (edge, _), part in zip(self.pairs, parts, strict=True)]
+        terms: list[Term] = []
+        for (edge, _), weight, operation in zip(self.pairs, weights, self.operations, strict=True):
+            y = operation(state.x)
+            if not isinstance(operation, nn.Identity):
+                (y,) = state.drop([y], 1)
+            terms.append(((edge,), weight * y))
+        return terms
 
 
 #: A group of the operations that leave a state.
@@ -335,7 +336,7 @@ class FastEdges(nn.Module):
         candidates: Candidates,
         channels: int,
         strides: Sequence[int],
-        auxiliary_skip: str,
+        auxiliary_skip: str = "none",
         pool_norm: bool = True,
     ) -> None:
         super().__init__()
@@ -370,8 +371,8 @@ class FastEdges(nn.Module):
         self,
         inputs: Sequence[Tensor],
         weights: Tensor,
-        drop_path_prob: float | Tensor,
-        skip_beta: float | Tensor,
+        drop_path_prob: float | Tensor = 0.0,
+        skip_beta: float | Tensor = 0.0,
     ) -> list[Tensor]:
         """All states of the cell, (B, C, H, W) each: the inputs, and the nodes.
 

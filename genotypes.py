@@ -106,7 +106,7 @@ class Genotype(NamedTuple):
         }
 
     def sums_nodes(self, kind: str) -> bool:
-        """Whether the cell is in FairDARTS's form, whose network applies drop path to a node's sum."""
+        """True if the cell is in FairDARTS's form, whose network applies drop path to a node's sum."""
         return len(getattr(self, kind)[0]) == 3
 
     def to_json(self) -> str:

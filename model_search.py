@@ -92,7 +92,7 @@ class MixedEdges(nn.Module):
         for (source, target), mixed_op, p in zip(self.edges, self.mixed_ops, weights, strict=True):
             y = mixed_op(states[source], p, drop_path_prob, skip_beta)
             states[target] = states[target] + y if target in states else y
-        return list(states.values())
+        return [states[number] for number in sorted(states)]
 
 
 class Cell(nn.Module):

@@ -61,7 +61,7 @@ def _aligned_layers(objective: Objective) -> list[int]:
     return aligned_layers(kinds)
 
 
-def layer_alignment(gradients: Tensors, kind: str = "corr") -> Tensor:
+def layer_alignment(gradients: Tensors, regularizer: str = "corr") -> Tensor:
     """The layer alignment Lambda, or another entry of REGULARIZERS.
 
     Args:
@@ -73,20 +73,20 @@ def layer_alignment(gradients: Tensors, kind: str = "corr") -> Tensor:
     Raises:
         ValueError: The name is unknown, or there are fewer than two layers.
     """
-    if kind not in REGULARIZERS:
-        raise ValueError(f"regularizer {kind!r}, expected one of {', '.join(REGULARIZERS)}")
+    if regularizer not in REGULARIZERS:
+        raise ValueError(f"regularizer {regularizer!r}, expected one of {', '.join(REGULARIZERS)}")
     if len(gradients) < 2:
         raise ValueError(
             f"{len(gradients)} layer gradients, expected two or more: alignment is between pairs of layers"
         )
-    return REGULARIZERS[kind](gradients)
+    return REGULARIZERS[regularizer](gradients)
 
 
-def layer_alignment_derivative(gradients: Tensors, kind: str = "corr") -> list[Tensor]:
+def layer_alignment_derivative(gradients: Tensors, regularizer: str = "corr") -> list[Tensor]:
     """u_l = dLambda / dg_l for each layer, (edges, operations) each, without a graph."""
     with torch.enable_grad():
         g = leaves(gradients)
-        return list(torch.autograd.grad(layer_alignment(g, kind), g))
+        return list(torch.autograd.grad(layer_alignment(g, regularizer), g))
 
 
 class WeightGradient(NamedTuple):
@@ -109,7 +109,7 @@ def regularized_gradient(
     objective: Objective,
     weights: Tensors,
     batch: Batch,
-    kind: str,
+    regularizer: str,
     derivatives: Derivatives = "difference",
     epsilon_0: float = 1e-4,
 ) -> WeightGradient:
@@ -117,21 +117,21 @@ def regularized_gradient(
 
     Args:
         weights: The mixing weights of each layer.
-        kind: A name in REGULARIZERS, or "noise": a random vector with the norm of the gradient of "corr".
+        regularizer: A name in REGULARIZERS, or "noise": a random vector with the norm of the gradient of "corr".
         epsilon_0: The length of eps * u, over all layers together.
     """
-    if kind == "noise":
+    if regularizer == "noise":
         result = regularized_gradient(objective, weights, batch, "corr", derivatives, epsilon_0)
         noise = [torch.randn_like(gradient) for gradient in result.regularizer_gradient]
         scale = norm(result.regularizer_gradient) / norm(noise)
         return result._replace(regularizer_gradient=[scale * gradient for gradient in noise])
     if derivatives == "exact":
-        return _exactly(objective, weights, batch, kind)
-    return _by_differences(objective, weights, batch, kind, epsilon_0)
+        return _exactly(objective, weights, batch, regularizer)
+    return _by_differences(objective, weights, batch, regularizer, epsilon_0)
 
 
 def _by_differences(
-    objective: Objective, weights: Tensors, batch: Batch, kind: str, epsilon_0: float
+    objective: Objective, weights: Tensors, batch: Batch, regularizer: str, epsilon_0: float
 ) -> WeightGradient:
     """Three passes: at p for g_l and u_l, then at p + eps u and p - eps u."""
     result = weight_gradient(objective, weights, batch, layers=True)
@@ -142,19 +142,19 @@ def _by_differences(
         p = [moved.get(layer, weight) for layer, weight in enumerate(weights)]
         return weight_gradient(objective, p, batch).gradient
 
-    u = layer_alignment_derivative(result.layer_gradients, kind)
+    u = layer_alignment_derivative(result.layer_gradients, regularizer)
     p = [weights[layer] for layer in aligned]
     return result._replace(regularizer_gradient=central_difference(gradient_at, p, u, epsilon_0))
 
 
-def _exactly(objective: Objective, weights: Tensors, batch: Batch, kind: str) -> WeightGradient:
+def _exactly(objective: Objective, weights: Tensors, batch: Batch, regularizer: str) -> WeightGradient:
     """One pass, differentiated twice."""
     parameters, weights = objective.parameters, leaves(weights)
     loss, logits = objective(weights, batch, create_graph=True)
     aligned = [weights[layer] for layer in _aligned_layers(objective)]
     gradients = torch.autograd.grad(loss, [*parameters, *aligned], create_graph=True)
     gradient, layer_gradients = gradients[: len(parameters)], gradients[len(parameters) :]
-    value = layer_alignment(layer_gradients, kind)
+    value = layer_alignment(layer_gradients, regularizer)
     regularizer_gradient = torch.autograd.grad(value, parameters, materialize_grads=True)
     return WeightGradient(
         loss.detach(),

@@ -51,11 +51,6 @@ class Space:
         """(edges, operations) of the alpha of each kind of cell."""
         return {kind: (len(self.edges), len(candidates[0])) for kind, candidates in self.cells.items()}
 
-    @property
-    def derived_edges(self) -> int:
-        """The number of edges of a derived cell."""
-        return len(self.edges) if self.keep is None else self.keep * len(self.nodes)
-
 
 def cell_kinds(layers: int) -> list[str]:
     """The kind of each of the `layers` cells: those at layers // 3 and 2 * layers // 3 are reduction cells."""

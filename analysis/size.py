@@ -46,7 +46,7 @@ def main() -> None:
     import torch
 
     from model import NetworkCIFAR, NetworkImageNet, size
-    from nasbench201.networks import Network as Network201
+    from nasbench201.networks import Network201
 
     channels, pixels, classes = {"digits": (1, 8, 10), "cifar100": (3, 32, 100), "imagenet": (3, 224, 1000)}.get(
         settings.dataset, (3, 32, 10)

@@ -74,7 +74,7 @@ def tf32_of_the_gpu() -> Iterator[None]:
 def make_supernet(settings: LowPrecisionSettings) -> "AnySupernet":
     """An untrained supernet."""
     from model_search import Supernet
-    from nasbench201.networks import Supernet as Supernet201
+    from nasbench201.networks import Supernet201
     from spaces import SPACES
 
     if settings.space == "nasbench201":

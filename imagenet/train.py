@@ -105,7 +105,8 @@ def train_genotype(genotype: Genotype, settings: ImageNetTrainSettings, run: Pat
     import torch
 
     from imagenet.images import FolderDataModule, count_workers, read_splits
-    from lib.retraining import Recipe, cosine_schedule, linear_schedule, warm_up
+    from lib.retraining import Recipe
+    from lib.schedules import cosine_schedule, linear_schedule, warm_up
     from lib.trainer import make_module, make_trainer, retrain
     from model import NetworkImageNet, size, smallest_image
 

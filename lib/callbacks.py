@@ -85,7 +85,7 @@ def metrics_of(trainer: Trainer) -> dict[str, float]:
     return {name: float(f"{value.item():.7g}") for name, value in trainer.callback_metrics.items()}
 
 
-class History(Callback):
+class EpochLog(Callback):
     """Print, log and keep in the checkpoints a row of metrics for each epoch.
 
     A resumed run writes metrics.csv and TensorBoard's events again from the rows of the checkpoint. (Lightning's

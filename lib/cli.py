@@ -76,13 +76,17 @@ def _answering(prog: str) -> Iterator[None]:
 def answer(read_arguments: Callable[[], Arguments], prog: str) -> Arguments:
     """Read the command line before slow imports, so that --help and wrong flags are answered at once.
 
-    A signal during these imports ends the process; `run` handles signals again.
+    A signal during these imports ends the process at once; `run` handles signals again.
     """
-    with _answering(prog):
-        arguments = read_arguments()
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        sys.stderr.write(f"{prog}: stopped\n")
+        os._exit(130)
+
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_DFL)
-    return arguments
+        signal.signal(signum, stop)
+    with _answering(prog):
+        return read_arguments()
 
 
 def run(main: Callable[[], None], prog: str) -> NoReturn:
@@ -150,4 +154,4 @@ def saving(run: Path, goes_on: str) -> Iterator[None]:
         yield
     except OSError as error:
         where, what = error.filename or run, error.strerror or error
-        raise InputError(f"{where}: {what}; the run's last checkpoint is whole, {goes_on}") from error
+        raise InputError(f"{where}: {what}; the last checkpoint is intact; {goes_on}") from error

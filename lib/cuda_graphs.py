@@ -1,6 +1,7 @@
 """A pass over a batch as one CUDA graph: its thousands of kernels are launched by a single call.
 
-Captured are the passes of Objective.gradients, for whole batches; others run as they are, second derivatives too.
+The passes of `Objective.gradients` are captured for whole batches. All other passes run eagerly, and so do second
+derivatives.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ class Graphs:
     """The captured passes of one supernet, which share their memory.
 
     Args:
-        batch_size: of the batches that are worth a graph.
+        batch_size: The size of a whole batch.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -61,7 +62,7 @@ class _Pass:
     ) -> None:
         self.weights = [weight.detach().clone() for weight in weights]
         self.batch = Batch(batch.images.clone(), batch.labels.clone(), batch.seed)
-        #: what changes from epoch to epoch: read from tensors, or each epoch would need a graph of its own
+        #: tensors, so that one graph serves all epochs
         self.drop_path_prob, self.skip_beta = (
             torch.tensor(float(value), dtype=torch.float64, device=batch.images.device)
             for value in (objective.drop_path_prob, objective.skip_beta)
@@ -90,9 +91,9 @@ class _Pass:
         self.drop_path_prob.fill_(objective.drop_path_prob)
         self.skip_beta.fill_(objective.skip_beta)
         self.graph.replay()
-        # The next replay, of this graph or of another, writes over what this one leaves.
+        # The next replay overwrites these outputs.
         loss, logits, parameters, layers = self.result
         gradients = [*parameters, *layers]
         copies = [torch.empty_like(gradient) for gradient in gradients]
-        torch._foreach_copy_(copies, gradients)  # by one kernel, as they are of one type
+        torch._foreach_copy_(copies, gradients)  # one kernel, since all have one type
         return Gradients(loss.clone(), logits.clone(), copies[: len(parameters)], copies[len(parameters) :])

@@ -1,4 +1,4 @@
-"""Devices: which one a run computes on, and how torch computes there."""
+"""Device selection, and torch's settings."""
 
 import ctypes
 import os
@@ -27,7 +27,7 @@ def check_device(device: str, count: int = 1) -> tuple[str, int | list[int]]:
     accelerator, _, index = device.partition(":")
     if accelerator not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
         raise InputError(f"--device: {device!r}, expected auto, cpu, cuda, cuda:N or mps")
-    # Processes on a CPU share its cores; two may be tried anywhere.
+    # Processes on a CPU share its cores; two are always allowed.
     cores = max(2, os.cpu_count() or 1)
     here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": cores}
     if accelerator == "auto":
@@ -66,7 +66,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Create tensors of this type where none is asked for."""
+    """Create tensors of this type by default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -83,7 +83,7 @@ def memory_format(setting: str, device: torch.device) -> torch.memory_format:
 
 
 def set_up_libraries(tf32: bool, deterministic: bool = False) -> None:
-    """How the libraries under torch compute, for the whole process.
+    """Configure cuDNN, cuBLAS and malloc for the whole process.
 
     Args:
         tf32: GPUs may round the float32 factors of convolutions to TensorFloat-32; never those of matrix products,
@@ -119,14 +119,14 @@ def compile_parts(parts: Sequence[nn.Module]) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most memory that was in use, in MiB: of the GPU's tensors, or of this process where there is no GPU."""
+    """The peak memory in MiB: of the GPU's tensors, or of this process if there is no GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
     if status.exists():  # Linux, where rusage's figure begins with that of the parent process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
-    import resource  # of Unix alone
+    import resource  # Unix only
 
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,7 +1,6 @@
 """The training of a discrete network as a LightningModule: its recipe, loss, optimizer and metrics."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,34 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lib.batches import Batch
 from lib.devices import compile_parts
 from lib.finite import FiniteCheck
-
-#: an epoch, counted from 0 -> the factor of the learning rate
-LearningRateFactor = Callable[[int], float]
-
-
-def cosine_schedule(epochs: int) -> LearningRateFactor:
-    """A cosine from 1 in epoch 0 towards 0 in epoch `epochs`."""
-    return lambda epoch: (1 + math.cos(math.pi * epoch / epochs)) / 2
-
-
-def linear_schedule(epochs: int) -> LearningRateFactor:
-    """A line from 1 in epoch 0 towards 0; in the last five epochs its slope is a fifth.
-
-    This is the schedule of PC-DARTS's released code for ImageNet, which later papers use too. The first of the five
-    epochs has the learning rate of the epoch before.
-    """
-    steep = max(epochs - 5, 1)
-
-    def factor(epoch: int) -> float:
-        remaining = epochs - epoch
-        return (remaining - 5) / steep if remaining > 5 else remaining / (5 * steep)
-
-    return factor
-
-
-def warm_up(schedule: LearningRateFactor, epochs: int) -> LearningRateFactor:
-    """A schedule times 1/epochs, 2/epochs, ... in its first `epochs` epochs."""
-    return lambda epoch: schedule(epoch) * min(1, (epoch + 1) / epochs) if epochs else schedule(epoch)
+from lib.schedules import LearningRateFactor
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def network_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
     """The number of epochs that are complete in a checkpoint."""
-    return len(checkpoint["callbacks"]["History"]["rows"])
+    return len(checkpoint["callbacks"]["EpochLog"]["rows"])
 
 
 def score_on_dataset(

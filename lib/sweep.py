@@ -39,7 +39,7 @@ class Failed(Exception):
     """A script ended with an error."""
 
 
-class Stopped(Exception):
+class Terminated(Exception):
     """A script received SIGTERM, for example because its machine shuts down. Ray retries it."""
 
 
@@ -83,7 +83,7 @@ def run_job(job: Job, *previous: object) -> None:
 
     Raises:
         Failed: The script ended with an error.
-        Stopped: The script received SIGTERM.
+        Terminated: The script received SIGTERM.
     """
     with _held(job.folder):
         if job.finished():
@@ -93,7 +93,7 @@ def run_job(job: Job, *previous: object) -> None:
         status = _execute(line, log)
         last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
         if status == 130:
-            raise Stopped("stopped by SIGTERM")
+            raise Terminated("stopped by SIGTERM")
         if status:
             raise Failed(f"exit status {status}: {last}")
         if job.kind == "score":
@@ -176,7 +176,7 @@ def run_jobs(ray: Any, entries: Sequence[Sequence[Job]], report: Callable[[Job, 
     Args:
         report: Called when a job has ended, with the reason if it or the one before it failed, else "".
     """
-    remote = ray.remote(max_retries=RETRIES, retry_exceptions=[Stopped], max_calls=1)(run_job)
+    remote = ray.remote(max_retries=RETRIES, retry_exceptions=[Terminated], max_calls=1)(run_job)
     waiting = deque(entries)
     running: dict[Any, Job] = {}
     try:

@@ -22,7 +22,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
 from lib import checkpoints, cli, launch
-from lib.callbacks import History, SaveAndStop, Stopped
+from lib.callbacks import EpochLog, SaveAndStop, Stopped
 from lib.cli import InputError, blaming
 from lib.data_modules import RetrainDataModule
 from lib.devices import check_device, memory_format, set_up_libraries
@@ -90,7 +90,7 @@ def make_trainer(settings: Any, run: Path) -> Trainer:
         logger=TensorBoardLogger(run, name="tensorboard", version=""),
         callbacks=[
             *([EMAWeightAveraging(decay=decay)] if decay else []),
-            History(run),
+            EpochLog(run),
             SaveAndStop(run / "checkpoints", settings.checkpoint_steps),
             checkpointing,
             *([RichProgressBar()] if terminal else []),
@@ -200,18 +200,18 @@ def fit(trainer: Trainer, module: Retraining, data: RetrainDataModule, run: Path
         KeyboardInterrupt: A signal has stopped the run. The message says how to resume it.
     """
     command = f"python {script} --resume {shlex.quote(str(run))}"
-    history = next(callback for callback in trainer.callbacks if isinstance(callback, History))  # type: ignore[attr-defined]  # of Trainer
+    history = next(callback for callback in trainer.callbacks if isinstance(callback, EpochLog))  # type: ignore[attr-defined]  # of Trainer
     with blaming("--resume"):
         last = checkpoints.load_last(run / "checkpoints", tell=trainer.is_global_zero)
     try:
-        with cli.saving(run, f"go on with: {command}"):
+        with cli.saving(run, f"resume with: {command}"):
             trainer.fit(module, datamodule=data, ckpt_path=last and last[0])
     except (Stopped, SystemExit):  # Lightning turns a KeyboardInterrupt into SystemExit
         launch.requeue()
         if not trainer.is_global_zero:
             sys.exit(130)
         done = f"after {len(history.rows)} of {trainer.max_epochs} epochs"
-        raise KeyboardInterrupt(f"{done}; go on with: {command}") from None
+        raise KeyboardInterrupt(f"{done}; resume with: {command}") from None
     return history.rows
 
 

@@ -21,12 +21,12 @@ SPACE = SPACES["nasbench201"]
 
 
 class ResidualBlock(nn.Module):
-    """Two ReLU, convolution, batch norm, of stride 2 and 1, beside 2x2 average pooling and a 1x1 convolution."""
+    """Twice ReLU, convolution and batch norm, with stride 2 and 1, plus a shortcut of pooling and a 1x1 convolution."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(ReLUConvBN(c_in, c_out, 3, 2, 1), ReLUConvBN(c_out, c_out, 3, 1, 1))
-        # An odd last row or column is averaged over the pixels that it has, so that both branches are of one size.
+        # An odd last row or column is averaged over its own pixels, so that both branches have one size.
         self.shortcut = nn.Sequential(
             nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), nn.Conv2d(c_in, c_out, 1, bias=False)
         )
@@ -91,7 +91,7 @@ class MixedCell(nn.Module):
         return self.edges([x], weights, drop_path_prob, skip_beta)[-1]
 
 
-class Supernet(Skeleton, AnySupernet):
+class Supernet201(Skeleton, AnySupernet):
     """The weight-sharing supernet, a plain function of its mixing weights like that of DARTS cells.
 
     Args:
@@ -100,6 +100,7 @@ class Supernet(Skeleton, AnySupernet):
         classes: number of classes.
         in_channels: channels of the images.
         auxiliary_skip: "skip" or "conv1" for DARTS-'s auxiliary skip connection on every edge, or "none".
+        edges: FastEdges, or MixedEdges for one module for each operation of each edge.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Supernet(Skeleton, AnySupernet):
         drop_path_prob: float | Tensor = 0.0,
         skip_beta: float | Tensor = 0.0,
     ) -> Tensor:
-        """Logits (B, classes) of images (B, channels, H, W) under one (6, 5) tensor of weights a layer.
+        """Logits (B, classes) of images (B, channels, H, W) under the mixing weights of each layer, (6, 5) each.
 
         `skip_beta` is the weight of the auxiliary skip connections, where the supernet has them.
         """
@@ -158,7 +159,7 @@ class DiscreteCell(nn.Module):
         return states[-1]
 
 
-class Network(Skeleton):
+class Network201(Skeleton):
     """The network of one cell.
 
     Args:
@@ -177,5 +178,5 @@ class Network(Skeleton):
         )
 
     def forward(self, images: Tensor, drop_path_prob: float = 0.0) -> tuple[Tensor, None]:
-        """Logits (B, classes), and None in the place of an auxiliary head's."""
+        """Logits (B, classes), and None instead of auxiliary logits."""
         return self.run(images, lambda cell, x: cell(x, drop_path_prob)), None

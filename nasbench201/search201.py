@@ -10,8 +10,8 @@ from lib.cli import blaming
 from lib.datasets import DataSet
 from model_search import AnySupernet
 from nasbench201.cells import Cell201, make_cell
-from nasbench201.networks import Supernet
-from nasbench201.settings import SearchSettings
+from nasbench201.networks import Supernet201
+from nasbench201.settings import SearchSettings201
 from search.state import SearchState
 from selection import Chosen
 
@@ -19,9 +19,9 @@ from selection import Chosen
 class SearchState201(SearchState):
     """A search in NAS-Bench-201."""
 
-    settings: SearchSettings
+    settings: SearchSettings201
 
-    def __init__(self, settings: SearchSettings, dataset: DataSet, device: torch.device) -> None:
+    def __init__(self, settings: SearchSettings201, dataset: DataSet, device: torch.device) -> None:
         self.table, self.table_dataset = None, table_dataset(settings.table_dataset, settings.dataset)
         if settings.table:
             from nasbench201.table import SPACE, open_table
@@ -37,7 +37,7 @@ class SearchState201(SearchState):
         """The supernet of the settings, for the data."""
         settings, dataset = self.settings, self.dataset
         sizes = (settings.init_channels, settings.cells_per_stage, len(dataset.classes), dataset.in_channels)
-        return Supernet(*sizes, settings.auxiliary_skip, self.edges)
+        return Supernet201(*sizes, settings.auxiliary_skip, self.edges)
 
     def assemble(self, chosen: Chosen, pairs: bool) -> AnyCell:
         """The cell with the chosen operations; an edge without one has `none`."""

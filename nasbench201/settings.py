@@ -14,7 +14,7 @@ DESCRIPTION = (
 
 
 @dataclass
-class SearchSettings(CommonSettings):
+class SearchSettings201(CommonSettings):
     """The settings of a search in NAS-Bench-201."""
 
     space: Literal["nasbench201"] = of_space("nasbench201", "Search space.")
@@ -28,4 +28,4 @@ class SearchSettings(CommonSettings):
     seeds: list[Seed] | None = of_table(None, "Search once with each of these seeds, and print the mean and deviation.")
 
 
-SCRIPT = Script("nasbench201/train_search.py", SearchSettings, DESCRIPTION, ("data", "halves", "table"))
+SCRIPT = Script("nasbench201/train_search.py", SearchSettings201, DESCRIPTION, ("data", "halves", "table"))

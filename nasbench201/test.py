@@ -20,12 +20,12 @@ PROG = "test.py"
 def make_network(settings: dict[str, Any], genotype: dict[str, Any], dataset: "DataSet") -> "nn.Module":
     """The network of a checkpoint."""
     from nasbench201.cells import parse_cell
-    from nasbench201.networks import Network
+    from nasbench201.networks import Network201
 
     with blaming("checkpoint"):
         cell = parse_cell(str(genotype.get("arch")))
     sizes = (settings["init_channels"], settings["cells_per_stage"], len(dataset.classes), dataset.in_channels)
-    return Network(cell, *sizes)
+    return Network201(cell, *sizes)
 
 
 def main() -> None:

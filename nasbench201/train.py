@@ -58,11 +58,11 @@ def find_cell(settings: NasBench201TrainSettings) -> Cell201:
     """
     if not settings.arch.isdecimal():
         if settings.table:
-            raise InputError(f"--table: it is for a cell by its index, and --arch is {settings.arch!r}")
+            raise InputError(f"--table: expected it only with a cell by its index, but --arch is {settings.arch!r}")
         with blaming("--arch"):
             return load_cell(settings.arch)
     if not settings.table:
-        raise InputError(f"--arch: {settings.arch} is an index; expected --table beside it, which has the order")
+        raise InputError(f"--arch: {settings.arch} is an index, which needs --table")
     from nasbench201.table import open_table
 
     with blaming("--table"):
@@ -91,19 +91,20 @@ def train_cell(cell: Cell201, settings: NasBench201TrainSettings, run: Path, res
     import torch
 
     from lib.data_modules import make_data_module
-    from lib.retraining import Recipe, cosine_schedule
+    from lib.retraining import Recipe
+    from lib.schedules import cosine_schedule
     from lib.trainer import make_module, make_trainer, retrain
     from model import size
-    from nasbench201.networks import Network
+    from nasbench201.networks import Network201
 
     images = make_data_module(settings)
     shape = (settings.init_channels, settings.cells_per_stage, len(images.classes), images.in_channels)
     trainer = make_trainer(settings, run)
     torch.manual_seed(settings.seed)
     recipe = Recipe.of(settings, cosine_schedule(settings.epochs), nesterov=True)
-    module = make_module(Network(cell, *shape), recipe, images, trainer, settings, cell)
+    module = make_module(Network201(cell, *shape), recipe, images, trainer, settings, cell)
     with torch.device("meta"):
-        cost = size(Network(cell, *shape), images.in_channels, images.image_size)
+        cost = size(Network201(cell, *shape), images.in_channels, images.image_size)
     retrain(trainer, module, images, cell, cost, run, resumed, "nasbench201/train.py")
 
 

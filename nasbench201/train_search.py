@@ -3,7 +3,7 @@
     python nasbench201/train_search.py --download                                    # Λ-DARTS on CIFAR-10
     python nasbench201/train_search.py --method darts --table table.safetensors --seeds 0 1 2 3
     python nasbench201/train_search.py --dataset digits --init_channels 8 --cells_per_stage 1 --epochs 10
-    python nasbench201/train_search.py --resume runs/search-...                      # go on with an interrupted run
+    python nasbench201/train_search.py --resume runs/search-...                      # resume an interrupted run
 
 The search is that of search/train_search.py. search201.py has what this space adds, settings.py its settings.
 """
@@ -12,14 +12,14 @@ import sys
 
 from lib import cli
 from lib.cli import InputError
-from nasbench201.settings import SCRIPT, SearchSettings
+from nasbench201.settings import SCRIPT, SearchSettings201
 from search.settings import resolve
 
 
 def main() -> None:
     resolved = resolve(sys.argv[1:], SCRIPT)
     settings, flags = resolved.settings, set(resolved.sources.get("command line", []))
-    assert isinstance(settings, SearchSettings)
+    assert isinstance(settings, SearchSettings201)
     if {"seed", "seeds"} <= flags:
         raise InputError(f"--seed: {settings.seed}, but --seeds has them; expected one of the two")
     if "seed" in flags:  # a series' config.yaml, for one seed
@@ -28,11 +28,11 @@ def main() -> None:
         raise InputError(f"--seeds: {settings.seeds}, expected different whole numbers, such as --seeds 0 1 2 3")
     # Imported here: --help and a wrong flag are answered before torch is loaded.
     from nasbench201.search201 import SearchState201
-    from nasbench201.seeds import search_seeds
+    from nasbench201.series import search_seeds
     from search.train_search import search
 
     if not settings.table:
-        print("no --table, so that the cells found are not scored; nasbench201/table.py makes one", flush=True)
+        print("no --table is given, so cells are not scored; nasbench201/table.py makes one", flush=True)
     if settings.seeds:
         search_seeds(resolved)
     else:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lib import cli, options
 from lib.cli import InputError
@@ -43,6 +43,7 @@ class DeriveSettings:
         None, "Epochs between two decisions of the perturbation rule. By default that of the run."
     )
     save: str = option("", "Folder to make. By default RUN/selections/<rule>.")
+    data: str = option("", "Folder of the data set's files. By default the folder that the run used.")
     device: str = option("auto", DEVICE_HELP)
 
 
@@ -58,7 +59,11 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]", path: 
     run, names = Path(command.run), ("selection", "threshold", "finetune_epochs")
     changes = {name: value for name in names if (value := getattr(command, name)) is not None}
     stored = options.load_settings(script.settings, script.path, run, "run")
-    settings = replace(stored, device=command.device, **changes)
+    moved: dict[str, Any] = {"device": command.device, "data": command.data or stored.data}
+    moved |= {"cuda_graphs": False, "compile": False}
+    if not Path(getattr(stored, "table", "")).exists():
+        moved["table"] = ""  # the accuracy table of NAS-Bench-201 has moved; the selection does without
+    settings = replace(stored, **moved, **changes)
     check(settings)
     options.check_needs(settings, set(changes))
     if "threshold" in changes and not settings.selection.startswith("threshold"):

@@ -1,4 +1,4 @@
-"""What a search logs: the meters of its steps, the row of each epoch, warnings, and the log files.
+"""The log of a search: meters of its steps, a row for each epoch, warnings, and the log files.
 
 The columns of metrics.csv are the evidence of the Λ-DARTS paper: layer alignment, gradient norms of each layer, entropy
 of the mixing weights, skip connections of the derived cell.

@@ -26,6 +26,7 @@ from lib.cli import blaming
 from lib.files import write_csv
 from lib.objective import Objective
 from lib.progress import StepProgress
+from lib.schedules import cosine_decay
 from search.state import SearchState
 from utils import Averages, accuracy
 
@@ -48,7 +49,7 @@ class Perturbation:
     def __init__(self, state: SearchState, fine_tune: FineTune) -> None:
         self.state, self.fine_tune = state, fine_tune
         settings, space = state.settings, state.space
-        self.finetune_epochs, self.epochs_done = settings.finetune_epochs, len(state.history.rows)
+        self.finetune_epochs = settings.finetune_epochs
         self.scores: list[dict[str, Any]] = []
         self.done = 0
         state.weight_optimizer.state.clear()  # fine-tuning starts without momentum
@@ -100,7 +101,7 @@ class Perturbation:
             total = (self.decisions - 1) * self.finetune_epochs
             high = settings.learning_rate / 10
             low = min(settings.learning_rate_min, high) if self.state.space.keep else high
-            learning_rate = low + (high - low) * (1 + math.cos(math.pi * number / total)) / 2
+            learning_rate = low + (high - low) * cosine_decay(number / total)
             self.fine_tune(settings.epochs + number, learning_rate, progress, f"fine-tuning {number + 1}/{total}")
         else:
             progress.start(f"decision {number + 1}/{self.decisions}", self.steps(stage))
@@ -187,7 +188,7 @@ class Perturbation:
 
     def snapshot(self) -> dict[str, Any]:
         """The content of a checkpoint: tensors and plain values."""
-        own = {name: getattr(self, name) for name in ("scores", "done", "finetune_epochs", "epochs_done")}
+        own = {name: getattr(self, name) for name in ("scores", "done", "finetune_epochs")}
         return {**self.state.snapshot(), "perturbation": own}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -197,11 +198,13 @@ class Perturbation:
             ValueError: It is the snapshot of another selection.
         """
         own = snapshot["perturbation"]
-        for name in ("finetune_epochs", "epochs_done"):
-            if own[name] != getattr(self, name):
-                raise ValueError(
-                    f"the selection began with {name} {own[name]}, expected {getattr(self, name)}; name another folder"
-                )
+        if own["finetune_epochs"] != self.finetune_epochs:
+            raise ValueError(
+                f"the selection began with --finetune_epochs {own['finetune_epochs']}, not {self.finetune_epochs}; "
+                "name another folder"
+            )
+        if snapshot["history"]["rows"] != self.state.history.rows:
+            raise ValueError("the selection began on another search, or on fewer epochs; name another folder")
         self.state.restore(snapshot)
         self.scores, self.done = own["scores"], own["done"]
 

@@ -66,8 +66,9 @@ class CommonSettings(RunSettings, ImageSettings):
 
     method: MethodName = of_method(
         "lambda-darts",
-        "Method whose paper sets all other flags; search/methods.py has their settings. lambda-darts-exact is Λ-DARTS "
-        "with exact derivatives and a lambda for them.",
+        "Method whose paper sets all other flags: "
+        + "; ".join(f"{name} is {method.paper}" for name, method in METHODS.items())
+        + ".",
     )
     train_portion: Fraction = of_data(
         0.5,
@@ -193,7 +194,8 @@ class CommonSettings(RunSettings, ImageSettings):
     )
     fast_edges: bool = of_execution(
         True,
-        "Compute all edges of a cell together (fast_edges.py). --no_fast_edges runs each operation as its own module.",
+        "Compute all edges of a cell together (fast_edges.py). --no_fast_edges runs each operation as its own module, "
+        "from other initial weights.",
     )
     cuda_graphs: bool = of_execution(
         False,
@@ -258,17 +260,16 @@ def check(settings: CommonSettings) -> None:
             "expected threshold_sparse"
         )
     if settings.halves and settings.dataset != "cifar10":
-        raise InputError(f"--halves: they are CIFAR-10's, and the data set is {settings.dataset}")
+        raise InputError(f"--halves: expected --dataset cifar10, whose halves they are, not {settings.dataset}")
     aligns = settings.reg != "none" or settings.compare_derivatives
     if isinstance(settings, SearchSettings):
         normal = cell_kinds(settings.layers).count("normal")
         if not normal:
             raise InputError(f"--layers: {settings.layers} are all reduction cells; expected 3 or more")
         if aligns and normal < 2:
-            flag = "--compare_derivatives" if settings.compare_derivatives else f"--reg {settings.reg}"
+            flag = f"--reg {settings.reg}" if settings.reg != "none" else "--compare_derivatives"
             raise InputError(
-                f"--layers: {settings.layers}, expected 4 or more with {flag}, which aligns pairs of normal cells, "
-                "or --reg none"
+                f"--layers: {settings.layers}, expected 4 or more with {flag}, which aligns pairs of normal cells"
             )
     _check_precision(settings)
 

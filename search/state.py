@@ -97,13 +97,14 @@ class SearchState:
         settings, images = self.settings, self.dataset.train
         if settings.halves:
             with blaming("--halves"):
-                return datasets.benchmark_halves(images, Path(settings.halves))
-        train, valid = datasets.split(images, settings.train_portion, settings.seed)
-        for flag, part in (("--train_portion", train), ("1 - --train_portion", valid)):
+                train, valid = datasets.benchmark_halves(images, Path(settings.halves))
+        else:
+            train, valid = datasets.split(images, settings.train_portion, settings.seed)
+        for name, part in (("weights", train), ("alpha", valid)):
             if settings.batch_size > len(part):
                 raise InputError(
-                    f"--batch_size: {settings.batch_size} is more than the {len(part)} images of its part of the data "
-                    f"({flag} of {len(images)}); expected at most {len(part)}"
+                    f"--batch_size: {settings.batch_size}, but only {len(part)} of the {len(images)} training images "
+                    f"are for {name}; expected at most {len(part)}"
                 )
         return train, valid
 
@@ -173,21 +174,21 @@ class SearchState:
         try:
             self.supernet.load_state_dict(state["supernet"])
         except RuntimeError as error:
-            raise ValueError("the checkpoint does not fit config.yaml; expected both of one run") from error
+            raise ValueError("the checkpoint does not fit config.yaml; they come from different runs") from error
         self.architecture.load_state_dict(state["architecture"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.history.restore(state["history"])
 
 
-def open_search(settings: CommonSettings, kind: type[SearchState] = SearchState) -> SearchState:
+def open_search(settings: CommonSettings, state_class: type[SearchState] = SearchState) -> SearchState:
     """A search at its start, with its data.
 
     Args:
-        kind: The class of searches in the space of the settings.
+        state_class: The state of a search in the space of the settings.
 
     Raises:
         InputError: The settings do not fit the data or the machine.
     """
     device = prepare_device(settings.device, settings.tf32, settings.deterministic)
-    return kind(settings, datasets.load_dataset(settings), device)
+    return state_class(settings, datasets.load_dataset(settings), device)

@@ -16,7 +16,7 @@ from lib import cli
 from search.settings import SCRIPT, CommonSettings, Resolved, resolve
 
 if __name__ == "__main__":
-    command = cli.answer(lambda: resolve(sys.argv[1:]), SCRIPT.prog)  # before torch is loaded
+    resolved = cli.answer(lambda: resolve(sys.argv[1:]), SCRIPT.prog)  # before torch is loaded
 
 import math
 import shlex
@@ -40,6 +40,7 @@ from lib.files import is_finished, write_atomically
 from lib.objective import Objective, Tensors, cosine_similarity
 from lib.progress import StepProgress
 from lib.provenance import provenance, write_config
+from lib.schedules import cosine_decay
 from regularizers import ALPHA_REGULARIZERS, WeightGradient, regularized_gradient, weight_gradient
 from search.metrics import AlphaStep, Meters, epoch_columns, new_warnings, summary
 from search.perturbation import select_by_perturbation
@@ -66,24 +67,19 @@ def schedule(settings: CommonSettings, epoch: int) -> Schedule:
     The learning rate follows a cosine (DARTS). lambda_t rises linearly from 0 in the first epoch to lambda in the last
     (Λ-DARTS). beta_t falls to 0 (DARTS-, section 3.3).
     """
-    done = epoch / settings.epochs
+    done, low = epoch / settings.epochs, settings.learning_rate_min
     ramp = epoch / (settings.epochs - 1) if settings.epochs > 1 else 1.0
     decays = {
         "linear": 1 - done,
-        "cosine": (1 + math.cos(math.pi * done)) / 2,
+        "cosine": cosine_decay(done),
         "slow_cosine": math.cos(math.pi * done / 2),
     }
     return Schedule(
-        learning_rate=cosine_schedule(settings.learning_rate, settings.learning_rate_min, done),
+        learning_rate=low + (settings.learning_rate - low) * cosine_decay(done),
         lambda_t=0.0 if settings.reg == "none" else settings.lambda_ * ramp,
         skip_beta=0.0 if settings.auxiliary_skip == "none" else settings.skip_beta * decays[settings.decay],
         drop_path_prob=settings.drop_path_prob * done,
     )
-
-
-def cosine_schedule(high: float, low: float, done: float) -> float:
-    """A cosine from `high` to `low`, at a share `done` of the epochs."""
-    return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
 
 
 def architecture_gradient(
@@ -93,13 +89,28 @@ def architecture_gradient(
     settings, weights = state.settings, state.layer_weights()
     learning_rate = state.weight_optimizer.param_groups[0]["lr"]
     if settings.hypergradient == "unrolled":
-        momentum = (state.momentum_buffers(), settings.momentum, settings.weight_decay)
         return unrolled(
-            objective, weights, train_batch, valid_batch, learning_rate, *momentum, derivatives=settings.derivatives
+            objective,
+            weights,
+            train_batch,
+            valid_batch,
+            xi=learning_rate,
+            momentum_buffers=state.momentum_buffers(),
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            derivatives=settings.derivatives,
         )
     if settings.hypergradient == "implicit":
-        series = (learning_rate, settings.neumann_terms, settings.derivatives)
-        return implicit(objective, weights, train_batch, valid_batch, *series, residual=residual)
+        return implicit(
+            objective,
+            weights,
+            train_batch,
+            valid_batch,
+            gamma=learning_rate,
+            terms=settings.neumann_terms,
+            derivatives=settings.derivatives,
+            residual=residual,
+        )
     return first_order(objective, weights, valid_batch)
 
 
@@ -160,9 +171,9 @@ def weight_step(
 def derivative_cosine(state: SearchState, objective: Objective, batch: Batch) -> Tensor:
     """The cosine between the regularizer's gradient by differences and the exact one, on one batch."""
     settings, weights = state.settings, state.layer_weights()
-    kind = "corr" if settings.reg in ("none", "noise") else settings.reg
-    difference = regularized_gradient(objective, weights, batch, kind, "difference", settings.epsilon_0)
-    exact = regularized_gradient(objective, weights, batch, kind, "exact")
+    regularizer = "corr" if settings.reg in ("none", "noise") else settings.reg
+    difference = regularized_gradient(objective, weights, batch, regularizer, "difference", settings.epsilon_0)
+    exact = regularized_gradient(objective, weights, batch, regularizer, "exact")
     return cosine_similarity(difference.regularizer_gradient, exact.regularizer_gradient)
 
 
@@ -282,20 +293,20 @@ def write_cell(state: SearchState, cell: AnyCell, folder: Path) -> None:
     print("\n".join([f"found {cell}", *([", ".join(figures)] if figures else []), f"run folder {folder}"]), flush=True)
 
 
-def search(resolved: Resolved, kind: type[SearchState] = SearchState, whole: Path | None = None) -> None:
+def search(resolved: Resolved, state_class: type[SearchState] = SearchState, whole: Path | None = None) -> None:
     """Search a cell and leave a run folder, or resume a run.
 
     Args:
-        kind: The class of searches in the space of the settings.
+        state_class: The state of a search in the space of the settings.
         whole: The run folder that --resume must name, if this run is a part of it.
     """
     settings, run = resolved.settings, resolved.run
     if resolved.resumed and is_finished(run, "search"):
         print(f"run {run} is finished")
         return
-    state = open_search(settings, kind)
+    state = open_search(settings, state_class)
     flag = "--resume" if resolved.resumed else "--save"
-    command = f"resume with: python {resolved.script.path} --resume {shlex.quote(str(whole or run))}"
+    resume_with = f"resume with: python {resolved.script.path} --resume {shlex.quote(str(whole or run))}"
     with cli.open_folder(run, flag, new=not resolved.resumed):
         with blaming(flag):
             if not resolved.resumed:
@@ -307,18 +318,17 @@ def search(resolved: Resolved, kind: type[SearchState] = SearchState, whole: Pat
         print(f"settings of {settings.method}{resolved.changes()}")
         print(f"run {run}: {settings.epochs - len(state.history.rows)} epochs on {state.device}", flush=True)
         try:
-            with cli.saving(run, command):
+            with cli.saving(run, resume_with):
                 run_epochs(state, run)
-                cell = derive_cell(state, run, run / "perturbation", command)
                 with cli.warning(f"no figures; python analysis/curves.py {run} draws the curves"):
                     from analysis.curves import plot_search  # matplotlib takes a second
 
                     plot_search(run)
-                write_cell(state, cell, run)
+                write_cell(state, derive_cell(state, run, run / "perturbation", resume_with), run)
         except KeyboardInterrupt as stop:
-            done = f"after {len(state.history.rows)} of {settings.epochs} epochs; {command}"
+            done = f"after {len(state.history.rows)} of {settings.epochs} epochs; {resume_with}"
             raise KeyboardInterrupt(str(stop) or done) from None
 
 
 if __name__ == "__main__":
-    cli.run(lambda: search(command), SCRIPT.prog)
+    cli.run(lambda: search(resolved), SCRIPT.prog)

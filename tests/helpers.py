@@ -29,9 +29,10 @@ from lib import checkpoints
 from lib.batches import Batch
 from lib.objective import Objective, norm
 from lib.progress import StepProgress
-from lib.retraining import Recipe, cosine_schedule
+from lib.retraining import Recipe
+from lib.schedules import cosine_schedule
 from model_search import Supernet
-from nasbench201.networks import Supernet as Supernet201
+from nasbench201.networks import Supernet201
 from nasbench201.search201 import SearchState201
 from nasbench201.settings import SCRIPT as SCRIPT_201
 from regularizers import weight_gradient

@@ -19,7 +19,7 @@ from lib.kernels import average_pool, differentiated_twice, grouped_conv2d
 from lib.objective import Objective, cosine_similarity
 from lib.retraining import Retraining
 from model_search import Supernet
-from nasbench201.networks import Supernet as Supernet201
+from nasbench201.networks import Supernet201
 from regularizers import weight_gradient
 from search import train_search
 from search.settings import SCRIPT

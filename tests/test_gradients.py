@@ -6,7 +6,7 @@ from torch.func import functional_call
 
 from architect import first_order, unrolled
 from lib.objective import central_difference, cosine_similarity, norm
-from nasbench201.networks import Supernet as Supernet201
+from nasbench201.networks import Supernet201
 from regularizers import REGULARIZERS, aligned_layers, layer_alignment, regularized_gradient, weight_gradient
 from tests.helpers import problem, relative_error
 

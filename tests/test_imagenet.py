@@ -20,7 +20,8 @@ from genotypes import load_genotype
 from imagenet.images import Decoder, begin_worker, read_tree
 from lib import checkpoints
 from lib.data_modules import Pass
-from lib.retraining import Retraining, cosine_schedule, linear_schedule, warm_up
+from lib.retraining import Retraining
+from lib.schedules import cosine_schedule, linear_schedule, warm_up
 from lib.seeds import mix
 from tests.helpers import RECIPE, assert_refused, last_checkpoint, metrics, script_in_process
 from tests.imagenet_runs import (
@@ -157,7 +158,7 @@ def test_workers_do_not_change_what_is_drawn(tree):
 def test_sigterm_saves_after_the_step_and_the_run_goes_on_with_the_next_batch(tree, finished, tmp_path):
     run = tmp_path / "run"
     errors = stopped(*settings(tree, run)).stderr
-    assert len(errors.splitlines()) == 1 and f"go on with: python {TRAIN} --resume {run}" in errors
+    assert len(errors.splitlines()) == 1 and f"resume with: python {TRAIN} --resume {run}" in errors
     assert checkpoints.load(last_checkpoint(run))["global_step"] == 5  # of three steps an epoch
     assert "the first from batch 3 of 3" in trained("--resume", run, "--workers", 2).stdout
     assert_same_weights(run, finished)

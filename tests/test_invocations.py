@@ -22,7 +22,7 @@ from PIL import Image
 from genotypes import CELLS
 from lib.files import LOCK
 from nasbench201.cells import all_cells
-from nasbench201.settings import SearchSettings as SearchSettings201
+from nasbench201.settings import SearchSettings201
 from nasbench201.sources import build
 from search.settings import SCRIPT, SearchSettings
 from tests.helpers import ROOT, TABLE, script_in_process

@@ -35,8 +35,13 @@ def imports(sources: dict[str, str]) -> dict[str, set[str]]:
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
+                assert not node.level and all(alias.name != "*" for alias in node.names), (
+                    f"{module}: name what is imported"
+                )
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
                 names |= inner & sources.keys() or {node.module}
+        folders = {name.partition(".")[0] for name in sources}
+        assert not names & folders - sources.keys(), f"{module}: name the module that is imported"
         graph[module] = names & sources.keys()
     return graph
 

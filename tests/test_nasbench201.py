@@ -25,9 +25,9 @@ from lib.objective import Objective
 from lib.progress import StepProgress
 from model import size
 from nasbench201.cells import EDGES, OPERATIONS, all_cells, load_cell, make_cell, parse_cell
-from nasbench201.networks import Network, Supernet
-from nasbench201.scores import mean_and_deviation
+from nasbench201.networks import Network201, Supernet201
 from nasbench201.search201 import SearchState201
+from nasbench201.series import mean_and_deviation
 from nasbench201.settings import SCRIPT
 from nasbench201.sources import build
 from nasbench201.table import open_table
@@ -97,7 +97,7 @@ def test_the_string_gives_the_edges_as_the_paper_numbers_them():
 
 def test_the_size_is_that_of_the_official_logs():
     with torch.device("meta"):
-        counted = size(Network(parse_cell(CONVOLUTIONS)))
+        counted = size(Network201(parse_cell(CONVOLUTIONS)))
     assert round(counted["params"] / 1e6, 3) == 1.532
     assert round(counted["multiply_adds"] / 1e6, 2) == 220.12
 
@@ -137,7 +137,7 @@ def plain_logits(supernet, images, weights, beta=0.0):
 @pytest.mark.parametrize("auxiliary", ["none", "skip"])
 def test_the_supernet_is_the_sum_of_its_operations_under_the_weights(auxiliary):
     torch.manual_seed(0)
-    supernet = Supernet(4, 2, 10, auxiliary_skip=auxiliary).double()
+    supernet = Supernet201(4, 2, 10, auxiliary_skip=auxiliary).double()
     plain = plain_supernet(supernet)
     batch, weights = batch_and_weights(supernet)
     logits = plain_logits(plain, batch.images, weights, 0.7 if auxiliary == "skip" else 0.0)
@@ -155,7 +155,7 @@ def test_the_supernet_is_the_sum_of_its_operations_under_the_weights(auxiliary):
 def test_the_supernet_at_one_hot_weights_is_the_network_of_that_cell():
     torch.manual_seed(0)
     cell = parse_cell(MIXED)
-    supernet, network = Supernet(4, 1).double(), Network(cell, 4, 1).double()
+    supernet, network = Supernet201(4, 1).double(), Network201(cell, 4, 1).double()
     for name in ("stem", "reductions", "norm", "classifier"):
         getattr(network, name).load_state_dict(getattr(supernet, name).state_dict(), strict=False)
     numbers = [OPERATIONS.index(operation) for operation in cell.operations]
@@ -171,10 +171,10 @@ def test_the_supernet_at_one_hot_weights_is_the_network_of_that_cell():
 
 def test_drop_path_spares_identities():
     torch.manual_seed(0)
-    network = Network(parse_cell(SKIPS), 4, 1).train()
+    network = Network201(parse_cell(SKIPS), 4, 1).train()
     images = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(network(images, 0.9)[0], network(images, 0.0)[0])
-    network = Network(parse_cell(CONVOLUTIONS), 4, 1).train()
+    network = Network201(parse_cell(CONVOLUTIONS), 4, 1).train()
     assert not torch.allclose(network(images, 0.9)[0], network(images, 0.0)[0])
 
 
@@ -379,7 +379,7 @@ def test_a_cell_is_trained_scored_and_resumed(tmp_path, made_table, capsys):
     capsys.readouterr()
     run_main(nasbench201.test.main, run)
     assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(result["accuracy"])
-    assert result["params"] == sum(p.numel() for p in Network(parse_cell(CONVOLUTIONS), 4, 1, 10, 1).parameters())
+    assert result["params"] == sum(p.numel() for p in Network201(parse_cell(CONVOLUTIONS), 4, 1, 10, 1).parameters())
     run_main(nasbench201.train.main, "--resume", run)
     assert "is finished" in capsys.readouterr().out
 

@@ -24,7 +24,8 @@ from lib.batches import Augmentation, Batch
 from lib.cli import InputError
 from lib.data_modules import TensorDataModule
 from lib.datasets import DataSet, ImageSet
-from lib.retraining import Retraining, cosine_schedule
+from lib.retraining import Retraining
+from lib.schedules import cosine_schedule
 from lib.trainer import CheckpointIO, fit, make_module, make_trainer
 from tests.helpers import (
     CELL,
@@ -139,7 +140,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished,
             interrupt(patch, CheckpointIO, "save_checkpoint", 2)
         stopped = script_in_process("train/train.py", "--config", finished / "config.yaml", "--save", run)
     assert stopped.returncode == 130
-    assert re.fullmatch(f".*after 1 of 3 epochs; go on with: python train/train.py --resume {run}\n", stopped.stderr)
+    assert re.fullmatch(f".*after 1 of 3 epochs; resume with: python train/train.py --resume {run}\n", stopped.stderr)
     assert "\r" not in stopped.stdout and "\x1b" not in stopped.stdout  # no bars without a terminal
     assert not (run / "result.json").exists()
     resumed = script_in_process("train/train.py", "--resume", run)
@@ -232,7 +233,7 @@ def test_two_processes_train_and_score_a_compiled_network_as_one_does(tmp_path):
     checkpoint = checkpoints.load(last_checkpoint(two))
     for name, weight in network.state_dict().items():
         torch.testing.assert_close(checkpoint["state_dict"][f"network.{name}"], weight)
-    for row, expected in zip(checkpoint["callbacks"]["History"]["rows"], rows, strict=True):
+    for row, expected in zip(checkpoint["callbacks"]["EpochLog"]["rows"], rows, strict=True):
         assert row["test_accuracy"] == expected["test_accuracy"]
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
 

@@ -87,7 +87,7 @@ def test_an_interrupted_search_gives_a_cell_by_perturbation_which_resumes(images
         interrupt(patch, Perturbation, "evaluate", 40)
         with pytest.raises(KeyboardInterrupt):
             run_derive(run, *flags, tmp_path / "stopped")
-    with pytest.raises(InputError, match="finetune_epochs 1, expected 2"):
+    with pytest.raises(InputError, match="finetune_epochs 1, not 2"):
         run_derive(run, "--selection", "perturbation", "--finetune_epochs", 2, "--save", tmp_path / "stopped")
     run_derive(run, *flags, tmp_path / "stopped")
     for name in ("genotype.json", "scores.csv"):

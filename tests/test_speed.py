@@ -17,7 +17,7 @@ from lib.kernels import batch_norm, grouped_conv2d
 from lib.objective import Objective
 from lib.progress import StepProgress
 from model_search import Supernet
-from nasbench201.networks import Supernet as Supernet201
+from nasbench201.networks import Supernet201
 from nasbench201.search201 import SearchState201
 from operations import drop_path
 from regularizers import regularized_gradient

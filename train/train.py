@@ -74,7 +74,8 @@ def train_genotype(genotype: Genotype, settings: TrainSettings, run: Path, resum
     import torch
 
     from lib.data_modules import make_data_module
-    from lib.retraining import Recipe, cosine_schedule
+    from lib.retraining import Recipe
+    from lib.schedules import cosine_schedule
     from lib.trainer import make_module, make_trainer, retrain
     from model import NetworkCIFAR, size, smallest_image
 

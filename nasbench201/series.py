@@ -1,22 +1,35 @@
-"""Searches with several seeds, one after another, in subfolders of one run."""
+"""A search with several seeds: one after another, in subfolders of one run, and scored together.
 
+Deviations are of samples (n - 1).
+"""
+
+import itertools
 import json
+import math
 import shlex
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as Grid
 
 from lib import cli, options
 from lib.cli import InputError, blaming, open_folder, saving
 from lib.files import is_finished, write_atomically
 from lib.provenance import provenance, write_config
 from nasbench201.cells import load_cell
-from nasbench201.scores import score, show
 from nasbench201.search201 import SearchState201
-from nasbench201.settings import SCRIPT, SearchSettings
+from nasbench201.settings import SCRIPT, SearchSettings201
+from nasbench201.table import column_name, open_table
 from search.settings import Resolved
 from search.state import open_search
 from search.train_search import search
+
+#: data sets and splits of the papers' tables
+COLUMNS = tuple(itertools.product(("cifar10", "cifar100", "imagenet16_120"), ("valid", "test")))
 
 
 def search_seeds(resolved: Resolved) -> None:
@@ -26,7 +39,7 @@ def search_seeds(resolved: Resolved) -> None:
         InputError: A folder or the settings cannot be used.
     """
     settings = resolved.settings
-    assert isinstance(settings, SearchSettings)
+    assert isinstance(settings, SearchSettings201)
     singles = [replace(settings, seed=seed, seeds=None) for seed in settings.seeds or ()]
     if resolved.resumed:
         with open_folder(resolved.run, "--resume", new=False):
@@ -42,7 +55,7 @@ def search_seeds(resolved: Resolved) -> None:
         _search_each(replace(resolved, origin=origin), singles)
 
 
-def _search_each(resolved: Resolved, singles: Sequence[SearchSettings]) -> None:
+def _search_each(resolved: Resolved, singles: Sequence[SearchSettings201]) -> None:
     """Run the searches that are not finished yet, and score all."""
     run, command = resolved.run, f"python {resolved.script.path} --resume {shlex.quote(str(resolved.run))}"
     folders = [run / f"seed-{single.seed}" for single in singles]
@@ -63,8 +76,8 @@ def _search_each(resolved: Resolved, singles: Sequence[SearchSettings]) -> None:
     print(f"run folder {run}", flush=True)
 
 
-def _done(folder: Path, settings: SearchSettings) -> bool:
-    """Whether the search of one seed is finished.
+def _done(folder: Path, settings: SearchSettings201) -> bool:
+    """True if the search of one seed is finished.
 
     Raises:
         InputError: The folder has a search with other settings, or a damaged one.
@@ -77,9 +90,59 @@ def _done(folder: Path, settings: SearchSettings) -> bool:
     )
     differing = sorted(name for name, value in asdict(settings).items() if name not in here and stored[name] != value)
     if differing:
-        raise InputError(f"--resume: {folder} is of a search with other {', '.join(differing)}; expected the run's")
+        raise InputError(f"--resume: {folder} was searched with other {', '.join(differing)}")
     if not is_finished(folder, "search"):
         return False
     with blaming("--resume"):
         load_cell(str(folder))
     return True
+
+
+def score(run: Path, settings: SearchSettings201) -> dict[str, Any]:
+    """The cell of a finished run, and its accuracies in percent under the table's names, such as cifar10_test_200."""
+    cell = load_cell(str(run))
+    row: dict[str, Any] = {
+        "seed": settings.seed,
+        "arch": cell.arch,
+        "skip_connects": sum(operation == "skip_connect" for operation in cell.operations),
+    }
+    if settings.table:
+        with blaming("--table"):
+            table = open_table(Path(settings.table))
+            index = table.index(cell)
+        for asked in table.available():
+            accuracy = table.accuracy(index, *asked)
+            if asked[:2] in COLUMNS and not math.isnan(accuracy):
+                row[column_name(*asked)] = accuracy
+    return row
+
+
+def shown(cells: list[dict[str, Any]]) -> dict[str, str]:
+    """The columns to print, heading -> name: the accuracy after 200 epochs, or after 12 where it is unknown."""
+    names = {}
+    for dataset, split in COLUMNS:
+        for epochs in (200, 12):
+            name = column_name(dataset, split, epochs)
+            if all(name in cell for cell in cells):
+                names[f"{dataset} {split}" + ("" if epochs == 200 else f", {epochs} epochs")] = name
+                break
+    return names
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    """A text such as 93.76 ± 0.12; only the mean for a single value."""
+    mean = statistics.mean(values)
+    return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+def show(cells: list[dict[str, Any]]) -> None:
+    """Print the cells, and the mean over the seeds."""
+    names = shown(cells)
+    grid = Grid("seed", *names, "skips")
+    for cell in cells:
+        grid.add_row(str(cell["seed"]), *(f"{cell[name]:.2f}" for name in names.values()), str(cell["skip_connects"]))
+    grid.add_section()
+    grid.add_row("mean", *(mean_and_deviation([c[name] for c in cells]) for name in (*names.values(), "skip_connects")))
+    Console().print(grid)
+    for cell in cells:
+        print(f"seed {cell['seed']}: {cell['arch']}")

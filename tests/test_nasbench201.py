@@ -283,6 +283,9 @@ def test_the_benchmarks_halves_are_used(tmp_path):
     state = SearchState201(settings_of_201(dataset="cifar10", halves=str(path)), digits, torch.device("cpu"))
     assert torch.equal(state.train.images, digits.train.images[halves["train"]])
     assert torch.equal(state.valid.labels, digits.train.labels[halves["valid"]])
+    path.write_text(json.dumps({"train": ["int", list(map(str, range(1436)))], "valid": ["int", ["1436"]]}))
+    with pytest.raises(InputError, match="--batch_size: 256, but only 1 of the 1437 training images are for alpha"):
+        SearchState201(settings_of_201(dataset="cifar10", halves=str(path)), digits, torch.device("cpu"))
 
 
 def search_201(*flags):

@@ -128,3 +128,14 @@ def test_a_selection_by_the_run_s_own_perturbation_finds_the_run_s_own_cell(imag
     selection = run / "selections/perturbation"
     assert (selection / "genotype.json").read_text() == (run / "genotype.json").read_text()
     assert (selection / "scores.csv").read_text() == (run / "perturbation/scores.csv").read_text()
+
+
+def test_a_selection_does_not_continue_in_the_folder_of_another_search(tiny, images, tmp_path, monkeypatch):
+    run, stopped = tiny[0], tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        interrupt(patch, Perturbation, "evaluate", 9)
+        with pytest.raises(KeyboardInterrupt):
+            run_derive(run, *FLAGS, "--save", stopped)
+    other = run_search(settings_of("darts", **images, seed=1), tmp_path / "other")
+    with pytest.raises(InputError, match="began on another search"):
+        run_derive(other, *FLAGS, "--save", stopped)

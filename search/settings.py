@@ -267,9 +267,11 @@ def check(settings: CommonSettings) -> None:
         if not normal:
             raise InputError(f"--layers: {settings.layers} are all reduction cells; expected 3 or more")
         if aligns and normal < 2:
-            flag = f"--reg {settings.reg}" if settings.reg != "none" else "--compare_derivatives"
+            aligning = f"--reg {settings.reg}" if settings.reg != "none" else "--compare_derivatives"
+            remedy = ", or --reg none" if settings.reg != "none" else ""
             raise InputError(
-                f"--layers: {settings.layers}, expected 4 or more with {flag}, which aligns pairs of normal cells"
+                f"--layers: {settings.layers}, expected 4 or more with {aligning}, which aligns pairs of normal cells"
+                f"{remedy}"
             )
     _check_precision(settings)
 

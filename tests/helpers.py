@@ -17,29 +17,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from PIL import Image
 
 import selection
-from architect import Architecture
-from benchmarks.plain import as_plain
-from fast_edges import FastEdges
 from lib import checkpoints
-from lib.batches import Batch
-from lib.objective import Objective, norm
 from lib.progress import StepProgress
 from lib.retraining import Recipe
 from lib.schedules import cosine_schedule
-from model_search import Supernet
-from nasbench201.networks import Supernet201
 from nasbench201.search201 import SearchState201
 from nasbench201.settings import SCRIPT as SCRIPT_201
-from regularizers import weight_gradient
 from search import derive
 from search.settings import SCRIPT, Resolved, SearchSettings
 from search.train_search import run_epoch, schedule, search
-from spaces import SPACES
 from train.train import TrainSettings, train
 
 DOUBLE = torch.float64
@@ -306,51 +296,6 @@ def weights_of(run):
     return flat(checkpoints.load(last_checkpoint(run))["state_dict"])
 
 
-def problem(space="s2", layers=4, size=8):
-    """A small supernet in float64 with random mixing weights, and two batches."""
-    torch.manual_seed(0)
-    supernet = Supernet(SPACES[space], init_channels=4, layers=layers).double()
-    architecture = Architecture(supernet.alpha_shapes).double()
-    with torch.no_grad():
-        for alpha in architecture.parameters():
-            alpha.normal_()
-    mixing = architecture.mixing_weights()
-    weights = [mixing[kind].detach() for kind in supernet.kinds]
-    batches = [
-        Batch(torch.randn(6, 3, size, size, dtype=torch.float64), torch.randint(0, 10, (6,)), seed) for seed in (1, 2)
-    ]
-    return Objective(supernet), architecture, weights, *batches
-
-
-def relative_error(measured, expected):
-    return (norm([a - b for a, b in zip(measured, expected, strict=True)]) / norm(expected)).item()
-
-
-def scramble(architecture):
-    """Random alpha."""
-    with torch.no_grad():
-        for alpha in architecture.parameters():
-            alpha.normal_()
-
-
-def make_supernet(space, auxiliary_skip="none", channels=4, layers=6):
-    torch.manual_seed(0)
-    if space == "nasbench201":
-        supernet = Supernet201(channels, 2, auxiliary_skip=auxiliary_skip)
-    else:
-        supernet = Supernet(SPACES[space], channels, layers, auxiliary_skip=auxiliary_skip)
-    for module in supernet.modules():
-        if isinstance(module, FastEdges):
-            module.together = True  # as on a GPU
-    return supernet
-
-
-def mixing_weights_of(supernet, dtype=torch.float32):
-    torch.manual_seed(1)
-    shapes = [supernet.alpha_shapes[kind] for kind in supernet.kinds]
-    return [torch.randn(shape, dtype=dtype).softmax(dim=-1).requires_grad_() for shape in shapes]
-
-
 def settings_of_201(method="darts", **changes):
     small = {"dataset": "digits", "init_channels": 2, "cells_per_stage": 1, "batch_size": 256, "epochs": 2}
     return SCRIPT_201.settings_of(
@@ -361,46 +306,6 @@ def settings_of_201(method="darts", **changes):
 def run_search_201(settings, run, resumed=False):
     search(Resolved(settings, run, resumed), SearchState201)
     return run
-
-
-def batch_and_weights(supernet, dtype=DOUBLE, device="cpu", images=6, pixels=12):
-    torch.manual_seed(1)
-    images = torch.randn(images, 3, pixels, pixels, dtype=dtype, device=device)
-    batch = Batch(images, torch.randint(0, 10, (len(images),), device=device), 5)
-    weights = [torch.rand(supernet.alpha_shapes[kind], dtype=dtype, device=device) for kind in supernet.kinds]
-    return batch, weights
-
-
-def in_plain_order(supernet, plain, gradients):
-    """Gradients of a supernet's parameters, as those of its plain twin's."""
-    names = [name for name, _ in supernet.named_parameters()]
-    cut = as_plain(supernet, dict(zip(names, gradients, strict=True)))
-    return [cut[name] for name, _ in plain.named_parameters()]
-
-
-def assert_gradients_of(supernet, plain, batch, weights):
-    """All gradients of a pass, in double precision."""
-    fast, slow = (
-        weight_gradient(Objective(network, skip_beta=0.3), weights, batch, layers=True) for network in (supernet, plain)
-    )
-    assert abs(fast.loss - slow.loss) < 1e-12
-    pairs = [*zip(in_plain_order(supernet, plain, fast.gradient), slow.gradient, strict=True)]
-    pairs += [*zip(fast.layer_gradients, slow.layer_gradients, strict=True)]
-    for measured, expected in pairs:
-        # Some weights do not matter, by batch norm's invariances: their gradient is rounding alone.
-        assert norm([measured - expected]) < 1e-10 * norm([expected]) + 1e-13
-
-
-def assert_single_precision_gradients_of(supernet, plain, ours, batch, weights, monkeypatch):
-    """The gradients of both, each on the batch in its own memory format."""
-    # Rounding turns a ReLU on or off now and then, which counts for 1e-3 and more in a supernet this small.
-    monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
-    monkeypatch.setattr(F, "relu_", F.softplus)
-    weights = [weight.softmax(dim=-1) for weight in weights]
-    fast = weight_gradient(Objective(supernet), weights, ours, layers=True)
-    slow = weight_gradient(Objective(plain), weights, batch, layers=True)
-    assert relative_error(in_plain_order(supernet, plain, fast.gradient), slow.gradient) < 1e-3
-    assert relative_error(fast.layer_gradients, slow.layer_gradients) < 1e-3
 
 
 METHODS = [

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from architect import Architecture, first_order, implicit, relax, unrolled
 from lib.batches import Batch
 from lib.objective import Objective, norm
-from tests.helpers import scramble
+from tests.supernets import scramble
 
 DOUBLE = torch.float64
 

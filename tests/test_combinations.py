@@ -11,15 +11,7 @@ from search.metrics import Meters
 from search.perturbation import Perturbation
 from search.settings import SCRIPT, resolve
 from search.train_search import search
-from tests.helpers import (
-    SMALL_METHOD,
-    assert_same_run,
-    few_images,
-    interrupt,
-    metrics,
-    run_search,
-    settings_of,
-)
+from tests.helpers import SMALL_METHOD, assert_same_run, few_images, interrupt, metrics, run_search, settings_of
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

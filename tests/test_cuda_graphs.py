@@ -10,7 +10,7 @@ from lib import cuda_graphs
 from lib.batches import Batch
 from lib.cuda_graphs import CapturedObjective, Graphs
 from lib.objective import Objective
-from tests.helpers import make_supernet, mixing_weights_of
+from tests.supernets import make_supernet, mixing_weights_of
 
 
 class FakeCuda:

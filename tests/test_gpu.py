@@ -30,18 +30,15 @@ from tests.helpers import (
     METHODS,
     RETRAINING,
     SMALL,
-    assert_gradients_of,
     assert_same_run,
-    assert_single_precision_gradients_of,
-    batch_and_weights,
     batches_of,
     last_checkpoint,
-    relative_error,
     retrain,
     run_search,
     weights_after_an_epoch,
     weights_of,
 )
+from tests.supernets import assert_gradients_of, assert_single_precision_gradients_of, batch_and_weights, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -22,7 +22,8 @@ from model import NetworkCIFAR
 from search.settings import SCRIPT, check
 from search.state import SearchState
 from search.train_search import run_epoch, schedule
-from tests.helpers import RECIPE, make_supernet, mixing_weights_of
+from tests.helpers import RECIPE
+from tests.supernets import make_supernet, mixing_weights_of
 
 DOUBLE = torch.float64
 LAYOUTS = [torch.channels_last, torch.contiguous_format]

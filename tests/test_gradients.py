@@ -8,7 +8,7 @@ from architect import first_order, unrolled
 from lib.objective import central_difference, cosine_similarity, norm
 from nasbench201.networks import Supernet201
 from regularizers import REGULARIZERS, aligned_layers, layer_alignment, regularized_gradient, weight_gradient
-from tests.helpers import problem, relative_error
+from tests.supernets import problem, relative_error
 
 KINDS = ("corr", "signcorr")
 

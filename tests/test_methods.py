@@ -1,22 +1,18 @@
-"""DARTS-, FairDARTS, iDARTS, DARTS-PT and the presets of all methods, against independent computations."""
+"""DARTS-, FairDARTS, iDARTS and the presets of all methods, against independent computations."""
 
 import math
 from dataclasses import asdict, replace
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from architect import implicit, neumann
 from benchmarks.plain import plain_supernet
 from fast_edges import FastEdges
-from genotypes import Genotype
 from lib import datasets
 from lib.batches import Batch
-from lib.datasets import DataSet, ImageSet
 from lib.objective import Objective, norm
 from lib.progress import StepProgress
 from model_search import Supernet
@@ -25,13 +21,11 @@ from regularizers import regularized_gradient
 from search import train_search
 from search.methods import preset
 from search.metrics import Meters
-from search.perturbation import Perturbation
 from search.settings import SCRIPT, SearchSettings
 from search.state import SearchState
 from search.train_search import Schedule, alpha_step, run_epoch, schedule
-from selection import missing_cell
 from spaces import SPACES
-from tests.helpers import problem, relative_error, scramble, select
+from tests.supernets import problem, relative_error, scramble
 
 EDGES = SPACES["s5"].edges
 
@@ -143,116 +137,6 @@ def test_an_alpha_step_descends_the_validation_loss_and_the_weighted_zero_one_lo
         torch.testing.assert_close(alpha.detach(), old.detach() - lr * slope / (slope.abs() + 1e-8), rtol=0, atol=1e-9)
 
 
-def gates(entries):
-    """Gates of S5 by hand: {(source, target): {operation: gate}}, and 0.1 everywhere else."""
-    table = np.full((14, 7), 0.1)
-    for edge, operations in entries.items():
-        row = EDGES.index(edge)
-        for name, gate in operations.items():
-            table[row, SPACES["s5"].cells["normal"][row].index(name)] = gate
-    return table
-
-
-#: node 3 has no gate of 0.85, node 4 one that is exactly that
-WORKED = {
-    "normal": gates(
-        {
-            (0, 2): {"sep_conv_3x3": 0.9},
-            (1, 2): {"skip_connect": 0.86, "sep_conv_5x5": 0.95},
-            (0, 3): {"max_pool_3x3": 0.8},
-            (1, 3): {"sep_conv_3x3": 0.84999},
-            (2, 3): {"skip_connect": 0.7},
-            (0, 4): {"skip_connect": 0.5},
-            (1, 4): {"dil_conv_3x3": 0.99, "dil_conv_5x5": 0.97, "max_pool_3x3": 0.96},
-            (2, 4): {"avg_pool_3x3": 0.85},
-            (3, 4): {"sep_conv_5x5": 0.9},
-            (0, 5): {"sep_conv_3x3": 0.3},
-            (2, 5): {"skip_connect": 0.91},
-            (3, 5): {"max_pool_3x3": 0.94},
-            (4, 5): {"sep_conv_3x3": 0.6},
-        }
-    ),
-    "reduce": gates(
-        {
-            **{(0, node): {"max_pool_3x3": 0.9} for node in (2, 3, 4, 5)},
-            **{(1, node): {"skip_connect": 0.88, "dil_conv_5x5": 0.87} for node in (2, 3, 4)},
-            (1, 5): {"skip_connect": 0.84},
-        }
-    ),
-}
-
-
-def test_threshold_sparse_keeps_of_the_two_strongest_edges_those_over_the_threshold():
-    genotype = select(SPACES["s5"], WORKED, "threshold_sparse", 0.85)
-    assert sorted(genotype.normal) == [
-        ("dil_conv_3x3", 4, 1),
-        ("max_pool_3x3", 5, 3),
-        ("sep_conv_3x3", 2, 0),
-        ("sep_conv_5x5", 2, 1),
-        ("sep_conv_5x5", 4, 3),
-        ("skip_connect", 5, 2),
-    ]
-    assert sorted(genotype.reduce) == [
-        *(("max_pool_3x3", node, 0) for node in (2, 3, 4, 5)),
-        *(("skip_connect", node, 1) for node in (2, 3, 4)),
-    ]
-    # node 3 is gone, and with it the edges that leave it
-    assert genotype.concat("normal") == [2, 4, 5]
-    assert genotype.concat("reduce") == [2, 3, 4, 5]
-    assert {(edge.target, edge.source) for edge in genotype.edges("normal")} == {(4, 1), (2, 0), (2, 1), (5, 2)}
-    assert missing_cell(SPACES["s5"], genotype) is None
-
-
-def test_threshold_edge_keeps_up_to_two_operations_of_every_edge():
-    genotype = select(SPACES["s5"], WORKED, "threshold_edge", 0.85)
-    assert sorted(genotype.normal) == [
-        ("avg_pool_3x3", 4, 2),
-        ("dil_conv_3x3", 4, 1),
-        ("dil_conv_5x5", 4, 1),
-        ("max_pool_3x3", 5, 3),
-        ("sep_conv_3x3", 2, 0),
-        ("sep_conv_5x5", 2, 1),
-        ("sep_conv_5x5", 4, 3),
-        ("skip_connect", 2, 1),
-        ("skip_connect", 5, 2),
-    ]
-    assert len(genotype.reduce) == 4 + 2 * 3
-    assert genotype.concat("normal") == [2, 4, 5]
-    assert {edge.source for edge in genotype.edges("normal")} == {0, 1, 2}
-    assert len(genotype.edges("normal")) == 7
-
-
-@pytest.mark.parametrize(
-    ("rule", "operations", "count"),
-    [
-        ("argmax", {"sep_conv_3x3"}, 8),
-        ("threshold_sparse", {"sep_conv_3x3"}, 8),
-        ("threshold_edge", {"sep_conv_3x3", "skip_connect"}, 28),
-    ],
-)
-def test_no_rule_chooses_none(rule, operations, count):
-    table = np.tile([0.99, 0.9, 0.95], (14, 1))  # none, skip_connect, sep_conv_3x3
-    genotype = select(SPACES["s3"], {"normal": table, "reduce": table}, rule, 0.85)
-    for cell in (genotype.normal, genotype.reduce):
-        assert {entry[0] for entry in cell} == operations
-        assert len(cell) == count
-
-
-def test_a_cell_that_its_inputs_do_not_reach_is_missed():
-    nothing, cell = np.full((14, 7), 0.8), WORKED["reduce"]
-    # node 2 has no edge, so the only gate that is open leads from nowhere
-    unreached = gates({(2, 3): {"sep_conv_3x3": 0.99}})
-    for normal, reduce, missed in [
-        (nothing, nothing, "normal"),
-        (cell, nothing, "reduce"),
-        (unreached, cell, "normal"),
-        (cell, cell, None),
-    ]:
-        for rule in ("threshold_sparse", "threshold_edge"):
-            genotype = select(SPACES["s5"], {"normal": normal, "reduce": reduce}, rule, 0.85)
-            assert missing_cell(SPACES["s5"], genotype) == missed
-
-
 # iDARTS
 
 
@@ -357,119 +241,6 @@ def test_alpha_moves_after_its_inner_steps_with_the_implicit_gradient_and_before
     assert len({batch.seed for batch in trained}) == 12
     # the residual is measured once an epoch
     assert residuals == [hypergradient == "implicit"] + [False] * (len(residuals) - 1)
-
-
-# DARTS-PT
-
-#: by cell: the useful operation of each edge, in the columns of S3 (none, skip_connect, sep_conv_3x3)
-PLANTED = {"normal": (1, 2, 2, 1, 2, 1, 1, 2, 2, 1, 2, 1, 2, 1), "reduce": (2, 2, 1, 1, 2, 2, 1, 2, 1, 2, 2, 1, 1, 2)}
-#: by cell: the edges that images depend on, two a node
-USED = {
-    "normal": ((0, 2), (1, 2), (0, 3), (2, 3), (1, 4), (3, 4), (0, 5), (4, 5)),
-    "reduce": ((0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4), (1, 5), (3, 5)),
-}
-GROUPS = [(kind, EDGES.index(edge)) for kind in ("normal", "reduce") for edge in USED[kind]]
-
-
-class Planted(nn.Module):
-    """A stand-in for the supernet that gets an image right by the planted operation of the image's own edge.
-
-    The planted operations of the other edges only make it a little surer of itself.
-    """
-
-    def __init__(self, supernet):
-        super().__init__()
-        self.kinds, self.alpha_shapes = supernet.kinds, supernet.alpha_shapes
-        self.classifier = nn.Linear(1, 1)
-
-    def forward(self, images, weights, drop_path_prob=0.0, skip_beta=0.0):
-        labels, groups = images[:, 0, 0, 0].round().long(), images[:, 0, 0, 1].round().long()
-        planted = {
-            (kind, edge): weights[self.kinds.index(kind)][edge, operation]
-            for kind in PLANTED
-            for edge, operation in enumerate(PLANTED[kind])
-        }
-        right = torch.stack([planted[group] for group in GROUPS])[groups] > 0
-        sureness = 1 + 0.01 * sum(weight for edge, weight in planted.items() if edge not in GROUPS)
-        return sureness * torch.where(right, 1.0, -1.0)[:, None] * F.one_hot(labels, 10)
-
-
-def planted_search(**changes):
-    """A search whose images are nothing but their label and the number of the edge that they depend on."""
-    generator = np.random.default_rng(0)
-    images = torch.zeros(600, 1, 8, 8, dtype=torch.uint8)
-    images[:, 0, 0, 0] = torch.from_numpy(generator.integers(0, 10, 600))
-    images[:, 0, 0, 1] = torch.arange(600) % len(GROUPS)
-    part = ImageSet(images, images[:, 0, 0, 0].long())
-    digits = tuple(str(digit) for digit in range(10))
-    settings = SearchSettings(
-        space="s3", layers=4, init_channels=4, batch_size=100, device="cpu", **{"finetune_epochs": 0, **changes}
-    )
-    dataset = DataSet(part, part, digits, mean=(0.0,), std=(1 / 255,), flip=False)
-    search = SearchState(settings, dataset, torch.device("cpu"))
-    search.supernet = Planted(search.supernet)
-    return search
-
-
-def no_epoch(*arguments):
-    raise AssertionError
-
-
-def test_perturbation_finds_the_planted_cell_and_logs_the_accuracy_that_every_removal_leaves():
-    search = planted_search()
-    selection = Perturbation(search, no_epoch)
-    assert selection.stages == [("decide", number) for number in range(17)]
-    progress = StepProgress("selection", 1, 0)
-    for number, stage in enumerate(selection.stages, start=1):
-        before = len(selection.scores)
-        selection.run(stage, progress)
-        assert selection.steps(stage) == len(selection.batches) * (len(selection.scores) - before)
-        if number == len(EDGES):
-            for kind, operations in PLANTED.items():
-                one_hot = F.one_hot(torch.tensor(operations), 3)
-                assert torch.equal(search.architecture.mixing_weights()[kind].detach(), one_hot.float())
-
-    names = ("none", "skip_connect", "sep_conv_3x3")
-    cells = {kind: tuple((names[PLANTED[kind][EDGES.index(edge)]], edge[0]) for edge in USED[kind]) for kind in PLANTED}
-    assert selection.cell() == Genotype(cells["normal"], (2, 3, 4, 5), cells["reduce"], (2, 3, 4, 5))
-
-    groups = search.valid.images[:, 0, 0, 1].tolist()
-    orders = []
-    for kind in ("normal", "reduce"):
-        rows = [row for row in selection.scores if row["cell"] == kind]
-        edges = [row for row in rows if row["decision"] <= 14]
-        nodes = [row for row in rows if row["decision"] > 14]
-        # every operation but `none` of every edge, each edge in a decision of its own
-        assert sorted((row["source"], row["target"], row["removed"]) for row in edges) == sorted(
-            (*edge, name) for edge in EDGES for name in names[1:]
-        )
-        orders.append([(row["source"], row["target"]) for row in edges if row["outcome"] == "kept"])
-        assert sorted(orders[-1]) == sorted(EDGES)
-        # 3 edges into node 3; 4 and then 3 into node 4; 5, 4 and 3 into node 5
-        assert sorted(row["target"] for row in nodes) == [3] * 3 + [4] * 7 + [5] * 12
-        dropped = [(row["source"], row["target"]) for row in nodes if row["outcome"] == "dropped"]
-        assert sorted(dropped) == sorted(set(EDGES) - set(USED[kind]))
-        for row in rows:
-            edge = EDGES.index((row["source"], row["target"]))
-            matters = (kind, edge) in GROUPS and row["removed"] in ("edge", names[PLANTED[kind][edge]])
-            lost = groups.count(GROUPS.index((kind, edge))) if matters else 0
-            assert matters == (lost > 0)
-            assert row["valid_accuracy"] == pytest.approx(1 - lost / len(groups), abs=1e-6)
-    assert orders[0] != orders[1]
-    assert orders[0] != sorted(orders[0], key=EDGES.index)
-
-
-def test_fine_tuning_stands_between_two_decisions_at_a_tenth_of_the_learning_rate():
-    search, calls = planted_search(epochs=50, finetune_epochs=2), []
-    selection = Perturbation(search, lambda epoch, rate, progress, name: calls.append((epoch, rate)))
-    assert [what for what, _ in selection.stages] == ["decide", "finetune", "finetune"] * 16 + ["decide"]
-    progress = StepProgress("selection", 1, 0)
-    for stage in selection.stages:
-        selection.run(stage, progress)
-    assert [epoch for epoch, _ in calls] == list(range(50, 82))
-    for number, (_, rate) in enumerate(calls):
-        assert rate == pytest.approx(0.001 + 0.0015 * (1 + math.cos(math.pi * number / 32)) / 2)
-    assert selection.done == 49
 
 
 # The methods together

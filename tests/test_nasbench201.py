@@ -39,9 +39,7 @@ from search.train_search import run_epoch, schedule
 from tests.helpers import (
     METHODS,
     assert_same_run,
-    batch_and_weights,
     few_images,
-    in_plain_order,
     interrupt,
     metrics,
     run_derive,
@@ -49,6 +47,7 @@ from tests.helpers import (
     run_search_201,
     settings_of_201,
 )
+from tests.supernets import batch_and_weights, in_plain_order
 
 CONVOLUTIONS = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 MIXED = "|nor_conv_1x1~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_3x3~1|none~2|"

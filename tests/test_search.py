@@ -20,15 +20,7 @@ from search.metrics import History, Meters, entropy
 from search.settings import SCRIPT
 from search.state import SearchState
 from search.train_search import alpha_step, schedule, weight_step
-from tests.helpers import (
-    SMALL,
-    assert_same_run,
-    batches_of,
-    metrics,
-    run_search,
-    script_in_process,
-    without_figures,
-)
+from tests.helpers import SMALL, assert_same_run, batches_of, metrics, run_search, script_in_process, without_figures
 from tools.kill_drill import scalars
 
 #: two steps an epoch, of few images

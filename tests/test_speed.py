@@ -25,14 +25,13 @@ from search.settings import SCRIPT
 from search.state import SearchState
 from search.train_search import run_epoch, schedule
 from spaces import SPACES
-from tests.helpers import (
+from tests.helpers import settings_of_201, weights_after_an_epoch
+from tests.supernets import (
     assert_gradients_of,
     assert_single_precision_gradients_of,
     batch_and_weights,
     in_plain_order,
     relative_error,
-    settings_of_201,
-    weights_after_an_epoch,
 )
 
 DOUBLE = torch.float64

@@ -229,6 +229,7 @@ def select_by_perturbation(state: SearchState, fine_tune: FineTune, folder: Path
             selection.restore(last[1])
     stages = selection.stages
     steps = [selection.steps(stage) for stage in stages]
+    saved = selection.done
     decisions = selection.decisions
     print(
         f"perturbation-based selection: {decisions} decisions, {selection.finetune_epochs} epochs between two",
@@ -239,11 +240,12 @@ def select_by_perturbation(state: SearchState, fine_tune: FineTune, folder: Path
             for stage in stages[selection.done :]:
                 selection.run(stage, progress)
                 checkpoints.save(kept / f"stage_{selection.done:05d}.ckpt", selection.snapshot(), keep)
+                saved = selection.done
                 if stage[0] == "decide":
                     write_csv(folder / "scores.csv", selection.scores)
                     progress.line(_summary(selection.scores, stage[1] + 1, decisions))
         except KeyboardInterrupt:
-            done = f"after {selection.done} of {len(stages)} stages of the selection"
+            done = f"after {saved} of {len(stages)} stages of the selection"
             raise KeyboardInterrupt(f"{done}; {resume_with}") from None
     write_csv(folder / "scores.csv", selection.scores)
     return selection.cell()

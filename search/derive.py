@@ -83,7 +83,7 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]", path: 
     with cli.blaming("run"):
         last = checkpoints.load_last(run / "checkpoints")
         if last is None:
-            raise ValueError(f"{run} has no checkpoint; expected a search of one epoch or more")
+            raise ValueError(f"{run} has no checkpoint; expected a search of one seed, of one epoch or more")
         state.restore(last[1])
     done = len(state.history.rows)
     print(f"search {run} after {done} of {settings.epochs} epochs, {settings.selection}", flush=True)

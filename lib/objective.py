@@ -7,6 +7,7 @@ differences ("difference"); a second backward pass gives the exact product ("exa
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -96,7 +97,7 @@ class Objective:
                 parameter.requires_grad_(True)
         return Gradients(loss.detach(), logits.detach(), list(gradients[: len(own)]), list(gradients[len(own) :]))
 
-    @property
+    @cached_property  # walking through all modules takes milliseconds, and a step asks several times
     def parameters(self) -> list[Tensor]:
         """w, in the supernet's order."""
         return list(self.supernet.parameters())

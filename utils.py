@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 
 class Averages:
@@ -40,9 +41,8 @@ class TensorBoardLog:
     """
 
     def __init__(self, run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a second
-
-        shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        if (run / "tensorboard").exists():
+            shutil.rmtree(run / "tensorboard")
         self._writer = SummaryWriter(run / "tensorboard")
         for row in rows:
             self.add(row)

@@ -21,7 +21,7 @@ def main() -> None:
 
         return SearchState201
 
-    derive(SCRIPT, load_class, "nasbench201/derive.py")
+    derive(SCRIPT, load_class)
 
 
 if __name__ == "__main__":

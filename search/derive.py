@@ -47,20 +47,19 @@ class DeriveSettings:
     device: str = option("auto", DEVICE_HELP)
 
 
-def derive(script: Script, load_class: "Callable[[], type[SearchState]]", path: str) -> None:
+def derive(script: Script, load_class: "Callable[[], type[SearchState]]") -> None:
     """Derive the cell that the command line describes.
 
     Args:
         script: The script of the search.
         load_class: Imports the class of searches in its space.
-        path: The path of this script.
     """
     command = options.parse(DeriveSettings, PROG, __doc__.splitlines()[0])
     run, names = Path(command.run), ("selection", "threshold", "finetune_epochs")
     changes = {name: value for name in names if (value := getattr(command, name)) is not None}
     stored = options.load_settings(script.settings, script.path, run, "run")
     moved: dict[str, Any] = {"device": command.device, "data": command.data or stored.data}
-    moved |= {"cuda_graphs": False, "compile": False}
+    moved |= {"cuda_graphs": False, "compile": False}  # the device may be another one
     if not Path(getattr(stored, "table", "")).exists():
         moved["table"] = ""  # the accuracy table of NAS-Bench-201 has moved; the selection does without
     settings = replace(stored, **moved, **changes)
@@ -87,7 +86,7 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]", path: 
         state.restore(last[1])
     done = len(state.history.rows)
     print(f"search {run} after {done} of {settings.epochs} epochs, {settings.selection}", flush=True)
-    again = f"resume with: python {path} {shlex.join(sys.argv[1:])}"
+    again = f"resume with: python {Path(script.path).with_name(PROG)} {shlex.join(sys.argv[1:])}"
     # The other rules take no time. An error of theirs leaves no folder.
     cell = None if settings.selection == "perturbation" else derive_cell(state, run, folder, again)
     with cli.blaming("--save"):
@@ -108,7 +107,7 @@ def main() -> None:
 
         return SearchState
 
-    derive(SCRIPT, load_class, "search/derive.py")
+    derive(SCRIPT, load_class)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Cell(nn.Module):
         channels: int,
         reduction_prev: bool,
         auxiliary_skip: str,
-        edges: type[FastEdges] | type[MixedEdges],
+        edges_class: type[FastEdges] | type[MixedEdges],
     ) -> None:
         super().__init__()
         self.preprocess0 = (
@@ -117,7 +117,7 @@ class Cell(nn.Module):
         )
         self.preprocess1 = ReLUConvBN(c_prev, channels, 1, 1, 0, affine=False)
         strides = [2 if kind == "reduce" and source < space.inputs else 1 for source, _ in space.edges]
-        self.edges = edges(space.edges, space.cells[kind], channels, strides, auxiliary_skip)
+        self.edges = edges_class(space.edges, space.cells[kind], channels, strides, auxiliary_skip)
         self.nodes = len(space.nodes)
 
     def forward(
@@ -149,7 +149,7 @@ class Supernet(AnySupernet):
         init_channels: C of the first cells; each reduction cell doubles it.
         layers: The number of cells.
         auxiliary_skip: "skip" or "conv1" for DARTS-'s auxiliary skip connection on every edge, or "none".
-        edges: FastEdges, or MixedEdges for one module for each operation of each edge.
+        edges_class: FastEdges, or MixedEdges for one module for each operation of each edge.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Supernet(AnySupernet):
         classes: int = 10,
         in_channels: int = 3,
         auxiliary_skip: str = "none",
-        edges: type[FastEdges] | type[MixedEdges] = FastEdges,
+        edges_class: type[FastEdges] | type[MixedEdges] = FastEdges,
     ) -> None:
         super().__init__()
         self.kinds, self.alpha_shapes = cell_kinds(layers), space.alpha_shapes
@@ -171,7 +171,9 @@ class Supernet(AnySupernet):
         for kind in self.kinds:
             channels *= 2 if kind == "reduce" else 1
             previous_reduces = previous == "reduce"
-            self.cells.append(Cell(space, kind, c_prev_prev, c_prev, channels, previous_reduces, auxiliary_skip, edges))
+            self.cells.append(
+                Cell(space, kind, c_prev_prev, c_prev, channels, previous_reduces, auxiliary_skip, edges_class)
+            )
             c_prev_prev, c_prev, previous = c_prev, len(space.nodes) * channels, kind
         self.classifier = nn.Linear(c_prev, classes)
         without_running_statistics(self)

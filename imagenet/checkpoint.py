@@ -19,7 +19,9 @@ def load_network(checkpoint: dict[str, Any]) -> NetworkImageNet:
     about = checkpoint["hyper_parameters"]
     settings = about["settings"]
     if "warm_up" not in settings:
-        raise InputError("checkpoint: it is not one of imagenet/train.py; expected train/test.py for it")
+        raise InputError(
+            "checkpoint: it is not one of imagenet/train.py; expected train/test.py or nasbench201/test.py"
+        )
     with blaming("checkpoint"):
         genotype = make_genotype(about["genotype"])
     with torch.device("meta"):

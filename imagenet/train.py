@@ -140,7 +140,7 @@ def train_genotype(genotype: Genotype, settings: ImageNetTrainSettings, run: Pat
 def main() -> None:
     given = parse()
     name = f"imagenet-{Path(given.settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    train(*launch.resolve(given, PROG, name, (*launch.MOVABLE, "workers")))
+    train(*launch.resolve_run(given, PROG, name, (*launch.MOVABLE, "workers")))
 
 
 if __name__ == "__main__":

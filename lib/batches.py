@@ -160,7 +160,7 @@ def shares(
     Args:
         order: All images in the order of the epoch, (N,).
         accumulate: At most `batch_size` // (2 * `world`).
-        begin: Skip so many passes, which are done already.
+        begin: The number of passes that are done already, which are skipped.
     """
     smallest = 2 * world
     steps = list(order.split(batch_size))

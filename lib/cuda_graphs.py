@@ -29,7 +29,7 @@ class Graphs:
 
 @dataclass
 class CapturedObjective(Objective):
-    """An objective that captures a pass when it is first asked for, and replays it from then on."""
+    """An objective that captures each pass on its first call, and replays it from then on."""
 
     graphs: Graphs = field(default_factory=lambda: Graphs(0))
 

@@ -95,7 +95,9 @@ def requeue() -> None:
     subprocess.run(["scontrol", "requeue", job], check=False)
 
 
-def resolve(given: options.Parsed, prog: str, name: str, movable: Sequence[str] = MOVABLE) -> tuple[Any, Path, bool]:
+def resolve_run(
+    given: options.Parsed, prog: str, name: str, movable: Sequence[str] = MOVABLE
+) -> tuple[Any, Path, bool]:
     """The settings of a retraining, its run folder, and True if the run is resumed.
 
     A command that torchrun or SLURM starts again resumes its run.

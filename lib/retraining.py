@@ -66,7 +66,7 @@ class MeanLoss(Metric):
 
 
 def make_metrics(prefix: str, classes: int, top5: bool) -> MetricCollection:
-    """Loss, accuracy and, if asked for, top-5 accuracy."""
+    """Loss, accuracy and, on request, top-5 accuracy."""
     metrics: dict[str, Any] = {"loss": MeanLoss()}
     for name, k in (("accuracy", 1), ("top5", 5)) if top5 else (("accuracy", 1),):
         metrics[name] = MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False)

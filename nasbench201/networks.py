@@ -39,7 +39,7 @@ class Skeleton(nn.Module):
     """The network around the cells.
 
     Args:
-        make_cell: a cell of so many channels.
+        make_cell: Makes a cell of a number of channels.
         init_channels: C of the first stage.
         cells_per_stage: N.
         classes: number of classes.
@@ -81,11 +81,11 @@ class MixedCell(nn.Module):
     """A cell with all edges; its output is its last node."""
 
     def __init__(
-        self, channels: int, auxiliary_skip: str, edges: type[FastEdges] | type[MixedEdges] = FastEdges
+        self, channels: int, auxiliary_skip: str, edges_class: type[FastEdges] | type[MixedEdges] = FastEdges
     ) -> None:
         super().__init__()
         strides = [1] * len(SPACE.edges)
-        self.edges = edges(SPACE.edges, SPACE.cells["cell"], channels, strides, auxiliary_skip, pool_norm=False)
+        self.edges = edges_class(SPACE.edges, SPACE.cells["cell"], channels, strides, auxiliary_skip, pool_norm=False)
 
     def forward(self, x: Tensor, weights: Tensor, drop_path_prob: float | Tensor, skip_beta: float | Tensor) -> Tensor:
         return self.edges([x], weights, drop_path_prob, skip_beta)[-1]
@@ -100,7 +100,7 @@ class Supernet201(Skeleton, AnySupernet):
         classes: number of classes.
         in_channels: channels of the images.
         auxiliary_skip: "skip" or "conv1" for DARTS-'s auxiliary skip connection on every edge, or "none".
-        edges: FastEdges, or MixedEdges for one module for each operation of each edge.
+        edges_class: FastEdges, or MixedEdges for one module for each operation of each edge.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class Supernet201(Skeleton, AnySupernet):
         classes: int = 10,
         in_channels: int = 3,
         auxiliary_skip: str = "none",
-        edges: type[FastEdges] | type[MixedEdges] = FastEdges,
+        edges_class: type[FastEdges] | type[MixedEdges] = FastEdges,
     ) -> None:
         super().__init__(
-            lambda channels: MixedCell(channels, auxiliary_skip, edges),
+            lambda channels: MixedCell(channels, auxiliary_skip, edges_class),
             init_channels,
             cells_per_stage,
             classes,

@@ -37,7 +37,7 @@ class SearchState201(SearchState):
         """The supernet of the settings, for the data."""
         settings, dataset = self.settings, self.dataset
         sizes = (settings.init_channels, settings.cells_per_stage, len(dataset.classes), dataset.in_channels)
-        return Supernet201(*sizes, settings.auxiliary_skip, self.edges)
+        return Supernet201(*sizes, settings.auxiliary_skip, self.edges_class)
 
     def assemble(self, chosen: Chosen, pairs: bool) -> AnyCell:
         """The cell with the chosen operations; an edge without one has `none`."""

@@ -111,7 +111,7 @@ def train_cell(cell: Cell201, settings: NasBench201TrainSettings, run: Path, res
 def main() -> None:
     given = parse()
     name = f"retrain-{given.settings.dataset}-nasbench201-{datetime.now():%Y%m%d-%H%M%S}"
-    train(*launch.resolve(given, PROG, name))
+    train(*launch.resolve_run(given, PROG, name))
 
 
 if __name__ == "__main__":

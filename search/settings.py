@@ -313,7 +313,7 @@ class Resolved:
         names = [name for source in ("command line", "config file") for name in self.sources.get(source, [])]
         values = {name: getattr(self.settings, name) for name in names if name != "method"}
         changes = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
-        return f"; but {changes}" if changes else ""
+        return f", changed: {changes}" if changes else ""
 
 
 def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:

@@ -64,7 +64,7 @@ class SearchState:
         settings, dataset = self.settings, self.dataset
         assert isinstance(settings, SearchSettings)
         sizes = (settings.init_channels, settings.layers, len(dataset.classes), dataset.in_channels)
-        return Supernet(self.space, *sizes, settings.auxiliary_skip, self.edges)
+        return Supernet(self.space, *sizes, settings.auxiliary_skip, self.edges_class)
 
     def make_optimizers(self) -> None:
         """SGD for the weights and Adam for alpha, without state."""
@@ -80,7 +80,7 @@ class SearchState:
         )
 
     @property
-    def edges(self) -> type[FastEdges] | type[MixedEdges]:
+    def edges_class(self) -> type[FastEdges] | type[MixedEdges]:
         """The class of the supernet's mixed operations."""
         return FastEdges if self.settings.fast_edges else MixedEdges
 

@@ -104,7 +104,7 @@ def main() -> None:
     given = parse()
     settings = given.settings
     name = f"retrain-{settings.dataset}-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    train(*launch.resolve(given, PROG, name))
+    train(*launch.resolve_run(given, PROG, name))
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def implicit(
     measured = None
     if residual:
         rest, _ = neumann(hessian_vector_product, last, gamma, 1)  # v_K + v_{K+1}
-        measured = norm([a - b for a, b in zip(rest, last, strict=True)]) / norm(v_0)
+        measured = norm(torch._foreach_sub(rest, last)) / norm(v_0)
     noise: Tensors = ()
     if exact:
         mixed: Tensors = torch.autograd.grad(train_gradients, weights, s)
@@ -191,7 +191,7 @@ def implicit(
         # The released code steps back from w - R s by R v_0.
         length = norm(v_0)
         step = torch.where(length > 0, radius / length, 0)
-        noise = [step * (v - t) for v, t in zip(v_0, s, strict=True)]
+        noise = torch._foreach_mul(torch._foreach_sub(list(v_0), s), step)
     return ArchitectureGradient(
         valid_loss.detach(), logits.detach(), list(direct), [-gamma * m for m in mixed], list(mixed), noise, measured
     )
@@ -212,8 +212,8 @@ def neumann(
     """
     term = total = list(vector)
     for _ in range(terms):
-        term = [v - gamma * h for v, h in zip(term, hessian_vector_product(term), strict=True)]
-        total = [s + v for s, v in zip(total, term, strict=True)]
+        term = list(torch._foreach_sub(term, torch._foreach_mul(list(hessian_vector_product(term)), gamma)))
+        total = list(torch._foreach_add(total, term))
     return total, term
 
 

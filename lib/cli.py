@@ -154,4 +154,4 @@ def saving(run: Path, goes_on: str) -> Iterator[None]:
         yield
     except OSError as error:
         where, what = error.filename or run, error.strerror or error
-        raise InputError(f"{where}: {what}; the last checkpoint is intact; {goes_on}") from error
+        raise InputError(f"{where}: {what}; {goes_on}") from error

@@ -81,6 +81,9 @@ def test_imports_point_down_the_layers():
         ),
         ({"search.state": "import analysis.report", "analysis.report": ""}, "search.state imports analysis.report"),
         ({"analysis.curves": "import spaces", "spaces": ""}, "analysis.curves imports spaces"),
+        ({"lib.a": "from . import b", "lib.b": ""}, "lib.a: name what is imported"),
+        ({"lib.a": "from utils import *", "utils": ""}, "lib.a: name what is imported"),
+        ({"lib.a": "import search", "search.state": ""}, "lib.a: name the module that is imported"),
         ({"lib.a": "from lib import b", "lib.b": "import lib.c", "lib.c": "from lib.a import x"}, "in a circle: lib."),
     ],
 )

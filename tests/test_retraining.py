@@ -31,6 +31,7 @@ from tests.helpers import (
     CELL,
     RECIPE,
     RETRAINING,
+    ROOT,
     assert_refused,
     interrupt,
     last_checkpoint,
@@ -225,7 +226,7 @@ def test_two_processes_train_and_score_a_compiled_network_as_one_does(tmp_path):
     for run in (one, two):
         run.mkdir()
     network, rows = fit_numbered(one)
-    both = script("tests/test_retraining.py", two)
+    both = script("tests/test_retraining.py", two, env={**os.environ, "PYTHONPATH": str(ROOT)})  # for `tests`
     assert both.returncode == 0, both.stderr
     tested = [json.loads((two / f"tested_{rank}.json").read_text()) for rank in (0, 1)]
     assert [len(part) for part in tested] == [6 * 4, 5 * 4]  # unequal shares, in unequal numbers of batches

@@ -5,8 +5,10 @@ the source of each edge. State 0 is the input, state 3 the output, and each stat
 5^6 = 15,625 cells. Nothing here imports torch.
 """
 
+import ast
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from spaces import SPACES
 EDGES = SPACES["nasbench201"].edges
 #: the operations, in the order of the columns of alpha
 OPERATIONS = SPACES["nasbench201"].cells["cell"][0]
+EXAMPLE = "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
 
 
 class Cell201(NamedTuple):
@@ -104,12 +107,15 @@ def make_cell(operations: Sequence[str]) -> Cell201:
 
 
 def parse_cell(text: str) -> Cell201:
-    """Read a cell from the benchmark's string, or from the JSON of `Cell201.to_json`.
+    """Read a cell from the benchmark's string, in the forms in which it is found.
+
+    These are |op~0|+|op~0|op~1|+..., with spaces and with the sources of a state in any order, Structure(4 nodes with
+    ...) of the benchmark's logs, its tuples ((op, 0),), ((op, 0), (op, 1)), ..., and the JSON of `Cell201.to_json`.
 
     Raises:
-        ValueError: The text is neither.
+        ValueError: The text is none of these.
     """
-    text = text.strip()
+    text = text.removeprefix("\ufeff").strip()
     if text.startswith("{"):
         try:
             text = json.loads(text)["arch"]
@@ -117,14 +123,38 @@ def parse_cell(text: str) -> Cell201:
             raise ValueError(f'expected a JSON object with "arch", the string of a cell: {error}') from error
         if not isinstance(text, str):
             raise ValueError(f'"arch": {text!r:.200}, expected the string of a cell')
-    parts = [part for part in text.replace("+", "").split("|") if part]
     try:
-        cell = make_cell([part.partition("~")[0] for part in parts])
-    except ValueError as error:
-        raise ValueError(f"{text[:200]!r} is no cell: {error}") from error
-    if cell.arch != text:
-        raise ValueError(f"{text[:200]!r} is no cell, expected a string such as {cell.arch}")
-    return cell
+        return _cell_of(_states_in(text))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        why = error if type(error) is ValueError else f"expected a string such as {EXAMPLE}"
+        raise ValueError(f"{text[:200]!r} is no cell: {why}") from error
+
+
+def _states_in(text: str) -> list[list[tuple[str, int]]]:
+    """The (operation, source) pairs of each state that a text lists."""
+    if text.startswith(("(", "[")):
+        return [[(str(name), int(source)) for name, source in state] for state in ast.literal_eval(text)]
+    if logged := re.fullmatch(r"\w+\(\d+ nodes with (.*)\)", text):
+        text = logged[1]
+    states = []
+    for group in text.split("+"):
+        pairs = [part.partition("~") for part in group.split("|") if part.strip()]
+        if wrong := [name for name, _, source in pairs if not source.strip().isdecimal()]:
+            raise ValueError(f"{wrong[0].strip()!r} has no source; expected a string such as {EXAMPLE}")
+        states.append([(name.strip(), int(source)) for name, _, source in pairs])
+    return states
+
+
+def _cell_of(states: list[list[tuple[str, int]]]) -> Cell201:
+    """The cell with these (operation, source) pairs at the states 1 to 3.
+
+    Raises:
+        ValueError: A state does not have each earlier one as a source once, or an operation is not in the space.
+    """
+    sources = [sorted(source for _, source in state) for state in states]
+    if sources != [[0], [0, 1], [0, 1, 2]]:
+        raise ValueError(f"sources {sources}, expected [[0], [0, 1], [0, 1, 2]], as in {EXAMPLE}")
+    return make_cell([name for state in states for name, _ in sorted(state, key=lambda pair: pair[1])])
 
 
 def load_cell(spec: str) -> Cell201:
@@ -134,19 +164,22 @@ def load_cell(spec: str) -> Cell201:
         ValueError: `spec` is none of these.
         OSError: The file cannot be read.
     """
-    if spec.startswith("|"):
+    if _is_text(spec):
         return parse_cell(spec)
     path = Path(spec)
     path = path / "genotype.json" if path.is_dir() else path
     if not path.exists():
-        raise ValueError(
-            f"{spec!r}, expected a string such as {next(all_cells()).arch}, a file with one or a finished run"
-        )
+        raise ValueError(f"{spec!r}, expected a string such as {EXAMPLE}, a file with one or a finished run")
     text = read_text(path)
     try:
         return parse_cell(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _is_text(spec: str) -> bool:
+    """True for the string of a cell, rather than the name of a file."""
+    return spec.lstrip("\ufeff \t\n").startswith(("|", "(", "[", "Structure("))
 
 
 def load_any(spec: str) -> Genotype | Cell201:
@@ -158,7 +191,7 @@ def load_any(spec: str) -> Genotype | Cell201:
     """
     path = Path(spec) / "genotype.json" if Path(spec).is_dir() else Path(spec)
     text = read_text(path).lstrip() if path.is_file() else spec
-    of_201 = text.startswith("|") or (text.startswith("{") and '"arch"' in text)
+    of_201 = _is_text(text) or (text.startswith("{") and '"arch"' in text)
     return load_cell(spec) if of_201 else load_genotype(spec)
 
 

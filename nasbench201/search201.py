@@ -1,7 +1,8 @@
 """The search in NAS-Bench-201: its supernet, its cells and its accuracy table."""
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from model_search import AnySupernet
 from nasbench201.cells import Cell201, make_cell
 from nasbench201.networks import Supernet201
 from nasbench201.settings import SearchSettings201
+from nasbench201.table import SHIPPED, SPACE, TITLES, open_table
 from search.state import SearchState
 from selection import Chosen
 
@@ -22,15 +24,12 @@ class SearchState201(SearchState):
     settings: SearchSettings201
 
     def __init__(self, settings: SearchSettings201, dataset: DataSet, device: torch.device) -> None:
-        self.table, self.table_dataset = None, table_dataset(settings.table_dataset, settings.dataset)
-        if settings.table:
-            from nasbench201.table import SPACE, open_table
-
-            with blaming("--table"):
-                self.table = open_table(Path(settings.table))
-                if len(self.table) < SPACE:
-                    raise ValueError(f"{settings.table} has {len(self.table):,} cells; expected all {SPACE:,}")
-                self.table.column(self.table_dataset, "test", 200)
+        self.table_dataset = table_dataset(settings.table_dataset, settings.dataset)
+        with blaming("--table"):
+            self.table = open_table(settings.table or SHIPPED)
+            if len(self.table) < SPACE:
+                raise ValueError(f"{settings.table} has {len(self.table):,} cells; expected all {SPACE:,}")
+            self.table.column(self.table_dataset, "test", 200)
         super().__init__(settings, dataset, device)
 
     def make_supernet(self) -> AnySupernet:
@@ -50,8 +49,6 @@ class SearchState201(SearchState):
         Accuracies are those after 200 epochs. A name that ends in _12 is the accuracy after 12 epochs, if the table has
         no other. None is unknown.
         """
-        if self.table is None:
-            return {}
         assert isinstance(cell, Cell201)
         table, dataset = self.table, self.table_dataset
         index = table.index(cell)
@@ -65,6 +62,15 @@ class SearchState201(SearchState):
         row["table_rank"] = table.rank(index, dataset) if known else None
         row["table_regret"] = table.regret(index, dataset) if known else None
         return row
+
+    def describe(self, row: Mapping[str, Any]) -> str:
+        """A text with the figures of `look_up`; empty if they are unknown."""
+        if row["table_rank"] is None:
+            return ""
+        return (
+            f"{TITLES[self.table_dataset]} in NAS-Bench-201: {row['table_test_accuracy']:.2f} %, "
+            f"rank {row['table_rank']:,}, regret {row['table_regret']:.2f}"
+        )
 
 
 def _known(accuracy: float) -> float | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lib.options import Layers, Need, Seed
+from lib.options import Layers, Seed
 from search.settings import CommonSettings, Script, of_space, of_table
 
 DESCRIPTION = (
@@ -19,11 +19,12 @@ class SearchSettings201(CommonSettings):
 
     space: Literal["nasbench201"] = of_space("nasbench201", "Search space.")
     cells_per_stage: Layers = of_space(5, "Cells N of each of the three stages.")
-    table: str = of_table("", "Accuracy table made by nasbench201/table.py, in which every epoch's cell is looked up.")
+    table: str = of_table(
+        "", "Accuracy table that nasbench201/table.py build has made, in place of the one that comes with the project."
+    )
     table_dataset: Literal["auto", "cifar10", "cifar100", "imagenet16_120"] = of_table(
         "auto",
-        "Data set whose accuracies are looked up. auto takes the one that is searched on, or else CIFAR-10.",
-        need=Need("--table", lambda s: s.table),
+        "Data set whose accuracies are looked up for each epoch's cell. auto: the one searched on, or else CIFAR-10.",
     )
     seeds: list[Seed] | None = of_table(None, "Search once with each of these seeds, and print the mean and deviation.")
 

@@ -1,11 +1,12 @@
 """Build the file of an accuracy table from the official .pth of NAS-Bench-201 or from CSV files.
 
-The file is safetensors: `cells`, a (cells, 6) uint8 array with the operation of each edge, and for each accuracy a
-float32 array in percent, NaN if unknown. Its header has the sources and the command line.
+The file is a NumPy archive: `cells`, a (cells, 6) uint8 array with the operation of each edge, for each accuracy a
+float32 array in percent, NaN if unknown, and `about`, a JSON text with the sources and the command line.
 """
 
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import sys
@@ -16,16 +17,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from safetensors.numpy import save
 
 from lib.files import check_new_file, write_atomically
 from nasbench201.cells import OPERATIONS, Cell201, operations_of, parse_cell
 
-FORMAT = "nasbench201-table-1"
-
 Dataset = Literal["cifar10", "cifar10-valid", "cifar100", "imagenet16_120"]
 Split = Literal["train", "valid", "test"]
 Epochs = Literal[12, 200]
+#: ends of the names of the columns of parameters and of multiply-adds, in millions
+COSTS = ("_params", "_madds")
 DATASETS, SPLITS, EPOCHS = get_args(Dataset), get_args(Split), get_args(Epochs)
 
 #: the official names of the data sets, and of the images that give the accuracy of a split
@@ -45,14 +45,14 @@ def column_name(dataset: str, split: str, epochs: int) -> str:
 def build(
     sources: Sequence[str | Path],
     out: str | Path,
-    epochs: Sequence[Epochs] | None = None,
+    epochs: Sequence[Epochs] = (),
     trust: bool = False,
     command: str = "",
 ) -> None:
     """Write a table of one or more sources with the same cells, in the order of the first source.
 
     Args:
-        epochs: The training budget of each CSV source, 12 or 200. The default is 200 for all.
+        epochs: The training budget of each CSV source, 12 or 200.
         trust: Read the official file by full unpickling, which runs any code in it.
         command: The command line, recorded in the file.
 
@@ -60,15 +60,35 @@ def build(
         ValueError: A source is invalid, or `out` exists.
         OSError: A source cannot be read, or `out` cannot be written.
     """
-    paths = [Path(source) for source in sources]
     check_new_file(Path(out))
+    cells, columns, origins = read_sources(sources, epochs, trust)
+    warn_of_units(columns)
+    write_table(out, {"cells": operations_of(cells), **columns}, {"sources": origins, "command": command})
+
+
+def write_table(out: str | Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Write the arrays of a table, and a description of them, as one compressed NumPy archive."""
+    content = io.BytesIO()
+    text = np.array(json.dumps({"operations": OPERATIONS, **about}, ensure_ascii=False))
+    np.savez_compressed(content, allow_pickle=False, **arrays, about=text)
+    write_atomically(Path(out), content.getvalue())
+
+
+def read_sources(
+    sources: Sequence[str | Path], epochs: Sequence[Epochs], trust: bool = False
+) -> tuple[list[Cell201], dict[str, np.ndarray], list[dict[str, str]]]:
+    """The cells of the first source, their accuracies in all sources, and the names and checksums of these.
+
+    Raises the errors of `build`.
+    """
+    paths = [Path(source) for source in sources]
     for path in paths:
         if not path.name.endswith((".pth", ".csv", ".csv.gz")):
             raise ValueError(f"{path}: expected a .pth, .csv or .csv.gz")
     csv_files = sum(path.suffix != ".pth" for path in paths)
-    if epochs and len(epochs) != csv_files:
-        raise ValueError(f"--epochs: {len(epochs)} given for {csv_files} CSV files, expected one for each")
-    budgets = iter(epochs or [200] * csv_files)
+    if len(epochs) != csv_files:
+        raise ValueError(f"--epochs: {len(epochs)} given for {csv_files} CSV files, expected one for each: 12 or 200")
+    budgets = iter(epochs)
 
     cells: list[Cell201] = []
     columns: dict[str, np.ndarray] = {}
@@ -86,9 +106,20 @@ def build(
         rows = {cell: row for row, cell in enumerate(own)}
         order = [rows[cell] for cell in cells]
         columns |= {name: values[order] for name, values in given.items()}
-    arrays = {"cells": operations_of(cells), **columns}
-    about = json.dumps({"operations": OPERATIONS, "sources": origins, "command": command})
-    write_atomically(Path(out), save(arrays, {"format": FORMAT, "about": about}))
+    return cells, columns, origins
+
+
+def warn_of_units(columns: dict[str, np.ndarray]) -> None:
+    """Warn on stderr of accuracies that look like fractions, or like those of another training budget."""
+    best = {name: float(np.nanmax(values)) for name, values in columns.items() if not name.endswith(COSTS)}
+    if best and max(best.values()) <= 1:
+        print("warning: all accuracies are at most 1; expected percent, not fractions", file=sys.stderr)
+    elif (highest := best.get("cifar10_test_200", 100)) < 94:
+        print(
+            f"warning: the best CIFAR-10 test accuracy after 200 epochs is {highest:.2f} %; all cells have 94.37 %. "
+            "Are these accuracies after 12 epochs, or of some cells only?",
+            file=sys.stderr,
+        )
 
 
 def _read_csv(path: Path, epochs: int) -> tuple[list[Cell201], dict[str, np.ndarray]]:
@@ -102,7 +133,7 @@ def _read_csv(path: Path, epochs: int) -> tuple[list[Cell201], dict[str, np.ndar
 
     known = {f"{d}_{s}": column_name(d, s, epochs) for d, s in itertools.product(DATASETS, SPLITS)}
     try:
-        frame = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        frame = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
         if not {"arch"} < set(frame) <= {"arch", *known}:
             raise ValueError(f"columns {', '.join(frame)}; expected arch and, each once, some of {', '.join(known)}")
         cells = [parse_cell(arch) for arch in frame.pop("arch")]

@@ -1,14 +1,19 @@
 """The accuracies of all cells of NAS-Bench-201.
 
-python nasbench201/table.py build NAS-Bench-201-v1_1-096897.pth table.safetensors
-python nasbench201/table.py build epochs200.csv.gz epochs12.csv.gz table.safetensors --epochs 200 12
-python nasbench201/table.py query table.safetensors 1462
-python nasbench201/table.py best table.safetensors --dataset cifar100 --count 5
-python nasbench201/table.py rank table.safetensors runs/nasbench201-... 1835
-python nasbench201/table.py plot table.safetensors table.png runs/nasbench201-...
+python nasbench201/table.py query 1462
+python nasbench201/table.py best --dataset cifar100 --count 5
+python nasbench201/table.py rank runs/nasbench201-... 1835
+python nasbench201/table.py plot table.png runs/nasbench201-...
+python nasbench201/table.py build NAS-Bench-201-v1_1-096897.pth official.npz
+python nasbench201/table.py query 1462 --table official.npz
+
+The table is nasbench201/accuracies.npz, which comes with the project: the figures of NAS-Bench-201 v1.1 (Dong and Yang,
+"NAS-Bench-201: Extending the scope of reproducible neural architecture search", ICLR 2020; MIT licence), rounded to
+hundredths of a percent. It has test accuracies after 12 and 200 epochs on three data sets, and valid accuracies after
+12. Parameters and multiply-adds are those of Network201 as analysis/size.py counts them.
 
 An accuracy is in percent, after the last epoch, the mean over the seeds. It belongs to a data set, a split and a
-training budget of 12 or 200 epochs. From the official file the table takes:
+training budget of 12 or 200 epochs. From the official file `build` takes:
 
     cifar10          train, test: train and ori-test of cifar10, trained on all 50,000 images (of cifar10-valid if the
                      file has no such runs, as v1_0 after 12 epochs); valid: x-valid of cifar10-valid
@@ -19,20 +24,20 @@ training budget of 12 or 200 epochs. From the official file the table takes:
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from lib import cli, options
 from lib.cli import blaming
 from lib.files import check_new_file, write_atomically
 from nasbench201.cells import EDGES, OPERATIONS, Cell201, load_cell, make_cell, operations_of
-from nasbench201.sources import DATASETS, EPOCHS, SPLITS, Dataset, Epochs, Split, build, column_name
+from nasbench201.sources import COSTS, DATASETS, EPOCHS, SPLITS, Dataset, Epochs, Split, build, column_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +46,14 @@ PROG = "table.py"
 #: the number of cells of the space
 SPACE = len(OPERATIONS) ** len(EDGES)
 SKIP = OPERATIONS.index("skip_connect")
+TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar10-valid": "CIFAR-10, trained on half of the images,",
+    "cifar100": "CIFAR-100",
+    "imagenet16_120": "ImageNet16-120",
+}
+#: the table that comes with the project
+SHIPPED = Path(__file__).with_name("accuracies.npz")
 
 
 @dataclass(eq=False)
@@ -48,8 +61,7 @@ class Table:
     """The accuracies of N cells in the order of the table's first source, the benchmark's own: N = 15,625 for all."""
 
     cells: np.ndarray  # (N, 6) uint8: the operation of each edge, an index into OPERATIONS
-    #: cifar10_test_200 and so on, (N,) float32 in percent; of the official file also cifar10_params and cifar10_madds
-    #: and so on, in millions; NaN if unknown
+    #: cifar10_test_200 and so on, (N,) in percent; cifar10_params, cifar10_madds and so on, in millions; NaN if unknown
     columns: dict[str, np.ndarray]
 
     def __len__(self) -> int:
@@ -105,20 +117,27 @@ class Table:
         return [other for other in range(len(self)) if self.cell(other).canonical() == form]
 
 
-def open_table(path: str | Path) -> Table:
-    """Read a table that `build` wrote.
+def open_table(path: str | Path = SHIPPED) -> Table:
+    """Read a table: the one that comes with the project, or one that `build` wrote.
 
     Raises:
         ValueError: The file is damaged or not a table.
         OSError: The file cannot be read.
     """
-    data = Path(path).read_bytes()
     try:
-        arrays = load(data)
-        return Table(arrays.pop("cells"), arrays)
-    except (SafetensorError, KeyError) as error:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file if name != "about"}
+            return Table(arrays.pop("cells"), {name: _as_float(name, values) for name, values in arrays.items()})
+    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         again = f"build it again with `python nasbench201/{PROG} build`"
         raise ValueError(f"{path} is damaged or not a table ({error}); {again}") from error
+
+
+def _as_float(name: str, values: np.ndarray) -> np.ndarray:
+    """A column as float: integers are hundredths of a percent, or single parameters and multiply-adds."""
+    if values.dtype.kind == "f":
+        return values
+    return values / (1e6 if name.endswith(COSTS) else 100)
 
 
 def find(table: Table, spec: str) -> int:
@@ -134,6 +153,11 @@ def find(table: Table, spec: str) -> int:
 def _known(value: float) -> float | None:
     """A figure for JSON, to 4 digits as in the sources."""
     return None if np.isnan(value) else round(float(value), 4)
+
+
+def describe(dataset: str, split: str, epochs: int) -> str:
+    """A heading such as "CIFAR-10 test accuracy after 200 epochs"."""
+    return f"{TITLES[dataset]} {split} accuracy after {epochs} epochs"
 
 
 def standing(table: Table, index: int, asked: tuple[str, str, int]) -> dict[str, Any]:
@@ -156,7 +180,7 @@ def query(table: Table, index: int) -> dict[str, Any]:
         spread = None if np.isnan(of_twins).all() else _known(np.nanmax(of_twins) - np.nanmin(of_twins))
         names = dict(zip(("dataset", "split", "epochs"), asked, strict=True))
         rows.append({**names, **standing(table, index, asked), "isomorphic_spread": spread})
-    costs = {n: _known(values[index]) for n, values in table.columns.items() if n.endswith(("_params", "_madds"))}
+    costs = {n: _known(values[index]) for n, values in table.columns.items() if n.endswith(COSTS)}
     cell = {"index": index, "of": len(table), "arch": table.cell(index).arch}
     return {**cell, "costs": costs, "isomorphic": twins, "accuracies": rows}
 
@@ -173,10 +197,12 @@ def _print_aligned(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 
 
 def _print_standings(table: Table, indices: Sequence[int], asked: tuple[str, str, int], as_json: bool) -> None:
-    rows = [{"index": i, **standing(table, i, asked), "arch": table.cell(i).arch} for i in indices]
+    about = dict(zip(("dataset", "split", "epochs"), asked, strict=True))
+    rows = [{"index": i, **about, **standing(table, i, asked), "arch": table.cell(i).arch} for i in indices]
     if as_json:
         print(json.dumps(rows))
         return
+    print(describe(*asked))
     headers = {"rank": f"rank of {rows[0]['of']:,}", "index": "index", "accuracy": "accuracy [%]"}
     _print_aligned({**headers, "regret": "regret [points]", "arch": "cell"}, rows)
 
@@ -206,8 +232,7 @@ def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ())
     known = np.flatnonzero(~np.isnan(accuracies))
     skips = (table.cells == SKIP).sum(axis=1)
     figure = Figure(figsize=(11, 5.6), layout="constrained")
-    dataset, split, epochs = asked
-    figure.suptitle(f"NAS-Bench-201 on {dataset}, {split}, after {epochs} epochs: {len(known):,} cells")
+    figure.suptitle(f"NAS-Bench-201: {describe(*asked)} of {len(known):,} cells")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -238,11 +263,16 @@ def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ())
     return figure
 
 
-def _open(given: Any) -> tuple[Table, tuple[str, str, int]]:
-    """The table, and the accuracies that the flags name, which it has."""
-    asked = given.dataset, given.split, given.epochs
-    with blaming("TABLE"):
-        table = open_table(given.table)
+def _open(given: Any) -> Table:
+    with blaming("--table"):
+        return open_table(given.table or SHIPPED)
+
+
+def _open_column(given: Any) -> tuple[Table, tuple[str, str, int]]:
+    """The table, and the data set, split and training budget of one of its accuracies, which the flags name."""
+    table = _open(given)
+    budgets = [epochs for *found, epochs in table.available() if found == [given.dataset, given.split]]
+    asked = given.dataset, given.split, given.epochs or max(budgets, default=200)
     with blaming("--dataset, --split, --epochs"):
         table.column(*asked)
     return table, asked
@@ -261,25 +291,24 @@ def _build_command(given: Any) -> None:
 
 
 def _query_command(given: Any) -> None:
-    with blaming("TABLE"):
-        table = open_table(given.table)
+    table = _open(given)
     found = query(table, *_find_all(table, [given.cell]))
     print(json.dumps(found)) if given.json else _print_query(found)
 
 
 def _best_command(given: Any) -> None:
-    table, asked = _open(given)
+    table, asked = _open_column(given)
     order = np.argsort(-table.column(*asked), kind="stable")  # NaN sorts last
     _print_standings(table, order[: given.count].tolist(), asked, given.json)
 
 
 def _rank_command(given: Any) -> None:
-    table, asked = _open(given)
+    table, asked = _open_column(given)
     _print_standings(table, _find_all(table, given.cells), asked, given.json)
 
 
 def _plot_command(given: Any) -> None:
-    (table, asked), out = _open(given), Path(given.out)
+    (table, asked), out = _open_column(given), Path(given.out)
     indices = _find_all(table, given.cells)
     with blaming("OUT"):
         check_new_file(out)
@@ -300,7 +329,7 @@ CELL = "Index, string, genotype file or run folder of a cell."
 
 def _choice(kind: Any, default: Any, help: str) -> dict[str, Any]:
     """The keywords of add_argument for one of the values of a Literal."""
-    shown = f" (default: {default})" if default is not None else ""
+    shown = f" (default: {default})" if default else ""
     metavar = f"{{{','.join(map(str, get_args(kind)))}}}"
     return {"type": options.reader(kind), "default": default, "metavar": metavar, "help": f"{help}{shown}."}
 
@@ -308,24 +337,28 @@ def _choice(kind: Any, default: Any, help: str) -> dict[str, Any]:
 #: the arguments of the commands; messages name those without dashes by their metavar
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "sources": {"nargs": "+", "metavar": "SOURCE", "help": "The official .pth, or .csv or .csv.gz files."},
-    "table": {"metavar": "TABLE", "help": "Table that build has made."},
     "out": {"metavar": "OUT", "help": "New file: the table, or for plot a picture that ends in .png, .svg or .pdf."},
     "cell": {"metavar": "CELL", "help": CELL},
     "cells": {"nargs": "+", "metavar": "CELL", "help": CELL},
+    "--table": {
+        "metavar": "FILE",
+        "default": "",
+        "help": "Table that build has made, in place of the project's own.",
+    },
     "--dataset": _choice(Dataset, "cifar10", "Data set"),
     "--split": _choice(Split, "test", "Split of the data set"),
-    "--epochs": _choice(Epochs, 200, "Training budget in epochs"),
+    "--epochs": _choice(Epochs, None, "Training budget in epochs (default: 200, or 12 if there is no other)"),
     "--count": {"type": COUNT, "default": 10, "metavar": "N", "help": "Number of cells (default: 10)."},
     "--json": {"action": "store_true", "help": "Print JSON."},
     "--trust": {"action": "store_true", "help": "Unpickle the .pth, which runs any code in it."},
 }
-ACCURACY = ("--dataset", "--split", "--epochs")
+ACCURACY = ("--dataset", "--split", "--epochs", "--table")
 COMMANDS = {
     "build": (_build_command, "Make a table from the official .pth or from CSV files.", ("sources", "out", "--trust")),
-    "query": (_query_command, "Print everything that the table has on a cell.", ("table", "cell", "--json")),
-    "best": (_best_command, "Print the best cells.", ("table", *ACCURACY, "--count", "--json")),
-    "rank": (_rank_command, "Print the ranks of cells among all cells.", ("table", "cells", *ACCURACY, "--json")),
-    "plot": (_plot_command, "Plot all cells and mark some of them.", ("table", "out", *ACCURACY)),
+    "query": (_query_command, "Print everything that the table has on a cell.", ("cell", "--table", "--json")),
+    "best": (_best_command, "Print the best cells.", (*ACCURACY, "--count", "--json")),
+    "rank": (_rank_command, "Print the ranks of cells among all cells.", ("cells", *ACCURACY, "--json")),
+    "plot": (_plot_command, "Plot all cells and mark some of them.", ("out", *ACCURACY)),
 }
 
 
@@ -337,7 +370,7 @@ def main() -> None:
         for name in names:
             subparser.add_argument(name, **ARGUMENTS[name])
         if command == "build":
-            budgets = _choice(Epochs, None, "Training budget of each CSV file in turn, 200 if not given")
+            budgets = _choice(Epochs, [], "Training budget of each CSV file in turn")
             subparser.add_argument("--epochs", nargs="+", **budgets)
         if command == "plot":
             subparser.add_argument("cells", metavar="CELL", nargs="*", default=[], help=CELL)

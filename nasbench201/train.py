@@ -2,7 +2,7 @@
 
     python nasbench201/train.py --arch "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|none~1|none~2|"
     python nasbench201/train.py --arch runs/search-... --dataset cifar100 --download
-    python nasbench201/train.py --arch 1462 --table table.safetensors          # a cell by its index in the table
+    python nasbench201/train.py --arch 1462                   # a cell by its index in NAS-Bench-201
     python nasbench201/train.py --resume runs/retrain-...                      # resume an interrupted run
 
 The defaults are the benchmark's 200-epoch recipe (Dong and Yang, ICLR 2020, section 2.3 and table 2), except that the
@@ -32,9 +32,9 @@ class NasBench201TrainSettings(RetrainSettings, ImageSettings):
     """The settings of nasbench201/train.py. The defaults are the benchmark's."""
 
     arch: str = of_network(
-        "", "The cell: its string, a file with that string, the run folder of a search, or its index in --table."
+        "", "The cell: its string, a file with that string, the run folder of a search, or its index in NAS-Bench-201."
     )
-    table: str = of_network("", "Accuracy table, for a cell given by its index.")
+    table: str = of_network("", "Table in which to look up an index, in place of the one that comes with the project.")
     init_channels: Channels = of_network(16, "Channels C of the first stage.")
     cells_per_stage: Layers = of_network(5, "Cells N of each of the three stages.")
 
@@ -61,12 +61,10 @@ def find_cell(settings: NasBench201TrainSettings) -> Cell201:
             raise InputError(f"--table: expected it only with a cell by its index, but --arch is {settings.arch!r}")
         with blaming("--arch"):
             return load_cell(settings.arch)
-    if not settings.table:
-        raise InputError(f"--arch: {settings.arch} is an index, which needs --table")
-    from nasbench201.table import open_table
+    from nasbench201.table import SHIPPED, open_table
 
     with blaming("--table"):
-        table = open_table(settings.table)
+        table = open_table(settings.table or SHIPPED)
     with blaming("--arch"):
         return table.cell(int(settings.arch))
 

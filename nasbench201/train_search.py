@@ -1,7 +1,7 @@
 """Search a cell of NAS-Bench-201, and score it by the benchmark's table.
 
     python nasbench201/train_search.py --download                                    # Λ-DARTS on CIFAR-10
-    python nasbench201/train_search.py --method darts --table table.safetensors --seeds 0 1 2 3
+    python nasbench201/train_search.py --method darts --seeds 0 1 2 3
     python nasbench201/train_search.py --dataset digits --init_channels 8 --cells_per_stage 1 --epochs 10
     python nasbench201/train_search.py --resume runs/search-...                      # resume an interrupted run
 
@@ -31,8 +31,6 @@ def main() -> None:
     from nasbench201.series import search_seeds
     from search.train_search import search
 
-    if not settings.table:
-        print("no --table is given, so cells are not scored; nasbench201/table.py makes one", flush=True)
     if settings.seeds:
         search_seeds(resolved)
     else:

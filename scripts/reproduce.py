@@ -1,6 +1,6 @@
 """Reproduce a table of the papers: search, retrain and score every entry with every seed, on one machine or a cluster.
 
-    python scripts/reproduce.py --table nasbench201 --nasbench_table table.safetensors --download
+    python scripts/reproduce.py --table nasbench201 --download
     python scripts/reproduce.py --table robust --scale small --seeds 2 --set dataset=folder --data CIFAR
     python scripts/reproduce.py --table robust --address auto --gpus_per_run 0.25    # on a running Ray cluster
     python scripts/reproduce.py --table mine.yaml --dry_run                          # print the commands
@@ -51,7 +51,7 @@ class TableSettings:
     out: str = option("", "Folder of all runs. By default runs/<table>-<scale>.")
     data: str = option("", "Folder of the data sets' files.")
     download: bool = option(False, "Download the files of cifar10, cifar100 or svhn if they are missing.")
-    nasbench_table: str = option("", "Accuracy table that nasbench201/table.py made, to score the cells of that space.")
+    nasbench_table: str = option("", "Accuracy table of NAS-Bench-201, in place of the project's own.")
     address: str = option("", "Address of a Ray cluster, auto or HOST:PORT. By default one is started on this machine.")
     cpus_per_run: PositiveInt = option(1, "CPU cores and threads of each run.")
     gpus_per_run: NonNegativeFloat | None = option(
@@ -92,7 +92,7 @@ def overrides(settings: TableSettings, scripts: Mapping[str, str]) -> dict[str, 
         flags[step] |= {"data": from_root(settings.data)} if settings.data else {}
         flags[step] |= {"download": True} if settings.download and script != "imagenet/train.py" else {}
     in_benchmark, known = scripts["search"].startswith("nasbench201"), settings.nasbench_table
-    if in_benchmark and not Path(known).is_file():
+    if known and not Path(known).is_file():
         raise InputError(f"--nasbench_table: {known!r}, expected a file that nasbench201/table.py build made")
     if known and not in_benchmark:
         raise InputError("--nasbench_table: nothing reads it in this table; expected it with NAS-Bench-201 only")
@@ -125,8 +125,9 @@ def jobs_of(unit: Unit, scripts: Mapping[str, str], out: Path, threads: int, gpu
         jobs.append(Job(step, folder, begin, resume, threads, max(threads, devices), max(gpus, devices) if gpus else 0))
     if scorer := SCRIPTS[step][scripts[step]]:
         score = [scorer, runs[step], *arguments({name: value for name, value in flags.items() if name == "data"})]
-    elif "table" in flags:
-        score = ["nasbench201/table.py", "query", str(flags["table"]), runs[step], "--json"]
+    elif scripts[step] == "nasbench201/train_search.py":
+        own = arguments({name: value for name, value in flags.items() if name == "table"})
+        score = ["nasbench201/table.py", "query", runs[step], "--json", *own]
     else:
         return jobs
     return [*jobs, Job("score", folder, score, score, threads, threads, gpus)]

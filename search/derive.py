@@ -61,7 +61,7 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]") -> Non
     moved: dict[str, Any] = {"device": command.device, "data": command.data or stored.data}
     moved |= {"cuda_graphs": False, "compile": False}  # the device may be another one
     if not Path(getattr(stored, "table", "")).exists():
-        moved["table"] = ""  # the accuracy table of NAS-Bench-201 has moved; the selection does without
+        moved["table"] = ""  # the accuracy table has moved; the one of the project takes its place
     settings = replace(stored, **moved, **changes)
     check(settings)
     options.check_needs(settings, set(changes))

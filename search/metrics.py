@@ -185,8 +185,8 @@ def skip_connects(cell: AnyCell, kind: str) -> int:
     return sum(edge.operation == "skip_connect" for edge in cell.edges(kind))
 
 
-def summary(row: Mapping[str, Any], epochs: int) -> str:
-    """The line that is printed after an epoch."""
+def summary(row: Mapping[str, Any], epochs: int, known: str) -> str:
+    """The line that is printed after an epoch; `known` is what a table has on its cell."""
     alignment = row["valid_alignment"]
     return (
         f"epoch {row['epoch']}/{epochs}"
@@ -194,7 +194,7 @@ def summary(row: Mapping[str, Any], epochs: int) -> str:
         f"  valid accuracy {100 * row['valid_accuracy']:.1f} %"
         + ("" if alignment is None else f"  alignment {alignment:.3f}")
         + f"  skips {' + '.join(str(row[name]) for name in row if name.startswith('skip_connect'))}"
-        + (f"  table {row['table_test_accuracy']:.2f} % rank {row['table_rank']}" if row.get("table_rank") else "")
+        + (known and f"  {known}")
         + f"  {row['seconds']:.1f} s"
     )
 

@@ -27,7 +27,7 @@ from spaces import SPACES
 class SearchState:
     """The state of a search: supernet, alpha, their optimizers, the two parts of the data, and the history.
 
-    Another space overrides `make_supernet`, `assemble` and `look_up`.
+    Another space overrides `make_supernet`, `assemble`, `look_up` and `describe`.
     """
 
     settings: CommonSettings
@@ -91,6 +91,10 @@ class SearchState:
     def look_up(self, cell: AnyCell) -> dict[str, float | None]:
         """Extra columns of metrics.csv for a cell."""
         return {}
+
+    def describe(self, row: Mapping[str, Any]) -> str:
+        """A text with the figures of `look_up`, from a row of metrics.csv."""
+        return ""
 
     def split(self) -> tuple[datasets.ImageSet, datasets.ImageSet]:
         """The training images for the weights, and those for alpha."""

@@ -249,7 +249,7 @@ def run_epochs(state: SearchState, run: Path) -> None:
             checkpoints.save(path, state.snapshot(), settings.keep_checkpoints)
             history.write(run)
             tensorboard.add(history.rows[-1])
-            progress.line(summary(history.rows[-1], settings.epochs))
+            progress.line(summary(history.rows[-1], settings.epochs, state.describe(history.rows[-1])))
             for warning in new_warnings(history.rows):
                 progress.line(f"warning: {warning}")
 
@@ -288,9 +288,8 @@ def write_cell(state: SearchState, cell: AnyCell, folder: Path) -> None:
 
         draw_genotype(cell, folder / "cells")
     write_atomically(folder / "genotype.json", cell.to_json())  # last: it marks a finished search
-    known = {name: value for name, value in state.look_up(cell).items() if value is not None}
-    figures = [f"{name} {value:.2f}".removesuffix(".00") for name, value in known.items()]
-    print("\n".join([f"found {cell}", *([", ".join(figures)] if figures else []), f"run folder {folder}"]), flush=True)
+    lines = [f"found {cell}", state.describe(state.look_up(cell)), f"run folder {folder}"]
+    print("\n".join(filter(None, lines)), flush=True)
 
 
 def search(resolved: Resolved, state_class: type[SearchState] = SearchState, whole: Path | None = None) -> None:

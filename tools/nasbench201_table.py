@@ -1,0 +1,64 @@
+"""Make nasbench201/accuracies.npz, the accuracy table that comes with the project, from CSV files.
+
+python tools/nasbench201_table.py epochs200.csv.gz epochs12.csv.gz
+
+The first file has the accuracies after 200 epochs, the second those after 12, in percent, as nasbench201/table.py build
+reads them. Accuracies are rounded to hundredths of a percent and stored as 16-bit integers.
+"""
+
+import itertools
+import sys
+
+import numpy as np
+import torch
+
+from model import size
+from nasbench201.cells import EDGES, OPERATIONS, make_cell, operations_of
+from nasbench201.networks import Network201
+from nasbench201.sources import read_sources, write_table
+from nasbench201.table import SHIPPED
+
+#: the benchmark's data sets: classes, and pixels of an image's side
+NETWORKS = {"cifar10": (10, 32), "cifar100": (100, 32), "imagenet16_120": (120, 16)}
+CITATION = (
+    "X. Dong and Y. Yang. NAS-Bench-201: Extending the scope of reproducible neural architecture search. ICLR 2020. "
+    "The figures are those of NAS-Bench-201 v1.1, whose repository has the MIT licence."
+)
+UNITS = (
+    "Accuracies are in hundredths of a percent, rounded. cifar10_params and so on are single parameters, and "
+    "cifar10_madds and so on single multiply-adds of one image, of the network with C = 16 and N = 5."
+)
+
+
+def costs(cells: np.ndarray) -> dict[str, np.ndarray]:
+    """The parameters and multiply-adds of each cell's network, (N,) each.
+
+    Both depend only on how many edges have each operation, so that one cell of each kind is counted.
+    """
+    counts = np.stack([(cells == operation).sum(axis=1) for operation in range(len(OPERATIONS))], axis=1)
+    kinds, kind_of = np.unique(counts, axis=0, return_inverse=True)
+    columns = {}
+    for dataset, (classes, pixels) in NETWORKS.items():
+        sizes = []
+        for kind in kinds:
+            operations = itertools.chain(*([name] * count for name, count in zip(OPERATIONS, kind, strict=True)))
+            with torch.device("meta"):
+                network = Network201(make_cell(list(operations)), classes=classes)
+            sizes.append(size(network, 3, pixels))
+        for column, key in (("params", "params"), ("madds", "multiply_adds")):
+            columns[f"{dataset}_{column}"] = np.array([s[key] for s in sizes], np.uint32)[kind_of.ravel()]
+    return columns
+
+
+def main() -> None:
+    cells, accuracies, origins = read_sources(sys.argv[1:], [200, 12])
+    operations = operations_of(cells)
+    assert operations.shape == (len(OPERATIONS) ** len(EDGES), len(EDGES))
+    rounded = {name: np.rint(100 * values.astype(np.float64)).astype(np.uint16) for name, values in accuracies.items()}
+    about = {"citation": CITATION, "units": UNITS, "sources": origins}
+    write_table(SHIPPED, {"cells": operations, **rounded, **costs(operations)}, about)
+    print(f"{SHIPPED}: {SHIPPED.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

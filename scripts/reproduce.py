@@ -91,12 +91,12 @@ def overrides(settings: TableSettings, scripts: Mapping[str, str]) -> dict[str, 
     for step, script in scripts.items():
         flags[step] |= {"data": from_root(settings.data)} if settings.data else {}
         flags[step] |= {"download": True} if settings.download and script != "imagenet/train.py" else {}
-    in_benchmark, known = scripts["search"].startswith("nasbench201"), settings.nasbench_table
-    if known and not Path(known).is_file():
-        raise InputError(f"--nasbench_table: {known!r}, expected a file that nasbench201/table.py build made")
-    if known and not in_benchmark:
-        raise InputError("--nasbench_table: nothing reads it in this table; expected it with NAS-Bench-201 only")
-    flags["search"] |= {"table": from_root(known)} if known else {}
+    if known := settings.nasbench_table:
+        if not scripts["search"].startswith("nasbench201"):
+            raise InputError("--nasbench_table: nothing reads it in this table; expected it with NAS-Bench-201 only")
+        if not Path(known).is_file():
+            raise InputError(f"--nasbench_table: {known!r}, expected a file that nasbench201/table.py build made")
+        flags["search"]["table"] = from_root(known)
     for text in settings.set or []:
         name, equals, value = text.partition("=")
         step, dot, flag = name.rpartition(".")

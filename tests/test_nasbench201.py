@@ -86,7 +86,7 @@ def test_the_string_gives_the_edges_as_the_paper_numbers_them():
         Edge("nor_conv_3x3", 3, 1),
     ]
     assert parse_cell(cell.to_json()) == cell
-    for text in ("", CONVOLUTIONS.replace("~2", "~1"), CONVOLUTIONS + "|", "{}", '{"arch": 3}'):
+    for text in ("", CONVOLUTIONS.replace("~2", "~1"), "{}", '{"arch": 3}'):
         with pytest.raises(ValueError, match=r"no cell|expected a JSON object|the string of a cell"):
             parse_cell(text)
 
@@ -328,8 +328,8 @@ def made_table(tmp_path_factory):
         points = sum((1 + edge) * value[operation] for edge, operation in enumerate(cell.operations))
         lines.append(f"{cell.arch},{points},{points + 20},{points / 2}")
     (folder / "all.csv").write_text("\n".join(lines) + "\n")
-    build([folder / "all.csv"], folder / "table.safetensors")
-    return folder / "table.safetensors"
+    build([folder / "all.csv"], folder / "table.npz", [200])
+    return folder / "table.npz"
 
 
 def test_every_epochs_cell_is_looked_up_in_the_table(tmp_path, made_table):
@@ -350,7 +350,7 @@ def test_every_epochs_cell_is_looked_up_in_the_table(tmp_path, made_table):
 
 
 def test_the_seeds_results_are_the_tables_and_a_moved_table_is_given_again(tmp_path, made_table, capsys):
-    run, path, moved = tmp_path / "run", tmp_path / "table.safetensors", tmp_path / "moved.safetensors"
+    run, path, moved = tmp_path / "run", tmp_path / "table.npz", tmp_path / "moved.npz"
     shutil.copy(made_table, path)
     search_201(*FLAGS, "--seeds", 1, "--table", path, "--save", run)
     printed = capsys.readouterr().out
@@ -358,12 +358,12 @@ def test_the_seeds_results_are_the_tables_and_a_moved_table_is_given_again(tmp_p
     (cell,) = json.loads((run / "results.json").read_text())["cells"]
     index = table.index(parse_cell(cell["arch"]))
     assert cell["cifar100_test_200"] == table.accuracy(index, "cifar100", "test")
-    assert f"{cell['cifar10_test_200']:.2f}" in printed and "table_rank" in printed
+    assert f"{cell['cifar10_test_200']:.2f}" in printed and "CIFAR-10 in NAS-Bench-201: " in printed
     assert "imagenet16_120_test_200" not in cell
     with pytest.raises(InputError, match=r"--table.*imagenet16_120.*the table has"):
         search_201(*FLAGS, "--table", path, "--table_dataset", "imagenet16_120", "--save", tmp_path / "b")
     path.rename(moved)
-    with pytest.raises(InputError, match=r"--table.*table\.safetensors"):
+    with pytest.raises(InputError, match=r"--table.*table\.npz"):
         search_201("--resume", run)
     search_201("--resume", run, "--table", moved)
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import time
 from collections import OrderedDict
 
 import numpy as np
@@ -14,10 +15,12 @@ from nas_201_api.api_utils import ArchResults
 from PIL import Image
 
 from lib.cli import InputError
-from nasbench201.cells import all_cells, make_cell, operations_of, parse_cell
+from model import size
+from nasbench201.cells import all_cells, load_any, load_cell, make_cell, operations_of, parse_cell
+from nasbench201.networks import Network201
 from nasbench201.sources import build
-from nasbench201.table import Table, main, open_table
-from tests.helpers import local_data, run_main, script
+from nasbench201.table import SHIPPED, Table, main, open_table
+from tests.helpers import local_data, run_main, script, slower
 
 ARCHS = [cell.arch for cell in all_cells()][4321:4326]
 TEST = ("cifar10", "cifar100", "imagenet16_120")
@@ -27,12 +30,12 @@ TEST = ("cifar10", "cifar100", "imagenet16_120")
 def published(tmp_path_factory):
     """A table of all cells, built on the command line from a local copy of the accuracies."""
     folder = local_data() / "data" / "nasbench201"
-    out = tmp_path_factory.mktemp("table") / "table.safetensors"
+    out = tmp_path_factory.mktemp("table") / "table.npz"
     sources = [folder / "epochs200.csv.gz", folder / "epochs12.csv.gz"]
     result = script("nasbench201/table.py", "build", *sources, out, "--epochs", 200, 12)
-    assert result.returncode == 0, result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
     assert "15,625 cells, all of the space, 9 accuracies" in result.stdout
-    return out
+    return open_table(out)
 
 
 def write_csv(path, archs=ARCHS):
@@ -45,8 +48,8 @@ def write_csv(path, archs=ARCHS):
 @pytest.fixture
 def small(tmp_path):
     """A table of five cells."""
-    build([write_csv(tmp_path / "small.csv")], tmp_path / "small.safetensors")
-    return tmp_path / "small.safetensors"
+    build([write_csv(tmp_path / "small.csv")], tmp_path / "small.npz", [200])
+    return tmp_path / "small.npz"
 
 
 def printed(capsys, *arguments):
@@ -56,8 +59,8 @@ def printed(capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_the_published_accuracies(published):
-    table = open_table(published)
+def test_the_projects_own_table():
+    table = open_table()
     assert len(table) == 15625
     convolutions, skips = 1462, 1835
     assert table.cell(convolutions) == make_cell(["nor_conv_3x3"] * 6)
@@ -68,8 +71,8 @@ def test_the_published_accuracies(published):
         best = int(table.column(dataset, "test", 200).argmax())
         assert table.accuracy(best, dataset, "test") == pytest.approx(accuracy, abs=0.005)
         assert table.rank(best, dataset) == 1 and table.regret(best, dataset) == 0
-    assert table.accuracy(convolutions, "cifar10", "valid", 12) == pytest.approx(69.078)
-    assert table.regret(skips, "cifar10") == pytest.approx(94.3733 - 54.2967, abs=1e-3)
+    assert table.accuracy(convolutions, "cifar10", "valid", 12) == pytest.approx(69.08)
+    assert table.regret(skips, "cifar10") == pytest.approx(94.3733 - 54.2967, abs=0.01)
     assert [table.index(table.cell(index)) for index in range(0, 15625, 97)] == list(range(0, 15625, 97))
     forms = {}
     for index in range(len(table)):
@@ -77,6 +80,68 @@ def test_the_published_accuracies(published):
     assert len(forms) == 6466
     most = max(forms.values(), key=len)
     assert table.isomorphic(most[-1]) == most
+
+
+def test_the_projects_own_table_is_small_and_opens_in_a_moment():
+    assert SHIPPED.stat().st_size < 400_000
+    start = time.perf_counter()
+    open_table()
+    assert time.perf_counter() - start < 0.1 * slower()
+
+
+def test_the_projects_own_table_rounds_the_published_accuracies_to_hundredths(published):
+    shipped = open_table()
+    assert (shipped.cells == published.cells).all()
+    assert shipped.available() == published.available() and len(shipped.available()) == 9
+    for asked in published.available():
+        errors = np.abs(shipped.column(*asked) - published.column(*asked).astype(np.float64))
+        assert errors.max() < 0.005 + 1e-5  # float32 holds the published figures
+
+
+@pytest.mark.parametrize(("dataset", "classes", "pixels"), [("cifar10", 10, 32), ("imagenet16_120", 120, 16)])
+def test_the_projects_own_table_has_the_sizes_of_the_networks(dataset, classes, pixels):
+    table = open_table()
+    for index in (0, 1462, 1835, 4711, 15624):
+        with torch.device("meta"):
+            cost = size(Network201(table.cell(index), classes=classes), 3, pixels)
+        assert table.columns[f"{dataset}_params"][index] == pytest.approx(cost["params"] / 1e6)
+        assert table.columns[f"{dataset}_madds"][index] == pytest.approx(cost["multiply_adds"] / 1e6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " | nor_conv_3x3~0 | + | skip_connect~1 | none~0 | + |avg_pool_3x3~2|none~0|nor_conv_1x1~1| ",
+        "\ufeff|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|nor_conv_1x1~1|avg_pool_3x3~2|\n",
+        "Structure(4 nodes with |nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|nor_conv_1x1~1|avg_pool_3x3~2|)",
+        "((('nor_conv_3x3', 0),), (('none', 0), ('skip_connect', 1)),"
+        " (('none', 0), ('nor_conv_1x1', 1), ('avg_pool_3x3', 2)))",
+        "[[('nor_conv_3x3', 0)], [('skip_connect', 1), ('none', 0)],"
+        " [('none', 0), ('avg_pool_3x3', 2), ('nor_conv_1x1', 1)]]",
+    ],
+)
+def test_a_cell_is_read_in_the_forms_that_people_have(text, tmp_path):
+    cell = make_cell(["nor_conv_3x3", "none", "skip_connect", "none", "nor_conv_1x1", "avg_pool_3x3"])
+    assert parse_cell(text) == load_cell(text) == load_any(text) == cell
+    (tmp_path / "cell.txt").write_text(text)
+    assert load_cell(str(tmp_path / "cell.txt")) == cell
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("|none~0|+|none~0|none~0|+|none~0|none~1|none~2|", r"sources \[\[0\], \[0, 0\], "),
+        ("|none~0|+|none|none~1|+|none~0|none~1|none~2|", "'none' has no source"),
+        ("|none~0|+|none~0|none~1|+|none~0|none~1|conv~2|", "operation 'conv', expected one of none, skip_connect"),
+        ("((('none', 0),),", "expected a string such as"),
+        ("[1, 2, 3]", "expected a string such as"),
+        ("(" * 9999, "expected a string such as"),
+        ("(__import__('os').getcwd(),)", "expected a string such as|malformed node"),
+    ],
+)
+def test_text_that_is_no_cell_is_rejected(text, says):
+    with pytest.raises(ValueError, match=says):
+        parse_cell(text)
 
 
 def test_equal_cells_share_the_best_rank_and_unknown_ones_have_none():
@@ -91,12 +156,39 @@ def test_equal_cells_share_the_best_rank_and_unknown_ones_have_none():
 def test_sources_in_another_order_are_joined_by_cell(tmp_path):
     first = write_csv(tmp_path / "first.csv")
     second = write_csv(tmp_path / "second.csv.gz", ARCHS[::-1])
-    build([first, second], tmp_path / "t.safetensors", [200, 12])
-    table = open_table(tmp_path / "t.safetensors")
+    build([first, second], tmp_path / "t.npz", [200, 12])
+    table = open_table(tmp_path / "t.npz")
     assert [table.cell(i).arch for i in range(5)] == ARCHS
     for split, least in (("valid", 50), ("test", 60.25)):
         assert table.column("cifar10", split, 200).tolist() == [least + i for i in range(5)]
         assert table.column("cifar10", split, 12).tolist() == [least + i for i in range(5)][::-1]
+
+
+def test_csv_files_of_other_programs_are_read(tmp_path):
+    rows = [f'"{arch.replace("|+|", "| + |")}",{94 + i / 10}' for i, arch in enumerate(ARCHS)]
+    (tmp_path / "bom.csv").write_text("\n".join(["arch,cifar10_test", *rows]), encoding="utf-8-sig")
+    build([tmp_path / "bom.csv"], tmp_path / "t.npz", [200])
+    table = open_table(tmp_path / "t.npz")
+    assert [table.cell(i).arch for i in range(5)] == ARCHS
+    assert table.accuracy(4, "cifar10", "test") == pytest.approx(94.4)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "epochs", "says"),
+    [
+        ([0.5, 0.9437], 200, "warning: all accuracies are at most 1; expected percent"),
+        ([0.5, 0.9], 12, "warning: all accuracies are at most 1; expected percent"),
+        ([50, 91.2], 200, "warning: the best CIFAR-10 test accuracy after 200 epochs is 91.20 %"),
+        ([50, 91.2], 12, ""),
+        ([50, 94.37], 200, ""),
+    ],
+)
+def test_accuracies_of_another_unit_or_budget_are_warned_of(tmp_path, capsys, accuracies, epochs, says):
+    rows = [f"{arch},{accuracy}" for arch, accuracy in zip(ARCHS, accuracies, strict=False)]
+    (tmp_path / "some.csv").write_text("\n".join(["arch,cifar10_test", *rows]))
+    build([tmp_path / "some.csv"], tmp_path / "t.npz", [epochs])
+    warned = capsys.readouterr().err
+    assert warned.startswith(says) and bool(warned) == bool(says)
 
 
 # The official layout
@@ -145,8 +237,8 @@ def test_the_official_layout_gives_what_the_package_gives(tmp_path, capsys, wrap
     written = (tmp_path / "official.pth").read_bytes()
     assert (b"numpy._core.multiarray" in written) == old
     (tmp_path / "official.pth").write_bytes(written.replace(b"numpy._core", b"numpy.core"))
-    run_main(main, "build", tmp_path / "official.pth", tmp_path / "t.safetensors")
-    table, package = open_table(tmp_path / "t.safetensors"), NASBench201API(content, verbose=False)
+    run_main(main, "build", tmp_path / "official.pth", tmp_path / "t.npz")
+    table, package = open_table(tmp_path / "t.npz"), NASBench201API(content, verbose=False)
     assert len(table.available()) == 4 * 3 * 2
     assert [table.cell(i).arch for i in range(5)] == ARCHS
     for dataset, split, epochs in table.available():
@@ -155,15 +247,15 @@ def test_the_official_layout_gives_what_the_package_gives(tmp_path, capsys, wrap
         for index in range(5):
             known = package.get_more_info(index, trained_on, hp=str(epochs), is_random=False)[f"{split}-accuracy"]
             assert table.accuracy(index, dataset, split, epochs) == pytest.approx(known, rel=1e-6)
-    costs = json.loads(printed(capsys, "query", tmp_path / "t.safetensors", 2, "--json"))["costs"]
+    costs = json.loads(printed(capsys, "query", 2, "--table", tmp_path / "t.npz", "--json"))["costs"]
     assert costs["cifar10_params"] == 0.5 and costs["imagenet16_120_madds"] == 80.25
 
 
 def test_without_cifar10_after_12_epochs_the_half_is_taken_and_the_rest_is_unknown(tmp_path):
     # as in v1_0
     content = write_official(tmp_path / "v1_0.pth", lambda epochs: SETS if epochs == 200 else ["cifar10-valid"])
-    build([tmp_path / "v1_0.pth"], tmp_path / "t.safetensors")
-    table, package = open_table(tmp_path / "t.safetensors"), NASBench201API(content, verbose=False)
+    build([tmp_path / "v1_0.pth"], tmp_path / "t.npz")
+    table, package = open_table(tmp_path / "t.npz"), NASBench201API(content, verbose=False)
     for index in range(5):
         for epochs, trained_on in ((12, "cifar10-valid"), (200, "cifar10")):
             known = package.get_more_info(index, trained_on, hp=str(epochs), is_random=False)["test-accuracy"]
@@ -175,13 +267,13 @@ def test_without_cifar10_after_12_epochs_the_half_is_taken_and_the_rest_is_unkno
 def test_a_file_with_code_is_not_read_unless_trusted(tmp_path, capsys):
     content = write_official(tmp_path / "plain.pth", lambda epochs: ["cifar10"])
     torch.save({**content, "code": os.getcwd}, tmp_path / "code.pth")
-    command = ["build", tmp_path / "code.pth", tmp_path / "t.safetensors"]
+    command = ["build", tmp_path / "code.pth", tmp_path / "t.npz"]
     with pytest.raises(InputError, match=r"code\.pth.*getcwd.*--trust"):
         run_main(main, *command)
-    assert not (tmp_path / "t.safetensors").exists()
+    assert not (tmp_path / "t.npz").exists()
     run_main(main, *command, "--trust")
     assert "warning: --trust" in capsys.readouterr().err
-    assert len(open_table(tmp_path / "t.safetensors")) == 5
+    assert len(open_table(tmp_path / "t.npz")) == 5
 
 
 # Bad input; more of it is in invocations.txt
@@ -205,10 +297,10 @@ def test_sources_that_cannot_be_read_or_joined_are_rejected(tmp_path):
         (["bare.csv"], r"bare\.csv: 0 rows"),
         (["whole.csv", "fewer.csv"], r"fewer\.csv.*differ from those of.*whole\.csv \(4 and 5\)"),
     ]:
-        epochs = [200, 12] if len(sources) == 2 else None
+        epochs = [200, 12][: sum(".csv" in source for source in sources)]
         with pytest.raises((ValueError, OSError), match=reason):
-            build([tmp_path / source for source in sources], tmp_path / "t.safetensors", epochs)
-    assert not (tmp_path / "t.safetensors").exists()
+            build([tmp_path / source for source in sources], tmp_path / "t.npz", epochs)
+    assert not (tmp_path / "t.npz").exists()
 
 
 # The command line
@@ -217,27 +309,36 @@ def test_sources_that_cannot_be_read_or_joined_are_rejected(tmp_path):
 def test_query_best_and_rank(small, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/genotype.json").write_text(parse_cell(ARCHS[3]).to_json())
-    answers = [printed(capsys, "query", small, cell, "--json") for cell in (3, ARCHS[3], tmp_path / "run")]
+    answers = [printed(capsys, "query", cell, "--table", small, "--json") for cell in (3, ARCHS[3], tmp_path / "run")]
     assert len(set(answers)) == 1
     found = json.loads(answers[0])
     assert found["index"] == 3 and found["arch"] == ARCHS[3] and found["of"] == 5
     test = next(row for row in found["accuracies"] if row["split"] == "test")
     assert test["accuracy"] == 63.25 and test["rank"] == 2 and test["regret"] == 1
-    text = printed(capsys, "query", small, 3)
+    text = printed(capsys, "query", 3, "--table", small)
     assert ARCHS[3] in text and "63.25" in text
-    best = json.loads(printed(capsys, "best", small, "--count", 2, "--json"))
+    best = json.loads(printed(capsys, "best", "--table", small, "--count", 2, "--json"))
     assert [(row["rank"], row["index"], row["accuracy"]) for row in best] == [(1, 4, 64.25), (2, 3, 63.25)]
-    first, second = printed(capsys, "rank", small, 0, ARCHS[4], "--split", "valid").splitlines()[1:]
+    heading, _, first, second = printed(capsys, "rank", 0, ARCHS[4], "--table", small, "--split", "valid").splitlines()
+    assert heading == "CIFAR-10 valid accuracy after 200 epochs"
     assert first.split() == ["5", "0", "50.00", "4.00", ARCHS[0]]
     assert second.split() == ["1", "4", "54.00", "0.00", ARCHS[4]]
 
 
-def test_plot_writes_a_picture_of_the_cells(published, tmp_path):
-    run_main(main, "plot", published, tmp_path / "all.png", 1462, 1835, "--dataset", "imagenet16_120")
+def test_every_command_has_a_table_of_its_own(capsys):
+    assert "220.1197 M multiply-adds" in printed(capsys, "query", 1462)
+    text = printed(capsys, "best", "--dataset", "cifar100", "--split", "valid", "--count", 1)
+    assert text.startswith("CIFAR-100 valid accuracy after 12 epochs\n")  # there are none after 200
+    (best,) = json.loads(printed(capsys, "rank", 1462, "--json"))
+    assert (best["dataset"], best["split"], best["epochs"], best["rank"]) == ("cifar10", "test", 200, 163)
+
+
+def test_plot_writes_a_picture_of_the_cells(tmp_path):
+    run_main(main, "plot", tmp_path / "all.png", 1462, 1835, "--dataset", "imagenet16_120")
     assert Image.open(tmp_path / "all.png").size == (1650, 840)
 
 
-def test_a_table_is_opened_without_torch(small):
-    code = "import sys; from nasbench201.table import open_table; open_table(sys.argv[1]).rank(1, 'cifar10'); "
-    result = script("-c", code + "print('torch' in sys.modules)", small)
+def test_a_table_is_opened_without_torch():
+    code = "import sys; from nasbench201.table import open_table; open_table().rank(1, 'cifar10'); "
+    result = script("-c", code + "print('torch' in sys.modules)")
     assert result.stdout == "False\n", result.stderr

@@ -38,7 +38,6 @@ NO_EFFECT = {
         ("--dataset folder --download", "--download", "--dataset cifar10, cifar100, svhn"),
     ],
     "nasbench201/train_search.py": [
-        ("--table_dataset cifar10", "--table_dataset", "--table"),
         ("--halves cifar-split.txt --train_portion 0.4", "--train_portion", "--halves"),
     ],
 }

@@ -7,17 +7,15 @@ reads them. Accuracies are rounded to hundredths of a percent and stored as 16-b
 """
 
 import itertools
-import sys
 
 import numpy as np
-import torch
 
-from model import size
+from lib import cli, options
 from nasbench201.cells import EDGES, OPERATIONS, make_cell, operations_of
-from nasbench201.networks import Network201
 from nasbench201.sources import read_sources, write_table
 from nasbench201.table import SHIPPED
 
+PROG = "nasbench201_table.py"
 #: the benchmark's data sets: classes, and pixels of an image's side
 NETWORKS = {"cifar10": (10, 32), "cifar100": (100, 32), "imagenet16_120": (120, 16)}
 CITATION = (
@@ -35,6 +33,11 @@ def costs(cells: np.ndarray) -> dict[str, np.ndarray]:
 
     Both depend only on how many edges have each operation, so that one cell of each kind is counted.
     """
+    import torch
+
+    from model import size
+    from nasbench201.networks import Network201
+
     counts = np.stack([(cells == operation).sum(axis=1) for operation in range(len(OPERATIONS))], axis=1)
     kinds, kind_of = np.unique(counts, axis=0, return_inverse=True)
     columns = {}
@@ -51,7 +54,12 @@ def costs(cells: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    cells, accuracies, origins = read_sources(sys.argv[1:], [200, 12])
+    parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
+    parser.add_argument("epochs200", type=str, help="CSV file with the accuracies after 200 epochs, in percent.")
+    parser.add_argument("epochs12", type=str, help="CSV file with those after 12 epochs.")
+    given = parser.parse_args()
+    with cli.blaming("sources"):
+        cells, accuracies, origins = read_sources([given.epochs200, given.epochs12], [200, 12])
     operations = operations_of(cells)
     assert operations.shape == (len(OPERATIONS) ** len(EDGES), len(EDGES))
     rounded = {name: np.rint(100 * values.astype(np.float64)).astype(np.uint16) for name, values in accuracies.items()}
@@ -61,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, PROG)

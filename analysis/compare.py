@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.colors import METHODS, assign
-from analysis.curves import Course, dress, leave_out_outliers, load_course, make_figure, save, title
+from analysis.curves import Course, dress, leave_out_outliers, load_course, looked_up, make_figure, save, title
 from lib import cli, options
 from lib.cli import InputError
 from lib.files import check_new_file
@@ -24,7 +24,10 @@ PROG = "compare.py"
 
 
 class Quantity(NamedTuple):
-    """A column of metrics.csv, or its columns for the kinds of cells together."""
+    """A column of metrics.csv, or its columns for the kinds of cells together.
+
+    {table} in its title is the data set of NAS-Bench-201 whose accuracies were looked up.
+    """
 
     title: str
     about: str
@@ -47,7 +50,7 @@ QUANTITIES = (
         integer=True,
     ),
     Quantity(
-        "The cell's test accuracy in the table [%]",
+        "{table} test accuracy in NAS-Bench-201 [%]",
         "After 200 epochs of training, for the cell that each epoch's alpha stands for.",
         "table_test_accuracy",
         outliers=False,
@@ -103,7 +106,7 @@ def grouped(courses: list[Course]) -> dict[str, list[Course]]:
 def compare_figure(courses: list[Course]) -> Figure:
     """A panel for each measured quantity: the mean over the seeds as a thick line, each seed as a thin one."""
     groups = grouped(courses)
-    quantities = [q for q in QUANTITIES if any(curve_of(course.metrics, q) is not None for course in courses)]
+    quantities = measured(courses)
     shades = assign({name: members[0].config["method"] for name, members in groups.items()})
     rows = -(-len(quantities) // 3)
     figure = make_figure(13, 3.4 * rows + 0.7)
@@ -129,6 +132,16 @@ def compare_figure(courses: list[Course]) -> Figure:
     counts = [f"{label} ({len(groups[label])} seed{'s' if len(groups[label]) > 1 else ''})" for label in labels]
     figure.legend(handles, counts, loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def measured(courses: Sequence[Course]) -> list[Quantity]:
+    """The quantities that some of the searches have measured."""
+    table = " or ".join(dict.fromkeys(looked_up(course.config) for course in courses))
+    return [
+        quantity._replace(title=quantity.title.format(table=table))
+        for quantity in QUANTITIES
+        if any(curve_of(course.metrics, quantity) is not None for course in courses)
+    ]
 
 
 def mean_curve(curves: Sequence[np.ndarray]) -> np.ndarray:

@@ -56,7 +56,9 @@ LOSS_TEST = Panel("Loss", {"train": "train_loss", "test": "test_loss"})
 ACCURACY_TEST = Panel("Accuracy [%]", {"train": "train_accuracy", "test": "test_accuracy"}, scale=100, outliers=False)
 TOP5 = Panel("Top-5 accuracy [%]", {"train": "train_top5", "test": "test_top5"}, scale=100, outliers=False)
 LEARNING_RATE = Panel("Learning rate", {"learning rate": "learning_rate"})
-#: panels of some methods and spaces
+#: data sets of NAS-Bench-201, as --table_dataset names them
+TABLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet16_120": "ImageNet16-120"}
+#: panels of some methods and spaces; {table} is the data set of NAS-Bench-201 whose accuracies were looked up
 OWN = (
     Panel("Weight β of the auxiliary skip", {"β": "skip_beta"}),
     Panel(
@@ -67,7 +69,7 @@ OWN = (
     Panel("Residual of the Neumann series", {"residual": "neumann_residual"}, logarithmic=True),
     Panel("Regularizer of α", {"regularizer": "alpha_regularizer"}),
     Panel(
-        "The cell's accuracy in the table [%]",
+        "{table} accuracy in NAS-Bench-201 [%]",
         {
             "test": "table_test_accuracy",
             "valid": "table_valid_accuracy",
@@ -75,8 +77,8 @@ OWN = (
         },
         outliers=False,
     ),
-    Panel("The cell's rank of 15,625", {"rank": "table_rank"}, logarithmic=True),
-    Panel("Regret to the best cell [points]", {"regret": "table_regret"}),
+    Panel("{table} rank, of 15,625 cells", {"rank": "table_rank"}, logarithmic=True),
+    Panel("{table} regret [points]", {"regret": "table_regret"}),
 )
 
 
@@ -189,7 +191,12 @@ def search_figure(course: Course) -> Figure:
     shade = METHODS.get(config["method"], (FIRST,))[0]
     kinds = course.mixing.keys()
     gates = _by_kind("Gates over the threshold [%]", "gates_over_threshold", kinds, scale=100)
-    own = [panel for panel in (*OWN, gates) if set(panel.columns.values()) & set(metrics)]
+    table = looked_up(config)
+    own = [
+        panel._replace(title=panel.title.format(table=table))
+        for panel in (*OWN, gates)
+        if set(panel.columns.values()) & set(metrics)
+    ]
     extra = -(-len(own) // 3)
     figure = make_figure(12, 9.6 + 2.9 * extra)
     heading = title(config)
@@ -238,6 +245,12 @@ def title(config: dict[str, Any], seed: bool = True) -> str:
     shown = [f"{name} {config[name]}" for name in IN_TITLE if name in given]
     search = f"Search on {config['dataset']}, space {config['space']}: {config['method']}"
     return ", ".join([search, *shown, *([f"seed {config['seed']}"] if seed else [])])
+
+
+def looked_up(config: dict[str, Any]) -> str:
+    """The data set of NAS-Bench-201 whose accuracies a search looked up, which may not be the one it searched on."""
+    asked = config.get("table_dataset", "auto")
+    return TABLES.get(asked if asked != "auto" else config["dataset"].replace("-", "_"), "CIFAR-10")
 
 
 def dress(axes: Axes, title: str) -> None:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from analysis.charts import curves, eigenvalues, operation_series, surface, trajectories
 from analysis.colors import METHODS
-from analysis.compare import QUANTITIES
+from analysis.compare import measured
 from analysis.curves import number
 from analysis.draw import COLORS, color
 from analysis.rows import UNKNOWN, Row, first_metric, load_published, rows_of, shown
@@ -120,6 +120,7 @@ def state(rows: list[Row], metric: str) -> pd.DataFrame:
 def section(index: int, entries: list[Entry], order: dict[str, Any], figures: list[dict[str, Any]]) -> dict[str, Any]:
     """The part of the page for one column of a table."""
     rows, metric = rows_of(entries), first_metric(entries)
+    quantities = measured([entry.course for entry in entries if entry.course is not None])
     names = [name for name in dict.fromkeys(name for e in entries for name in e.scores) if name != metric]
     return {
         "id": f"s{index}",
@@ -138,7 +139,7 @@ def section(index: int, entries: list[Entry], order: dict[str, Any], figures: li
         "listed": [row for row in rows for _ in row.entries],
         "state": state(rows, metric),
         "alphas": [(row, e, trajectories(e)) for row in rows for e in [e for e in row.entries if e.course][:1]],
-        "charts": [(panel, chart) for panel in QUANTITIES if (chart := curves(rows, panel)) is not None],
+        "charts": [(panel, chart) for panel in quantities if (chart := curves(rows, panel)) is not None],
         "cells": _cells(rows),
         "eigenvalues": eigenvalues(rows),
         "surfaces": [(r, e, chart) for r in rows for e in r.entries if (chart := surface(e)) is not None],

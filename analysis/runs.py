@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.compare import grouped
-from analysis.curves import Course, load_course, read_columns
+from analysis.curves import TABLES, Course, load_course, looked_up, read_columns
 from lib.files import is_finished, read_json, read_yaml
 from nasbench201.cells import load_any
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 #: folders in a run folder that hold no runs
 INNER = {"checkpoints", "tensorboard", "cells", "selections", "perturbation"}
 Step = Literal["search", "retrain"]
-DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet16_120": "ImageNet16-120"}
 ACCURACY = "test accuracy"
 
 
@@ -138,11 +137,10 @@ def _alone(folder: Path) -> Entry:
     _read_step(entry, step, folder)
     entry.finished = is_finished(folder, step)
     # Each epoch's cell is that of argmax or a threshold; the perturbation rule may find another one.
-    looked_up = entry.course is not None and "table_test_accuracy" in entry.course.metrics
-    if entry.course is not None and looked_up and config["selection"] != "perturbation":
-        known = config["table_dataset"] if config["table_dataset"] != "auto" else config["dataset"].replace("-", "_")
+    known = entry.course is not None and "table_test_accuracy" in entry.course.metrics
+    if entry.course is not None and known and config["selection"] != "perturbation":
         score = float(entry.course.metrics["table_test_accuracy"].iloc[-1])
-        entry.scores = {f"{DATASETS.get(known, 'CIFAR-10')} test": score}
+        entry.scores = {f"{looked_up(config)} test": score}
     return entry
 
 
@@ -218,7 +216,7 @@ def _scores(score: Mapping[str, Any]) -> dict[str, float]:
         return {shown: 100 * score[name] for name, shown in names.items() if name in score}
     found: dict[str, float] = {}
     for split in ("test", "valid"):
-        for dataset, shown in DATASETS.items():
+        for dataset, shown in TABLES.items():
             rows = [row for row in score["accuracies"] if (row["dataset"], row["split"]) == (dataset, split)]
             rows = [row for row in rows if row["accuracy"] is not None]
             if rows:

@@ -77,7 +77,7 @@ def largest_difference(content: bytes, network: "nn.Module", images: "Tensor") -
 
 def main() -> None:
     given = options.parse(ExportSettings, PROG, __doc__.splitlines()[0])
-    for package in ("onnx", "onnxscript", "onnxruntime"):
+    for package in ("onnx", "onnxscript", "onnxruntime", "safetensors"):
         if importlib.util.find_spec(package) is None:
             raise InputError(f"{package} is not installed; run pip install -e '.[export]'")
 

@@ -1,10 +1,12 @@
 """Draw several searches side by side: the same curves of each, seeds of one search in one color.
 
 python analysis/compare.py runs/darts runs/lambda-darts --out compare.png
+python analysis/compare.py runs/darts runs/lambda-darts --cells --out cells.png    # with the cells found
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,10 +14,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.colors import METHODS, assign
-from analysis.curves import Course, dress, leave_out_outliers, load_course, looked_up, make_figure, save, title
+from analysis.curves import (
+    Course,
+    dress,
+    leave_out_outliers,
+    load_course,
+    looked_up,
+    make_figure,
+    plot_mixing,
+    save,
+    title,
+)
+from analysis.draw import cell_size, draw_cell
 from lib import cli, options
 from lib.cli import InputError
 from lib.files import check_new_file
+from nasbench201.cells import load_any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,6 +148,55 @@ def compare_figure(courses: list[Course]) -> Figure:
     return figure
 
 
+def cells_figure(searches: Mapping[Path, Course]) -> Figure:
+    """Alignment and skip connections of a few searches in one space; below them a column for each search.
+
+    A column has the mixing weights and the cell found, of each kind of cell.
+
+    Raises:
+        ValueError: The spaces differ, or a search has not found its cell yet.
+        OSError: A cell cannot be read.
+    """
+    courses = list(searches.values())
+    names = _names(courses)
+    shades = [METHODS[method][0] for method in assign({n: c.config["method"] for n, c in names.items()}).values()]
+    kinds = list(courses[0].mixing)
+    if any(list(course.mixing) != kinds for course in courses):
+        raise ValueError("the searches are in different spaces; expected --cells with one space")
+    cells = [load_any(str(run)) for run in searches]
+    scale = 6 / max(cell_size(cell, kind)[0] for cell in cells for kind in kinds)
+    heights = [scale * max(cell_size(cell, kind)[1] for cell in cells) for kind in kinds]
+    figure = make_figure(6.5 * len(courses), 3.2 + 3.4 * len(kinds) + sum(heights))
+    ratios = [3.2, *(height + 3.4 for height in heights)]
+    above, *below = figure.subfigures(1 + len(kinds), 1, height_ratios=ratios, squeeze=False).flat
+    for axes, quantity in zip(above.subplots(1, 2), QUANTITIES, strict=False):
+        dress(axes, quantity.title)
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=quantity.integer))
+        for (name, course), shade in zip(names.items(), shades, strict=True):
+            curve = curve_of(course.metrics, quantity)
+            if curve is not None:
+                axes.plot(np.arange(1, len(curve) + 1), curve, color=shade, linewidth=2.2, label=name)
+    above.legend(*above.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    for part, kind, height in zip(below, kinds, heights, strict=True):
+        of_kind = f", {kind} cell" if len(kinds) > 1 else ""
+        panels = part.subplots(2, len(courses), height_ratios=[2.8, height], sharey="row", squeeze=False)
+        for (upper, lower), (name, course), cell in zip(panels.T, names.items(), cells, strict=True):
+            plot_mixing(upper, fill(f"{name}: mixing weights p{of_kind}", 60), course.mixing[kind])
+            draw_cell(lower, cell, kind, scale)
+    lines = {line.get_label(): line for part in below for axes in part.axes for line in axes.lines}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
+    return figure
+
+
+def _names(courses: Sequence[Course]) -> dict[str, Course]:
+    """A title for each search, with its seed where several differ in it alone."""
+    names = {}
+    for name, members in grouped(list(courses)).items():
+        for course in members:
+            names[f"{name}, seed {course.config['seed']}" if len(members) > 1 else name] = course
+    return dict(sorted(names.items(), key=lambda named: next(i for i, c in enumerate(courses) if c is named[1])))
+
+
 def measured(courses: Sequence[Course]) -> list[Quantity]:
     """The quantities that some of the searches have measured."""
     table = " or ".join(dict.fromkeys(looked_up(course.config) for course in courses))
@@ -180,15 +243,18 @@ def main() -> None:
     parser.add_argument(
         "--out", type=str, default="compare.png", metavar="PNG", help="Picture to write (default: compare.png)."
     )
+    parser.add_argument("--cells", action="store_true", help="Draw the mixing weights and the cell of each search.")
     arguments = parser.parse_args()
     with cli.blaming("--out"):
         check_new_file(Path(arguments.out))
     with cli.blaming("runs"):
-        courses = [load_course(run) for run in expanded(arguments.runs)]
+        searches = {run: load_course(run) for run in expanded(arguments.runs)}
+        courses = list(searches.values())
+        figure = cells_figure(searches) if arguments.cells else None
     if len(grouped(courses)) > len(METHODS):
         raise InputError(f"runs: {len(grouped(courses))} different searches, expected {len(METHODS)} at most")
     with cli.blaming("--out"):
-        save(compare_figure(courses), Path(arguments.out))
+        save(figure or compare_figure(courses), Path(arguments.out))
     print(arguments.out)
 
 

@@ -5,7 +5,7 @@ python analysis/curves.py runs/imagenet
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -221,10 +221,7 @@ def search_figure(course: Course) -> Figure:
     _plot_panel(skips, _by_kind("Skip connections", "skip_connect", kinds, integer=True), metrics, shade)
     skips.set_ylim(bottom=-0.3)
     for axes, kind in zip(mixing, kinds, strict=True):
-        dress(axes, "Mixing weights p" + (f", {kind} cell" if len(kinds) > 1 else ""))
-        for operation, weights in course.mixing[kind].items():
-            style = "--" if operation.endswith("5x5") else "-"
-            _curve(axes, np.arange(len(weights)), weights, label=operation, color=color(operation), linestyle=style)
+        plot_mixing(axes, "Mixing weights p" + (f", {kind} cell" if len(kinds) > 1 else ""), course.mixing[kind])
     for index in range(extra):
         panels = own[index::extra]
         for axes, panel in zip(row(2 + index, len(panels)), panels, strict=True):
@@ -318,6 +315,14 @@ def _plot_panel(axes: Axes, panel: Panel, metrics: "pd.DataFrame", shade: str) -
         _legend(axes, axes.lines, [str(line.get_label()) for line in axes.lines])
     if not panel.outliers:
         leave_out_outliers(axes)
+
+
+def plot_mixing(axes: Axes, title: str, mixing: Mapping[str, np.ndarray]) -> None:
+    """Draw the mixing weight of each operation, before the first and after each epoch."""
+    dress(axes, title)
+    for operation, weights in mixing.items():
+        style = "--" if operation.endswith("5x5") else "-"
+        _curve(axes, np.arange(len(weights)), weights, label=operation, color=color(operation), linestyle=style)
 
 
 def _plot_layers(axes: Axes, metrics: "pd.DataFrame") -> None:

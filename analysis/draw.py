@@ -96,12 +96,36 @@ def cell_figure(genotype: AnyCell, kind: str) -> "Figure":
     """A figure of one kind of cell."""
     from matplotlib.figure import Figure
 
+    figure = Figure(figsize=cell_size(genotype, kind))
+    draw_cell(figure.add_axes((0, 0, 1, 1)), genotype, kind)
+    return figure
+
+
+def cell_size(genotype: AnyCell, kind: str) -> tuple[float, float]:
+    """The width and height of a drawing in inches."""
+    (left, right), (bottom, top) = _limits(layout(genotype, kind))
+    return right - left, top - bottom
+
+
+def _limits(places: Layout) -> tuple[Point, Point]:
+    """The ranges of x and y that a drawing covers."""
+    xs, ys = zip(*places.states.values(), strict=True)
+    ys = (*ys, *(lane for _, lane in places.lanes))
+    return (-0.6, max(xs) + 0.6), (min(ys) - 0.45, max(ys) + 0.45)
+
+
+def draw_cell(axes: "Axes", genotype: AnyCell, kind: str, scale: float = 1.0) -> None:
+    """Draw one kind of cell.
+
+    Args:
+        axes: Empty axes, `scale` times as wide and high as `cell_size`.
+        scale: Below 1 the letters shrink less than the lines, so that they can be read.
+    """
+    letters = max(scale, min(1.0, 0.4 + 0.6 * scale))
+    head = {"mutation_scale": 13 * scale}  # of an arrow
     places, lanes = layout(genotype, kind)
-    xs, ys = zip(*places.values(), strict=True)
-    ys = (*ys, *(lane for _, lane in lanes))
-    width, height = max(xs) + 1.2, max(ys) - min(ys) + 0.9
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.6, width - 0.6), ylim=(min(ys) - 0.45, max(ys) + 0.45))
+    (left, right), (bottom, top) = _limits(Layout(places, lanes))
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
     for edge, lane in lanes:
         x, y = places[edge.target]
@@ -109,17 +133,18 @@ def cell_figure(genotype: AnyCell, kind: str) -> "Figure":
         shade = color(edge.operation)
         style = "--" if edge.operation == "skip_connect" else "-"
         end = (x, y + 0.5 * (lane - y) / count)
-        _arrow(axes, places[edge.source], lane, end, color=shade, linestyle=style, linewidth=1.6)
+        _arrow(axes, places[edge.source], lane, end, color=shade, linestyle=style, linewidth=1.6 * letters, **head)
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
-        axes.text(x - LABEL, lane, edge.operation, color=shade, fontsize=12, ha="center", va="center", bbox=box)
+        middle = x - LABEL * (0.5 + 0.5 * letters / scale)
+        axes.text(middle, lane, edge.operation, color=shade, fontsize=12 * letters, ha="center", va="center", bbox=box)
     for node in genotype.concat(kind):
-        _arrow(axes, places[node], places[node][1], places["output"], color=CONCAT_COLOR, linewidth=1.2)
+        source, end = places[node], places["output"]
+        _arrow(axes, source, source[1], end, color=CONCAT_COLOR, linewidth=1.2 * letters, **head)
     for state, (name, role) in genotype.states(kind).items():
         fill, border = NODE_COLORS[role]
         box = {"boxstyle": "round,pad=0.45", "facecolor": fill, "edgecolor": border}
         label = name if role == "node" else f"${name.replace('-', '{-}')}$"
-        axes.text(*places[state], label, fontsize=15, ha="center", va="center", bbox=box)
-    return figure
+        axes.text(*places[state], label, fontsize=15 * letters, ha="center", va="center", bbox=box)
 
 
 def _arrow(axes: "Axes", source: Point, lane: float, target: Point, **style: Any) -> None:
@@ -132,7 +157,7 @@ def _arrow(axes: "Axes", source: Point, lane: float, target: Point, **style: Any
     points = [(x, y), (x + BEND / 2, y), (x + BEND / 2, lane), (x + BEND, lane)]
     points += [(end - BEND / 2, lane), (end - BEND / 6, lane), (end - BEND / 3, end_y), (end, end_y)]
     path = Curve(points, [Curve.MOVETO, *[Curve.CURVE4] * 3, Curve.LINETO, *[Curve.CURVE4] * 3])
-    axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=13, **style))
+    axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", **style))
 
 
 def cell_graph(genotype: AnyCell, kind: str) -> "graphviz.Digraph":

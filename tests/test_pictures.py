@@ -6,7 +6,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from analysis.compare import cells_figure
 from analysis.curves import load_course, plot_search, search_figure
+from genotypes import CELLS
 from spaces import SPACES
 
 
@@ -126,3 +128,32 @@ def test_gates_are_drawn_as_sigmoids(tmp_path):
     )
     titles = [axes.get_title(loc="left") for axes in search_figure(course).axes]
     assert "Entropy of the gates [nats]" in titles and "Entropy of p [nats]" not in titles
+
+
+def test_the_cells_of_two_searches_stand_below_their_alignment_and_skips(tmp_path):
+    cells = {"darts": CELLS["DARTS_V2"], "lambda-darts": CELLS["LambdaDARTS_corr_0"]}
+    searches = {}
+    for method, cell in cells.items():
+        rows = make_run(tmp_path / method, epochs=4, method=method)
+        (tmp_path / method / "genotype.json").write_text(cell.to_json())
+        searches[tmp_path / method] = load_course(tmp_path / method)
+    figure = cells_figure(searches)
+    alignment, skips, *rest = figure.axes
+    assert [line.get_label() for line in alignment.lines] == list(cells)
+    np.testing.assert_allclose(skips.lines[1].get_ydata(), rows.skip_connect_normal + rows.skip_connect_reduce)
+    for column, (method, cell) in enumerate(cells.items()):
+        for mixing, drawing, kind in zip(rest[column::4], rest[column + 2 :: 4], ("normal", "reduce"), strict=True):
+            assert mixing.get_title(loc="left") == f"{method}: mixing weights p, {kind} cell"
+            written = sorted(text.get_text() for text in drawing.texts if "_" in text.get_text().strip("$")[2:])
+            assert written == sorted(edge.operation for edge in cell.edges(kind))
+
+
+def test_cells_of_different_spaces_are_not_drawn_together(tmp_path):
+    make_run(tmp_path / "a", epochs=1)
+    make_run(tmp_path / "b", epochs=1)
+    with np.load(tmp_path / "b/alphas.npz") as alphas:
+        names = ("normal", "normal_operations")
+        np.savez(tmp_path / "b/cell.npz", **{name.replace("normal", "cell"): alphas[name] for name in names})
+    (tmp_path / "b/cell.npz").replace(tmp_path / "b/alphas.npz")
+    with pytest.raises(ValueError, match="different spaces"):
+        cells_figure({tmp_path / name: load_course(tmp_path / name) for name in ("a", "b")})

@@ -8,9 +8,10 @@ python nasbench201/table.py build NAS-Bench-201-v1_1-096897.pth official.npz
 python nasbench201/table.py query 1462 --table official.npz
 
 The table is nasbench201/accuracies.npz, which comes with the project: the figures of NAS-Bench-201 v1.1 (Dong and Yang,
-"NAS-Bench-201: Extending the scope of reproducible neural architecture search", ICLR 2020; MIT licence), rounded to
-hundredths of a percent. It has test accuracies after 12 and 200 epochs on three data sets, and valid accuracies after
-12. Parameters and multiply-adds are those of Network201 as analysis/size.py counts them.
+"NAS-Bench-201: Extending the scope of reproducible neural architecture search", ICLR 2020; MIT licence). It has test
+accuracies after 12 and 200 epochs on three data sets, and valid accuracies after 12. They are rounded to 1/600 of a
+percent, on ImageNet16-120 to 1/900, which changes no rank. Parameters and multiply-adds are those of Network201, as
+analysis/size.py counts them.
 
 An accuracy is in percent, after the last epoch, the mean over the seeds. It belongs to a data set, a split and a
 training budget of 12 or 200 epochs. From the official file `build` takes:
@@ -134,10 +135,15 @@ def open_table(path: str | Path = SHIPPED) -> Table:
 
 
 def _as_float(name: str, values: np.ndarray) -> np.ndarray:
-    """A column as float: integers are hundredths of a percent, or single parameters and multiply-adds."""
+    """A column as float: integers are parts of a percent, or single parameters and multiply-adds."""
     if values.dtype.kind == "f":
         return values
-    return values / (1e6 if name.endswith(COSTS) else 100)
+    return values / (1e6 if name.endswith(COSTS) else parts_of_percent(name))
+
+
+def parts_of_percent(name: str) -> int:
+    """The unit of an integer column, as a part of a percent. The highest accuracy fits into 16 bits."""
+    return 900 if name.startswith("imagenet16_120") else 600
 
 
 def find(table: Table, spec: str) -> int:

@@ -24,8 +24,8 @@ CITATION = (
     "The figures are those of NAS-Bench-201 v1.1, whose repository has the MIT licence."
 )
 UNITS = (
-    "Accuracies are in 1/600 of a percent (of ImageNet16-120 in 1/900), rounded. cifar10_params and so on are single parameters, and "
-    "cifar10_madds and so on single multiply-adds of one image, of the network with C = 16 and N = 5."
+    "Accuracies are rounded to 1/600 of a percent, on ImageNet16-120 to 1/900. cifar10_params and so on are single "
+    "parameters, and cifar10_madds and so on single multiply-adds of one image, of the network with C = 16 and N = 5."
 )
 
 

@@ -10,10 +10,10 @@ from genotypes import AnyCell
 from lib.cli import blaming
 from lib.datasets import DataSet
 from model_search import AnySupernet
+from nasbench201.accuracies import SHIPPED, SPACE, TITLES, open_table
 from nasbench201.cells import Cell201, make_cell
 from nasbench201.networks import Supernet201
 from nasbench201.settings import SearchSettings201
-from nasbench201.table import SHIPPED, SPACE, TITLES, open_table
 from search.state import SearchState
 from selection import Chosen
 

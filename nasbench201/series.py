@@ -20,10 +20,11 @@ from lib import cli, options
 from lib.cli import InputError, blaming, open_folder, saving
 from lib.files import is_finished, write_atomically
 from lib.provenance import provenance, write_config
+from nasbench201.accuracies import SHIPPED, open_table
 from nasbench201.cells import load_cell
 from nasbench201.search201 import SearchState201
 from nasbench201.settings import SCRIPT, SearchSettings201
-from nasbench201.table import SHIPPED, column_name, open_table
+from nasbench201.sources import column_name
 from search.settings import Resolved
 from search.state import open_search
 from search.train_search import search

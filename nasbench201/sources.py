@@ -24,6 +24,8 @@ from nasbench201.cells import OPERATIONS, Cell201, operations_of, parse_cell
 Dataset = Literal["cifar10", "cifar10-valid", "cifar100", "imagenet16_120"]
 Split = Literal["train", "valid", "test"]
 Epochs = Literal[12, 200]
+#: stands between the name of an accuracy and the seed of a single training
+SEED = "_seed"
 #: ends of the names of the columns of parameters and of multiply-adds, in millions
 COSTS = ("_params", "_madds")
 DATASETS, SPLITS, EPOCHS = get_args(Dataset), get_args(Split), get_args(Epochs)
@@ -150,7 +152,7 @@ def _read_csv(path: Path, epochs: int) -> tuple[list[Cell201], dict[str, np.ndar
 
 
 def _read_official(path: Path, trust: bool) -> tuple[list[Cell201], dict[str, np.ndarray]]:
-    """Read the official .pth: the mean over the seeds of each accuracy after the last epoch.
+    """Read the official .pth: each accuracy after the last epoch, its mean over the seeds and those of single seeds.
 
     Raises:
         ValueError: The file is not the official one, or cannot be read without `trust`.
@@ -160,7 +162,7 @@ def _read_official(path: Path, trust: bool) -> tuple[list[Cell201], dict[str, np
     try:
         cells = [parse_cell(arch) for arch in content["meta_archs"]]
         infos = [content["arch2infos"][index] for index in range(len(cells))]
-        rows = [_means(info["less"], 12) | _means(info["full"], 200) for info in infos]
+        rows = [_figures(info["less"], 12) | _figures(info["full"], 200) for info in infos]
         names = dict.fromkeys(itertools.chain(*rows))
         columns = {name: np.array([row.get(name, np.nan) for row in rows], np.float32) for name in names}
     except (LookupError, TypeError, ValueError) as error:
@@ -172,11 +174,12 @@ def _read_official(path: Path, trust: bool) -> tuple[list[Cell201], dict[str, np
     return cells, columns
 
 
-def _means(results: dict[str, Any], epochs: int) -> dict[str, float]:
+def _figures(results: dict[str, Any], epochs: int) -> dict[str, float]:
     """The accuracies and costs of a cell that the file has."""
-    means = {}
+    figures = {}
     for dataset, (official, splits) in _OFFICIAL.items():
-        trials = [results["all_results"][official, seed] for seed in results["dataset_seed"].get(official, [])]
+        seeds = results["dataset_seed"].get(official, [])
+        trials = [results["all_results"][official, seed] for seed in seeds]
         for split, images in splits.items() if trials else ():
             accuracies = [
                 trial["train_acc1es"][trial["epochs"] - 1]
@@ -184,11 +187,13 @@ def _means(results: dict[str, Any], epochs: int) -> dict[str, float]:
                 else trial["eval_acc1es"].get(f"{images}@{trial['epochs'] - 1}", np.nan)
                 for trial in trials
             ]
+            name = column_name(dataset, split, epochs)
             if not np.isnan(mean := float(np.mean(accuracies))):
-                means[column_name(dataset, split, epochs)] = mean
+                figures[name] = mean
+                figures |= {f"{name}{SEED}{seed}": a for seed, a in zip(seeds, accuracies, strict=True)}
         for cost, key in (("params", "params"), ("madds", "flop")) if trials else ():
-            means[f"{dataset}_{cost}"] = float(np.mean([trial[key] for trial in trials]))
-    return means
+            figures[f"{dataset}_{cost}"] = float(np.mean([trial[key] for trial in trials]))
+    return figures
 
 
 def _load_official(path: Path, trust: bool) -> dict[str, Any]:

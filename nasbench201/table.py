@@ -25,10 +25,7 @@ training budget of 12 or 200 epochs. From the official file `build` takes:
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -37,113 +34,15 @@ import numpy as np
 from lib import cli, options
 from lib.cli import blaming
 from lib.files import check_new_file, write_atomically
-from nasbench201.cells import EDGES, OPERATIONS, Cell201, load_cell, make_cell, operations_of
-from nasbench201.sources import COSTS, DATASETS, EPOCHS, SPLITS, Dataset, Epochs, Split, build, column_name
+from nasbench201.accuracies import SHIPPED, SPACE, Table, describe, open_table
+from nasbench201.cells import EDGES, OPERATIONS, load_cell
+from nasbench201.sources import COSTS, Dataset, Epochs, Split, build
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PROG = "table.py"
-#: the number of cells of the space
-SPACE = len(OPERATIONS) ** len(EDGES)
 SKIP = OPERATIONS.index("skip_connect")
-TITLES = {
-    "cifar10": "CIFAR-10",
-    "cifar10-valid": "CIFAR-10, trained on half of the images,",
-    "cifar100": "CIFAR-100",
-    "imagenet16_120": "ImageNet16-120",
-}
-#: the table that comes with the project
-SHIPPED = Path(__file__).with_name("accuracies.npz")
-
-
-@dataclass(eq=False)
-class Table:
-    """The accuracies of N cells in the order of the table's first source, the benchmark's own: N = 15,625 for all."""
-
-    cells: np.ndarray  # (N, 6) uint8: the operation of each edge, an index into OPERATIONS
-    #: cifar10_test_200 and so on, (N,) in percent; cifar10_params, cifar10_madds and so on, in millions; NaN if unknown
-    columns: dict[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def index(self, cell: Cell201) -> int:
-        """The index of a cell. Raises a ValueError if the table does not have it."""
-        found = np.flatnonzero((self.cells == operations_of([cell])).all(axis=1))
-        if not len(found):
-            raise ValueError(f"{cell.arch} is not among the {len(self):,} cells of the table")
-        return int(found[0])
-
-    def cell(self, index: int) -> Cell201:
-        """The cell of an index. Raises a ValueError if there is none."""
-        if not 0 <= index < len(self):
-            raise ValueError(f"index {index}, expected 0 to {len(self) - 1}")
-        return make_cell([OPERATIONS[operation] for operation in self.cells[index]])
-
-    def available(self) -> list[tuple[str, str, int]]:
-        """The data sets, splits and epochs of the table's accuracies."""
-        return [(d, s, e) for e in EPOCHS for d in DATASETS for s in SPLITS if column_name(d, s, e) in self.columns]
-
-    def column(self, dataset: str, split: str, epochs: int) -> np.ndarray:
-        """The accuracies of all cells in percent, (N,). Raises a ValueError if the table does not have them."""
-        name = column_name(dataset, split, epochs)
-        if name not in self.columns:
-            has = ", ".join(column_name(*asked) for asked in self.available())
-            raise ValueError(f"no accuracies for {dataset}, {split}, after {epochs} epochs; the table has {has}")
-        return self.columns[name]
-
-    def accuracy(self, index: int, dataset: str, split: str, epochs: int = 200) -> float:
-        """The accuracy of a cell in percent, NaN if unknown."""
-        return float(self.column(dataset, split, epochs)[index])
-
-    def rank(self, index: int, dataset: str, split: str = "test", epochs: int = 200) -> int:
-        """The rank of a cell, 1 for the best. Equal cells share the best of their ranks.
-
-        Raises:
-            ValueError: The accuracy of the cell is unknown, or the table does not have the accuracies.
-        """
-        accuracy = self.accuracy(index, dataset, split, epochs)
-        if np.isnan(accuracy):
-            raise ValueError(f"the accuracy of cell {index} on {dataset}, {split}, after {epochs} epochs is unknown")
-        return 1 + int((self.column(dataset, split, epochs) > accuracy).sum())
-
-    def regret(self, index: int, dataset: str, split: str = "test", epochs: int = 200) -> float:
-        """Percentage points below the best cell, NaN if unknown."""
-        return float(np.nanmax(self.column(dataset, split, epochs))) - self.accuracy(index, dataset, split, epochs)
-
-    def isomorphic(self, index: int) -> list[int]:
-        """The indices of the cells with the same canonical form, including `index`. Takes a quarter of a second."""
-        form = self.cell(index).canonical()
-        return [other for other in range(len(self)) if self.cell(other).canonical() == form]
-
-
-def open_table(path: str | Path = SHIPPED) -> Table:
-    """Read a table: the one that comes with the project, or one that `build` wrote.
-
-    Raises:
-        ValueError: The file is damaged or not a table.
-        OSError: The file cannot be read.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file if name != "about"}
-            return Table(arrays.pop("cells"), {name: _as_float(name, values) for name, values in arrays.items()})
-    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        again = f"build it again with `python nasbench201/{PROG} build`"
-        raise ValueError(f"{path} is damaged or not a table ({error}); {again}") from error
-
-
-def _as_float(name: str, values: np.ndarray) -> np.ndarray:
-    """A column as float: integers are parts of a percent, or single parameters and multiply-adds."""
-    if values.dtype.kind == "f":
-        return values
-    return values / (1e6 if name.endswith(COSTS) else parts_of_percent(name))
-
-
-def parts_of_percent(name: str) -> int:
-    """The unit of an integer column, as a part of a percent. The highest accuracy fits into 16 bits."""
-    return 900 if name.startswith("imagenet16_120") else 600
 
 
 def find(table: Table, spec: str) -> int:
@@ -159,11 +58,6 @@ def find(table: Table, spec: str) -> int:
 def _known(value: float) -> float | None:
     """A figure for JSON, to 4 digits as in the sources."""
     return None if np.isnan(value) else round(float(value), 4)
-
-
-def describe(dataset: str, split: str, epochs: int) -> str:
-    """A heading such as "CIFAR-10 test accuracy after 200 epochs"."""
-    return f"{TITLES[dataset]} {split} accuracy after {epochs} epochs"
 
 
 def standing(table: Table, index: int, asked: tuple[str, str, int]) -> dict[str, Any]:
@@ -185,10 +79,18 @@ def query(table: Table, index: int) -> dict[str, Any]:
         of_twins = table.column(*asked)[twins]
         spread = None if np.isnan(of_twins).all() else _known(np.nanmax(of_twins) - np.nanmin(of_twins))
         names = dict(zip(("dataset", "split", "epochs"), asked, strict=True))
-        rows.append({**names, **standing(table, index, asked), "isomorphic_spread": spread})
+        seeds = {seed: _known(accuracy) for seed, accuracy in table.seeds(index, *asked).items()}
+        rows.append({**names, **standing(table, index, asked), "isomorphic_spread": spread, "seeds": seeds})
     costs = {n: _known(values[index]) for n, values in table.columns.items() if n.endswith(COSTS)}
     cell = {"index": index, "of": len(table), "arch": table.cell(index).arch}
     return {**cell, "costs": costs, "isomorphic": twins, "accuracies": rows}
+
+
+def _shown(value: Any) -> str:
+    """A value as text; a mapping of seeds as 777: 93.10, 888: 93.40."""
+    if isinstance(value, dict):
+        return ", ".join(f"{seed}: {_shown(accuracy)}" for seed, accuracy in value.items())
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _print_aligned(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -196,7 +98,7 @@ def _print_aligned(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
     lines = [list(columns.values())]
     for row in rows:
         values = [row[name] for name in columns]
-        lines.append(["-" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in values])
+        lines.append([_shown(value) for value in values])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
@@ -223,7 +125,8 @@ def _print_query(found: dict[str, Any]) -> None:
     print(f"isomorphic cells: {len(twins)}, {listed}\n" if len(twins) > 1 else "isomorphic cells: no other\n")
     names = {"dataset": "data set", "split": "split", "epochs": "epochs", "accuracy": "accuracy [%]", "rank": "rank"}
     spread = {"regret": "regret [points]", "isomorphic_spread": "spread of isomorphic [points]"}
-    _print_aligned({**names, **spread}, found["accuracies"])
+    single = {"seeds": "by seed"} if any(row["seeds"] for row in found["accuracies"]) else {}
+    _print_aligned({**names, **spread, **single}, found["accuracies"])
 
 
 def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ()) -> "Figure":

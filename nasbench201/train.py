@@ -61,7 +61,7 @@ def find_cell(settings: NasBench201TrainSettings) -> Cell201:
             raise InputError(f"--table: expected it only with a cell by its index, but --arch is {settings.arch!r}")
         with blaming("--arch"):
             return load_cell(settings.arch)
-    from nasbench201.table import SHIPPED, open_table
+    from nasbench201.accuracies import SHIPPED, open_table
 
     with blaming("--table"):
         table = open_table(settings.table or SHIPPED)

@@ -24,13 +24,13 @@ from lib.cli import InputError
 from lib.objective import Objective
 from lib.progress import StepProgress
 from model import size
+from nasbench201.accuracies import open_table
 from nasbench201.cells import EDGES, OPERATIONS, all_cells, load_cell, make_cell, parse_cell
 from nasbench201.networks import Network201, Supernet201
 from nasbench201.search201 import SearchState201
 from nasbench201.series import mean_and_deviation
 from nasbench201.settings import SCRIPT
 from nasbench201.sources import build
-from nasbench201.table import open_table
 from regularizers import aligned_layers, layer_alignment, regularized_gradient, weight_gradient
 from search import train_search
 from search.metrics import Meters

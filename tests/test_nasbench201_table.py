@@ -16,10 +16,11 @@ from PIL import Image
 
 from lib.cli import InputError
 from model import size
+from nasbench201.accuracies import SHIPPED, Table, open_table
 from nasbench201.cells import all_cells, load_any, load_cell, make_cell, operations_of, parse_cell
 from nasbench201.networks import Network201
 from nasbench201.sources import build
-from nasbench201.table import SHIPPED, Table, main, open_table
+from nasbench201.table import main
 from tests.helpers import local_data, run_main, script, slower
 
 ARCHS = [cell.arch for cell in all_cells()][4321:4326]
@@ -251,6 +252,12 @@ def test_the_official_layout_gives_what_the_package_gives(tmp_path, capsys, wrap
         for index in range(5):
             known = package.get_more_info(index, trained_on, hp=str(epochs), is_random=False)[f"{split}-accuracy"]
             assert table.accuracy(index, dataset, split, epochs) == pytest.approx(known, rel=1e-6)
+    for seed, accuracy in table.seeds(2, "cifar100", "valid", 200).items():
+        known = package.get_more_info(2, "cifar100", hp="200", is_random=seed)["valid-accuracy"]
+        assert accuracy == pytest.approx(known)
+    assert list(table.seeds(2, "cifar10", "test", 12)) == [777, 888, 999]
+    assert list(table.seeds(0, "cifar10", "test")) == [777]
+    assert "777: " in printed(capsys, "query", 2, "--table", tmp_path / "t.npz")
     costs = json.loads(printed(capsys, "query", 2, "--table", tmp_path / "t.npz", "--json"))["costs"]
     assert costs["cifar10_params"] == 0.5 and costs["imagenet16_120_madds"] == 80.25
 
@@ -334,7 +341,7 @@ def test_every_command_has_a_table_of_its_own(capsys):
     text = printed(capsys, "best", "--dataset", "cifar100", "--split", "valid", "--count", 1)
     assert text.startswith("CIFAR-100 valid accuracy after 12 epochs\n")  # there are none after 200
     (best,) = json.loads(printed(capsys, "rank", 1462, "--json"))
-    assert (best["dataset"], best["split"], best["epochs"], best["rank"]) == ("cifar10", "test", 200, 163)
+    assert (best["dataset"], best["split"], best["epochs"], best["rank"]) == ("cifar10", "test", 200, 167)
 
 
 def test_plot_writes_a_picture_of_the_cells(tmp_path):
@@ -343,6 +350,6 @@ def test_plot_writes_a_picture_of_the_cells(tmp_path):
 
 
 def test_a_table_is_opened_without_torch():
-    code = "import sys; from nasbench201.table import open_table; open_table().rank(1, 'cifar10'); "
+    code = "import sys; from nasbench201.accuracies import open_table; open_table().rank(1, 'cifar10'); "
     result = script("-c", code + "print('torch' in sys.modules)")
     assert result.stdout == "False\n", result.stderr

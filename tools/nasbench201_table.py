@@ -12,9 +12,9 @@ import itertools
 import numpy as np
 
 from lib import cli, options
+from nasbench201.accuracies import SHIPPED, parts_of_percent
 from nasbench201.cells import EDGES, OPERATIONS, make_cell, operations_of
 from nasbench201.sources import read_sources, write_table
-from nasbench201.table import SHIPPED, parts_of_percent
 
 PROG = "nasbench201_table.py"
 #: the benchmark's data sets: classes, and pixels of an image's side

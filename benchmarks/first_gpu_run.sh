@@ -3,8 +3,8 @@
 # the search, depthwise kernels. benchmarks/README.md says what to bring.
 #   bash benchmarks/first_gpu_run.sh OUT [--smoke] [--device cpu] [--seconds 530]
 # --smoke imports everything and takes a tiny step of each kind, in a minute at most. --device cpu takes toy sizes.
-# CIFAR10 names the images (a folder with train/<class>/*, or the official cifar-10-batches-py's), TABLE the accuracy
-# table of NAS-Bench-201, SEARCH the search.tar.gz of an earlier run to go on with, PYTHON an interpreter.
+# CIFAR10 names the images (a folder with train/<class>/*, or the official cifar-10-batches-py's), SEARCH the
+# search.tar.gz of an earlier run to go on with, PYTHON an interpreter.
 # What is known least comes first: on an H100 the depthwise kernels have been timed, and no search has run.
 set -uo pipefail
 name=first_gpu_run.sh whole=530
@@ -45,7 +45,6 @@ if [ "$device" = cpu ] || [ -n "${CIFAR10:-}" ]; then
         kind=cifar10
         [ ! -d "$CIFAR10/train" ] || kind=folder
         where=(--data "$CIFAR10")
-        [ -z "${TABLE:-}" ] || where+=(--table "$TABLE")
         search+=(--dataset "$kind" "${where[@]}")
     fi
     if [ -n "${SEARCH:-}" ]; then

@@ -29,7 +29,7 @@ case $whole in *[!0-9]* | "") usage "--seconds: '$whole'" ;; esac
 if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then usage "OUT: $out is not empty"; fi
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-for given in CIFAR10 TABLE SEARCH; do # relative to where the user stands
+for given in CIFAR10 SEARCH; do # relative to where the user stands
     [ -z "${!given:-}" ] || export "$given=$(realpath "${!given}")"
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

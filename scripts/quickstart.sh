@@ -12,10 +12,10 @@ out=runs/quickstart-$(date +%Y%m%d-%H%M%S)
 start=$SECONDS
 # Networks for 8x8 images are so small that a second thread gains nothing, and waits where the machine is busy.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# Three cells of NAS-Bench-201. alpha learns fast because the search has 440 steps, where the paper's has 40,000.
+# Three cells of NAS-Bench-201. alpha learns fast because the search has 440 steps, where the paper's has 39,000.
 # docs/quickstart.md says what other seeds and settings show.
 search=(nasbench201/train_search.py --dataset digits --init_channels 16 --cells_per_stage 1 --epochs 20 --batch_size 32
-    --arch_learning_rate 0.03 --weights_first --seed 4)
+    --arch_learning_rate 0.03 --weights_first --seed 6)
 
 echo "1/4  search with DARTS and Λ-DARTS, at the same time; the lines below are those of Λ-DARTS"
 mkdir -p "$out"

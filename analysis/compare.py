@@ -158,11 +158,11 @@ def cells_figure(searches: Mapping[Path, Course]) -> Figure:
         OSError: A cell cannot be read.
     """
     courses = list(searches.values())
-    names = _names(courses)
+    names = _names(searches)
     shades = [METHODS[method][0] for method in assign({n: c.config["method"] for n, c in names.items()}).values()]
-    kinds = list(courses[0].mixing)
-    if any(list(course.mixing) != kinds for course in courses):
-        raise ValueError("the searches are in different spaces; expected --cells with one space")
+    kinds, spaces = list(courses[0].mixing), {course.config["space"] for course in courses}
+    if len(spaces) > 1:
+        raise ValueError(f"searches in {', '.join(sorted(spaces))}; expected --cells with searches in one space")
     cells = [load_any(str(run)) for run in searches]
     scale = 6 / max(cell_size(cell, kind)[0] for cell in cells for kind in kinds)
     heights = [scale * max(cell_size(cell, kind)[1] for cell in cells) for kind in kinds]
@@ -184,17 +184,20 @@ def cells_figure(searches: Mapping[Path, Course]) -> Figure:
             plot_mixing(upper, fill(f"{name}: mixing weights p{of_kind}", 60), course.mixing[kind])
             draw_cell(lower, cell, kind, scale)
     lines = {line.get_label(): line for part in below for axes in part.axes for line in axes.lines}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
+    columns = min(len(lines), 3 * len(courses))
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
-def _names(courses: Sequence[Course]) -> dict[str, Course]:
-    """A title for each search, with its seed where several differ in it alone."""
+def _names(searches: Mapping[Path, Course]) -> dict[str, Course]:
+    """A title for each search, with its seed, or else its folder, where others have the same title."""
+    titles = {id(course): name for name, members in grouped(list(searches.values())).items() for course in members}
+    plain = [titles[id(course)] for course in searches.values()]
+    seeded = [f"{name}, seed {course.config['seed']}" for name, course in zip(plain, searches.values(), strict=True)]
     names = {}
-    for name, members in grouped(list(courses)).items():
-        for course in members:
-            names[f"{name}, seed {course.config['seed']}" if len(members) > 1 else name] = course
-    return dict(sorted(names.items(), key=lambda named: next(i for i, c in enumerate(courses) if c is named[1])))
+    for folder, course, name, full in zip(searches, searches.values(), plain, seeded, strict=True):
+        names[name if plain.count(name) == 1 else full if seeded.count(full) == 1 else f"{name} ({folder})"] = course
+    return names
 
 
 def measured(courses: Sequence[Course]) -> list[Quantity]:
@@ -250,11 +253,12 @@ def main() -> None:
     with cli.blaming("runs"):
         searches = {run: load_course(run) for run in expanded(arguments.runs)}
         courses = list(searches.values())
-        figure = cells_figure(searches) if arguments.cells else None
     if len(grouped(courses)) > len(METHODS):
         raise InputError(f"runs: {len(grouped(courses))} different searches, expected {len(METHODS)} at most")
+    with cli.blaming("runs"):
+        figure = cells_figure(searches) if arguments.cells else compare_figure(courses)
     with cli.blaming("--out"):
-        save(figure or compare_figure(courses), Path(arguments.out))
+        save(figure, Path(arguments.out))
     print(arguments.out)
 
 

@@ -27,7 +27,10 @@ SHIPPED = Path(__file__).with_name("accuracies.npz")
 
 @dataclass(eq=False)
 class Table:
-    """The accuracies of N cells in the order of the table's first source, the benchmark's own: N = 15,625 for all."""
+    """The accuracies of N cells, in the order of the first source.
+
+    The project's own table has all 15,625, in the benchmark's order.
+    """
 
     cells: np.ndarray  # (N, 6) uint8: the operation of each edge, an index into OPERATIONS
     #: cifar10_test_200 and so on, (N,) in percent; cifar10_params, cifar10_madds and so on, in millions; NaN if unknown
@@ -101,12 +104,32 @@ def open_table(path: str | Path = SHIPPED) -> Table:
         OSError: The file cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file if name != "about"}
-            return Table(arrays.pop("cells"), {name: _as_float(name, values) for name, values in arrays.items()})
+        with Path(path).open("rb") as file, zipfile.ZipFile(file):
+            file.seek(0)
+            archive = np.load(file, allow_pickle=False)
+            arrays = {name: archive[name] for name in archive if name != "about"}
+        table = Table(arrays.pop("cells"), {name: _as_float(name, values) for name, values in arrays.items()})
+        if not _is_whole(table):
+            raise ValueError("other arrays than those of a table")
+        return table
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        again = "build it again with `python nasbench201/table.py build`"
-        raise ValueError(f"{path} is damaged or not a table ({error}); {again}") from error
+        again = "expected a file that this version's `nasbench201/table.py build` has made"
+        if path == SHIPPED:
+            again = "restore it with `git checkout nasbench201/accuracies.npz`"
+        raise ValueError(f"{path} is damaged or not a table; {again}") from error
+
+
+def _is_whole(table: Table) -> bool:
+    """True if the arrays are those of a table: an operation for each edge of each cell, and accuracies."""
+    cells = table.cells
+    return (
+        cells.ndim == 2
+        and cells.shape[1] == len(EDGES)
+        and cells.dtype == np.uint8
+        and bool((cells < len(OPERATIONS)).all())
+        and all(values.shape == (len(cells),) for values in table.columns.values())
+        and bool(table.available())
+    )
 
 
 def _as_float(name: str, values: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ the source of each edge. State 0 is the input, state 3 the output, and each stat
 import ast
 import itertools
 import json
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -119,28 +120,29 @@ def parse_cell(text: str) -> Cell201:
     if text.startswith("{"):
         try:
             text = json.loads(text)["arch"]
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             raise ValueError(f'expected a JSON object with "arch", the string of a cell: {error}') from error
         if not isinstance(text, str):
             raise ValueError(f'"arch": {text!r:.200}, expected the string of a cell')
     try:
-        return _cell_of(_states_in(text))
+        states = _states_in(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        why = error if type(error) is ValueError else f"expected a string such as {EXAMPLE}"
-        raise ValueError(f"{text[:200]!r} is no cell: {why}") from error
+        raise ValueError(f"{text[:200]!r} is no cell: expected a string such as {EXAMPLE}") from error
+    try:
+        return _cell_of(states)
+    except ValueError as error:
+        raise ValueError(f"{text[:200]!r} is no cell: {error}") from error
 
 
 def _states_in(text: str) -> list[list[tuple[str, int]]]:
-    """The (operation, source) pairs of each state that a text lists."""
+    """The (operation, source) pairs of each state that a text lists. Raises errors of many kinds if it lists none."""
     if text.startswith(("(", "[")):
-        return [[(str(name), int(source)) for name, source in state] for state in ast.literal_eval(text)]
+        return [[(str(name), operator.index(source)) for name, source in state] for state in ast.literal_eval(text)]
     if logged := re.fullmatch(r"\w+\(\d+ nodes with (.*)\)", text):
         text = logged[1]
     states = []
     for group in text.split("+"):
         pairs = [part.partition("~") for part in group.split("|") if part.strip()]
-        if wrong := [name for name, _, source in pairs if not source.strip().isdecimal()]:
-            raise ValueError(f"{wrong[0].strip()!r} has no source; expected a string such as {EXAMPLE}")
         states.append([(name.strip(), int(source)) for name, _, source in pairs])
     return states
 
@@ -178,8 +180,8 @@ def load_cell(spec: str) -> Cell201:
 
 
 def _is_text(spec: str) -> bool:
-    """True for the string of a cell, rather than the name of a file."""
-    return spec.lstrip("\ufeff \t\n").startswith(("|", "(", "[", "Structure("))
+    """True for the text of a cell, rather than the name of a file."""
+    return re.match(r"[\ufeff\s]*([|(\[{]|\w+\(\d+ nodes)", spec) is not None
 
 
 def load_any(spec: str) -> Genotype | Cell201:
@@ -189,9 +191,11 @@ def load_any(spec: str) -> Genotype | Cell201:
         ValueError: `spec` is neither.
         OSError: The file cannot be read.
     """
-    path = Path(spec) / "genotype.json" if Path(spec).is_dir() else Path(spec)
-    text = read_text(path).lstrip() if path.is_file() else spec
-    of_201 = _is_text(text) or (text.startswith("{") and '"arch"' in text)
+    text = spec
+    if not _is_text(spec):
+        path = Path(spec) / "genotype.json" if Path(spec).is_dir() else Path(spec)
+        text = read_text(path) if path.is_file() else spec
+    of_201 = _is_text(text) and ('"arch"' in text or not text.lstrip().startswith("{"))
     return load_cell(spec) if of_201 else load_genotype(spec)
 
 

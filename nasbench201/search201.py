@@ -68,7 +68,7 @@ class SearchState201(SearchState):
         if row["table_rank"] is None:
             return ""
         return (
-            f"{TITLES[self.table_dataset]} in NAS-Bench-201: {row['table_test_accuracy']:.2f} %, "
+            f"{TITLES[self.table_dataset]} accuracy in NAS-Bench-201 {row['table_test_accuracy']:.2f} %, "
             f"rank {row['table_rank']:,}, regret {row['table_regret']:.2f}"
         )
 

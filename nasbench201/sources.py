@@ -12,6 +12,7 @@ import json
 import sys
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -89,7 +90,8 @@ def read_sources(
             raise ValueError(f"{path}: expected a .pth, .csv or .csv.gz")
     csv_files = sum(path.suffix != ".pth" for path in paths)
     if len(epochs) != csv_files:
-        raise ValueError(f"--epochs: {len(epochs)} given for {csv_files} CSV files, expected one for each: 12 or 200")
+        shown = ", ".join(map(str, epochs)) or "none"
+        raise ValueError(f"--epochs: {shown}, expected 12 or 200 for each CSV file, of which there are {csv_files}")
     budgets = iter(epochs)
 
     cells: list[Cell201] = []
@@ -114,12 +116,13 @@ def read_sources(
 def warn_of_units(columns: dict[str, np.ndarray]) -> None:
     """Warn on stderr of accuracies that look like fractions, or like those of another training budget."""
     best = {name: float(np.nanmax(values)) for name, values in columns.items() if not name.endswith(COSTS)}
-    if best and max(best.values()) <= 1:
-        print("warning: all accuracies are at most 1; expected percent, not fractions", file=sys.stderr)
-    elif (highest := best.get("cifar10_test_200", 100)) < 94:
+    for name, highest in best.items():
+        if highest <= 1:
+            print(f"warning: {name}: no accuracy is over 1; expected percent, not fractions", file=sys.stderr)
+    if 1 < best.get("cifar10_test_200", 100) < 94:
         print(
-            f"warning: the best CIFAR-10 test accuracy after 200 epochs is {highest:.2f} %; all cells have 94.37 %. "
-            "Are these accuracies after 12 epochs, or of some cells only?",
+            f"warning: cifar10_test_200: the best accuracy is {best['cifar10_test_200']:.2f} %; the benchmark's is "
+            "94.37 %. Are these accuracies after 12 epochs, or of some cells only?",
             file=sys.stderr,
         )
 
@@ -135,15 +138,24 @@ def _read_csv(path: Path, epochs: int) -> tuple[list[Cell201], dict[str, np.ndar
 
     known = {f"{d}_{s}": column_name(d, s, epochs) for d, s in itertools.product(DATASETS, SPLITS)}
     try:
-        frame = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)  # of fields that would be left out
+            frame = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        frame = frame.rename(columns=str.strip)
         if not {"arch"} < set(frame) <= {"arch", *known}:
             raise ValueError(f"columns {', '.join(frame)}; expected arch and, each once, some of {', '.join(known)}")
         cells = [parse_cell(arch) for arch in frame.pop("arch")]
         accuracies = frame.to_numpy().astype(np.float32)  # (cells, columns)
+    except pandas.errors.ParserWarning as error:
+        fields = "a row has more fields than the header; expected one value for each column, with a decimal point"
+        raise ValueError(f"{path}: {fields}") from error
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    if not cells or len(set(cells)) < len(cells):
-        raise ValueError(f"{path}: {len(cells)} rows; expected one or more, each of another cell")
+    if not cells:
+        raise ValueError(f"{path}: no rows; expected one for each cell")
+    if len(set(cells)) < len(cells):
+        twice = next(cell for cell, count in Counter(cells).items() if count > 1)
+        raise ValueError(f"{path}: {twice.arch} has two rows; expected one for each cell")
     valid = (accuracies >= 0) & (accuracies <= 100)
     if not valid.all():
         row = int(valid.all(axis=1).argmin())

@@ -61,7 +61,7 @@ def _known(value: float) -> float | None:
 
 
 def standing(table: Table, index: int, asked: tuple[str, str, int]) -> dict[str, Any]:
-    """A cell among all others by one accuracy; None if unknown."""
+    """The accuracy of a cell, its rank and its regret; None if unknown."""
     accuracy = _known(table.accuracy(index, *asked))
     return {
         "accuracy": accuracy,
@@ -217,7 +217,7 @@ def _rank_command(given: Any) -> None:
 
 
 def _plot_command(given: Any) -> None:
-    (table, asked), out = _open_column(given), Path(given.out)
+    (table, asked), out = _open_column(given), Path(given.picture)
     indices = _find_all(table, given.cells)
     with blaming("OUT"):
         check_new_file(out)
@@ -246,7 +246,8 @@ def _choice(kind: Any, default: Any, help: str) -> dict[str, Any]:
 #: the arguments of the commands; messages name those without dashes by their metavar
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "sources": {"nargs": "+", "metavar": "SOURCE", "help": "The official .pth, or .csv or .csv.gz files."},
-    "out": {"metavar": "OUT", "help": "New file: the table, or for plot a picture that ends in .png, .svg or .pdf."},
+    "out": {"metavar": "OUT", "help": "New file for the table."},
+    "picture": {"metavar": "OUT", "help": "New picture, whose name ends in .png, .svg or .pdf."},
     "cell": {"metavar": "CELL", "help": CELL},
     "cells": {"nargs": "+", "metavar": "CELL", "help": CELL},
     "--table": {
@@ -267,7 +268,7 @@ COMMANDS = {
     "query": (_query_command, "Print everything that the table has on a cell.", ("cell", "--table", "--json")),
     "best": (_best_command, "Print the best cells.", (*ACCURACY, "--count", "--json")),
     "rank": (_rank_command, "Print the ranks of cells among all cells.", ("cells", *ACCURACY, "--json")),
-    "plot": (_plot_command, "Plot all cells and mark some of them.", ("out", *ACCURACY)),
+    "plot": (_plot_command, "Plot all cells and mark some of them.", ("picture", *ACCURACY)),
 }
 
 
@@ -279,7 +280,7 @@ def main() -> None:
         for name in names:
             subparser.add_argument(name, **ARGUMENTS[name])
         if command == "build":
-            budgets = _choice(Epochs, [], "Training budget of each CSV file in turn")
+            budgets = _choice(Epochs, [], "Training budget of each CSV file in turn; give it last")
             subparser.add_argument("--epochs", nargs="+", **budgets)
         if command == "plot":
             subparser.add_argument("cells", metavar="CELL", nargs="*", default=[], help=CELL)

@@ -60,8 +60,10 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]") -> Non
     stored = options.load_settings(script.settings, script.path, run, "run")
     moved: dict[str, Any] = {"device": command.device, "data": command.data or stored.data}
     moved |= {"cuda_graphs": False, "compile": False}  # the device may be another one
-    if not Path(getattr(stored, "table", "")).exists():
-        moved["table"] = ""  # the accuracy table has moved; the one of the project takes its place
+    table = getattr(stored, "table", "")  # of a search in NAS-Bench-201
+    if not Path(table).exists():
+        moved["table"] = ""
+        print(f"warning: {table} has moved; accuracies are those of the project's own table", file=sys.stderr)
     settings = replace(stored, **moved, **changes)
     check(settings)
     options.check_needs(settings, set(changes))

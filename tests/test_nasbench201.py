@@ -358,7 +358,7 @@ def test_the_seeds_results_are_the_tables_and_a_moved_table_is_given_again(tmp_p
     (cell,) = json.loads((run / "results.json").read_text())["cells"]
     index = table.index(parse_cell(cell["arch"]))
     assert cell["cifar100_test_200"] == table.accuracy(index, "cifar100", "test")
-    assert f"{cell['cifar10_test_200']:.2f}" in printed and "CIFAR-10 in NAS-Bench-201: " in printed
+    assert f"{cell['cifar10_test_200']:.2f}" in printed and "CIFAR-10 accuracy in NAS-Bench-201 " in printed
     assert "imagenet16_120_test_200" not in cell
     with pytest.raises(InputError, match=r"--table.*imagenet16_120.*the table has"):
         search_201(*FLAGS, "--table", path, "--table_dataset", "imagenet16_120", "--save", tmp_path / "b")

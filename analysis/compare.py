@@ -210,6 +210,18 @@ def measured(courses: Sequence[Course]) -> list[Quantity]:
     ]
 
 
+def summary(courses: list[Course]) -> list[str]:
+    """A line for each search: the quantities after its last epoch, the mean over the seeds."""
+    lines = []
+    for name, members in grouped(courses).items():
+        figures = []
+        for quantity in measured(members):
+            curves = [curve for member in members if (curve := curve_of(member.metrics, quantity)) is not None]
+            figures.append(f"{quantity.title}: {np.mean([curve[-1] for curve in curves]):.2f}")
+        lines.append(f"{name} ({len(members)} seed{'s' if len(members) > 1 else ''}): {', '.join(figures)}")
+    return lines
+
+
 def mean_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
     """The mean over the seeds, for the epochs that all of them have finished."""
     shortest = min(map(len, curves), default=0)
@@ -259,7 +271,7 @@ def main() -> None:
         figure = cells_figure(searches) if arguments.cells else compare_figure(courses)
     with cli.blaming("--out"):
         save(figure, Path(arguments.out))
-    print(arguments.out)
+    print("\n".join([*summary(courses), arguments.out]))
 
 
 if __name__ == "__main__":

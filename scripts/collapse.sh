@@ -1,17 +1,32 @@
 #!/usr/bin/env bash
-# DARTS collapses into skip connections in NAS-Bench-201, and Λ-DARTS does not: two searches on 10,000 CIFAR-10 images.
-#   bash scripts/collapse.sh DATA              # a folder with train/<class>/* and test/<class>/*
-#   bash scripts/collapse.sh --download        # downloads CIFAR-10
-#   bash scripts/collapse.sh DATA --scale study --out runs/study    # five methods, four seeds each: ten hours of one core
-# On one core DARTS takes about 20 minutes and Λ-DARTS 40; two cores run both at once. If it stops, run the same command
-# again. Further arguments are those of scripts/reproduce.py.
+# DARTS and Λ-DARTS in NAS-Bench-201 on 10,000 CIFAR-10 images, at a size where a search may collapse into skip connections.
+#   bash scripts/collapse.sh DATA           # a folder with train/<class>/* and test/<class>/*
+#   bash scripts/collapse.sh --download     # downloads CIFAR-10
+#   bash scripts/collapse.sh DATA study     # five methods, four seeds each
+# On one core DARTS takes about 20 minutes and Λ-DARTS 40; with two cores both run at once. The study takes ten hours of
+# one core. If it stops, run the same command again. docs/nasbench201.md has what came out.
 set -euo pipefail
+scale=${2:-small}
+if [ $# -gt 2 ] || { [ "$scale" != small ] && [ "$scale" != study ]; }; then
+    printf "collapse.sh: error: arguments: '%s', expected DATA or --download, and then small, study or nothing\n" "$*" >&2
+    exit 2
+fi
 case ${1:-} in
     --download) data=(--columns CIFAR-10 --download) ;;
-    "" | -*)
-        printf "collapse.sh: error: %q, expected a folder of images or --download first\n" "${1:-}" >&2
-        exit 2
+    *)
+        if [ ! -d "${1:-}" ]; then
+            printf "collapse.sh: error: DATA: '%s', expected a folder of images, or --download\n" "${1:-}" >&2
+            exit 2
+        fi
+        data=(--columns folder --data "$(cd "$1" && pwd)")
         ;;
-    *) data=(--columns folder --data "$1") ;;
 esac
-exec bash "$(dirname "$0")/table.sh" collapse --scale small "${data[@]}" "${@:2}"
+extras=cluster
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+out=runs/collapse-$scale
+echo "the searches report in $out/*/*/seed-*/search.log"
+"$python" scripts/reproduce.py --table collapse --scale "$scale" "${data[@]}" --out "$out"
+cells=()
+[ "$scale" = study ] || cells=(--cells)
+rm -f "$out/collapse.png"
+"$python" analysis/compare.py "$out"/*/*/seed-*/search ${cells[@]+"${cells[@]}"} --out "$out/collapse.png"

@@ -164,9 +164,10 @@ def cells_figure(searches: Mapping[Path, Course]) -> Figure:
     if len(spaces) > 1:
         raise ValueError(f"searches in {', '.join(sorted(spaces))}; expected --cells with searches in one space")
     cells = [load_any(str(run)) for run in searches]
-    scale = 6 / max(cell_size(cell, kind)[0] for cell in cells for kind in kinds)
+    widest = max(cell_size(cell, kind)[0] for cell in cells for kind in kinds)
+    scale = max(6 / widest, 0.55)  # smaller letters cannot be read
     heights = [scale * max(cell_size(cell, kind)[1] for cell in cells) for kind in kinds]
-    figure = make_figure(6.5 * len(courses), 3.2 + 3.4 * len(kinds) + sum(heights))
+    figure = make_figure((scale * widest + 0.5) * len(courses), 3.2 + 3.4 * len(kinds) + sum(heights))
     ratios = [3.2, *(height + 3.4 for height in heights)]
     above, *below = figure.subfigures(1 + len(kinds), 1, height_ratios=ratios, squeeze=False).flat
     for axes, quantity in zip(above.subplots(1, 2), QUANTITIES, strict=False):

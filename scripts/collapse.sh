@@ -21,12 +21,11 @@ case ${1:-} in
         data=(--columns folder --data "$(cd "$1" && pwd)")
         ;;
 esac
-extras=cluster
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=runs/collapse-$scale
 echo "the searches report in $out/*/*/seed-*/search.log"
-"$python" scripts/reproduce.py --table collapse --scale "$scale" "${data[@]}" --out "$out"
+bash "$PWD/scripts/table.sh" collapse --scale "$scale" "${data[@]}" --out "$out"
 cells=()
 [ "$scale" = study ] || cells=(--cells)
 rm -f "$out/collapse.png"
-"$python" analysis/compare.py "$out"/*/*/seed-*/search ${cells[@]+"${cells[@]}"} --out "$out/collapse.png"
+.venv/bin/python analysis/compare.py "$out"/*/*/seed-*/search ${cells[@]+"${cells[@]}"} --out "$out/collapse.png"

@@ -44,6 +44,16 @@ def test_the_tables_that_come_along_are_taken_by_their_scripts(name):
         assert len(set(folders)) == len(folders) > 0
 
 
+def test_a_table_of_accuracies_reaches_the_searches_and_their_scores(tmp_path):
+    (tmp_path / "mine.npz").touch()
+    flags = ["--table", "nasbench201", "--seeds", 1, "--methods", "darts", "--dry_run"]
+    mine = ["--nasbench_table", tmp_path / "mine.npz"]
+    for given, end in (([], "--json"), (mine, f"--json --table {tmp_path / 'mine.npz'}")):
+        search, score = script_in_process("scripts/reproduce.py", *flags, *given).stdout.splitlines()
+        assert ("--table" in search) == bool(given)
+        assert score.startswith("python nasbench201/table.py query") and score.endswith(end)
+
+
 def test_the_paper_scale_of_s1_to_s4_is_that_of_the_papers():
     units = {(u.column, u.method): u for u in expand(load_table("robust"), "paper", seeds=1)}
     for column, channels, layers in (("S1 CIFAR-10", 36, 20), ("S2 CIFAR-10", 16, 20), ("S4 SVHN", 16, 8)):

@@ -16,7 +16,7 @@ import nasbench201.train
 import nasbench201.train_search
 import selection
 from analysis.compare import grouped
-from analysis.curves import load_course, plot_search
+from analysis.curves import load_course, looked_up, plot_search
 from benchmarks.plain import plain_supernet
 from genotypes import Edge
 from lib import datasets
@@ -27,7 +27,7 @@ from model import size
 from nasbench201.accuracies import open_table
 from nasbench201.cells import EDGES, OPERATIONS, all_cells, load_cell, make_cell, parse_cell
 from nasbench201.networks import Network201, Supernet201
-from nasbench201.search201 import SearchState201
+from nasbench201.search201 import SearchState201, table_dataset
 from nasbench201.series import mean_and_deviation
 from nasbench201.settings import SCRIPT
 from nasbench201.sources import build
@@ -347,6 +347,33 @@ def test_every_epochs_cell_is_looked_up_in_the_table(tmp_path, made_table):
         assert int(row["table_rank"]) == 1 + (table.columns["cifar10_test_200"] > test).sum()
     plot_search(run)
     assert (run / "curves.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "searched", "found"),
+    [
+        ("auto", "cifar10", "cifar10"),
+        ("auto", "digits", "cifar10"),
+        ("auto", "cifar100", "cifar100"),
+        ("auto", "imagenet16-120", "imagenet16_120"),
+        ("cifar100", "digits", "cifar100"),
+    ],
+)
+def test_the_data_set_whose_accuracies_are_looked_up(asked, searched, found):
+    assert table_dataset(asked, searched) == found
+    titles = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet16_120": "ImageNet16-120"}
+    assert looked_up({"dataset": searched, "table_dataset": asked}) == titles[found]
+
+
+def test_the_log_names_the_data_set_that_is_looked_up(tmp_path, capsys):
+    search_201(*FLAGS, "--table_dataset", "cifar100", "--save", tmp_path / "run")
+    cell = load_cell(str(tmp_path / "run"))
+    table = open_table()
+    index = table.index(cell)
+    accuracy, rank = table.accuracy(index, "cifar100", "test"), table.rank(index, "cifar100")
+    printed = capsys.readouterr().out.splitlines()
+    expected = f"CIFAR-100 accuracy in NAS-Bench-201 {accuracy:.2f} %, rank {rank:,}, regret "
+    assert sum(expected in line for line in printed) == 2  # the epoch's line, and the last ones
 
 
 def test_the_seeds_results_are_the_tables_and_a_moved_table_is_given_again(tmp_path, made_table, capsys):

@@ -121,6 +121,7 @@ def test_the_projects_own_table_has_the_sizes_of_the_networks(dataset, classes, 
         "Structure(4 nodes with |nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|nor_conv_1x1~1|avg_pool_3x3~2|)",
         "((('nor_conv_3x3', 0),), (('none', 0), ('skip_connect', 1)),"
         " (('none', 0), ('nor_conv_1x1', 1), ('avg_pool_3x3', 2)))",
+        '{"arch": "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|nor_conv_1x1~1|avg_pool_3x3~2|"}',
         "[[('nor_conv_3x3', 0)], [('skip_connect', 1), ('none', 0)],"
         " [('none', 0), ('avg_pool_3x3', 2), ('nor_conv_1x1', 1)]]",
     ],
@@ -136,12 +137,18 @@ def test_a_cell_is_read_in_the_forms_that_people_have(text, tmp_path):
     ("text", "says"),
     [
         ("|none~0|+|none~0|none~0|+|none~0|none~1|none~2|", r"sources \[\[0\], \[0, 0\], "),
-        ("|none~0|+|none|none~1|+|none~0|none~1|none~2|", "'none' has no source"),
+        ("|none~0|+|none|none~1|+|none~0|none~1|none~2|", "expected a string such as"),
+        (
+            "((('none', 0),), (('none', 0), ('none', 1.5)), (('none', 0), ('none', 1), ('none', 2)))",
+            "expected a string such",
+        ),
+        ("['none', 'none', 'none', 'none', 'none', 'none']", "expected a string such as"),
+        ('{"arch":' + "[" * 99999, "expected a JSON object"),
         ("|none~0|+|none~0|none~1|+|none~0|none~1|conv~2|", "operation 'conv', expected one of none, skip_connect"),
         ("((('none', 0),),", "expected a string such as"),
         ("[1, 2, 3]", "expected a string such as"),
         ("(" * 9999, "expected a string such as"),
-        ("(__import__('os').getcwd(),)", "expected a string such as|malformed node"),
+        ("(__import__('os').getcwd(),)", "expected a string such as"),
     ],
 )
 def test_text_that_is_no_cell_is_rejected(text, says):
@@ -181,9 +188,9 @@ def test_csv_files_of_other_programs_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("accuracies", "epochs", "says"),
     [
-        ([0.5, 0.9437], 200, "warning: all accuracies are at most 1; expected percent"),
-        ([0.5, 0.9], 12, "warning: all accuracies are at most 1; expected percent"),
-        ([50, 91.2], 200, "warning: the best CIFAR-10 test accuracy after 200 epochs is 91.20 %"),
+        ([0.5, 0.9437], 200, "warning: cifar10_test_200: no accuracy is over 1; expected percent"),
+        ([0.5, 0.9], 12, "warning: cifar10_test_12: no accuracy is over 1; expected percent"),
+        ([50, 91.2], 200, "warning: cifar10_test_200: the best accuracy is 91.20 %; the benchmark's is 94.37 %"),
         ([50, 91.2], 12, ""),
         ([50, 94.37], 200, ""),
     ],
@@ -194,6 +201,47 @@ def test_accuracies_of_another_unit_or_budget_are_warned_of(tmp_path, capsys, ac
     build([tmp_path / "some.csv"], tmp_path / "t.npz", [epochs])
     warned = capsys.readouterr().err
     assert warned.startswith(says) and bool(warned) == bool(says)
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["arch,cifar10_test", f"{ARCHS[0]},93,07"], "a row has more fields than the header"),
+        (["# from the logs", "arch,cifar10_test", f"{ARCHS[0]},93.07"], "a row has more fields|columns # from"),
+        (["arch,cifar10_test", f"{ARCHS[0]},93.07", f"{ARCHS[0]},93.08"], "has two rows"),
+    ],
+)
+def test_a_csv_file_that_would_be_misread_is_rejected(tmp_path, capsys, lines, says):
+    (tmp_path / "odd.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=rf"odd\.csv: .*({says})"):
+        build([tmp_path / "odd.csv"], tmp_path / "t.npz", [12])
+    assert capsys.readouterr().err == "" and not (tmp_path / "t.npz").exists()
+
+
+def test_spaces_around_the_names_of_columns_are_ignored(tmp_path):
+    (tmp_path / "spaced.csv").write_text(f"arch, cifar10_test\n{ARCHS[0]}, 93.07\n")
+    build([tmp_path / "spaced.csv"], tmp_path / "t.npz", [12])
+    assert open_table(tmp_path / "t.npz").accuracy(0, "cifar10", "test", 12) == pytest.approx(93.07)
+
+
+def test_another_file_is_no_table(small, tmp_path):
+    with np.load(small) as file:
+        whole = dict(file)
+    np.save(tmp_path / "array.npy", whole["cells"])
+    (tmp_path / "text.csv").write_text("arch,cifar10_test\n")
+    others = {
+        "foreign": {"weights": np.zeros(3)},
+        "short": {**whole, "cifar10_test_200": np.zeros(3, np.float32)},
+        "operation": {**whole, "cells": np.full((5, 6), 9, np.uint8)},
+        "flat": {**whole, "cells": np.zeros(30, np.uint8)},
+        "empty": {"cells": whole["cells"]},
+    }
+    for name, arrays in others.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    for name in ("array.npy", "text.csv", *(f"{name}.npz" for name in others)):
+        with pytest.raises(ValueError, match=rf"{name} is damaged or not a table; expected a file that"):
+            open_table(tmp_path / name)
+    assert len(open_table(small)) == 5
 
 
 # The official layout
@@ -305,7 +353,7 @@ def test_sources_that_cannot_be_read_or_joined_are_rejected(tmp_path):
         (["checkpoint.pth"], r"checkpoint\.pth.*expected the official"),
         (["incomplete.pth"], r"incomplete\.pth.*not as NAS-Bench-201 stores its results"),
         (["cut.csv.gz"], r"cut\.csv\.gz"),
-        (["bare.csv"], r"bare\.csv: 0 rows"),
+        (["bare.csv"], r"bare\.csv: no rows"),
         (["whole.csv", "fewer.csv"], r"fewer\.csv.*differ from those of.*whole\.csv \(4 and 5\)"),
     ]:
         epochs = [200, 12][: sum(".csv" in source for source in sources)]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from analysis.compare import cells_figure
+from analysis.compare import cells_figure, compare_figure
 from analysis.curves import load_course, plot_search, search_figure
 from genotypes import CELLS
 from spaces import SPACES
@@ -149,11 +149,38 @@ def test_the_cells_of_two_searches_stand_below_their_alignment_and_skips(tmp_pat
 
 
 def test_cells_of_different_spaces_are_not_drawn_together(tmp_path):
-    make_run(tmp_path / "a", epochs=1)
-    make_run(tmp_path / "b", epochs=1)
-    with np.load(tmp_path / "b/alphas.npz") as alphas:
-        names = ("normal", "normal_operations")
-        np.savez(tmp_path / "b/cell.npz", **{name.replace("normal", "cell"): alphas[name] for name in names})
-    (tmp_path / "b/cell.npz").replace(tmp_path / "b/alphas.npz")
-    with pytest.raises(ValueError, match="different spaces"):
+    make_run(tmp_path / "a", epochs=1, space="s2")
+    make_run(tmp_path / "b", epochs=1, space="s4")
+    with pytest.raises(ValueError, match="searches in s2, s4; expected --cells with searches in one space"):
         cells_figure({tmp_path / name: load_course(tmp_path / name) for name in ("a", "b")})
+
+
+def test_searches_with_the_same_title_are_told_apart_by_seed_or_folder(tmp_path):
+    for name, seed in (("a", 1), ("b", 2), ("c", 2)):
+        make_run(tmp_path / name, epochs=1, seed=seed)
+        (tmp_path / name / "genotype.json").write_text(CELLS["DARTS_V2"].to_json())
+    searches = {tmp_path / name: load_course(tmp_path / name) for name in ("a", "b", "c")}
+    drawn = [line.get_label() for line in cells_figure(searches).axes[0].lines]
+    assert drawn == ["darts, seed 1", f"darts ({tmp_path / 'b'})", f"darts ({tmp_path / 'c'})"]
+
+
+def test_the_figure_of_one_search_holds_its_legend(tmp_path):
+    make_run(tmp_path / "run", epochs=2)
+    (tmp_path / "run/genotype.json").write_text(CELLS["DARTS_V2"].to_json())
+    figure = cells_figure({tmp_path / "run": load_course(tmp_path / "run")})
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x0 >= 0 and legend.get_window_extent().x1 <= figure.bbox.width
+
+
+@pytest.mark.parametrize(
+    ("dataset", "asked", "name"), [("digits", "auto", "CIFAR-10"), ("cifar100", "auto", "CIFAR-100")]
+)
+def test_the_panels_of_the_table_name_its_data_set(tmp_path, dataset, asked, name):
+    own = ("table_test_accuracy", "table_rank", "table_regret")
+    make_run(tmp_path / "run", epochs=3, own=own, dataset=dataset, table_dataset=asked)
+    course = load_course(tmp_path / "run")
+    titles = [axes.get_title(loc="left") for axes in (*search_figure(course).axes, *compare_figure([course]).axes)]
+    for text in ("accuracy in NAS-Bench-201 [%]", "rank, of 15,625 cells", "regret [points]"):
+        assert f"{name} {text}" in titles
+    assert f"{name} test accuracy in NAS-Bench-201 [%]" in titles

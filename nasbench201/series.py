@@ -20,7 +20,7 @@ from lib import cli, options
 from lib.cli import InputError, blaming, open_folder, saving
 from lib.files import is_finished, write_atomically
 from lib.provenance import provenance, write_config
-from nasbench201.accuracies import SHIPPED, open_table
+from nasbench201.accuracies import SHIPPED, TITLES, open_table
 from nasbench201.cells import load_cell
 from nasbench201.search201 import SearchState201
 from nasbench201.settings import SCRIPT, SearchSettings201
@@ -118,13 +118,13 @@ def score(run: Path, settings: SearchSettings201) -> dict[str, Any]:
 
 
 def shown(cells: list[dict[str, Any]]) -> dict[str, str]:
-    """The columns to print, heading -> name: the accuracy after 200 epochs, or after 12 where it is unknown."""
+    """The figures to print, title -> name: the accuracy after 200 epochs, or after 12 where it is unknown."""
     names = {}
     for dataset, split in COLUMNS:
         for epochs in (200, 12):
             name = column_name(dataset, split, epochs)
             if all(name in cell for cell in cells):
-                names[f"{dataset} {split}" + ("" if epochs == 200 else f", {epochs} epochs")] = name
+                names[f"{TITLES[dataset]} {split} [%]" + ("" if epochs == 200 else f", {epochs} epochs")] = name
                 break
     return names
 
@@ -137,12 +137,12 @@ def mean_and_deviation(values: list[float]) -> str:
 
 def show(cells: list[dict[str, Any]]) -> None:
     """Print the cells, and the mean over the seeds."""
-    names = shown(cells)
-    grid = Grid("seed", *names, "skips")
-    for cell in cells:
-        grid.add_row(str(cell["seed"]), *(f"{cell[name]:.2f}" for name in names.values()), str(cell["skip_connects"]))
-    grid.add_section()
-    grid.add_row("mean", *(mean_and_deviation([c[name] for c in cells]) for name in (*names.values(), "skip_connects")))
+    grid = Grid("", *(f"seed {cell['seed']}" for cell in cells), "mean")
+    for title, name in {**shown(cells), "skip connections": "skip_connects"}.items():
+        values = [cell[name] for cell in cells]
+        grid.add_row(
+            title, *(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values), mean_and_deviation(values)
+        )
     Console().print(grid)
     for cell in cells:
         print(f"seed {cell['seed']}: {cell['arch']}")

@@ -180,10 +180,15 @@ def cells_figure(searches: Mapping[Path, Course]) -> Figure:
     above.legend(*above.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     for part, kind, height in zip(below, kinds, heights, strict=True):
         of_kind = f", {kind} cell" if len(kinds) > 1 else ""
-        panels = part.subplots(2, len(courses), height_ratios=[2.8, height], sharey="row", squeeze=False)
+        panels = part.subplots(2, len(courses), height_ratios=[2.8, height], squeeze=False)
         for (upper, lower), (name, course), cell in zip(panels.T, names.items(), cells, strict=True):
-            plot_mixing(upper, fill(f"{name}: mixing weights p{of_kind}", 60), course.mixing[kind])
+            weights = "gates" if course.config["relaxation"] == "sigmoid" else "mixing weights p"
+            plot_mixing(upper, fill(f"{name}: {weights}{of_kind}", 60), course.mixing[kind])
             draw_cell(lower, cell, kind, scale)
+        if len({course.config["relaxation"] for course in courses}) == 1:
+            lowest, highest = zip(*(axes.get_ylim() for axes in panels[0]), strict=True)
+            for axes in panels[0]:
+                axes.set_ylim(min(lowest), max(highest))
     lines = {line.get_label(): line for part in below for axes in part.axes for line in axes.lines}
     columns = min(len(lines), 3 * len(courses))
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, frameon=False)

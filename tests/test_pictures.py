@@ -9,7 +9,11 @@ from PIL import Image
 from analysis.compare import cells_figure, compare_figure
 from analysis.curves import load_course, plot_search, search_figure
 from genotypes import CELLS
+from nasbench201.cells import OPERATIONS, parse_cell
 from spaces import SPACES
+
+#: the second and third state of a cell without `none`
+MORE = ["|nor_conv_3x3~0|skip_connect~1|", "|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"]
 
 
 def make_run(folder, epochs, space="s1", own=(), given=(), **changes):
@@ -162,6 +166,24 @@ def test_searches_with_the_same_title_are_told_apart_by_seed_or_folder(tmp_path)
     searches = {tmp_path / name: load_course(tmp_path / name) for name in ("a", "b", "c")}
     drawn = [line.get_label() for line in cells_figure(searches).axes[0].lines]
     assert drawn == ["darts, seed 1", f"darts ({tmp_path / 'b'})", f"darts ({tmp_path / 'c'})"]
+
+
+def test_every_drawing_of_a_cell_has_room_for_all_of_it(tmp_path):
+    alphas = {"cell": np.zeros((2, 6, 5)), "cell_operations": np.array([OPERATIONS] * 6)}
+    archs = ["+".join(["|nor_conv_1x1~0|", *MORE]), "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"]
+    searches = {}
+    for method, arch in zip(("darts", "lambda-darts"), archs, strict=True):
+        run = tmp_path / method
+        make_run(run, epochs=1, method=method)
+        settings = yaml.safe_load((run / "config.yaml").read_text()) | {"space": "nasbench201"}
+        (run / "config.yaml").write_text(yaml.safe_dump(settings))
+        np.savez(run / "alphas.npz", **alphas)
+        (run / "genotype.json").write_text(parse_cell(arch).to_json())
+        searches[run] = load_course(run)
+    for axes in cells_figure(searches).axes[4:]:
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        places = [text.get_position() for text in axes.texts]
+        assert len(places) >= 5 and all(left < x < right and bottom < y < top for x, y in places)
 
 
 def test_the_figure_of_one_search_holds_its_legend(tmp_path):

@@ -21,6 +21,7 @@ from analysis.colors import METHODS
 from analysis.draw import color
 from lib import cli, options
 from lib.files import read_yaml, write_atomically
+from nasbench201.cells import TITLES, table_dataset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,8 +57,6 @@ LOSS_TEST = Panel("Loss", {"train": "train_loss", "test": "test_loss"})
 ACCURACY_TEST = Panel("Accuracy [%]", {"train": "train_accuracy", "test": "test_accuracy"}, scale=100, outliers=False)
 TOP5 = Panel("Top-5 accuracy [%]", {"train": "train_top5", "test": "test_top5"}, scale=100, outliers=False)
 LEARNING_RATE = Panel("Learning rate", {"learning rate": "learning_rate"})
-#: data sets of NAS-Bench-201, as --table_dataset names them
-TABLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet16_120": "ImageNet16-120"}
 #: panels of some methods and spaces; {table} is the data set of NAS-Bench-201 whose accuracies were looked up
 OWN = (
     Panel("Weight β of the auxiliary skip", {"β": "skip_beta"}),
@@ -246,8 +245,7 @@ def title(config: dict[str, Any], seed: bool = True) -> str:
 
 def looked_up(config: dict[str, Any]) -> str:
     """The data set of NAS-Bench-201 whose accuracies a search looked up, which may not be the one it searched on."""
-    asked = config.get("table_dataset", "auto")
-    return TABLES.get(asked if asked != "auto" else config["dataset"].replace("-", "_"), "CIFAR-10")
+    return TITLES[table_dataset(config.get("table_dataset", "auto"), config["dataset"])]
 
 
 def dress(axes: Axes, title: str) -> None:

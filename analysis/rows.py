@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.colors import assign
-from analysis.curves import TABLES, number
+from analysis.curves import number
 from analysis.runs import ACCURACY, Entry
+from nasbench201.cells import TITLES
 
 #: shown without a published figure
 UNKNOWN = "not available"
@@ -81,6 +82,6 @@ def rows_of(entries: list[Entry]) -> list[Row]:
 def first_metric(entries: list[Entry]) -> str:
     """The score that a column shows: that on the data set of the search, if there are several."""
     names = list(dict.fromkeys(name for entry in entries for name in entry.scores))
-    searched = TABLES.get(str(entries[0].origin.get("dataset", "")).replace("-", "_"), "CIFAR-10")
+    searched = TITLES.get(str(entries[0].origin.get("dataset", "")).replace("-", "_"), "CIFAR-10")
     asked = (ACCURACY, f"{searched} test", f"{searched} test, 12 epochs")
     return next((name for name in asked if name in names), names[0] if names else ACCURACY)

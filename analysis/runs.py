@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.compare import grouped
-from analysis.curves import TABLES, Course, load_course, looked_up, read_columns
+from analysis.curves import Course, load_course, looked_up, read_columns
 from lib.files import is_finished, read_json, read_yaml
-from nasbench201.cells import load_any
+from nasbench201.cells import TITLES, load_any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -216,7 +216,7 @@ def _scores(score: Mapping[str, Any]) -> dict[str, float]:
         return {shown: 100 * score[name] for name, shown in names.items() if name in score}
     found: dict[str, float] = {}
     for split in ("test", "valid"):
-        for dataset, shown in TABLES.items():
+        for dataset, shown in TITLES.items():
             rows = [row for row in score["accuracies"] if (row["dataset"], row["split"]) == (dataset, split)]
             rows = [row for row in rows if row["accuracy"] is not None]
             if rows:

@@ -23,6 +23,8 @@ from spaces import SPACES
 EDGES = SPACES["nasbench201"].edges
 #: the operations, in the order of the columns of alpha
 OPERATIONS = SPACES["nasbench201"].cells["cell"][0]
+#: the data sets of the accuracy table that a search may look up
+TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet16_120": "ImageNet16-120"}
 EXAMPLE = "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
 
 
@@ -197,6 +199,12 @@ def load_any(spec: str) -> Genotype | Cell201:
         text = read_text(path) if path.is_file() else spec
     of_201 = _is_text(text) and ('"arch"' in text or not text.lstrip().startswith("{"))
     return load_cell(spec) if of_201 else load_genotype(spec)
+
+
+def table_dataset(asked: str, searched: str) -> str:
+    """The data set whose accuracies a search looks up: `asked`, or with "auto" the one searched on or else CIFAR-10."""
+    dataset = searched.replace("-", "_") if asked == "auto" else asked
+    return dataset if dataset in TITLES else "cifar10"
 
 
 def all_cells() -> Iterator[Cell201]:

@@ -10,8 +10,8 @@ from genotypes import AnyCell
 from lib.cli import blaming
 from lib.datasets import DataSet
 from model_search import AnySupernet
-from nasbench201.accuracies import SHIPPED, SPACE, TITLES, open_table
-from nasbench201.cells import Cell201, make_cell
+from nasbench201.accuracies import SHIPPED, SPACE, open_table
+from nasbench201.cells import TITLES, Cell201, make_cell, table_dataset
 from nasbench201.networks import Supernet201
 from nasbench201.settings import SearchSettings201
 from search.state import SearchState
@@ -75,10 +75,3 @@ class SearchState201(SearchState):
 
 def _known(accuracy: float) -> float | None:
     return None if math.isnan(accuracy) else accuracy
-
-
-def table_dataset(asked: str, searched: str) -> str:
-    """The data set whose accuracies are looked up: `asked`, or with "auto" the data set of the search."""
-    if asked != "auto":
-        return asked
-    return {"cifar100": "cifar100", "imagenet16-120": "imagenet16_120"}.get(searched, "cifar10")

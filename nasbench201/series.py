@@ -20,8 +20,8 @@ from lib import cli, options
 from lib.cli import InputError, blaming, open_folder, saving
 from lib.files import is_finished, write_atomically
 from lib.provenance import provenance, write_config
-from nasbench201.accuracies import SHIPPED, TITLES, open_table
-from nasbench201.cells import load_cell
+from nasbench201.accuracies import SHIPPED, open_table
+from nasbench201.cells import TITLES, load_cell
 from nasbench201.search201 import SearchState201
 from nasbench201.settings import SCRIPT, SearchSettings201
 from nasbench201.sources import column_name

@@ -3,8 +3,8 @@
 #   bash scripts/collapse.sh DATA           # a folder with train/<class>/* and test/<class>/*
 #   bash scripts/collapse.sh --download     # downloads CIFAR-10
 #   bash scripts/collapse.sh DATA study     # five methods, four seeds each
-# On one core DARTS takes about 20 minutes and Λ-DARTS 40; with two cores both run at once. The study takes ten hours of
-# one core. If it stops, run the same command again. docs/nasbench201.md has what came out.
+# On one core DARTS takes about 20 minutes and Λ-DARTS 40; with two cores both run at once. The study takes 10 to 12
+# hours of one core. If it stops, run the same command again.
 set -euo pipefail
 scale=${2:-small}
 if [ $# -gt 2 ] || { [ "$scale" != small ] && [ "$scale" != study ]; }; then

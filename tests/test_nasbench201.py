@@ -25,9 +25,9 @@ from lib.objective import Objective
 from lib.progress import StepProgress
 from model import size
 from nasbench201.accuracies import open_table
-from nasbench201.cells import EDGES, OPERATIONS, all_cells, load_cell, make_cell, parse_cell
+from nasbench201.cells import EDGES, OPERATIONS, all_cells, load_cell, make_cell, parse_cell, table_dataset
 from nasbench201.networks import Network201, Supernet201
-from nasbench201.search201 import SearchState201, table_dataset
+from nasbench201.search201 import SearchState201
 from nasbench201.series import mean_and_deviation
 from nasbench201.settings import SCRIPT
 from nasbench201.sources import build

@@ -201,7 +201,7 @@ def _of_flag(kind: Any, default: Any) -> tuple[str, dict[str, Any]]:
 
     shown = [] if default in (None, "") else ["default: %(default)s"]
     details = "; ".join([*(limit.text for limit in limits), *shown])
-    keywords = {"type": reader(kind), "metavar": metavar, **({"nargs": "+"} if several else {})}
+    keywords = {"type": reader(kind), "metavar": metavar, **({"nargs": "+", "action": "extend"} if several else {})}
     return f"({details})" if details else "", keywords
 
 
@@ -256,9 +256,10 @@ def parse_given(
     if config.get("resume"):
         raise InputError(f"--config: {chosen.config}: resume: expected it on the command line only")
     parser = parser_for(kind, prog, description)
-    parser.set_defaults({**preset(first), **config})
-    namespace = parser.parse_args(rest)
     given = {name for name in kinds if {name, f"no_{name}"} & flags}
+    lists = {name: [] for name in given if _parts(kinds[name])[2]}  # a flag given twice adds to its list
+    parser.set_defaults({**preset(first), **config, **lists})
+    namespace = parser.parse_args(rest)
     settings = kind(**{name: getattr(namespace, name) for name in kinds})
     if not getattr(settings, "resume", ""):
         check_needs(settings, given)

@@ -9,6 +9,7 @@ from imagenet.train import ImageNetTrainSettings
 from lib.cli import InputError
 from lib.options import parse
 from nasbench201.settings import SCRIPT as SCRIPT_201
+from nasbench201.settings import SearchSettings201
 from search.settings import SCRIPT, resolve
 from tests.helpers import script_in_process
 from train.train import TrainSettings
@@ -126,6 +127,15 @@ def test_an_unknown_flag_names_the_nearest_ones(flag, nearest):
     with pytest.raises(InputError) as caught:
         resolve([flag, "1"])
     assert str(caught.value).startswith(f"{flag}: unknown flag{nearest}")
+
+
+def test_a_flag_with_several_values_can_be_repeated(tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text("seeds: [9]\n")
+    words = ["--seeds", "1", "2", "--method", "darts", "--seeds=3"]
+    assert parse(SearchSettings201, "", "", words).seeds == [1, 2, 3]
+    assert parse(SearchSettings201, "", "", ["--config", str(config)]).seeds == [9]
+    assert parse(SearchSettings201, "", "", ["--config", str(config), *words]).seeds == [1, 2, 3]
 
 
 def test_dashes_and_underscores_are_equal_in_flags(tmp_path):

@@ -19,39 +19,75 @@ Relaxation = Literal["softmax", "sigmoid"]
 class Architecture(nn.Module):
     """alpha of each kind of cell, (edges, operations) each, shared by all cells of the kind.
 
+    If edges differ in the number of their operations, the row of an edge with fewer ends in places that have no effect:
+    their mixing weight is 0, and alpha stays 0 there.
+
     Args:
-        shapes: The shape of alpha for each kind of cell.
+        counts: The number of operations of each edge, for each kind of cell.
         relaxation: "softmax" (DARTS), for which alpha starts at 1e-3 * standard normal, or "sigmoid" (FairDARTS), for
             which it starts at 0.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], relaxation: Relaxation = "softmax") -> None:
+    def __init__(self, counts: Mapping[str, Sequence[int]], relaxation: Relaxation = "softmax") -> None:
         super().__init__()
         self.relaxation = relaxation
-        self.alphas = nn.ParameterDict(
-            {
-                kind: nn.Parameter(1e-3 * torch.randn(shape) if relaxation == "softmax" else torch.zeros(shape))
-                for kind, shape in shapes.items()
-            }
-        )
+        self.alphas = nn.ParameterDict()
+        for kind, operations in counts.items():
+            places = torch.arange(max(operations)) < torch.tensor(operations)[:, None]  # (edges, operations)
+            alpha = 1e-3 * torch.randn(places.shape) if relaxation == "softmax" else torch.zeros(places.shape)
+            self.alphas[kind] = nn.Parameter(alpha * places)
+            self.register_buffer(f"places_{kind}", places, persistent=False)
         for kind, alpha in self.alphas.items():
             self.register_buffer(f"fixed_{kind}", torch.full_like(alpha, torch.nan))
+
+    @property
+    def places(self) -> dict[str, Tensor]:
+        """True where an edge has an operation, (edges, operations) for each kind of cell."""
+        return {kind: self.get_buffer(f"places_{kind}") for kind in self.alphas}
 
     @property
     def fixed(self) -> dict[str, Tensor]:
         """Mixing weights that DARTS-PT has decided, for each kind of cell; nan where alpha still decides."""
         return {kind: self.get_buffer(f"fixed_{kind}") for kind in self.alphas}
 
+    def logits(self) -> dict[str, Tensor]:
+        """alpha of each kind of cell, with -inf in the places without an operation."""
+        places = self.places
+        return {kind: torch.where(places[kind], alpha, -torch.inf) for kind, alpha in self.alphas.items()}
+
     def mixing_weights(self) -> dict[str, Tensor]:
         """p = softmax(alpha) on each edge (DARTS, equation 2), or sigmoid(alpha) (FairDARTS, section 3.2)."""
         fixed = self.fixed
         return {
             kind: torch.where(fixed[kind].isnan(), relax(alpha, self.relaxation), fixed[kind])
-            for kind, alpha in self.alphas.items()
+            for kind, alpha in self.logits().items()
+        }
+
+    def project(self, mixing: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mixing weights near `mixing`: clipped to [0, 1], and with softmax divided by their sum on each edge.
+
+        This is how SmoothDARTS's released code returns to the simplex.
+        """
+        places, projected = self.places, {}
+        for kind, weights in mixing.items():
+            clipped = torch.where(places[kind], weights.clamp(0, 1), 0)
+            total = clipped.sum(dim=-1, keepdim=True) if self.relaxation == "softmax" else 1
+            projected[kind] = clipped / total
+        return projected
+
+    def layer_sums(self, kinds: Sequence[str], layer_gradients: Tensors) -> dict[str, Tensor]:
+        """dL/dp of each kind of cell, from the dL/dp_l of all layers: cells of a kind share p.
+
+        Args:
+            kinds: The kind of each layer.
+        """
+        return {
+            name: torch.stack([g for kind, g in zip(kinds, layer_gradients, strict=True) if kind == name]).sum(dim=0)
+            for name in self.alphas
         }
 
     def gradients(self, kinds: Sequence[str], layer_gradients: Tensors) -> list[Tensor]:
-        """dL/dalpha, from the dL/dp_l of all layers: cells of a kind share alpha, so their gradients add up.
+        """dL/dalpha, from the dL/dp_l of all layers.
 
         Args:
             kinds: The kind of each layer.
@@ -59,12 +95,8 @@ class Architecture(nn.Module):
         Returns:
             One gradient for each alpha, in the order of `parameters()`.
         """
-        mixing = self.mixing_weights()
-        totals = [
-            torch.stack([g for kind, g in zip(kinds, layer_gradients, strict=True) if kind == name]).sum(dim=0)
-            for name in mixing
-        ]
-        return list(torch.autograd.grad(list(mixing.values()), list(self.alphas.values()), totals))
+        mixing, totals = self.mixing_weights(), self.layer_sums(kinds, layer_gradients)
+        return list(torch.autograd.grad(list(mixing.values()), list(self.alphas.values()), list(totals.values())))
 
 
 def relax(alpha: Tensor, relaxation: Relaxation) -> Tensor:

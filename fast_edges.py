@@ -8,21 +8,41 @@ The operations are grouped by the state that they read:
 - A mixing weight is the scale of its operation's last batch norm, so that weighting needs no pass over the images.
 - `none` costs nothing.
 
+How an operation is computed depends on its class, never on its name. An operation of any other class than those of this
+file is its own module on each edge.
+
 Below, a pair (edge, candidate) is the place of a mixing weight. The tensors of several pairs are a list: one tensor
 (B, pairs * C, H, W) if the pairs are computed together, else one tensor (B, C, H, W) for each pair.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.kernels import DepthwiseConv2d, autocasts, average_pool, batch_norm, grouped_conv2d, layout
-from operations import OPERATIONS, drop_path, drops, every_second_pixel
+from lib.kernels import AveragePool
+from lib.side_by_side import Depthwise, Norm, Pointwise, ReLUs, mix, side_by_side, split, sum_of_parts
+from operations import (
+    OPERATIONS,
+    POOLING,
+    DilConv,
+    FactorizedReduce,
+    ReLUConvBN,
+    SepConv,
+    Zero,
+    drop_path,
+    drops,
+    every_second_pixel,
+    example,
+    make_candidate,
+)
 from spaces import Candidates
+
+#: operations without weights and random numbers, which give the same on every edge
+SHARED = (nn.Identity, AveragePool, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 
 #: (edge, index among the edge's candidates)
 Pairs = list[tuple[int, int]]
@@ -40,78 +60,12 @@ class State(NamedTuple):
 
     def repeated(self, edges: int) -> list[Tensor]:
         """ReLU(x) for each of several edges."""
-        return [_side_by_side(self.activated, edges)] if self.together else [self.activated] * edges
+        return [side_by_side(self.activated, edges)] if self.together else [self.activated] * edges
 
     def drop(self, parts: list[Tensor], pairs: int) -> list[Tensor]:
         """Apply drop path to each of the pairs."""
         p = self.drop_path_prob
         return [drop_path(part, p, pairs // len(parts)) for part in parts] if drops(p) else parts
-
-
-def _side_by_side(x: Tensor, times: int) -> Tensor:
-    """x (B, C, H, W) repeated along its channels, in the same memory format."""
-    if layout(x) is torch.channels_last:
-        x = x.permute(0, 2, 3, 1)[:, :, :, None]
-        return x.expand(-1, -1, -1, times, -1).flatten(3).permute(0, 3, 1, 2)
-    return x[:, None].expand(-1, times, -1, -1, -1).flatten(1, 2)
-
-
-def _sum_of_parts(x: Tensor, parts: int) -> Tensor:
-    """The sum of the parts of x (B, parts * C, H, W), in the same memory format."""
-    if layout(x) is torch.channels_last:
-        return x.permute(0, 2, 3, 1).unflatten(3, (parts, -1)).sum(dim=3).permute(0, 3, 1, 2)
-    return x.unflatten(1, (parts, -1)).sum(dim=1)
-
-
-def _split(tensor: Tensor, parts: int, dim: int = 0) -> Sequence[Tensor]:
-    return [tensor] if parts == 1 else tensor.chunk(parts, dim)
-
-
-class Norm(nn.Module):
-    """Batch norm without shift, scaled by the mixing weights: p * (y - mean) / std."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, parts: Sequence[Tensor], weights: Tensor | None = None) -> list[Tensor]:
-        """Normalize each tensor, and scale it by the mixing weights (pairs,)."""
-        n = len(parts)
-        scales: Sequence[Tensor | None] = [None] * n
-        if weights is not None:
-            # The kernel of torch requires contiguous memory, even for a single pair.
-            scales = _split(weights[:, None].expand(-1, self.channels).flatten().contiguous(), n)
-        return [batch_norm(y, None, None, scale, None, True) for y, scale in zip(parts, scales, strict=True)]
-
-
-class Depthwise(DepthwiseConv2d):
-    """A depthwise convolution for each of several edges."""
-
-    def __init__(self, edges: int, channels: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> None:
-        super().__init__(edges * channels, kernel_size, stride, dilation)
-
-    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
-        kernels = _split(self.weight, len(parts))
-        stride, dilation = self.stride[0], self.dilation[0]
-        return [grouped_conv2d(x, w, len(w), stride, dilation) for x, w in zip(parts, kernels, strict=True)]
-
-
-class Pointwise(nn.Conv2d):
-    """A 1x1 convolution of C channels for each of several pairs."""
-
-    def __init__(self, pairs: int, channels: int) -> None:
-        super().__init__(pairs * channels, pairs * channels, 1, groups=pairs, bias=False)
-
-    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
-        n = len(parts)
-        return [grouped_conv2d(x, w, self.groups // n) for x, w in zip(parts, _split(self.weight, n), strict=True)]
-
-
-class ReLUs(nn.Module):
-    """In-place ReLU; the inputs have no other users."""
-
-    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        return [F.relu_(part) for part in parts]
 
 
 class Separables(nn.Module):
@@ -130,8 +84,9 @@ class Separables(nn.Module):
         self.edges = [[edge for edge, _ in pairs] for pairs in pairs_of.values()]
         self.stages = nn.ModuleList()
         for name, pairs in pairs_of.items():
-            edges, kernel_size = len(pairs), int(name[-1])
-            if name.startswith("dil"):
+            edges, operation = len(pairs), _example(name, stride)
+            kernel_size = _kernel_size(operation)
+            if type(operation) is DilConv:
                 layers: list[nn.Module] = [Depthwise(edges, channels, kernel_size, stride, dilation=2)]
             else:
                 first = [Depthwise(edges, channels, kernel_size, stride), Pointwise(edges, channels)]
@@ -147,12 +102,12 @@ class Separables(nn.Module):
             parts = [torch.cat(parts, dim=1)]
         parts = state.drop(self.norm(self.pointwise(parts), weights), len(self.pairs))
         if state.together and all(edges == self.edges[0] for edges in self.edges):
-            return [(self.edges[0], _sum_of_parts(parts[0], len(self.edges)))]
+            return [(self.edges[0], sum_of_parts(parts[0], len(self.edges)))]
         return _terms(self.pairs, parts)
 
 
 class Shared(nn.Module):
-    """Pooling and `skip_connect` of stride 1, computed once for all edges.
+    """Pooling and `skip_connect` of stride 1 (SHARED), computed once for all edges.
 
     Args:
         pairs_of: The pairs of each operation, by name.
@@ -161,44 +116,33 @@ class Shared(nn.Module):
 
     def __init__(self, pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> None:
         super().__init__()
-        self.stride = stride
-        self.pairs_of = pairs_of
         self.pairs = [pair for pairs in pairs_of.values() for pair in pairs]
-        self.norm = Norm(channels) if pool_norm and any("pool" in name for name in pairs_of) else None
+        self.edges = [[edge for edge, _ in pairs] for pairs in pairs_of.values()]
+        self.operations = nn.ModuleList(_example(name, stride) for name in pairs_of)
+        self.norm = Norm(channels) if pool_norm and any(map(_pools, self.operations)) else None
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
-        pools = [self._pool(state.x, name) for name in self.pairs_of if "pool" in name]
+        outputs = [operation(state.x) for operation in self.operations]
         if self.norm is not None:
+            pooled = [index for index, operation in enumerate(self.operations) if _pools(operation)]
+            pools = [outputs[index] for index in pooled]
             parts = [torch.cat(pools, dim=1)] if state.together else pools
-            pools = [y for part in self.norm(parts) for y in _split(part, len(pools) // len(parts), dim=1)]
-        outputs = [pools.pop(0) if "pool" in name else state.x for name in self.pairs_of]
-        edges = [[edge for edge, _ in pairs] for pairs in self.pairs_of.values()]
-        if state.together and not drops(state.drop_path_prob) and all(other == edges[0] for other in edges):
-            return [((edge,), y) for edge, y in zip(edges[0], _mix(outputs, weights), strict=True)]
+            normed = [y for part in self.norm(parts) for y in split(part, len(pools) // len(parts), dim=1)]
+            for index, y in zip(pooled, normed, strict=True):
+                outputs[index] = y
+        if state.together and not drops(state.drop_path_prob) and all(edges == self.edges[0] for edges in self.edges):
+            return [((edge,), y) for edge, y in zip(self.edges[0], mix(outputs, weights), strict=True)]
         terms: list[Term] = []
         scales = iter(weights.unbind())
-        for (name, pairs), y in zip(self.pairs_of.items(), outputs, strict=True):
-            for edge, _ in pairs:
-                (dropped,) = [y] if name == "skip_connect" else state.drop([y], 1)
+        for operation, edges, y in zip(self.operations, self.edges, outputs, strict=True):
+            for edge in edges:
+                (dropped,) = [y] if isinstance(operation, nn.Identity) else state.drop([y], 1)
                 terms.append(((edge,), dropped * next(scales)))
         return terms
 
-    def _pool(self, x: Tensor, name: str) -> Tensor:
-        if name.startswith("avg"):
-            return average_pool(x, self.stride)
-        return F.max_pool2d(x, 3, self.stride, padding=1)
 
-
-def _mix(outputs: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
-    """sum_k p_k y_k for several edges with the same outputs y_k (B, C, H, W). weights: (operations * edges,)."""
-    last = layout(outputs[0]) is torch.channels_last
-    # Autocast would round the mixing weights to bfloat16.
-    with torch.autocast(weights.device.type, enabled=False) if autocasts(weights.device) else nullcontext():
-        stacked = torch.stack([y.permute(0, 2, 3, 1) if last else y for y in outputs]).to(weights.dtype)
-        # (edges, operations) @ (operations, pixels)
-        mixed = weights.view(len(outputs), -1).t() @ stacked.flatten(1)
-    parts = [y.view(stacked.shape[1:]).to(outputs[0].dtype) for y in mixed]
-    return [y.permute(0, 3, 1, 2) for y in parts] if last else parts
+def _pools(operation: nn.Module) -> bool:
+    return isinstance(operation, POOLING)
 
 
 class Convs(nn.Module):
@@ -211,7 +155,7 @@ class Convs(nn.Module):
         self.norm = Norm(channels)
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
-        kernels = _split(self.conv.weight, 1 if state.together else len(self.pairs))
+        kernels = split(self.conv.weight, 1 if state.together else len(self.pairs))
         parts = [F.conv2d(state.activated, w, None, self.conv.stride, self.conv.padding) for w in kernels]
         return _terms(self.pairs, state.drop(self.norm(parts, weights), len(self.pairs)))
 
@@ -231,8 +175,8 @@ class FactorizedReduces(nn.Module):
         n = 1 if state.together else edges
         pixels = every_second_pixel(state.activated)
         convs = zip(pixels, (self.conv_1, self.conv_2), strict=True)
-        outputs = [[F.conv2d(y, w) for w in _split(conv.weight, n)] for y, conv in convs]
-        halves = [[half for y in ys for half in _split(y, edges // n, dim=1)] for ys in outputs]
+        outputs = [[F.conv2d(y, w) for w in split(conv.weight, n)] for y, conv in convs]
+        halves = [[half for y in ys for half in split(y, edges // n, dim=1)] for ys in outputs]
         in_order = [half for both in zip(*halves, strict=True) for half in both]
         size = len(in_order) // n
         parts = [torch.cat(in_order[begin : begin + size], dim=1) for begin in range(0, len(in_order), size)]
@@ -242,10 +186,10 @@ class FactorizedReduces(nn.Module):
 class Modules(nn.Module):
     """Any other operation: one module for each pair."""
 
-    def __init__(self, name: str, pairs: Pairs, channels: int, stride: int) -> None:
+    def __init__(self, name: str, pairs: Pairs, channels: int, stride: int, pool_norm: bool) -> None:
         super().__init__()
         self.pairs = pairs
-        self.operations = nn.ModuleList(OPERATIONS[name](channels, stride, False) for _ in pairs)
+        self.operations = nn.ModuleList(make_candidate(name, channels, stride, pool_norm) for _ in pairs)
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
         terms: list[Term] = []
@@ -278,7 +222,7 @@ class AuxiliarySkips(nn.Module):
             beta = skip_beta * state.x.new_ones(len(self.pairs))
             return self.reduce(state._replace(drop_path_prob=0.0), beta)
         if self.conv is not None:
-            kernels = _split(self.conv.weight * skip_beta, 1 if state.together else len(self.pairs))
+            kernels = split(self.conv.weight * skip_beta, 1 if state.together else len(self.pairs))
             return _terms(self.pairs, [F.conv2d(state.x, w) for w in kernels])
         output = skip_beta * state.x
         return [((edge,), output) for edge, _ in self.pairs]
@@ -291,13 +235,46 @@ def _terms(pairs: Pairs, parts: list[Tensor]) -> list[Term]:
     return [(edges[part * size : (part + 1) * size], y) for part, y in enumerate(parts)]
 
 
+#: class -> the operation of a kernel size and a stride, as `operations.example` makes it
+ARRANGED: dict[type[nn.Module], Callable[[int, int], nn.Module]] = {
+    SepConv: lambda kernel_size, stride: SepConv(8, kernel_size, stride, False),
+    DilConv: lambda kernel_size, stride: DilConv(8, kernel_size, stride, False),
+    ReLUConvBN: lambda kernel_size, stride: ReLUConvBN(8, 8, kernel_size, stride, kernel_size // 2, False),
+    FactorizedReduce: lambda kernel_size, stride: FactorizedReduce(8, 8, False),
+}
+
+
+def _example(name: str, stride: int) -> nn.Module:
+    return example(OPERATIONS.find(name), stride)
+
+
+def _kernel_size(operation: nn.Module) -> int:
+    """The size of the first convolution of an operation that begins with ReLU and this convolution."""
+    convolution = operation[1] if isinstance(operation, nn.Sequential) else None
+    return convolution.kernel_size[0] if isinstance(convolution, nn.Conv2d) else 1
+
+
+@functools.cache
+def _family(operation: nn.Module, stride: int) -> type[nn.Module] | None:
+    """The class in ARRANGED, or Shared; None if the operation is its own module on each edge.
+
+    An operation that somebody has changed, such as a SepConv with a further layer, is its own module.
+    """
+    if type(operation) in SHARED:
+        return Shared
+    if type(operation) not in ARRANGED:
+        return None
+    with torch.device("meta"):
+        plain = ARRANGED[type(operation)](_kernel_size(operation), stride)
+    return type(operation) if repr(operation) == repr(plain) else None
+
+
 def _arrange(pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> list[Operations]:
     """The operations that leave a state, grouped by how they are computed."""
     modules: list[Operations] = []
-    separable = {name: pairs for name, pairs in pairs_of.items() if name.startswith(("sep_conv", "dil_conv"))}
-    shared = {
-        name: pairs for name, pairs in pairs_of.items() if "pool" in name or (name == "skip_connect" and stride == 1)
-    }
+    families = {name: _family(_example(name, stride), stride) for name in pairs_of}
+    separable = {name: pairs_of[name] for name, family in families.items() if family in (SepConv, DilConv)}
+    shared = {name: pairs_of[name] for name, family in families.items() if family is Shared}
     if separable:
         modules.append(Separables(separable, channels, stride))
     if shared:
@@ -305,12 +282,12 @@ def _arrange(pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: 
     for name, pairs in pairs_of.items():
         if name in separable or name in shared:
             continue
-        if name == "skip_connect":
+        if families[name] is FactorizedReduce:
             modules.append(FactorizedReduces(pairs, channels))
-        elif name.startswith("nor_conv"):
-            modules.append(Convs(pairs, channels, int(name[-1]), stride))
+        elif families[name] is ReLUConvBN:
+            modules.append(Convs(pairs, channels, _kernel_size(_example(name, stride)), stride))
         else:
-            modules.append(Modules(name, pairs, channels, stride))
+            modules.append(Modules(name, pairs, channels, stride, pool_norm))
     return modules
 
 
@@ -345,7 +322,7 @@ class FastEdges(nn.Module):
         self.together: bool | None = None
         #: The operations that leave each state, by the number of the state.
         self.operations, self.auxiliaries = nn.ModuleDict(), nn.ModuleDict()
-        places: list[int] = []
+        width, places = max(map(len, candidates)), list[int]()
         #: The number of pairs of each group of operations.
         self.sizes: list[int] = []
         for source in sorted({source for source, _ in edges}):
@@ -355,12 +332,11 @@ class FastEdges(nn.Module):
             for edge in leaving:
                 for place, name in enumerate(candidates[edge]):
                     # `none` adds nothing, and its weight has a gradient of 0.
-                    if name != "none" or len(candidates[edge]) == 1:
+                    if type(_example(name, stride)) is not Zero or len(candidates[edge]) == 1:
                         pairs_of.setdefault(name, []).append((edge, place))
             operations = _arrange(pairs_of, channels, stride, pool_norm)
             self.operations[str(source)] = nn.ModuleList(operations)
             self.sizes += [len(operation.pairs) for operation in operations]
-            width = len(candidates[0])
             places += [edge * width + place for operation in operations for edge, place in operation.pairs]
             if auxiliary_skip != "none":
                 self.auxiliaries[str(source)] = AuxiliarySkips(auxiliary_skip, leaving, channels, stride)
@@ -390,7 +366,7 @@ class FastEdges(nn.Module):
             if source in self.auxiliaries:
                 terms += self.auxiliaries[source](state, skip_beta)
             for edges, total in terms:
-                for edge, y in zip(edges, _split(total, len(edges), dim=1), strict=True):
+                for edge, y in zip(edges, split(total, len(edges), dim=1), strict=True):
                     target = self.edges[edge][1]
                     if target not in states:
                         states[target] = y

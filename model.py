@@ -26,7 +26,7 @@ class Cell(nn.Module):
         self.preprocess1 = ReLUConvBN(c_prev, channels, 1, 1, 0)
         self.edges = genotype.edges(kind)
         self.operations = nn.ModuleList(
-            OPERATIONS[edge.operation](channels, 2 if kind == "reduce" and edge.source < 2 else 1, True)
+            OPERATIONS.find(edge.operation)(channels, 2 if kind == "reduce" and edge.source < 2 else 1, True)
             for edge in self.edges
         )
         self.concat = genotype.concat(kind)

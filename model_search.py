@@ -24,7 +24,7 @@ class MixedOp(nn.Module):
     With an auxiliary skip connection it is sum_k p_k op_k(x) + beta * aux(x) (DARTS-, equation 5).
 
     Args:
-        candidates: The names of the operations.
+        candidates: The names of the operations. Further places of p, of edges with more operations, are not read.
         pool_norm: Put a batch norm behind each pooling, as DARTS does; NAS-Bench-201 does not.
     """
 
@@ -44,7 +44,7 @@ class MixedOp(nn.Module):
         self, x: Tensor, p: Tensor, drop_path_prob: float | Tensor = 0.0, skip_beta: float | Tensor = 0.0
     ) -> Tensor:  # x: (B, C, H, W), p: (operations,)
         outputs = []
-        for weight, operation in zip(p.unbind(), self.operations, strict=True):
+        for weight, operation in zip(p.unbind()[: len(self.operations)], self.operations, strict=True):
             output = operation(x)
             if self.training and drops(drop_path_prob) and not isinstance(operation, nn.Identity):
                 output = drop_path(output, drop_path_prob)

@@ -2,9 +2,11 @@
 
 DARTS (Liu et al., ICLR 2019) section 3; `noise` from RobustDARTS (Zela et al., ICLR 2020) section 3; `nor_conv_*` from
 NAS-Bench-201 (Dong and Yang, ICLR 2020) section 2.1.
-Every operation maps (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
+Every operation maps (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)). To add one, write its class and an
+entry of OPERATIONS, here or in a plugin: `OPERATIONS["mine"] = Mine`. docs/extending.md has an example.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -12,6 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.kernels import AveragePool, BatchNorm2d, DepthwiseConv2d
+from lib.registry import Registry, check_arguments
+
+#: (channels, stride, affine) -> an operation; `affine` gives its batch norms a scale and a shift
+MakeOperation = Callable[[int, int, bool], nn.Module]
+#: DARTS's supernets put a batch norm behind these and their subclasses.
+POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, AveragePool)
 
 
 class ReLUConvBN(nn.Sequential):
@@ -112,26 +120,58 @@ class Noise(nn.Module):
         return torch.randn_like(x[:, :, :: self.stride, :: self.stride])
 
 
-def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+def make_skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    """`skip_connect`: the identity, or at stride 2 a factorized reduction."""
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
 
 
-#: name -> constructor(channels, stride, affine)
-OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
-    "none": lambda channels, stride, affine: Zero(stride),
-    "noise": lambda channels, stride, affine: Noise(stride),
-    "skip_connect": _skip,
-    "avg_pool_3x3": lambda channels, stride, affine: AveragePool(stride),
-    "max_pool_3x3": lambda channels, stride, affine: nn.MaxPool2d(3, stride, padding=1),
-    "sep_conv_3x3": lambda channels, stride, affine: SepConv(channels, 3, stride, affine),
-    "sep_conv_5x5": lambda channels, stride, affine: SepConv(channels, 5, stride, affine),
-    "sep_conv_7x7": lambda channels, stride, affine: SepConv(channels, 7, stride, affine),
-    "dil_conv_3x3": lambda channels, stride, affine: DilConv(channels, 3, stride, affine),
-    "dil_conv_5x5": lambda channels, stride, affine: DilConv(channels, 5, stride, affine),
-    "conv_7x1_1x7": lambda channels, stride, affine: Conv7x1(channels, stride, affine),
-    "nor_conv_1x1": lambda channels, stride, affine: ReLUConvBN(channels, channels, 1, stride, 0, affine),
-    "nor_conv_3x3": lambda channels, stride, affine: ReLUConvBN(channels, channels, 3, stride, 1, affine),
-}
+def check_operation(make: MakeOperation) -> None:
+    """Build an operation with stride 1 and 2, and apply it.
+
+    Raises:
+        ValueError: It takes other arguments, is not a module, or changes the shape or its input.
+    """
+    check_arguments(make, "channels", "stride", "affine")
+    for stride in (1, 2):
+        operation = example(make, stride)
+        if not isinstance(operation, nn.Module):
+            raise ValueError(f"it makes a {type(operation).__name__}, expected a torch.nn.Module")
+        x = torch.linspace(-1, 1, 2 * 8 * 8 * 8).view(2, 8, 8, 8)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            given, y = x.clone(), operation(x)
+        if not torch.equal(x, given):
+            raise ValueError("it changes its input in place, which other operations read")
+        expected = (2, 8, 8 // stride, 8 // stride)
+        if tuple(y.shape) != expected:
+            raise ValueError(f"with stride {stride} it maps (2, 8, 8, 8) to {tuple(y.shape)}, expected {expected}")
+
+
+@functools.cache
+def example(make: MakeOperation, stride: int) -> nn.Module:
+    """An operation of 8 channels on the CPU, which draws no random numbers from the run."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return make(8, stride, False)
+
+
+OPERATIONS: Registry[MakeOperation] = Registry(
+    "operation",
+    {
+        "none": lambda channels, stride, affine: Zero(stride),
+        "noise": lambda channels, stride, affine: Noise(stride),
+        "skip_connect": make_skip,
+        "avg_pool_3x3": lambda channels, stride, affine: AveragePool(stride),
+        "max_pool_3x3": lambda channels, stride, affine: nn.MaxPool2d(3, stride, padding=1),
+        "sep_conv_3x3": lambda channels, stride, affine: SepConv(channels, 3, stride, affine),
+        "sep_conv_5x5": lambda channels, stride, affine: SepConv(channels, 5, stride, affine),
+        "sep_conv_7x7": lambda channels, stride, affine: SepConv(channels, 7, stride, affine),
+        "dil_conv_3x3": lambda channels, stride, affine: DilConv(channels, 3, stride, affine),
+        "dil_conv_5x5": lambda channels, stride, affine: DilConv(channels, 5, stride, affine),
+        "conv_7x1_1x7": Conv7x1,
+        "nor_conv_1x1": lambda channels, stride, affine: ReLUConvBN(channels, channels, 1, stride, 0, affine),
+        "nor_conv_3x3": lambda channels, stride, affine: ReLUConvBN(channels, channels, 3, stride, 1, affine),
+    },
+    check_operation,
+)
 
 
 def drops(probability: float | Tensor) -> bool:
@@ -156,8 +196,8 @@ def make_candidate(name: str, channels: int, stride: int, pool_norm: bool) -> nn
     Args:
         pool_norm: Put a batch norm behind pooling.
     """
-    operation = OPERATIONS[name](channels, stride, False)
-    if pool_norm and "pool" in name:
+    operation = OPERATIONS.find(name)(channels, stride, False)
+    if pool_norm and isinstance(operation, POOLING):
         return nn.Sequential(operation, BatchNorm2d(channels, affine=False))
     return operation
 
@@ -172,7 +212,7 @@ def make_auxiliary(kind: str, channels: int, stride: int) -> nn.Module | None:
     if kind == "none":
         return None
     if kind == "skip" or stride != 1:
-        return OPERATIONS["skip_connect"](channels, stride, False)
+        return make_skip(channels, stride, False)
     conv = nn.Conv2d(channels, channels, 1, bias=False)
     nn.init.dirac_(conv.weight)
     return conv

@@ -14,11 +14,12 @@ which is either a central difference of grad_w L along u in p, or exact by a sec
     grad_w Lambda ~ [grad_w L(w, p + eps u) - grad_w L(w, p - eps u)] / (2 eps),  eps = epsilon_0 / |u|.
 
 To add a regularizer of the weights, write a function of g_1, ..., g_n that returns the scalar which the weights are to
-increase, and name it in REGULARIZERS. To add a regularizer of alpha, write a function of the mixing weights p of all
-kinds of cells that returns the scalar which alpha is to decrease, and name it in ALPHA_REGULARIZERS.
+increase, and name it in REGULARIZERS. To add a regularizer of alpha, write a function of alpha and of the mixing
+weights p of all kinds of cells that returns the scalar which alpha is to decrease, and name it in ALPHA_REGULARIZERS.
+Either can be in a plugin; docs/extending.md has examples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from lib.batches import Batch
 from lib.objective import Derivatives, Objective, Tensors, central_difference, leaves, norm
+from lib.registry import Registry, check_arguments
 
 
 def _corr(gradients: Tensors) -> Tensor:
@@ -48,7 +50,11 @@ def _signcorr(gradients: Tensors) -> Tensor:
 
 
 #: name -> function of the layer gradients; the weights increase it
-REGULARIZERS: dict[str, Callable[[Tensors], Tensor]] = {"corr": _corr, "signcorr": _signcorr}
+REGULARIZERS: Registry[Callable[[Tensors], Tensor]] = Registry(
+    "regularizer",
+    {"corr": _corr, "signcorr": _signcorr},
+    lambda function: check_arguments(function, "gradients"),
+)
 
 
 def aligned_layers(kinds: Sequence[str]) -> list[int]:
@@ -73,13 +79,12 @@ def layer_alignment(gradients: Tensors, regularizer: str = "corr") -> Tensor:
     Raises:
         ValueError: The name is unknown, or there are fewer than two layers.
     """
-    if regularizer not in REGULARIZERS:
-        raise ValueError(f"regularizer {regularizer!r}, expected one of {', '.join(REGULARIZERS)}")
+    function = REGULARIZERS.find(regularizer)
     if len(gradients) < 2:
         raise ValueError(
             f"{len(gradients)} layer gradients, expected two or more: alignment is between pairs of layers"
         )
-    return REGULARIZERS[regularizer](gradients)
+    return function(gradients)
 
 
 def layer_alignment_derivative(gradients: Tensors, regularizer: str = "corr") -> list[Tensor]:
@@ -165,15 +170,34 @@ def _exactly(objective: Objective, weights: Tensors, batch: Batch, regularizer: 
     )
 
 
-def _zero_one_l2(mixing_weights: Tensors) -> Tensor:
+#: alpha or p of each kind of cell, (edges, operations) each. Where an edge has no operation, alpha is -inf and p is 0.
+OfKinds = Mapping[str, Tensor]
+
+
+def _mean_over_gates(values: OfKinds, alpha: OfKinds) -> Tensor:
+    gates = torch.cat([alpha[kind].flatten() for kind in values]).isfinite()
+    total = torch.where(gates, torch.cat([value.flatten() for value in values.values()]), 0).sum()
+    return total / gates.sum()
+
+
+def _zero_one_l2(alpha: OfKinds, p: OfKinds) -> Tensor:
     """-mean((p - 0.5)^2) over all gates (FairDARTS, ECCV 2020, section 3.3)."""
-    return -torch.cat([weights.flatten() - 0.5 for weights in mixing_weights]).square().mean()
+    return -_mean_over_gates({kind: (weights - 0.5).square() for kind, weights in p.items()}, alpha)
 
 
-def _zero_one_l1(mixing_weights: Tensors) -> Tensor:
+def _zero_one_l1(alpha: OfKinds, p: OfKinds) -> Tensor:
     """-mean(|p - 0.5|) over all gates (FairDARTS, ECCV 2020, section 3.3)."""
-    return -torch.cat([weights.flatten() - 0.5 for weights in mixing_weights]).abs().mean()
+    return -_mean_over_gates({kind: (weights - 0.5).abs() for kind, weights in p.items()}, alpha)
 
 
-#: name -> function of the mixing weights, one tensor for each kind of cell; alpha decreases it
-ALPHA_REGULARIZERS: dict[str, Callable[[Tensors], Tensor]] = {"zero_one_l2": _zero_one_l2, "zero_one_l1": _zero_one_l1}
+def _logsumexp(alpha: OfKinds, p: OfKinds) -> Tensor:
+    """The mean over edges of log(sum_k exp(alpha_k)) (beta-DARTS, CVPR 2022)."""
+    return torch.cat([values.logsumexp(dim=-1) for values in alpha.values()]).mean()
+
+
+#: name -> function of alpha and p; alpha decreases it
+ALPHA_REGULARIZERS: Registry[Callable[[OfKinds, OfKinds], Tensor]] = Registry(
+    "regularizer of alpha",
+    {"zero_one_l2": _zero_one_l2, "zero_one_l1": _zero_one_l1, "logsumexp": _logsumexp},
+    lambda function: check_arguments(function, "alpha", "p"),
+)

@@ -47,7 +47,7 @@ def _ranked(space: Space, candidates: tuple[str, ...], weights: np.ndarray, edge
     source, target = space.edges[edge]
     scored = [
         (float(weight), Edge(operation, target, source))
-        for operation, weight in zip(candidates, weights, strict=True)
+        for operation, weight in zip(candidates, weights[: len(candidates)], strict=True)
         if operation != "none" or space.keep is None
     ]
     return sorted(scored, key=lambda pair: -pair[0])
@@ -57,9 +57,11 @@ def to_genotype(space: Space, chosen: Chosen, pairs: bool) -> Genotype:
     """The genotype of two kinds of cells.
 
     Args:
-        pairs: Write the edges in DARTS's form, (operation, source), which has two edges for each node. Otherwise write
-            them in FairDARTS's form, (operation, target, source), which has any number.
+        pairs: Write the edges in DARTS's form, (operation, source), if each node has two. Otherwise write them in
+            FairDARTS's form, (operation, target, source), which has any number.
     """
+    two_each = [node for node in space.nodes for _ in range(2)]
+    pairs = pairs and all([edge.target for edge in edges] == two_each for edges in chosen.values())
     cells: dict[str, Cell] = {
         kind: tuple((edge.operation, edge.source) if pairs else (*edge,) for edge in edges)
         for kind, edges in chosen.items()

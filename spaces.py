@@ -1,6 +1,8 @@
 """Search spaces: the edges of their cells, and the candidate operations on each.
 
-S1 to S4 are RobustDARTS's (Zela et al., ICLR 2020, section 3), S5 is DARTS's space without `none`.
+S1 to S4 are RobustDARTS's (Zela et al., ICLR 2020, section 3), `darts` is that of DARTS (Liu et al., ICLR 2019, section
+3.1), and S5 is the same without `none`. To add a space, add an entry to SPACES, here or in a plugin.
+
 A cell of these has two inputs (states 0 and 1) and four intermediate nodes (states 2 to 5). The edges into a node come
 from all states before it, so edge 0 is (0 -> 2), edge 1 is (1 -> 2), edge 2 is (0 -> 3), ... , edge 13 is (4 -> 5).
 A cell of NAS-Bench-201 (Dong and Yang, ICLR 2020) has one input (state 0) and three nodes; the last is its output.
@@ -8,10 +10,14 @@ A cell of NAS-Bench-201 (Dong and Yang, ICLR 2020) has one input (state 0) and t
 Nothing here imports torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from lib.registry import EntryError, Registry
+
 Candidates = tuple[tuple[str, ...], ...]
+#: the kinds of cells of a space -> the number of a cell's inputs
+INPUTS = {("normal", "reduce"): 2, ("cell",): 1}
 
 
 @dataclass(frozen=True)
@@ -19,16 +25,52 @@ class Space:
     """The cells of a search space.
 
     Attributes:
-        cells: The candidate operations of every edge, for each kind of cell.
-        edges: (source state, target state) of every edge, in the order of the rows of alpha. States are numbered from
-            the cell's inputs on, and every source has a smaller number than its target.
-        keep: The number of edges into each node that a derived cell keeps, none of them `none`. None keeps every edge,
-            and `none` is a candidate like any other.
+        cells: The candidate operations of every edge, for each kind of cell: "normal" and "reduce" in a network of
+            DARTS cells, "cell" in NAS-Bench-201's. Edges may differ in the number of their candidates.
+        edges: (source state, target state) of every edge, in the order of the rows of alpha: by target, and every
+            source has a smaller number than its target. States are numbered from the cell's inputs on.
+        keep: The number of edges into each node that a derived cell keeps, none of them `none`. A node with fewer keeps
+            all. None keeps every edge, and `none` is a candidate like any other.
+
+    Raises:
+        EntryError: The cells do not have this form; the message says where.
     """
 
     cells: Mapping[str, Candidates]
     edges: tuple[tuple[int, int], ...]
     keep: int | None
+
+    def __post_init__(self) -> None:
+        problem = next(self._problems(), None)
+        if problem:
+            raise EntryError(f"Space: {problem}")
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong, the first first: a later test may rely on the earlier ones."""
+        inputs = INPUTS.get(tuple(self.cells))
+        if inputs is None:
+            yield f"cells {', '.join(self.cells) or 'of no kind'}; expected normal and reduce, or cell"
+        elif not self.edges or any(len(edge) != 2 for edge in self.edges):
+            yield f"edges {self.edges}; expected one or more pairs (source, target)"
+        for source, target in self.edges:
+            if not 0 <= source < target:
+                yield f"edge {source} -> {target}; expected a source of 0 or more, and a target after it"
+        targets = [target for _, target in self.edges]
+        if len(set(self.edges)) < len(self.edges) or targets != sorted(targets):
+            yield f"edges {self.edges}; expected each edge once, in the order of their targets"
+        if sorted(set(targets)) != [*range(inputs or 0, max(targets) + 1)]:
+            yield f"nodes {sorted(set(targets))}; expected {inputs} and its successors, after the inputs of the cell"
+        if self.keep is not None and not self.keep >= 1:
+            yield f"keep {self.keep}; expected 1 or more, or None"
+        for kind, candidates in self.cells.items():
+            if len(candidates) != len(self.edges):
+                yield f"{kind}: candidates of {len(candidates)} edges; expected {len(self.edges)}, one tuple for each"
+            for edge, names in zip(self.edges, candidates, strict=False):
+                where = f"{kind}, edge {edge[0]} -> {edge[1]}: candidates {names!r}"
+                if isinstance(names, str) or not names or len(set(names)) < len(names):
+                    yield f"{where}; expected a tuple of one or more different operations"
+                elif self.keep is not None and set(names) == {"none"}:
+                    yield f"{where}; expected an operation besides none, which a derived cell leaves out"
 
     @property
     def edges_of(self) -> dict[int, list[int]]:
@@ -48,8 +90,13 @@ class Space:
 
     @property
     def alpha_shapes(self) -> dict[str, tuple[int, int]]:
-        """(edges, operations) of the alpha of each kind of cell."""
-        return {kind: (len(self.edges), len(candidates[0])) for kind, candidates in self.cells.items()}
+        """(edges, operations) of the alpha of each kind of cell, with a place for each of the most candidates."""
+        return {kind: (len(counts), max(counts)) for kind, counts in self.counts.items()}
+
+    @property
+    def counts(self) -> dict[str, tuple[int, ...]]:
+        """The number of candidates of each edge, for each kind of cell."""
+        return {kind: tuple(map(len, candidates)) for kind, candidates in self.cells.items()}
 
 
 def cell_kinds(layers: int) -> list[str]:
@@ -73,7 +120,17 @@ def _everywhere(*operations: str) -> Space:
 _EDGES_201 = tuple((source, target) for target in range(1, 4) for source in range(target))
 _OPERATIONS_201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
-SPACES: dict[str, Space] = {
+_S5 = (
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+
+_SPACES = {
     "s1": _darts_cells(
         normal=(
             ("skip_connect", "dil_conv_3x3"),
@@ -111,14 +168,20 @@ SPACES: dict[str, Space] = {
     "s2": _everywhere("skip_connect", "sep_conv_3x3"),
     "s3": _everywhere("none", "skip_connect", "sep_conv_3x3"),
     "s4": _everywhere("noise", "sep_conv_3x3"),
-    "s5": _everywhere(
-        "max_pool_3x3",
-        "avg_pool_3x3",
-        "skip_connect",
-        "sep_conv_3x3",
-        "sep_conv_5x5",
-        "dil_conv_3x3",
-        "dil_conv_5x5",
-    ),
+    "s5": _everywhere(*_S5),
+    "darts": _everywhere("none", *_S5),
     "nasbench201": Space({"cell": (_OPERATIONS_201,) * len(_EDGES_201)}, _EDGES_201, keep=None),
 }
+
+
+def _check_space(space: object) -> None:
+    if not isinstance(space, Space):
+        raise ValueError(f"{space!r}; expected a Space")
+
+
+SPACES: Registry[Space] = Registry("space", _SPACES, _check_space)
+
+
+def spaces_of_darts_cells() -> list[str]:
+    """The names of the spaces with normal and reduction cells."""
+    return [name for name, space in SPACES.items() if "normal" in space.cells]

@@ -1,4 +1,4 @@
-"""One color for each method, the same in every figure and on the report's page."""
+"""One color for each method, the same in every figure and on the report's page. Other methods take the colors left."""
 
 from collections.abc import Mapping
 
@@ -14,6 +14,11 @@ METHODS = {
     "idarts": ("#500029", "#8a6290"),
     "darts-pt": ("#9b6020", "#ffe350"),
 }
+
+
+def shade(method: str) -> str:
+    """The color of a method on white, in a figure that shows no other method."""
+    return METHODS[assign({"": method})[""]][0]
 
 
 def assign(rows: Mapping[str, str]) -> dict[str, str]:

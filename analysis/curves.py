@@ -133,7 +133,7 @@ def load_course(run: Path) -> Course:
     with np.load(run / "alphas.npz") as alphas:
         for kind in (name for name in alphas if not name.endswith("_operations")):
             weights, names = _mixing_weights(alphas[kind], config["relaxation"]), alphas[f"{kind}_operations"]
-            mixing[kind] = {name: weights[:, names == name].mean(axis=1) for name in dict.fromkeys(names.flat)}
+            mixing[kind] = {name: weights[:, names == name].mean(axis=1) for name in dict.fromkeys(names.flat) if name}
     return Course(config, read_columns(run / "metrics.csv"), mixing)
 
 

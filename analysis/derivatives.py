@@ -19,7 +19,7 @@ from lib.cli import InputError
 from lib.files import write_atomically
 from lib.options import Channels, Fraction, Layers, NonNegativeInt, PositiveFloat, PositiveInt, Seed, option
 from lib.settings import DEVICE_HELP, ImageSettings
-from search.settings import SCRIPT, CommonSettings, SearchSettings
+from search.settings import SCRIPT, CommonSettings, SearchSettings, SpaceName
 
 if TYPE_CHECKING:
     from lib.batches import Batch
@@ -44,7 +44,7 @@ class DerivativesSettings(ImageSettings):
     seed: Seed = option(0, "Seed of the weights and the batches, if --run is not given.")
     device: str = option("auto", DEVICE_HELP)
     out: str = option("derivatives", "Folder for derivatives.json and derivatives.png.")
-    space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s5", "Search space.")
+    space: SpaceName = option("s5", "Search space.")
     layers: Layers = option(8, "Number of cells.")
     init_channels: Channels = option(16, "Channels C of the first cells.")
     train_portion: Fraction = option(0.5, "Share of the training images for the weights.")
@@ -97,7 +97,7 @@ def open_step(settings: DerivativesSettings, search: "SearchState") -> Step:
         now = schedule(search.settings, 0)
         objective = search.objective(now.drop_path_prob, now.skip_beta)
         for batch in cycle(search.batches(0)[0], settings.steps):
-            weight_step(search, objective, search.cast(batch), lambda_t=0.0, layers=False)
+            weight_step(search, objective, search.cast(batch), now._replace(lambda_t=0.0), layers=False)
     epoch = len(search.history.rows)
     train, valid = (next(iter(part)) for part in search.batches(epoch))
     return Step(epoch, train, valid, search.momentum_buffers())

@@ -35,13 +35,14 @@ COLORS = {
     "none": "#a0a0a0",
 }
 #: fill and border of the cell's inputs, its intermediate nodes and its output
+OWN_COLOR = "#7a4fb5"
 NODE_COLORS = {"input": ("#dcefe3", "#6fa583"), "node": ("#dbe8f6", "#6d94bd"), "output": ("#fbf0cd", "#c2a548")}
 CONCAT_COLOR = "#9aa3ad"
 
 
 def color(operation: str) -> str:
-    """The color of an operation, for any kernel size."""
-    return next(shade for kind, shade in COLORS.items() if operation.startswith(kind))
+    """The color of an operation, for any kernel size; another one for the operations of users."""
+    return next((shade for kind, shade in COLORS.items() if operation.startswith(kind)), OWN_COLOR)
 
 
 # Lengths in inches.

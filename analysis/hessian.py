@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from analysis.colors import METHODS
+from analysis.colors import shade
 from lib import cli
 from lib.cli import InputError
 from lib.files import read_json, write_atomically, write_csv
@@ -208,7 +208,7 @@ def plot_eigenvalues(rows: list[dict[str, Any]], heading: str, shade: str, path:
 
 def main() -> None:
     settings, run, stored, config = read_command_line(HessianSettings, PROG, __doc__.splitlines()[0])
-    alphas = sum(len(edges) * len(edges[0]) for edges in SPACES[config["space"]].cells.values())
+    alphas = sum(map(sum, SPACES[config["space"]].counts.values()))
     if settings.count >= alphas:
         raise InputError(f"--count: {settings.count}, expected less than the {alphas} alphas of {config['space']}")
     rows = measure_eigenvalues(run, settings, stored)
@@ -216,7 +216,7 @@ def main() -> None:
     from analysis.curves import title
 
     with cli.blaming("run"):
-        plot_eigenvalues(rows, title(config), METHODS[stored.method][0], run / "hessian.png")
+        plot_eigenvalues(rows, title(config), shade(stored.method), run / "hessian.png")
     print(f"{run / 'hessian.csv'}\n{run / 'hessian.png'}")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from analysis.colors import METHODS
+from analysis.colors import shade
 from analysis.hessian import MeasurementSettings, read_command_line
 from lib import cli
 from lib.cli import InputError
@@ -118,7 +118,7 @@ def main() -> None:
     with cli.blaming("run"):
         write_csv(run / "landscape.csv", rows)
         write_atomically(run / "landscape.json", json.dumps({"command": cli.command_line()}) + "\n")
-        plot_landscape(rows, f"{title(config)}, epoch {epoch}", METHODS[stored.method][0], run / "landscape.png")
+        plot_landscape(rows, f"{title(config)}, epoch {epoch}", shade(stored.method), run / "landscape.png")
     print(f"{run / 'landscape.csv'}\n{run / 'landscape.png'}")
 
 

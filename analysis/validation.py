@@ -68,15 +68,16 @@ class ValidationLoss:
             search.restore(checkpoints.load(self._paths[epoch]))
         now = schedule(search.settings, epoch - 1)
         self._objective = Objective(search.supernet, search.autocast, now.drop_path_prob, now.skip_beta)
-        return torch.cat([alpha.detach().flatten() for alpha in search.architecture.alphas.values()])
+        places = search.architecture.places
+        return torch.cat([alpha.detach()[places[kind]] for kind, alpha in search.architecture.alphas.items()])
 
     def __call__(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy, which can be differentiated, and accuracy over all images, for alpha (n,)."""
-        search, alphas = self.search, self.search.architecture.alphas
-        parts = alpha.split([own.numel() for own in alphas.values()])
+        search, places = self.search, self.search.architecture.places
+        parts = alpha.split([int(own.sum()) for own in places.values()])
         mixing = {
-            kind: relax(part.view_as(own), search.settings.relaxation)
-            for part, (kind, own) in zip(parts, alphas.items(), strict=True)
+            kind: relax(alpha.new_full(own.shape, -torch.inf).masked_scatter(own, part), search.settings.relaxation)
+            for part, (kind, own) in zip(parts, places.items(), strict=True)
         }
         weights = [mixing[kind] for kind in search.supernet.kinds]
         losses, accuracies = [], []

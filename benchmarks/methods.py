@@ -9,18 +9,19 @@ one process. Prints medians.
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 from benchmarks.results import check_out, write_results
 from benchmarks.search_step import step_of
 from lib import cli, options
 from lib.options import Channels, ImageSizeOrOwn, Layers, PositiveInt, Seed, option
-from search.settings import SCRIPT, SearchSettings
+from search.methods import METHODS
+from search.settings import SCRIPT
 
 PROG = "methods.py"
 #: the steps of these two are those of darts, and those of lambda-darts with --derivatives exact
 NOT_TIMED = ("darts-pt", "lambda-darts-exact")
-METHODS = [name for name in get_args(get_type_hints(SearchSettings)["method"]) if name not in NOT_TIMED]
+TIMED = [name for name in METHODS if name not in NOT_TIMED]
 #: methods that are also timed with --derivatives exact
 SECOND_ORDER = ("darts-2nd", "lambda-darts", "idarts")
 
@@ -49,7 +50,7 @@ def time_steps(settings: MethodsSettings) -> dict[str, tuple[float, float]]:
 
     common: dict[str, Any] = {"dataset": "folder", **asdict(settings)}
     del common["rounds"], common["out"]
-    contenders = {method: SCRIPT.settings_of(method, **common) for method in METHODS}
+    contenders = {method: SCRIPT.settings_of(method, **common) for method in TIMED}
     contenders |= {f"{name}, exact": SCRIPT.settings_of(name, **common, derivatives="exact") for name in SECOND_ORDER}
     searches = {name: open_search(contender) for name, contender in contenders.items()}
     steps = {name: step_of(search) for name, search in searches.items()}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from fast_edges import AuxiliarySkips, Convs, FactorizedReduces, FastEdges, Operations, Separables
+from fast_edges import AuxiliarySkips, Convs, FactorizedReduces, FastEdges, Modules, Operations, Separables
 from lib.kernels import AveragePool, BatchNorm2d, DepthwiseConv2d, without_running_statistics
 from model_search import MixedEdges
 
@@ -69,7 +69,20 @@ def as_plain(supernet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Te
                 for piece, modules in zip(tensor.chunk(len(twins)), twins, strict=True):
                     plain |= {f"{cell}.{module}.weight": piece for module in modules}
         tensors.pop(f"{cell}.places", None)
+        for name, twin in _copies(mixed):
+            for old in [old for old in tensors if old.startswith(f"{cell}.{name}.")]:
+                plain[old.replace(name, twin, 1)] = tensors.pop(old)
     return {**tensors, **plain}
+
+
+def _copies(mixed: FastEdges) -> Iterator[tuple[str, str]]:
+    """The operations that are modules of their own, and those of the plain twin."""
+    for source, operations in mixed.operations.items():
+        for number, operation in enumerate(operations.children()):
+            if isinstance(operation, Modules):
+                for index, (edge, place) in enumerate(operation.pairs):
+                    own = f"operations.{source}.{number}.operations.{index}"
+                    yield own, f"mixed_ops.{edge}.operations.{place}"
 
 
 def _twins(mixed: FastEdges) -> Iterator[tuple[str, list[list[str]]]]:

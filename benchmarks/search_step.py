@@ -12,21 +12,17 @@ Operator calls are those that reach a GPU, without views.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from benchmarks.results import check_out, write_results
 from benchmarks.turns import take_turns
 from lib import cli, options
 from lib.options import Channels, ImageSize, Layers, PositiveInt, Seed, option
-from search.settings import SCRIPT, SearchSettings
+from search.settings import SCRIPT, MethodName
 
 if TYPE_CHECKING:
     from lib.batches import Batch
     from search.state import SearchState
-
-    Method = str
-else:
-    Method = get_type_hints(SearchSettings)["method"]
 
 PROG = "search_step.py"
 Way = Literal[
@@ -38,7 +34,7 @@ Way = Literal[
 class SearchStepSettings:
     """The settings of this benchmark."""
 
-    methods: list[Method] | None = option(None, "Methods, as in --method of train_search.py. By default lambda-darts.")
+    methods: list[MethodName] | None = option(None, "Values of --method of train_search.py. By default lambda-darts.")
     space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "Search space.")
     init_channels: Channels = option(16, "Channels C of the first cells.")
     layers: Layers = option(8, "Number of cells in s1 to s5.")
@@ -91,13 +87,13 @@ def step_of(search: "SearchState") -> Callable[["list[Batch]", "Batch"], None]:
 
     settings = search.settings
     now = schedule(settings, settings.epochs // 2)
-    strength = 0.0 if settings.reg == "none" else settings.lambda_
+    now = now._replace(lambda_t=0.0 if settings.reg == "none" else settings.lambda_)
 
     def step(train_batches: "list[Batch]", valid_batch: "Batch") -> None:
         objective = search.objective(now.drop_path_prob, now.skip_beta)
         for batch in train_batches:
-            weight_step(search, objective, batch, strength, layers=False)
-        alpha_step(search, objective, train_batches[-1], valid_batch)
+            weight_step(search, objective, batch, now, layers=False)
+        alpha_step(search, objective, train_batches[-1], valid_batch, now)
 
     return step
 

@@ -6,7 +6,7 @@ import difflib
 import math
 import reprlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import (
@@ -24,8 +24,10 @@ from typing import (
 
 import jsonargparse
 
+from lib import plugins
 from lib.cli import InputError, blaming
 from lib.files import read_yaml
+from lib.registry import nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -38,6 +40,12 @@ class Limit(NamedTuple):
 
     text: str
     accepts: Callable[[float], bool]
+
+
+class NameOf(NamedTuple):
+    """The condition that the text of an option is the name of an entry. `names` may grow, as plugins add entries."""
+
+    names: Callable[[], Iterable[str]]
 
 
 PositiveInt = Annotated[int, Limit("1 or more", lambda n: n >= 1)]
@@ -63,11 +71,15 @@ class Need(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def option(default: Any, help: str, group: str = "settings", need: Need | None = None) -> Any:
+#: the help of --plugin
+PLUGIN_HELP = "Python file of your own that adds operations, spaces, methods and so on. Can be repeated."
+
+
+def option(default: Any, help: str | Callable[[], str], group: str = "settings", need: Need | None = None) -> Any:
     """A field of a settings dataclass.
 
     Args:
-        help: One or two sentences for `--help`.
+        help: One or two sentences for `--help`, or a function that makes them.
         group: The heading under which `--help` lists the option.
         need: The flag is rejected unless this condition holds.
     """
@@ -80,19 +92,20 @@ def argument(help: str) -> Any:
 
 
 def _parts(kind: Any) -> tuple[Any, list[Limit], bool]:
-    """The type of one value of an option, its limits, and True if the option takes a list."""
+    """The type of one value of an option (or its NameOf), its limits, and True if the option takes a list."""
     kind = get_args(kind)[0] if NoneType in get_args(kind) else kind
     several = get_origin(kind) is list
     kind = get_args(kind)[0] if several else kind
     base, *limits = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-    return base, limits, several
+    return (limits[0], [], several) if limits and isinstance(limits[0], NameOf) else (base, limits, several)
 
 
 def read_value(kind: Any, value: Any) -> Any:
     """The value of an option.
 
     Args:
-        kind: The type of the field: bool, int, float, str, a Literal, a number with a Limit, or a list of these.
+        kind: The type of the field: bool, int, float, str, a Literal, a number with a Limit, a text with NameOf, or a
+            list of these.
         value: A word of the command line, or a value of a settings file.
 
     Raises:
@@ -114,8 +127,13 @@ def _read_single(base: Any, limits: Sequence[Limit], value: Any) -> Any:
             if value in (choice, str(choice)):
                 return choice
         raise ValueError(f"{reprlib.repr(value)}, expected one of {', '.join(map(repr, get_args(base)))}")
-    names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
-    expected = ", ".join([f"expected {names[base]}", *(limit.text for limit in limits)])
+    if isinstance(base, NameOf):
+        names = list(base.names())
+        if value in names:
+            return value
+        raise ValueError(f"{reprlib.repr(value)}, {nearest(str(value), names)} (--plugin FILE.py adds names of your own)")
+    words = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    expected = ", ".join([f"expected {words[base]}", *(limit.text for limit in limits)])
     numeric = base in (int, float)
     if not isinstance(value, (base, str, int) if numeric else base) or (numeric and isinstance(value, bool)):
         raise ValueError(f"{reprlib.repr(value)}, {expected}")
@@ -136,16 +154,39 @@ def with_underscores(word: str) -> str:
     return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word
 
 
+def load_plugins(arguments: Sequence[str] | None) -> list[str]:
+    """Load the plugins of a command line, and return its other words.
+
+    Raises:
+        InputError: A plugin is missing, or a registry rejects an entry.
+    """
+    words = [with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    given, rest = _read_first(words, plugin="append")
+    with blaming("--plugin"):
+        plugins.load(given.plugin or [])
+    return rest
+
+
+def _read_first(words: list[str], **actions: str) -> tuple[argparse.Namespace, list[str]]:
+    """The values of some flags, by name and action, and the words besides them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name, action in actions.items():
+        parser.add_argument(f"--{name}", action=action)
+    try:
+        return parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error.argument_name}: {error.message}") from error
+
+
 class Parser(jsonargparse.ArgumentParser):
     """A parser that raises InputErrors and accepts `-` for `_` in flags."""
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(formatter_class=argparse.HelpFormatter, allow_abbrev=False, **keywords)
+        self.add_argument("--plugin", metavar="FILE.py", help=PLUGIN_HELP)
 
     def parse_args(self, args: Sequence[str] | None = None, **keywords: Any) -> Any:  # type: ignore[override]
-        return super().parse_args(
-            [with_underscores(word) for word in (sys.argv[1:] if args is None else args)], **keywords
-        )
+        return super().parse_args(load_plugins(args), **keywords)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if isinstance(ex, argparse.ArgumentError) and ex.argument_name:
@@ -170,7 +211,7 @@ def parser_for(kind: type, prog: str, description: str) -> Parser:
         if name not in flags:
             parser.add_argument(name, type=str, metavar=name.upper(), help=help)
             continue
-        group = field.metadata["group"]
+        group, help = field.metadata["group"], help() if callable(help) else help
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         details, keywords = _of_flag(kinds[name], field.default)
@@ -196,7 +237,7 @@ def _of_flag(kind: Any, default: Any) -> tuple[str, dict[str, Any]]:
     if kind is bool:
         return "(default: yes)" if default else "", {"action": jsonargparse.ActionYesNo(no_prefix="no_")}
     base, limits, several = _parts(kind)
-    choices = get_args(base) if get_origin(base) is Literal else ()
+    choices = base.names() if isinstance(base, NameOf) else get_args(base) if get_origin(base) is Literal else ()
     metavar = f"{{{','.join(choices)}}}" if choices else {str: "TEXT", int: "N", float: "X"}[base]
 
     shown = [] if default in (None, "") else ["default: %(default)s"]
@@ -235,21 +276,15 @@ def parse_given(
     """
     kinds = get_type_hints(kind, include_extras=True)
     known = {*kinds, *(f"no_{name}" for name in kinds if kinds[name] is bool), "config", "print_config", "help"}
-    words = [with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    words = load_plugins(arguments)
     flags = _flags(words, known)
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("config", "method", "space"):
-        early.add_argument(f"--{name}")
-    try:
-        chosen, rest = early.parse_known_args(words)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error.argument_name}: {error.message}") from error
+    chosen, rest = _read_first(words, config="store", method="store", space="store")
     config = {}
     if chosen.config is not None:
         config = _read_values(_read_mapping(Path(chosen.config), "--config"), kinds, f"--config: {chosen.config}")
     first: dict[str, Any] = {name: config[name] for name in ("method", "space") if name in config}
-    for name in kinds.keys() & {"method", "space"}:
-        if (value := getattr(chosen, name)) is not None:
+    for name, value in vars(chosen).items():
+        if name in kinds and value is not None:
             rest.append(f"--{name}={value}")
             with blaming(f"--{name}"):
                 first[name] = read_value(kinds[name], value)
@@ -257,8 +292,9 @@ def parse_given(
         raise InputError(f"--config: {chosen.config}: resume: expected it on the command line only")
     parser = parser_for(kind, prog, description)
     given = {name for name in kinds if {name, f"no_{name}"} & flags}
-    lists = {name: [] for name in given if _parts(kinds[name])[2]}  # a flag given twice adds to its list
-    parser.set_defaults({**preset(first), **config, **lists})
+    lists: dict[str, Any] = {name: [] for name in given if _parts(kinds[name])[2]}  # a flag given twice adds to its list
+    implied = _read_values(preset(first), kinds, f"--method: {first.get('method')}")
+    parser.set_defaults({**implied, **config, **lists})
     namespace = parser.parse_args(rest)
     settings = kind(**{name: getattr(namespace, name) for name in kinds})
     if not getattr(settings, "resume", ""):
@@ -321,9 +357,11 @@ def load_settings(kind: type[Settings], prog: str, run: Path, flag: str) -> Sett
     """The settings of the run that `flag` names.
 
     Raises:
-        InputError: The folder is not a run of `prog`, or its config.yaml is invalid.
+        InputError: The folder is not a run of `prog`, its config.yaml is invalid, or a plugin of it is not loaded.
     """
     kinds, stored = get_type_hints(kind, include_extras=True), stored_settings(run, flag)
+    with blaming(flag):
+        plugins.check(stored.get("provenance", {}).get("plugins", []), run)
     source = f"{flag}: {run / 'config.yaml'}"
     missing = sorted(kinds.keys() - {"save", "resume"} - stored.keys())
     if missing:

@@ -9,20 +9,22 @@ from typing import Any
 
 import yaml
 
+from lib import plugins
 from lib.files import write_atomically
 
 PACKAGES = ("torch", "torchvision", "pytorch_lightning", "numpy")
 
 
 def provenance(command: str, device: str) -> dict[str, Any]:
-    """The command, commit, versions and device of a run."""
+    """The command, commit, versions, device and plugins of a run."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "unknown"
-    return {"command": command, "commit": _commit(), "device": device, "versions": versions}
+    origin = {"command": command, "commit": _commit(), "device": device, "versions": versions}
+    return {**origin, "plugins": plugins.record()} if plugins.LOADED else origin
 
 
 def _commit() -> str:

@@ -1,12 +1,15 @@
 """The methods: the settings of each paper, as far as they differ from first-order DARTS (the defaults of settings.py).
 
-To add a method, add an entry. A setting that a method needs and that no flag has yet is a new field of
+To add a method, add an entry, here or in a plugin: `METHODS["mine"] = Method("Me (2027)", {"reg": "mine"})`. What no
+flag has yet is an entry of another registry, such as REGULARIZERS, ALPHA_REGULARIZERS or SMOOTHING, or a new field of
 `search.settings.CommonSettings`. Nothing here imports torch.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from lib.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ NASBENCH201 = ("nasbench201",)
 #: Λ-DARTS in NAS-Bench-201 (its section 5.1, and the order of the steps in its released code)
 LAMBDA_DARTS_201 = {"lambda_": 0.25, "arch_learning_rate": 1e-4, "epochs": 100, "weights_first": True}
 
-METHODS: dict[str, Method] = {
+_METHODS = {
     "darts": Method(f"{DARTS}, first order"),
     "darts-2nd": Method(f"{DARTS}, second order", {"hypergradient": "unrolled"}),
     "lambda-darts": Method(
@@ -74,7 +77,22 @@ METHODS: dict[str, Method] = {
         {"selection": "perturbation", "finetune_epochs": 5},
         {NASBENCH201: {"epochs": 100}},  # as in its released code
     ),
+    "beta-darts": Method(
+        "beta-DARTS (Ye et al., CVPR 2022)",
+        {"alpha_reg": "logsumexp", "alpha_reg_weight": 25.0, "alpha_reg_schedule": "linear"},
+        {NASBENCH201: {"alpha_reg_weight": 50.0, "epochs": 100}},  # 0.5 more in each epoch in either space
+    ),
+    "sdarts-rs": Method("SmoothDARTS (Chen and Hsieh, ICML 2020), random smoothing", {"smooth": "random"}),
+    "sdarts-adv": Method("SmoothDARTS, adversarial training", {"smooth": "adversarial"}),
 }
+
+
+def _check_method(method: object) -> None:
+    if not isinstance(method, Method):
+        raise ValueError(f"{method!r}; expected a Method")
+
+
+METHODS: Registry[Method] = Registry("method", _METHODS, _check_method)
 
 
 def preset(method: str, space: str) -> dict[str, Any]:

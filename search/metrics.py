@@ -25,6 +25,8 @@ from search.settings import CommonSettings
 from spaces import Candidates
 from utils import Averages, accuracy
 
+#: values of --reg whose value is the alignment, or that have none
+ALIGNMENTS = ("none", "noise", "corr")
 #: gradients below this fraction of the largest layer's count as vanished
 VANISHED = 1e-6
 
@@ -45,11 +47,12 @@ class Meters(Averages):
     Args:
         kinds: The kind of cell of each layer.
         epoch: The number of the epoch, counted from 0.
+        reg: The regularizer of the weights, whose value is logged if it is not the alignment.
     """
 
-    def __init__(self, architecture: Architecture, kinds: Sequence[str], epoch: int) -> None:
+    def __init__(self, architecture: Architecture, kinds: Sequence[str], epoch: int, reg: str = "none") -> None:
         super().__init__()
-        self.architecture, self.kinds, self.epoch = architecture, kinds, epoch
+        self.architecture, self.kinds, self.epoch, self.reg = architecture, kinds, epoch, reg
         self.finite = FiniteCheck(next(architecture.parameters()).device)
         self._values: dict[str, Tensor] = {}
 
@@ -85,6 +88,8 @@ class Meters(Averages):
             self.add("regularizer_gradient_norm", norm(result.regularizer_gradient))
         if len(result.layer_gradients) > 1:
             self.add("train_alignment", layer_alignment(result.layer_gradients))
+            if self.reg not in ALIGNMENTS:
+                self.add("regularizer", layer_alignment(result.layer_gradients, self.reg))
         self._values |= {"train_loss": result.loss, "gradient of the weights": clipped_norm}
 
     def check(self, step: int) -> None:
@@ -114,8 +119,8 @@ class History:
     alphas: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def add_alphas(self, architecture: Architecture) -> None:
-        """Record alpha."""
-        for kind, alpha in architecture.alphas.items():
+        """Record alpha, with -inf in the places without an operation."""
+        for kind, alpha in architecture.logits().items():
             self.alphas.setdefault(kind, []).append(alpha.detach().cpu().numpy().copy())
 
     def snapshot(self) -> dict[str, Any]:
@@ -135,7 +140,9 @@ class History:
         write_atomically(run / "genotypes.jsonl", "".join(lines))
         content = io.BytesIO()
         arrays: dict[str, Any] = {kind: np.stack(values) for kind, values in self.alphas.items()}
-        arrays |= {f"{kind}_operations": np.array(edges) for kind, edges in self.operations.items()}
+        for kind, edges in self.operations.items():  # "" in the places without an operation
+            width = max(map(len, edges))
+            arrays[f"{kind}_operations"] = np.array([[*names, *[""] * (width - len(names))] for names in edges])
         np.savez(content, **arrays)
         write_atomically(run / "alphas.npz", content.getvalue())
 
@@ -155,12 +162,15 @@ def epoch_columns(
         names += ["neumann_residual"]
     if settings.alpha_reg != "none":
         names += ["alpha_regularizer", "alpha_regularizer_gradient_norm"]
+    if settings.reg not in ALIGNMENTS:
+        names += ["regularizer"]
     columns = {name: means.get(name) for name in names}
     columns |= {f"gradient_norm_layer_{layer}": value for layer, value in enumerate(means["layer_gradient_norms"])}
     columns |= {f"entropy_{kind}": entropy(weights, sigmoid) for kind, weights in mixing.items()}
     columns |= {f"saturated_{kind}": saturated(weights, sigmoid) for kind, weights in mixing.items()}
     if sigmoid:
-        over = {kind: (weights >= settings.threshold).double().mean().item() for kind, weights in mixing.items()}
+        # A place without an operation has the weight 0.
+        over = {kind: ((w >= settings.threshold).sum() / (w > 0).sum()).item() for kind, w in mixing.items()}
         columns |= {f"gates_over_threshold_{kind}": share for kind, share in over.items()}
     return columns | {f"skip_connect_{kind}": skip_connects(cell, kind) for kind in mixing}
 

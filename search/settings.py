@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from lib import cli, options
 from lib.cli import InputError
@@ -15,6 +15,7 @@ from lib.options import (
     Fraction,
     Gate,
     Layers,
+    NameOf,
     Need,
     NonNegativeFloat,
     NonNegativeInt,
@@ -24,15 +25,14 @@ from lib.options import (
 )
 from lib.settings import ImageSettings, RunSettings
 from search.methods import METHODS, preset
-from spaces import SPACES, cell_kinds
+from spaces import SPACES, cell_kinds, spaces_of_darts_cells
 
-if TYPE_CHECKING:
-    MethodName = str
-else:
-    MethodName = Literal[*METHODS]
+MethodName = Annotated[str, NameOf(lambda: METHODS)]
+SpaceName = Annotated[str, NameOf(spaces_of_darts_cells)]
 
 DESCRIPTION = (
-    "Search a cell with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with their ideas combined. "
+    "Search a cell with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS, DARTS-PT, beta-DARTS or SmoothDARTS, or with their "
+    "ideas combined. "
     "--method sets all flags as in that paper; other flags override it. The defaults shown are those of Λ-DARTS for "
     "the DARTS space on CIFAR-10."
 )
@@ -57,6 +57,8 @@ of_method, of_data, of_space, of_mixing, of_weights, of_alpha, of_regularizer, o
 
 AUXILIARY = Need("--auxiliary_skip skip or conv1", lambda s: s.auxiliary_skip != "none")
 IMPLICIT = Need("--hypergradient implicit", lambda s: s.hypergradient == "implicit")
+SMOOTHED = Need("--smooth other than none", lambda s: s.smooth != "none")
+ALPHA_REGULARIZED = Need("--alpha_reg other than none", lambda s: s.alpha_reg != "none")
 REGULARIZED = Need("--reg other than none", lambda s: s.reg != "none")
 
 
@@ -66,9 +68,11 @@ class CommonSettings(RunSettings, ImageSettings):
 
     method: MethodName = of_method(
         "lambda-darts",
-        "Method whose paper sets all other flags: "
-        + "; ".join(f"{name} is {method.paper}" for name, method in METHODS.items())
-        + ".",
+        lambda: (
+            "Method whose paper sets all other flags: "
+            + "; ".join(f"{name} is {method.paper}" for name, method in METHODS.items())
+            + "."
+        ),
     )
     train_portion: Fraction = of_data(
         0.5,
@@ -96,6 +100,18 @@ class CommonSettings(RunSettings, ImageSettings):
     skip_beta: PositiveFloat = of_mixing(1.0, "Beta of the auxiliary skip in the first epoch.", need=AUXILIARY)
     decay: Literal["linear", "cosine", "slow_cosine"] = of_mixing(
         "linear", "Schedule by which beta decreases to 0.", need=AUXILIARY
+    )
+
+    smooth: str = of_mixing(
+        "none",
+        "Perturbation of p in the step of the weights (SmoothDARTS): random, adversarial, another entry of SMOOTHING, "
+        "or none.",
+    )
+    smooth_start: NonNegativeFloat = of_mixing(
+        0.03, "Largest perturbation of a mixing weight in the first epoch.", need=SMOOTHED
+    )
+    smooth_end: NonNegativeFloat = of_mixing(
+        0.3, "Largest perturbation after the last epoch; it increases linearly.", need=SMOOTHED
     )
 
     epochs: PositiveInt = of_weights(50, "Epochs of the search.")
@@ -135,13 +151,14 @@ class CommonSettings(RunSettings, ImageSettings):
     arch_weight_decay: NonNegativeFloat = of_alpha(1e-3, "Weight decay of alpha.")
     alpha_reg: str = of_alpha(
         "none",
-        "Regularizer of alpha: FairDARTS's zero-one loss on p (zero_one_l2 or zero_one_l1), another entry of "
-        "ALPHA_REGULARIZERS, or none.",
+        "Regularizer of alpha: FairDARTS's zero-one loss on p (zero_one_l2 or zero_one_l1), beta-DARTS's logsumexp, "
+        "another entry of ALPHA_REGULARIZERS, or none.",
     )
-    alpha_reg_weight: NonNegativeFloat = of_alpha(
-        10.0,
-        "Weight w01 of alpha's regularizer.",
-        need=Need("--alpha_reg other than none", lambda s: s.alpha_reg != "none"),
+    alpha_reg_weight: NonNegativeFloat = of_alpha(10.0, "Weight of alpha's regularizer.", need=ALPHA_REGULARIZED)
+    alpha_reg_schedule: Literal["constant", "linear"] = of_alpha(
+        "constant",
+        "Schedule of this weight: constant, or linear from 0 in the first epoch towards the weight.",
+        need=ALPHA_REGULARIZED,
     )
     derivatives: Literal["difference", "exact"] = of_alpha(
         "difference",
@@ -210,9 +227,10 @@ class CommonSettings(RunSettings, ImageSettings):
 class SearchSettings(CommonSettings):
     """The settings of a search among cells of DARTS. The defaults are those of first-order DARTS (ICLR 2019)."""
 
-    space: Literal["s1", "s2", "s3", "s4", "s5"] = of_space(
+    space: SpaceName = of_space(
         "s5",
-        "Search space: s1 to s4 are RobustDARTS's; s5 is DARTS's without none, which are FairDARTS's seven operations.",
+        "Search space: s1 to s4 are RobustDARTS's; darts is DARTS's; s5 is darts without none, which are FairDARTS's "
+        "seven operations.",
     )
     layers: Layers = of_space(8, "Number of cells, at least 3, or 4 with a regularizer of the weights.")
 

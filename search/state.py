@@ -17,10 +17,12 @@ from lib.cli import InputError, blaming
 from lib.cuda_graphs import CapturedObjective, Graphs
 from lib.devices import autocast, compile_parts, default_dtype, memory_format, prepare_device
 from lib.objective import Objective
+from lib.registry import nearest
 from model_search import AnySupernet, MixedEdges, Supernet
 from regularizers import ALPHA_REGULARIZERS, REGULARIZERS
 from search.metrics import History
 from search.settings import CommonSettings, SearchSettings
+from smoothing import SMOOTHING
 from spaces import SPACES
 
 
@@ -34,12 +36,13 @@ class SearchState:
 
     def __init__(self, settings: CommonSettings, dataset: datasets.DataSet, device: torch.device) -> None:
         self.settings, self.dataset, self.device, self.space = settings, dataset, device, SPACES[settings.space]
-        for flag, name, known in (
-            ("--reg", settings.reg, ("none", "noise", *REGULARIZERS)),
-            ("--alpha_reg", settings.alpha_reg, ("none", *ALPHA_REGULARIZERS)),
+        for flag, name, registry, others in (
+            ("--reg", settings.reg, REGULARIZERS, ("none", "noise")),
+            ("--alpha_reg", settings.alpha_reg, ALPHA_REGULARIZERS, ("none",)),
+            ("--smooth", settings.smooth, SMOOTHING, ("none",)),
         ):
-            if name not in known:
-                raise InputError(f"{flag}: {name!r}, expected one of {', '.join(known)}")
+            if name not in (*others, *registry):
+                raise InputError(f"{flag}: {name!r}, {nearest(name, [*others, *registry])}")
         if settings.cuda_graphs and device.type != "cuda":
             raise InputError(f"--cuda_graphs: the device is {device.type}; expected it with a cuda device only")
         with blaming("--cutout_length"):
@@ -47,8 +50,9 @@ class SearchState:
         self.memory_format = memory_format(settings.memory_format, device)
         torch.manual_seed(settings.seed)
         with default_dtype(torch.float64 if settings.precision == "64-true" else torch.float32), device:
-            self.supernet = self.make_supernet().to(memory_format=self.memory_format)
-            self.architecture = Architecture(self.supernet.alpha_shapes, settings.relaxation)
+            with blaming("--space"):  # its operations
+                self.supernet = self.make_supernet().to(memory_format=self.memory_format)
+            self.architecture = Architecture(self.space.counts, settings.relaxation)
         self.make_optimizers()
         train, valid = self.split()
         self.images_sha256 = datasets.sha256(train, valid)

@@ -21,6 +21,7 @@ if __name__ == "__main__":
 import math
 import shlex
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -41,11 +42,13 @@ from lib.objective import Objective, Tensors, cosine_similarity
 from lib.progress import StepProgress
 from lib.provenance import provenance, write_config
 from lib.schedules import cosine_decay
+from lib.seeds import mix
 from regularizers import ALPHA_REGULARIZERS, WeightGradient, regularized_gradient, weight_gradient
 from search.metrics import AlphaStep, Meters, epoch_columns, new_warnings, summary
 from search.perturbation import select_by_perturbation
 from search.state import SearchState, open_search
 from selection import missing_cell
+from smoothing import SMOOTHING
 from utils import TensorBoardLog
 
 #: without a regularizer, every tenth training batch has its layer gradients taken too, for the log
@@ -59,13 +62,15 @@ class Schedule(NamedTuple):
     lambda_t: float = 0.0
     skip_beta: float = 0.0
     drop_path_prob: float = 0.0
+    alpha_reg_weight: float = 0.0
+    smooth_radius: float = 0.0
 
 
 def schedule(settings: CommonSettings, epoch: int) -> Schedule:
     """The schedules at an epoch, counted from 0.
 
     The learning rate follows a cosine (DARTS). lambda_t rises linearly from 0 in the first epoch to lambda in the last
-    (Λ-DARTS). beta_t falls to 0 (DARTS-, section 3.3).
+    (Λ-DARTS). beta_t falls to 0 (DARTS-, section 3.3). The radius of the smoothing rises linearly (SmoothDARTS).
     """
     done, low = epoch / settings.epochs, settings.learning_rate_min
     ramp = epoch / (settings.epochs - 1) if settings.epochs > 1 else 1.0
@@ -79,6 +84,8 @@ def schedule(settings: CommonSettings, epoch: int) -> Schedule:
         lambda_t=0.0 if settings.reg == "none" else settings.lambda_ * ramp,
         skip_beta=0.0 if settings.auxiliary_skip == "none" else settings.skip_beta * decays[settings.decay],
         drop_path_prob=settings.drop_path_prob * done,
+        alpha_reg_weight=settings.alpha_reg_weight * (done if settings.alpha_reg_schedule == "linear" else 1),
+        smooth_radius=settings.smooth_start + (settings.smooth_end - settings.smooth_start) * done,
     )
 
 
@@ -115,9 +122,14 @@ def architecture_gradient(
 
 
 def alpha_step(
-    state: SearchState, objective: Objective, train_batch: Batch, valid_batch: Batch, residual: bool = False
+    state: SearchState,
+    objective: Objective,
+    train_batch: Batch,
+    valid_batch: Batch,
+    now: Schedule,
+    residual: bool = False,
 ) -> AlphaStep:
-    """alpha descends L_val + w01 * R(p) (DARTS, algorithm 1, step 1; FairDARTS, equation 5).
+    """alpha descends L_val + w_t * R(alpha, p) (DARTS, algorithm 1, step 1; FairDARTS, equation 5).
 
     Args:
         residual: Measure the residual of the Neumann series.
@@ -128,8 +140,8 @@ def alpha_step(
     value: Tensor | None = None
     pull: Tensors = ()
     if settings.alpha_reg != "none":
-        value = ALPHA_REGULARIZERS[settings.alpha_reg](list(architecture.mixing_weights().values()))
-        pull = torch.autograd.grad(settings.alpha_reg_weight * value, list(architecture.parameters()))
+        value = ALPHA_REGULARIZERS[settings.alpha_reg](architecture.logits(), architecture.mixing_weights())
+        pull = torch.autograd.grad(now.alpha_reg_weight * value, list(architecture.parameters()))
         gradient = [g + p for g, p in zip(gradient, pull, strict=True)]
     for alpha, g in zip(architecture.parameters(), gradient, strict=True):
         alpha.grad = g
@@ -140,8 +152,23 @@ def alpha_step(
     return AlphaStep(result, valid_batch.labels, gradient, value, pull)
 
 
+def smoothed(state: SearchState, objective: Objective, batch: Batch, radius: float) -> list[Tensor]:
+    """The mixing weights of each layer that the weight step sees: p, or p perturbed (SmoothDARTS)."""
+    if state.settings.smooth == "none":
+        return state.layer_weights()
+    architecture, kinds = state.architecture, state.supernet.kinds
+
+    def gradient(mixing: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        result = objective.gradients(state.layer_weights(mixing), batch, range(len(kinds)), parameters=False)
+        return architecture.layer_sums(kinds, result.layers)
+
+    p = {kind: weights.detach() for kind, weights in architecture.mixing_weights().items()}
+    torch.manual_seed(mix(batch.seed, 1))
+    return state.layer_weights(SMOOTHING[state.settings.smooth](p, radius, gradient, architecture.project))
+
+
 def weight_step(
-    state: SearchState, objective: Objective, batch: Batch, lambda_t: float, layers: bool
+    state: SearchState, objective: Objective, batch: Batch, now: Schedule, layers: bool
 ) -> tuple[WeightGradient, Tensor]:
     """The weights descend L_train - lambda_t * Lambda (DARTS, algorithm 1, step 2; Λ-DARTS, section 4).
 
@@ -153,10 +180,10 @@ def weight_step(
     Returns:
         The gradients, and the norm of the gradient before clipping.
     """
-    settings, weights = state.settings, state.layer_weights()
-    if lambda_t > 0:
+    settings, weights = state.settings, smoothed(state, objective, batch, now.smooth_radius)
+    if now.lambda_t > 0:
         result = regularized_gradient(objective, weights, batch, settings.reg, settings.derivatives, settings.epsilon_0)
-        pull = torch._foreach_mul(result.regularizer_gradient, lambda_t)
+        pull = torch._foreach_mul(result.regularizer_gradient, now.lambda_t)
         gradient = list(torch._foreach_sub(result.gradient, pull))
     else:
         result = weight_gradient(objective, weights, batch, layers)
@@ -185,7 +212,7 @@ def run_epoch(state: SearchState, epoch: int, now: Schedule, progress: StepProgr
     """
     settings, objective = state.settings, state.objective(now.drop_path_prob, now.skip_beta)
     state.weight_optimizer.param_groups[0]["lr"] = now.learning_rate
-    meters = Meters(state.architecture, state.supernet.kinds, epoch)
+    meters = Meters(state.architecture, state.supernet.kinds, epoch, settings.reg)
     train_batches, valid_batches = state.batches(epoch)
     valid = map(state.cast, cycle(valid_batches, len(train_batches)))
     # T weight steps follow each step of alpha; the implicit gradient is taken after them (iDARTS, algorithm 1).
@@ -195,11 +222,11 @@ def run_epoch(state: SearchState, epoch: int, now: Schedule, progress: StepProgr
         if step == 0 and settings.compare_derivatives:
             meters.add("derivative_cosine", derivative_cosine(state, objective, train_batch))
         if not weights_first and step % inner == 0:
-            meters.add_alpha_step(alpha_step(state, objective, train_batch, next(valid)))
-        result, gradient_norm = weight_step(state, objective, train_batch, now.lambda_t, step % ALIGNMENT_EVERY == 0)
+            meters.add_alpha_step(alpha_step(state, objective, train_batch, next(valid), now))
+        result, gradient_norm = weight_step(state, objective, train_batch, now, step % ALIGNMENT_EVERY == 0)
         meters.add_weight_step(result, gradient_norm, train_batch.labels)
         if weights_first and (step % inner == inner - 1 or (step == last and not measured)):
-            meters.add_alpha_step(alpha_step(state, objective, train_batch, next(valid), residual=not measured))
+            meters.add_alpha_step(alpha_step(state, objective, train_batch, next(valid), now, residual=not measured))
             measured = True
         meters.check(step)
     meters.finite.check()
@@ -266,7 +293,14 @@ def derive_cell(state: SearchState, run: Path, folder: Path, resume_with: str) -
     """
 
     def fine_tune(epoch: int, learning_rate: float, progress: StepProgress, name: str) -> None:
-        run_epoch(state, epoch, Schedule(learning_rate), progress, name)
+        settings = state.settings
+        run_epoch(
+            state,
+            epoch,
+            Schedule(learning_rate, alpha_reg_weight=settings.alpha_reg_weight, smooth_radius=settings.smooth_end),
+            progress,
+            name,
+        )
 
     if state.settings.selection == "perturbation":
         return select_by_perturbation(state, fine_tune, folder, resume_with)

@@ -20,7 +20,7 @@ def problem(space="s2", layers=4, size=8):
     """A small supernet in float64 with random mixing weights, and two batches."""
     torch.manual_seed(0)
     supernet = Supernet(SPACES[space], init_channels=4, layers=layers).double()
-    architecture = Architecture(supernet.alpha_shapes).double()
+    architecture = Architecture(SPACES[space].counts).double()
     with torch.no_grad():
         for alpha in architecture.parameters():
             alpha.normal_()

@@ -15,15 +15,20 @@ from tests.supernets import scramble
 DOUBLE = torch.float64
 
 
+def even(shapes):
+    """The numbers of operations of edges that do not differ in it."""
+    return {kind: [operations] * edges for kind, (edges, operations) in shapes.items()}
+
+
 def test_alpha_begins_near_nothing_on_the_softmax_and_at_nothing_on_the_sigmoid():
     shapes = {"normal": (14, 7), "reduce": (14, 5)}
     torch.manual_seed(0)
-    architecture = Architecture(shapes)
+    architecture = Architecture(even(shapes))
     torch.manual_seed(0)
     for (kind, alpha), (name, shape) in zip(architecture.alphas.items(), shapes.items(), strict=True):
         assert kind == name
         assert torch.equal(alpha, 1e-3 * torch.randn(shape))
-    assert [alpha.abs().max().item() for alpha in Architecture(shapes, "sigmoid").parameters()] == [0, 0]
+    assert [alpha.abs().max().item() for alpha in Architecture(even(shapes), "sigmoid").parameters()] == [0, 0]
     assert all(fixed.shape == shapes[kind] and fixed.isnan().all() for kind, fixed in architecture.fixed.items())
 
 
@@ -35,7 +40,7 @@ def test_the_weights_of_the_operations_are_the_last_dimension_of_alpha():
 
 def test_mixing_weights_are_the_softmax_of_each_edge_and_their_gradient_its_chain_rule():
     torch.manual_seed(0)
-    architecture = Architecture({"normal": (14, 7), "reduce": (14, 5)}).double()
+    architecture = Architecture(even({"normal": (14, 7), "reduce": (14, 5)})).double()
     scramble(architecture)
     a, b, c = layer_gradients = [torch.randn(14, width, dtype=DOUBLE) for width in (7, 5, 7)]
     measured = architecture.gradients(["normal", "reduce", "normal"], layer_gradients)
@@ -51,7 +56,7 @@ def test_mixing_weights_are_the_softmax_of_each_edge_and_their_gradient_its_chai
 
 def test_gates_begin_half_open_and_their_gradient_is_the_chain_rule_of_the_sigmoid():
     torch.manual_seed(0)
-    architecture = Architecture({"normal": (14, 7), "reduce": (14, 7)}, "sigmoid").double()
+    architecture = Architecture(even({"normal": (14, 7), "reduce": (14, 7)}), "sigmoid").double()
     assert all(torch.equal(alpha, torch.zeros_like(alpha)) for alpha in architecture.parameters())
     assert all(torch.equal(p, torch.full_like(p, 0.5)) for p in architecture.mixing_weights().values())
     scramble(architecture)
@@ -64,7 +69,7 @@ def test_gates_begin_half_open_and_their_gradient_is_the_chain_rule_of_the_sigmo
 
 @pytest.mark.parametrize("relaxation", ["softmax", "sigmoid"])
 def test_fixed_mixing_weights_stand_and_their_alpha_no_longer_decides(relaxation):
-    architecture = Architecture({"normal": (14, 3)}, relaxation).double()
+    architecture = Architecture(even({"normal": (14, 3)}), relaxation).double()
     scramble(architecture)
     before = architecture.mixing_weights()["normal"].detach()
     architecture.fixed["normal"][5] = torch.tensor([0.0, 1.0, 0.0])

@@ -145,9 +145,9 @@ def test_a_step_of_every_method_is_that_of_the_cpu(method, derivatives):
         )
         now = schedule(settings, 1)
         objective = state.objective(now.drop_path_prob, now.skip_beta)
-        alpha_step(state, objective, train_batch, valid_batch)
+        alpha_step(state, objective, train_batch, valid_batch, now)
         lambda_t = settings.lambda_ if settings.reg != "none" else 0.0
-        weight_step(state, objective, train_batch, lambda_t, layers=False)
+        weight_step(state, objective, train_batch, now._replace(lambda_t=lambda_t), layers=False)
     for name in ("supernet", "architecture"):
         for a, b in zip(getattr(states[0], name).parameters(), getattr(states[1], name).parameters(), strict=True):
             # Kinks: in a difference, a unit that rounding moves over 0 counts for more than rounding.

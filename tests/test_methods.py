@@ -128,7 +128,7 @@ def test_an_alpha_step_descends_the_validation_loss_and_the_weighted_zero_one_lo
         assert norm(pulls) > 0.01 * norm(expected)
         expected = [g + pull for g, pull in zip(expected, pulls, strict=True)]
 
-    alpha_step(state, objective, train_batch, valid_batch)
+    alpha_step(state, objective, train_batch, valid_batch, schedule(state.settings, 0))
     lr, decay = state.settings.arch_learning_rate, state.settings.arch_weight_decay
     for alpha, old, gradient in zip(state.architecture.parameters(), alphas.values(), expected, strict=True):
         torch.testing.assert_close(alpha.grad, gradient, rtol=1e-9, atol=1e-12)
@@ -198,7 +198,7 @@ def test_an_alpha_step_moves_the_weights_by_the_implicit_noise():
     gamma, length = state.settings.learning_rate, torch.cat([v.flatten() for v in v_0]).norm()
     left = [0.01 / length * (gamma * x - v) for v, x in zip(v_0, h, strict=True)]
 
-    alpha_step(state, objective, train_batch, valid_batch)
+    alpha_step(state, objective, train_batch, valid_batch, schedule(state.settings, 0))
     for now, w, n in zip(parameters, before, left, strict=True):
         torch.testing.assert_close(now.detach(), w + n, rtol=1e-9, atol=1e-12)
     assert norm(left) > 1e-3

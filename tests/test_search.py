@@ -19,7 +19,7 @@ from regularizers import regularized_gradient, weight_gradient
 from search.metrics import History, Meters, entropy
 from search.settings import SCRIPT
 from search.state import SearchState
-from search.train_search import alpha_step, schedule, weight_step
+from search.train_search import Schedule, alpha_step, schedule, weight_step
 from tests.helpers import SMALL, assert_same_run, batches_of, metrics, run_search, script_in_process, without_figures
 from tools.kill_drill import scalars
 
@@ -65,7 +65,7 @@ def test_a_weight_step_is_clipped_sgd_on_the_loss_minus_lambda_times_the_alignme
     gradient = [g - lambda_t * r for g, r in zip(reference.gradient, reference.regularizer_gradient, strict=True)]
     scale = min(1.0, grad_clip / (norm(gradient).item() + 1e-6))
     alphas = [alpha.detach().clone() for alpha in state.architecture.parameters()]
-    weight_step(state, objective, batch, lambda_t, layers=False)
+    weight_step(state, objective, batch, Schedule(SMALL.learning_rate, lambda_t), layers=False)
     for parameter, start_value, g in zip(state.supernet.parameters(), before, gradient, strict=True):
         expected = start_value - SMALL.learning_rate * (scale * g + SMALL.weight_decay * start_value)
         torch.testing.assert_close(parameter.detach(), expected)
@@ -80,7 +80,7 @@ def test_an_alpha_step_is_adam_on_the_validation_gradient_and_leaves_the_weights
     weights = [parameter.detach().clone() for parameter in state.supernet.parameters()]
     before = [alpha.detach().clone() for alpha in state.architecture.parameters()]
     meters = Meters(state.architecture, state.supernet.kinds, 0)
-    meters.add_alpha_step(alpha_step(state, objective, train_batch, valid_batch))
+    meters.add_alpha_step(alpha_step(state, objective, train_batch, valid_batch, schedule(SMALL, 0)))
     assert all(torch.equal(a, b) for a, b in zip(weights, state.supernet.parameters(), strict=True))
     for alpha, start_value in zip(state.architecture.parameters(), before, strict=True):
         # Adam's first step is the learning rate along the sign of gradient + weight_decay * alpha
@@ -96,10 +96,10 @@ def test_while_lambda_is_zero_no_regularizer_pass_is_run(monkeypatch):
     passes = []
     objective = Objective(state.supernet)
     monkeypatch.setattr(state.supernet, "forward", lambda *a, f=state.supernet.forward: passes.append(1) or f(*a))
-    weight_step(state, objective, batch, 0.0, layers=False)
+    weight_step(state, objective, batch, schedule(SMALL, 0), layers=False)
     assert len(passes) == 1
     state.settings = replace(SMALL, derivatives="difference")
-    weight_step(state, objective, batch, 0.5, layers=False)
+    weight_step(state, objective, batch, Schedule(SMALL.learning_rate, 0.5), layers=False)
     assert len(passes) == 4
 
 

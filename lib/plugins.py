@@ -1,0 +1,80 @@
+"""Plugins: Python files of users, which add operations, spaces, methods and so on to the registries.
+
+A plugin is loaded only because a command line or a call names it. A run records the plugins that it used; nothing loads
+them on its behalf. Nothing here imports torch.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from lib.registry import EntryError
+
+
+class Plugin(NamedTuple):
+    """A loaded plugin: its path as it was given, the SHA-256 of its content, and its module."""
+
+    path: Path
+    sha256: str
+    module: ModuleType
+
+
+#: the plugins of this process, in the order of loading
+LOADED: list[Plugin] = []
+
+
+def load(paths: Iterable[str | Path]) -> None:
+    """Run plugins, each once.
+
+    Raises:
+        ValueError: A file is missing, or a registry rejects an entry. Other errors of the file's code pass through.
+    """
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}; expected a Python file that adds entries to the registries")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest in (plugin.sha256 for plugin in LOADED):
+            continue
+        name = f"plugin_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or name in sys.modules:
+            raise ValueError(f"{path}; expected a .py file whose name no other plugin has")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except EntryError as error:
+            raise ValueError(f"{path}: {error}") from error
+        LOADED.append(Plugin(path, digest, module))
+
+
+def record() -> list[dict[str, str]]:
+    """The loaded plugins, for the provenance of a run."""
+    return [{"path": os.path.relpath(plugin.path), "sha256": plugin.sha256} for plugin in LOADED]
+
+
+def flags() -> list[str]:
+    """The flags that load the same plugins in another process."""
+    return [word for plugin in LOADED for word in ("--plugin", str(plugin.path))]
+
+
+def check(recorded: Sequence[Mapping[str, Any]], run: str | Path) -> None:
+    """Compare the plugins that a run recorded with the loaded ones, and warn on stderr of one that has changed.
+
+    Raises:
+        ValueError: One is not loaded.
+    """
+    loaded = {plugin.path.name: plugin.sha256 for plugin in LOADED}
+    for entry in recorded:
+        path, digest = str(entry["path"]), str(entry["sha256"])
+        if digest in loaded.values():
+            continue
+        if Path(path).name not in loaded:
+            raise ValueError(f"{run} used the plugin {path}; add --plugin {shlex.quote(path)}")
+        print(f"warning: {path} has changed since {run} used it", file=sys.stderr, flush=True)

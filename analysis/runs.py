@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.compare import grouped
 from analysis.curves import Course, load_course, looked_up, read_columns
+from lib import plugins
 from lib.files import is_finished, read_json, read_yaml
 from nasbench201.cells import TITLES, load_any
 
@@ -98,6 +99,7 @@ def _config(run: Path) -> dict[str, Any]:
     config = read_yaml(run / "config.yaml")
     if not isinstance(config, dict) or "provenance" not in config:
         raise ValueError("config.yaml was not written by this project")
+    plugins.check(config["provenance"].get("plugins", []), run)
     return config
 
 

@@ -37,7 +37,7 @@ SCRIPTS = {
 #: flags that may change when a run resumes
 PLACE = ("data", "table", "device", "devices", "num_nodes")
 #: flags that a table sets itself
-RESERVED = {"save", "resume", "seed", "seeds", "arch", "config", "help", "print_config", "provenance"}
+RESERVED = {"save", "resume", "seed", "seeds", "arch", "config", "help", "print_config", "plugin", "provenance"}
 #: the form of a table's file; the key "" stands for any name
 FLAGS = {"": bool | int | float | str}
 RUNS: dict[str, Any] = {"search": FLAGS, "retrain": FLAGS}

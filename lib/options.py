@@ -131,7 +131,9 @@ def _read_single(base: Any, limits: Sequence[Limit], value: Any) -> Any:
         names = list(base.names())
         if value in names:
             return value
-        raise ValueError(f"{reprlib.repr(value)}, {nearest(str(value), names)} (--plugin FILE.py adds names of your own)")
+        raise ValueError(
+            f"{reprlib.repr(value)}, {nearest(str(value), names)} (--plugin FILE.py adds names of your own)"
+        )
     words = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
     expected = ", ".join([f"expected {words[base]}", *(limit.text for limit in limits)])
     numeric = base in (int, float)
@@ -183,7 +185,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(formatter_class=argparse.HelpFormatter, allow_abbrev=False, **keywords)
-        self.add_argument("--plugin", metavar="FILE.py", help=PLUGIN_HELP)
+        self.add_argument("--plugin", metavar="FILE.py", default=argparse.SUPPRESS, help=PLUGIN_HELP)
 
     def parse_args(self, args: Sequence[str] | None = None, **keywords: Any) -> Any:  # type: ignore[override]
         return super().parse_args(load_plugins(args), **keywords)
@@ -292,7 +294,9 @@ def parse_given(
         raise InputError(f"--config: {chosen.config}: resume: expected it on the command line only")
     parser = parser_for(kind, prog, description)
     given = {name for name in kinds if {name, f"no_{name}"} & flags}
-    lists: dict[str, Any] = {name: [] for name in given if _parts(kinds[name])[2]}  # a flag given twice adds to its list
+    lists: dict[str, Any] = {
+        name: [] for name in given if _parts(kinds[name])[2]
+    }  # a flag given twice adds to its list
     implied = _read_values(preset(first), kinds, f"--method: {first.get('method')}")
     parser.set_defaults({**implied, **config, **lists})
     namespace = parser.parse_args(rest)

@@ -59,9 +59,9 @@ def record() -> list[dict[str, str]]:
     return [{"path": os.path.relpath(plugin.path), "sha256": plugin.sha256} for plugin in LOADED]
 
 
-def flags() -> list[str]:
-    """The flags that load the same plugins in another process."""
-    return [word for plugin in LOADED for word in ("--plugin", str(plugin.path))]
+def paths() -> list[Path]:
+    """The paths of the loaded plugins, for the command line of another process."""
+    return [plugin.path for plugin in LOADED]
 
 
 def check(recorded: Sequence[Mapping[str, Any]], run: str | Path) -> None:

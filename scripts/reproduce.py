@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lib import cli, options
+from lib import cli, options, plugins
 from lib.cli import InputError, blaming
 from lib.files import parse_yaml, read_json, read_yaml, write_atomically
 from lib.grid import FLAGS, PLACE, SCRIPTS, Unit, arguments, check, expand, load_table
@@ -114,17 +114,19 @@ def jobs_of(unit: Unit, scripts: Mapping[str, str], out: Path, threads: int, gpu
     """The jobs of a table's entry: its runs and its score."""
     folder = out / unit.folder
     runs = {step: from_root(folder / step) for step in unit.steps}
+    own_code = [word for path in plugins.paths() for word in ("--plugin", from_root(path))]
     jobs = []
     for step in (step for step in STEPS if step in unit.steps):
         flags = unit.steps[step]
         cell = {"arch": runs["search"]} if step == "retrain" else {}
         moved = {name: value for name, value in flags.items() if name in PLACE}
-        begin = [scripts[step], *arguments({**cell, **flags, "save": runs[step]})]
-        resume = [scripts[step], "--resume", runs[step], *arguments(moved)]
+        begin = [scripts[step], *own_code, *arguments({**cell, **flags, "save": runs[step]})]
+        resume = [scripts[step], *own_code, "--resume", runs[step], *arguments(moved)]
         devices = int(flags.get("devices", 0))
         jobs.append(Job(step, folder, begin, resume, threads, max(threads, devices), max(gpus, devices) if gpus else 0))
     if scorer := SCRIPTS[step][scripts[step]]:
-        score = [scorer, runs[step], *arguments({name: value for name, value in flags.items() if name == "data"})]
+        moved = {name: value for name, value in flags.items() if name == "data"}
+        score = [scorer, *own_code, runs[step], *arguments(moved)]
     elif scripts[step] == "nasbench201/train_search.py":
         own = arguments({name: value for name, value in flags.items() if name == "table"})
         score = ["nasbench201/table.py", "query", runs[step], "--json", *own]

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: the root's modules, the lowest first; nasbench201/cells.py has the cells of a space, as genotypes.py has
 MODULES = ["utils", "genotypes", "operations", "spaces", "fast_edges", "model_search", "model"]
-MODULES += ["regularizers", "architect", "selection", "nasbench201.cells"]
+MODULES += ["regularizers", "architect", "smoothing", "selection", "nasbench201.cells"]
 FIGURES = ["analysis.colors", "analysis.draw", "analysis.curves", "analysis.card"]
 BELOW_SCRIPTS = ["lib", *MODULES, *FIGURES]
 #: folders and modules that form a layer, and what they may import besides each other

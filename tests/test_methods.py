@@ -220,14 +220,14 @@ def test_alpha_moves_after_its_inner_steps_with_the_implicit_gradient_and_before
     state = start(hypergradient=hypergradient, inner_steps=inner_steps, batch_size=64)
     calls, trained, residuals = [], [], []
 
-    def alpha_step(search, objective, train_batch, valid_batch, residual=False):
+    def alpha_step(search, objective, train_batch, valid_batch, now, residual=False):
         calls.append("A")
         residuals.append(residual)
         assert not torch.equal(train_batch.labels, valid_batch.labels)
         if hypergradient == "implicit":
             assert train_batch is trained[-1]
 
-    def weight_step(search, objective, batch, lambda_t, layers):
+    def weight_step(search, objective, batch, now, layers):
         calls.append("W")
         trained.append(batch)
         return None, None

@@ -74,7 +74,7 @@ VALUES = [
     ("epochs", "1.5", "'1.5', expected a whole number, 1 or more"),
     ("layers", "many", "'many', expected a whole number, 1 to 1000"),
     ("epochs", "True", "'True', expected a whole number, 1 or more"),
-    ("space", "s6", "'s6', expected one of 's1', 's2', 's3', 's4', 's5'"),
+    ("space", "s6", "'s6', expected one of s1, s2, s3, s4, s5, darts"),
 ]
 
 

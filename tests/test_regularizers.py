@@ -75,7 +75,7 @@ def test_the_alignment_is_the_cosine_where_nothing_else_is_said_and_needs_two_la
     torch.testing.assert_close(first, (b / 5 - 24 / 25 * a / 5) / 5)
     with pytest.raises(ValueError, match="1 layer gradients, expected two or more"):
         layer_alignment([a])
-    with pytest.raises(ValueError, match="regularizer 'cosine', expected one of corr, signcorr"):
+    with pytest.raises(ValueError, match="unknown regularizer 'cosine'; expected one of corr, signcorr"):
         layer_alignment([a, b], "cosine")
 
 
@@ -85,7 +85,8 @@ def test_the_zero_one_loss_and_its_gradient_in_alpha_are_the_closed_forms(kind):
     regularizer = ALPHA_REGULARIZERS[kind]
     # the second are those that FairDARTS begins with: gates of a half
     alphas = [make(14, 7, dtype=torch.float64, requires_grad=True) for make in (torch.randn, torch.zeros)]
-    value = regularizer([alpha.sigmoid() for alpha in alphas])
+    named = dict(zip(("normal", "reduce"), alphas, strict=True))
+    value = regularizer(named, {kind: alpha.sigmoid() for kind, alpha in named.items()})
     n, p = 2 * 14 * 7, [1 / (1 + (-alpha.detach()).exp()) for alpha in alphas]
     if kind == "zero_one_l2":
         expected = -sum(((q - 0.5) ** 2).sum() for q in p) / n

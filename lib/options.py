@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import math
 import reprlib
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -15,7 +14,6 @@ from typing import (
     Any,
     Literal,
     NamedTuple,
-    NoReturn,
     TypeVar,
     get_args,
     get_origin,
@@ -27,6 +25,7 @@ import jsonargparse
 from lib import plugins
 from lib.cli import InputError, blaming
 from lib.files import read_yaml
+from lib.parser import Parser, load_plugins, read_first
 from lib.registry import nearest
 
 if TYPE_CHECKING:
@@ -69,10 +68,6 @@ class Need(NamedTuple):
 
     text: str
     holds: Callable[[Any], bool]
-
-
-#: the help of --plugin
-PLUGIN_HELP = "Python file of your own that adds operations, spaces, methods and so on. Can be repeated."
 
 
 def option(default: Any, help: str | Callable[[], str], group: str = "settings", need: Need | None = None) -> Any:
@@ -148,52 +143,6 @@ def _read_single(base: Any, limits: Sequence[Limit], value: Any) -> Any:
     if numeric and not math.isfinite(result):
         raise ValueError(f"{value}, expected a finite number")
     return result
-
-
-def with_underscores(word: str) -> str:
-    """A word of the command line, with `_` for each `-` in the name of a flag."""
-    flag, equals, value = word.partition("=")
-    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word
-
-
-def load_plugins(arguments: Sequence[str] | None) -> list[str]:
-    """Load the plugins of a command line, and return its other words.
-
-    Raises:
-        InputError: A plugin is missing, or a registry rejects an entry.
-    """
-    words = [with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    given, rest = _read_first(words, plugin="append")
-    with blaming("--plugin"):
-        plugins.load(given.plugin or [])
-    return rest
-
-
-def _read_first(words: list[str], **actions: str) -> tuple[argparse.Namespace, list[str]]:
-    """The values of some flags, by name and action, and the words besides them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name, action in actions.items():
-        parser.add_argument(f"--{name}", action=action)
-    try:
-        return parser.parse_known_args(words)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error.argument_name}: {error.message}") from error
-
-
-class Parser(jsonargparse.ArgumentParser):
-    """A parser that raises InputErrors and accepts `-` for `_` in flags."""
-
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__(formatter_class=argparse.HelpFormatter, allow_abbrev=False, **keywords)
-        self.add_argument("--plugin", metavar="FILE.py", default=argparse.SUPPRESS, help=PLUGIN_HELP)
-
-    def parse_args(self, args: Sequence[str] | None = None, **keywords: Any) -> Any:  # type: ignore[override]
-        return super().parse_args(load_plugins(args), **keywords)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if isinstance(ex, argparse.ArgumentError) and ex.argument_name:
-            message = f"{ex.argument_name}: {ex.message}"
-        raise InputError(message) from ex
 
 
 def parser_for(kind: type, prog: str, description: str) -> Parser:
@@ -280,7 +229,7 @@ def parse_given(
     known = {*kinds, *(f"no_{name}" for name in kinds if kinds[name] is bool), "config", "print_config", "help"}
     words = load_plugins(arguments)
     flags = _flags(words, known)
-    chosen, rest = _read_first(words, config="store", method="store", space="store")
+    chosen, rest = read_first(words, config="store", method="store", space="store")
     config = {}
     if chosen.config is not None:
         config = _read_values(_read_mapping(Path(chosen.config), "--config"), kinds, f"--config: {chosen.config}")

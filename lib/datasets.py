@@ -2,10 +2,12 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lib.cli import blaming
+from lib.cli import InputError, blaming
 from lib.files import IMAGE_SUFFIXES, is_picture, read_json
+from lib.registry import Registry, check_arguments, nearest
 from lib.seeds import shuffled
 
 #: formats of files.IMAGE_SUFFIXES. Pillow runs other programs to read some others, such as Ghostscript for PostScript
@@ -77,43 +80,85 @@ class DataSet:
         return self.train.images.shape[2]
 
 
-def load(name: str, root: str = "data", image_size: int = 0, download: bool = False, images: int = 0) -> DataSet:
+class Wanted(NamedTuple):
+    """What a loader of a data set is asked for.
+
+    Attributes:
+        root: Folder of the files.
+        image_size: Height and width in pixels; 0 is the images' own. Images of another size are resized afterwards.
+        download: Download missing files.
+        channels: 1 for gray, 3 for RGB; 0 is the images' own.
+    """
+
+    root: Path
+    image_size: int = 0
+    download: bool = False
+    channels: int = 0
+
+
+class Loaded(NamedTuple):
+    """A data set as its loader returns it.
+
+    Attributes:
+        classes: The name of each label.
+        statistics: Mean and standard deviation of each channel, of values in [0, 1]. None takes those of `train`.
+        flip: A mirror image is an image of the same class.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    flip: bool = True
+
+
+def load(
+    name: str, root: str = "data", image_size: int = 0, download: bool = False, images: int = 0, channels: int = 0
+) -> DataSet:
     """Load a data set.
 
     Args:
-        name: cifar10, cifar100, svhn (torchvision's files in `root`), imagenet16-120 (NAS-Bench-201's files in `root`
-            or root/ImageNet16), digits (embedded in scikit-learn), or folder (root/train/<class>/*,
-            root/test/<class>/*).
+        name: An entry of DATASETS.
         root: Folder of the files.
         image_size: Height and width in pixels. 0 keeps the images' own size (in a folder, that of the first image).
         download: Download the files of cifar10, cifar100 or svhn if they are missing.
         images: Use only the first N training and N test images, the same number of each class. 0 uses all.
+        channels: Of the images in a folder: 1 for gray, 3 for RGB. 0 takes 1 if all training images are gray.
 
     Raises:
-        ValueError: The files are missing or invalid; the message names them.
+        ValueError: There is no such data set, or its files are missing or invalid; the message names them.
         OSError: A file cannot be read.
     """
-    if name == "digits":
-        train, test, classes = _digits(image_size)
-    elif name == "folder":
-        train, test, classes = _folder(Path(root), image_size)
-    elif name == "imagenet16-120":
-        train, test, classes = _imagenet16(Path(root), image_size)
-    else:
-        train, test, classes = _torchvision(name, root, image_size, download)
+    loaded = DATASETS.find(name)(Wanted(Path(root), image_size, download, channels))
+    for part in (loaded.train, loaded.test):
+        _check(part, len(loaded.classes))
+    train, test = (ImageSet(_resize(part.images, image_size), part.labels) for part in (loaded.train, loaded.test))
     if images:
-        train, test = (_first(part, images, len(classes)) for part in (train, test))
-    mean, std = STATISTICS.get(name) or _statistics(train.images)
-    return DataSet(train, test, classes, mean, std, flip=name != "digits")
+        train, test = (_first(part, images, len(loaded.classes)) for part in (train, test))
+    mean, std = loaded.statistics or _statistics(train.images)
+    return DataSet(train, test, loaded.classes, mean, std, loaded.flip)
+
+
+def _check(part: ImageSet, classes: int) -> None:
+    """Raise a ValueError if a loader has returned something else than square images with their labels."""
+    images, labels = part.images, part.labels
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"images {tuple(images.shape)} {images.dtype}, expected (N, channels, size, size) torch.uint8")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise ValueError(f"labels {tuple(labels.shape)} {labels.dtype}, expected ({len(images)},) torch.int64")
+    if not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"expected one image or more, with labels from 0 to {classes - 1}")
 
 
 def load_dataset(settings: Any) -> DataSet:
     """Load the data set that the flags of `ImageSettings` name.
 
     Raises:
-        InputError: Its files are missing or damaged.
+        InputError: There is none, or its files are missing or damaged.
     """
     s = settings
+    if s.dataset not in DATASETS:
+        raise InputError(f"--dataset: {s.dataset!r}, {nearest(s.dataset, DATASETS)}")
     with blaming(f"--data: {s.dataset}"):
         return load(s.dataset, s.data, s.image_size, s.download, s.images)
 
@@ -150,23 +195,23 @@ def _resize(images: Tensor, size: int) -> Tensor:
     return torch.cat(resized)
 
 
-def _digits(image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+def _digits(wanted: Wanted) -> Loaded:
     """scikit-learn's 1,797 handwritten digits, 8x8. A fixed fifth of each class is held out for the test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(digits.target.astype(np.int64))
-    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=digits.target)
-    whole = ImageSet(_resize(images, image_size), labels)
-    names = tuple(str(name) for name in digits.target_names)
-    return whole.subset(torch.from_numpy(train)), whole.subset(torch.from_numpy(test)), names
+    whole = ImageSet(images, torch.from_numpy(digits.target.astype(np.int64)))
+    parts = train_test_split(np.arange(len(whole)), test_size=0.2, random_state=0, stratify=digits.target)
+    train, test = (whole.subset(torch.from_numpy(part)) for part in parts)
+    return Loaded(train, test, tuple(str(name) for name in digits.target_names), flip=False)
 
 
-def _torchvision(name: str, root: str, image_size: int, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+def _torchvision(name: str, wanted: Wanted) -> Loaded:
     from torchvision import datasets
 
+    root, download = str(wanted.root), wanted.download
     makers = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
     try:
         if name == "svhn":
@@ -180,17 +225,18 @@ def _torchvision(name: str, root: str, image_size: int, download: bool) -> tuple
     except RuntimeError as error:
         raise ValueError(f"no complete {name} files in {root!r}; --download fetches them") from error
     train, test = (
-        ImageSet(_resize(torch.from_numpy(np.ascontiguousarray(pixels)), image_size), torch.as_tensor(numbers).long())
+        ImageSet(torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(numbers).long())
         for pixels, numbers in zip(images, labels, strict=True)
     )
-    return train, test, classes
+    return Loaded(train, test, classes, STATISTICS.get(name))
 
 
-def _imagenet16(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+def _imagenet16(wanted: Wanted) -> Loaded:
     from lib import imagenet16
 
-    train, test = (ImageSet(_resize(images, image_size), labels) for images, labels in imagenet16.load(root))
-    return train, test, tuple(str(number) for number in range(imagenet16.CLASSES))
+    train, test = (ImageSet(images, labels) for images, labels in imagenet16.load(wanted.root))
+    classes = tuple(str(number) for number in range(imagenet16.CLASSES))
+    return Loaded(train, test, classes, STATISTICS["imagenet16-120"])
 
 
 @dataclass(frozen=True)
@@ -242,27 +288,43 @@ def check_same_classes(train: PictureFolder, test: PictureFolder) -> None:
             raise ValueError(f"{there.root} has no class {', '.join(missing[:5])}, which {here.root} has")
 
 
-def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+def _folder(wanted: Wanted) -> Loaded:
     from torchvision.transforms import v2
 
+    from lib.preprocessing import central_pixels
+
+    root, channels = wanted.root, wanted.channels
     for split in ("train", "test"):
         if not (root / split).is_dir():
             raise ValueError(f"no folder {root / split}; expected {root}/train/<class>/* and {root}/test/<class>/*")
     trees = [read_tree(root / split) for split in ("train", "test")]
     check_same_classes(*trees)
     train = trees[0]
-    size = image_size or min(read_picture(train.path(0)).size)
-    gray = all(read_picture(train.path(number)).mode in ("1", "L") for number in range(len(train)))
-
-    transform = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
+    size = wanted.image_size or min(read_picture(train.path(0)).size)
+    if not channels:
+        gray = all(read_picture(train.path(number)).mode in ("1", "L") for number in range(len(train)))
+        channels = 1 if gray else 3
+    transform = v2.Compose(central_pixels(size, size))
 
     def decode(path: Path) -> Tensor:
-        return transform(read_picture(path, "L" if gray else "RGB"))
+        return transform(read_picture(path, "L" if channels == 1 else "RGB"))
 
     with ThreadPoolExecutor() as pool:
         images = [torch.stack([*pool.map(decode, map(tree.path, range(len(tree))))]) for tree in trees]
     sets = [ImageSet(pixels, tree.labels) for pixels, tree in zip(images, trees, strict=True)]
-    return sets[0], sets[1], train.classes
+    return Loaded(sets[0], sets[1], train.classes)
+
+
+DATASETS: Registry[Callable[[Wanted], Loaded]] = Registry(
+    "data set",
+    {
+        **{name: partial(_torchvision, name) for name in ("cifar10", "cifar100", "svhn")},
+        "imagenet16-120": _imagenet16,
+        "digits": _digits,
+        "folder": _folder,
+    },
+    lambda loader: check_arguments(loader, "wanted"),
+)
 
 
 def read_picture(path: Path, mode: str = "") -> Image.Image:

@@ -33,24 +33,27 @@ def load(paths: Iterable[str | Path]) -> None:
     """Run plugins, each once.
 
     Raises:
-        ValueError: A file is missing, or a registry rejects an entry. Other errors of the file's code pass through.
+        EntryError: A file is missing, or a registry rejects an entry. Other errors of the file's code pass through.
     """
     for path in map(Path, paths):
         if not path.is_file():
-            raise ValueError(f"there is no file {path}; expected a Python file that adds entries to the registries")
+            raise EntryError(f"there is no file {path}; expected a Python file that adds entries to the registries")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest in (plugin.sha256 for plugin in LOADED):
             continue
         name = f"plugin_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None or name in sys.modules:
-            raise ValueError(f"{path}; expected a .py file whose name no other plugin has")
+            raise EntryError(f"{path}; expected a .py file whose name no other plugin has")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except EntryError as error:
-            raise ValueError(f"{path}: {error}") from error
+        except BaseException as error:
+            del sys.modules[name]
+            if isinstance(error, EntryError):
+                raise EntryError(f"{path}: {error}") from error
+            raise
         LOADED.append(Plugin(path, digest, module))
 
 

@@ -8,7 +8,6 @@ from lib.options import ImageSizeOrOwn, Need, NonNegativeInt, PositiveInt, Seed,
 
 of_data, of_run, of_execution = (partial(option, group=name) for name in ("data", "run", "execution"))
 
-Dataset = Literal["cifar10", "cifar100", "svhn", "imagenet16-120", "digits", "folder"]
 DOWNLOADABLE = ("cifar10", "cifar100", "svhn")
 DEVICE_HELP = "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps."
 
@@ -44,10 +43,10 @@ class ImageSettings:
         "Folder of the data set's files.",
         need=Need("a data set with files, not --dataset digits", lambda s: s.dataset != "digits"),
     )
-    dataset: Dataset = of_data(
+    dataset: str = of_data(
         "cifar10",
-        "Data set. folder reads DATA/train/<class>/* and DATA/test/<class>/*, imagenet16-120 reads NAS-Bench-201's "
-        "files, and digits needs no files.",
+        "Data set: cifar10, cifar100, svhn, imagenet16-120 (NAS-Bench-201's files), digits (needs no files), folder "
+        "(DATA/train/<class>/* and DATA/test/<class>/*), or another entry of DATASETS in lib/datasets.py.",
     )
     download: bool = of_data(
         False,

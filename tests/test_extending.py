@@ -1,0 +1,335 @@
+"""The examples of docs/extending.md, each run as a plugin and compared with independent computations."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from architect import Architecture
+from benchmarks.plain import plain_supernet
+from fast_edges import FastEdges
+from genotypes import load_genotype
+from lib import plugins
+from lib.datasets import DATASETS, load
+from lib.objective import Objective
+from model import NetworkCIFAR
+from model_search import Supernet
+from operations import OPERATIONS, SepConv
+from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, weight_gradient
+from search.methods import METHODS
+from smoothing import SMOOTHING
+from spaces import SPACES, Space
+from tests.helpers import ROOT, assert_refused, script, script_in_process
+from tests.supernets import assert_gradients_of, batch_and_weights
+
+DOUBLE = torch.float64
+REGISTRIES = (OPERATIONS, SPACES, DATASETS, REGULARIZERS, ALPHA_REGULARIZERS, SMOOTHING, METHODS)
+TEXT = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+#: heading -> its example
+EXAMPLES = {
+    section.partition("\n")[0]: "\n".join(blocks)
+    for section in TEXT.split("\n## ")
+    if (blocks := re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+}
+
+
+@pytest.fixture(autouse=True)
+def own_registries():
+    """Plugins of a test end with it."""
+    before = [dict(registry.data) for registry in REGISTRIES]
+    yield
+    for registry, entries in zip(REGISTRIES, before, strict=True):
+        registry.data = entries
+    for plugin in plugins.LOADED:
+        del sys.modules[plugin.module.__name__]
+    plugins.LOADED.clear()
+
+
+@pytest.fixture
+def example(tmp_path):
+    """Writes examples to a plugin, and loads it."""
+
+    def write(*headings, load=True):
+        path = tmp_path / "mine.py"
+        path.write_text("\n\n".join(EXAMPLES[heading] for heading in headings), encoding="utf-8")
+        if load:
+            plugins.load([path])
+        return path
+
+    return write
+
+
+def everywhere(*candidates):
+    """A space with DARTS's edges and these candidates on each."""
+    edges = SPACES["s2"].edges
+    return Space({kind: (candidates,) * len(edges) for kind in ("normal", "reduce")}, edges, keep=2)
+
+
+def both_paths(space):
+    """A supernet with the fast path as on a GPU, and its plain twin, in float64."""
+    torch.manual_seed(0)
+    supernet = Supernet(space, init_channels=4, layers=5).double()
+    for module in supernet.modules():
+        if isinstance(module, FastEdges):
+            module.together = True
+    return supernet, plain_supernet(supernet)
+
+
+def test_a_cell_of_a_plugin_has_its_name(example):
+    example("A cell")
+    assert load_genotype("mine").edges("normal")[0] == ("sep_conv_3x3", 2, 0)
+
+
+def test_a_custom_operation_computes_the_same_in_the_supernet_the_fast_path_and_the_retrained_network(example):
+    example("An operation")
+    SPACES["se"] = everywhere("skip_connect", "sep_conv_3x3", "sep_conv_3x3_se")
+    supernet, plain = both_paths(SPACES["se"])
+    assert_gradients_of(supernet, plain, *batch_and_weights(supernet))
+
+    # The network of one cell is the supernet whose mixing weights choose that cell's edges.
+    kinds = ("normal", "reduce")
+    chosen = {kind: [("sep_conv_3x3_se", edge) for edge in (0, 1, 2, 3, 5, 6, 9, 10)] for kind in kinds}
+    weights = {kind: torch.zeros(14, 3, dtype=DOUBLE) for kind in kinds}
+    for kind, edges in chosen.items():
+        for _, edge in edges:
+            weights[kind][edge, 2] = 1
+    operations = [[name, SPACES["se"].edges[edge][0]] for name, edge in chosen["normal"]]
+    cell = load_genotype(
+        json.dumps({k: v for kind in kinds for k, v in ((kind, operations), (f"{kind}_concat", [2, 3, 4, 5]))})
+    )
+    network = NetworkCIFAR(cell, init_channels=4, layers=5).double()
+    copy_chosen(plain, network, chosen["normal"])
+    images = torch.randn(3, 3, 8, 8, dtype=DOUBLE)
+    with torch.no_grad():
+        expected = supernet(images, [weights[kind] for kind in supernet.kinds])
+        torch.testing.assert_close(network(images)[0], expected, rtol=1e-10, atol=1e-12)
+
+
+def copy_chosen(plain, network, chosen):
+    """Copy the weights of a plain supernet to a network in training mode, whose batch norms scale by 1."""
+    network.stem.load_state_dict(plain.stem.state_dict(), strict=False)
+    network.classifier.load_state_dict(plain.classifier.state_dict())
+    for cell, mixed in zip(network.cells, plain.cells, strict=True):
+        cell.preprocess0.load_state_dict(mixed.preprocess0.state_dict(), strict=False)
+        cell.preprocess1.load_state_dict(mixed.preprocess1.state_dict(), strict=False)
+        for operation, (_, edge) in zip(cell.operations, chosen, strict=True):
+            operation.load_state_dict(mixed.edges.mixed_ops[edge].operations[2].state_dict(), strict=False)
+    network.train()
+
+
+class Doubled(nn.Module):
+    """Twice the input, averaged over strides."""
+
+    def __init__(self, channels, stride, affine):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x):
+        return 2 * x[:, :, :: self.stride, :: self.stride]
+
+
+class WithLayer(SepConv):
+    """A separable convolution by its class, with another forward pass."""
+
+    def __init__(self, channels, stride, affine):
+        super().__init__(channels, 3, stride, affine)
+
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+def longer_separable(channels, stride, affine):
+    """A SepConv that somebody has appended to."""
+    operation = SepConv(channels, 3, stride, affine)
+    operation.append(nn.Softplus())
+    return operation
+
+
+@pytest.mark.parametrize("name", ["lp_pool_3x3", "sep_conv_3x3_se3", "sep_conv_se", "dil_conv", "nor_conv_9", "mine"])
+@pytest.mark.parametrize("make", [Doubled, WithLayer, longer_separable])
+def test_the_registered_class_is_computed_whatever_its_name(name, make):
+    OPERATIONS[name] = make
+    SPACES["trap"] = everywhere("skip_connect", name, "max_pool_3x3")
+    supernet, plain = both_paths(SPACES["trap"])
+    used = [type(module) for module in plain.modules() if isinstance(module, (Doubled, SepConv))]
+    expected = SepConv if make is longer_separable else make
+    assert used and set(used) == {expected}
+    batch, weights = batch_and_weights(supernet)
+    assert_gradients_of(supernet, plain, batch, weights)
+
+
+UNEVEN = ("none", "skip_connect", "sep_conv_3x3"), ("skip_connect", "dil_conv_3x3"), ("max_pool_3x3",)
+
+
+def uneven_space(keep=2):
+    edges = ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+    cell = (UNEVEN[0], UNEVEN[1], UNEVEN[2], UNEVEN[0], UNEVEN[1])
+    return Space({"normal": cell, "reduce": cell[::-1]}, edges, keep)
+
+
+@pytest.mark.parametrize("relaxation", ["softmax", "sigmoid"])
+def test_alphas_gradient_in_an_uneven_space_of_two_nodes_is_that_of_differences(relaxation):
+    space = uneven_space()
+    supernet, plain = both_paths(space)
+    architecture = Architecture(space.counts, relaxation).double()
+    with torch.no_grad():
+        for kind, alpha in architecture.alphas.items():
+            alpha.copy_(torch.randn_like(alpha) * architecture.places[kind])
+    batch, _ = batch_and_weights(supernet)
+
+    def loss(objective=None):
+        mixing = architecture.mixing_weights()
+        value, _ = (objective or Objective(supernet))([mixing[kind] for kind in supernet.kinds], batch)
+        return value
+
+    assert abs(loss() - loss(Objective(plain))) < 1e-12
+    gradients = torch.autograd.grad(loss(), list(architecture.parameters()))
+    for (kind, alpha), gradient in zip(architecture.alphas.items(), gradients, strict=True):
+        places = architecture.places[kind]
+        assert places.sum() == sum(space.counts[kind]) < places.numel()
+        assert (architecture.mixing_weights()[kind][~places] == 0).all() and (gradient[~places] == 0).all()
+        for index in places.nonzero():
+            values = []
+            for step in (1e-6, -2e-6, 1e-6):
+                with torch.no_grad():
+                    alpha[tuple(index)] += step
+                values.append(loss().item())
+            assert gradient[tuple(index)].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4, abs=1e-8)
+
+
+def test_places_without_an_operation_stay_where_they_are_whatever_moves_alpha():
+    architecture = Architecture(uneven_space().counts)
+    optimizer = torch.optim.Adam(architecture.parameters(), 0.1, weight_decay=0.1)
+    for _ in range(5):
+        sum(p.square().sum() for p in architecture.mixing_weights().values()).backward()
+        optimizer.step()
+    for kind, alpha in architecture.alphas.items():
+        assert (alpha[~architecture.places[kind]] == 0).all()
+        torch.testing.assert_close(architecture.mixing_weights()[kind].sum(dim=1), torch.ones(5))
+
+
+def test_the_value_of_a_regularizer_of_the_weights_is_the_direct_one(example, tmp_path):
+    path = example("A regularizer of the weights", load=False)
+    common = ("--dataset", "digits", "--images", "100", "--batch_size", "50", "--layers", "4", "--init_channels", "4")
+    run = tmp_path / "run"
+    result = script(
+        "search/train_search.py", "--plugin", path, *common, "--space", "s2", "--method", "darts", "--reg", "dot",
+        "--lambda_", "0.1", "--epochs", "1", "--arch_learning_rate", "1e-9", "--learning_rate", "1e-9",
+        "--learning_rate_min", "0", "--precision", "64-true", "--save", run,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (row,) = (dict(zip(*[line.split(",") for line in (run / "metrics.csv").read_text().splitlines()], strict=True)),)
+
+    plugins.load([path])
+    from lib.options import load_settings
+    from search.settings import SCRIPT
+    from search.state import open_search
+
+    state = open_search(load_settings(SCRIPT.settings, SCRIPT.path, run, "run"))
+    batch = state.cast(next(iter(state.batches(0)[0])))
+    gradients = weight_gradient(state.objective(0.0, 0.0), state.layer_weights(), batch, layers=True).layer_gradients
+    pairs = [(a * b).sum().item() for i, a in enumerate(gradients) for b in gradients[i + 1 :]]
+    assert float(row["regularizer"]) == pytest.approx(np.mean(pairs), rel=1e-4)
+
+
+def test_my_beta_darts_is_the_built_in_method(example):
+    example("A regularizer of alpha: beta-DARTS")
+    torch.manual_seed(0)
+    alpha = {"normal": torch.randn(5, 3, dtype=DOUBLE), "reduce": torch.randn(5, 3, dtype=DOUBLE)}
+    alpha["normal"][0, 2] = -torch.inf
+    rows = [row[row.isfinite()] for values in alpha.values() for row in values]
+    expected = np.mean([np.log(np.exp(row.numpy()).sum()) for row in rows])
+    for name in ("my_logsumexp", "logsumexp"):
+        value = ALPHA_REGULARIZERS[name](alpha, {})
+        assert value.item() == pytest.approx(expected, rel=1e-12)
+    assert METHODS["my-beta-darts"].settings == {**METHODS["beta-darts"].settings, "alpha_reg": "my_logsumexp"}
+
+
+@pytest.mark.parametrize("name", ["random", "adversarial", "my_random"])
+@pytest.mark.parametrize("space", [SPACES["s5"], uneven_space()])
+def test_the_perturbed_p_is_on_the_simplex_and_its_clipped_form_in_the_ball(example, name, space):
+    """SmoothDARTS divides by the sum after it has clipped, so p' is in the ball up to a factor for each edge."""
+    example("A hook on the mixing weights: SDARTS-RS")
+    torch.manual_seed(0)
+    architecture = Architecture(space.counts).double()
+    with torch.no_grad():
+        for alpha in architecture.alphas.values():
+            alpha.normal_()
+    p = {kind: weights.detach() for kind, weights in architecture.mixing_weights().items()}
+    slope = {kind: torch.randn_like(weights) for kind, weights in p.items()}
+    q = SMOOTHING[name](p, 0.1, lambda mixing: slope, architecture.project)
+    for kind, weights in q.items():
+        places = architecture.places[kind]
+        assert (weights[~places] == 0).all() and (weights >= 0).all()
+        torch.testing.assert_close(weights.sum(dim=1), torch.ones(len(weights), dtype=DOUBLE))
+        assert (weights - p[kind]).abs().max() > 0.01 or name == "adversarial"
+        # a factor c with c q in the ball: the intervals of c that each weight allows have a common point
+        low = ((p[kind] - 0.1) / weights).where(places & (weights > 0), -torch.inf).amax(dim=1)
+        high = ((p[kind] + 0.1) / weights).where(places & (weights > 0), torch.inf).amin(dim=1)
+        assert (low <= high + 1e-12).all()
+    if name == "adversarial":
+        gain = sum((slope[kind] * (q[kind] - p[kind])).sum() for kind in p)
+        assert gain > 0
+
+
+def test_a_data_set_of_a_plugin_is_resized_and_normalized(example, tmp_path):
+    example("A data set")
+    generator = np.random.default_rng(0)
+    arrays = {
+        f"{part}_{what}": value
+        for part, count in (("train", 40), ("test", 20))
+        for what, value in (
+            ("images", generator.integers(0, 256, (count, 3, 12, 12), dtype=np.uint8)),
+            ("labels", np.arange(count) % 2),
+        )
+    }
+    np.savez(tmp_path / "images.npz", **arrays)
+    dataset = load("npz", str(tmp_path), image_size=8)
+    assert dataset.train.images.shape == (40, 3, 8, 8) and dataset.classes == ("cat", "dog") and dataset.flip
+    own = load("npz", str(tmp_path))
+    assert torch.equal(own.test.images, torch.from_numpy(arrays["test_images"]))
+    means = arrays["train_images"].mean(axis=(0, 2, 3)) / 255
+    assert own.mean == pytest.approx(means.tolist())
+
+
+BAD = {
+    "import operations\noperations.OPERATIONS['skip_connect'] = 1": "operation 'skip_connect': this name is taken",
+    "from operations import *\nOPERATIONS['a'] = lambda channels: 1": "operation 'a': <lambda>(channels); expected a "
+    "function of (channels, stride, affine)",
+    "from operations import *\nOPERATIONS['a'] = lambda c, s, a: nn.Conv2d(c, c, 3)": "operation 'a': with stride 1 it "
+    "maps (2, 8, 8, 8) to (2, 8, 6, 6), expected (2, 8, 8, 8)",
+    "from operations import *\nOPERATIONS['a'] = lambda c, s, a: nn.ReLU(inplace=True)": "operation 'a': it changes "
+    "its input in place",
+    "from spaces import *\nSPACES['a'] = Space({'normal': (), 'reduce': ()}, ((0, 2), (1, 2)), 2)": "Space: normal: "
+    "candidates of 0 edges; expected 2",
+    "from search.methods import *\nMETHODS['a'] = {'reg': 'corr'}": "method 'a': {'reg': 'corr'}; expected a Method",
+    "from regularizers import *\nALPHA_REGULARIZERS['a'] = lambda p: 0": "regularizer of alpha 'a': <lambda>(p); "
+    "expected a function of (alpha, p)",
+    "from smoothing import *\nSMOOTHING['a'] = 3": "smoothing 'a': 3; expected a function of (p, epsilon, gradient",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD.items())
+def test_a_bad_plugin_is_one_line(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    result = script_in_process("search/train_search.py", "--plugin", path, "--dataset", "digits")
+    assert_refused(result, f"--plugin: {path}: {message}")
+
+
+def test_a_missing_plugin_and_an_unknown_setting_of_a_method_are_one_line(tmp_path):
+    result = script_in_process("search/train_search.py", "--plugin", tmp_path / "mine.py")
+    assert_refused(result, "--plugin: there is no file")
+    (tmp_path / "other.py").write_text("from search.methods import *\nMETHODS['a'] = Method('A', {'lamda': 1})")
+    result = script_in_process("search/train_search.py", "--plugin", tmp_path / "other.py", "--method", "a")
+    assert_refused(result, "--method: a: lamda: unknown setting")
+
+
+def test_an_error_in_the_code_of_a_plugin_keeps_its_traceback(tmp_path):
+    (tmp_path / "mine.py").write_text("import math\nmath.sqrt(-1)\n")
+    result = script("search/train_search.py", "--plugin", tmp_path / "mine.py")
+    assert result.returncode == 1 and 'mine.py", line 2' in result.stderr and "math domain error" in result.stderr

@@ -34,6 +34,8 @@ COLORS = {
     "noise": "#6b6b6b",
     "none": "#a0a0a0",
 }
+#: the color of any other operation
+OTHER_COLOR = "#333333"
 #: fill and border of the cell's inputs, its intermediate nodes and its output
 NODE_COLORS = {"input": ("#dcefe3", "#6fa583"), "node": ("#dbe8f6", "#6d94bd"), "output": ("#fbf0cd", "#c2a548")}
 CONCAT_COLOR = "#9aa3ad"
@@ -41,7 +43,7 @@ CONCAT_COLOR = "#9aa3ad"
 
 def color(operation: str) -> str:
     """The color of an operation, for any kernel size."""
-    return next(shade for kind, shade in COLORS.items() if operation.startswith(kind))
+    return next((shade for kind, shade in COLORS.items() if operation.startswith(kind)), OTHER_COLOR)
 
 
 # Lengths in inches.

@@ -9,7 +9,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from genotypes import AnyCell, Edge
+from genotypes import AnyCell, Edge, short_name
 from lib import cli, options
 from lib.files import write_atomically
 from nasbench201.cells import load_any
@@ -201,13 +201,13 @@ def draw_genotype(genotype: AnyCell, folder: Path) -> None:
 
 def _name(spec: str) -> str:
     """The name of the default folder for a genotype."""
-    return spec.strip("|").replace("|", "_").replace("+", "") if spec.startswith("|") else Path(spec).resolve().stem
+    return spec.strip("|").replace("|", "_").replace("+", "") if spec.startswith("|") else short_name(spec)
 
 
 def main() -> None:
     parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument(
-        "genotype", type=str, help="A published cell, a string of NAS-Bench-201, a genotype file or a run folder."
+        "genotype", type=str, help="A named cell, a genotype or its file, a string of NAS-Bench-201, or a run folder."
     )
     parser.add_argument("--out", type=str, metavar="DIR", help="Folder of the pictures. By default cells/<genotype>.")
     arguments = parser.parse_args()

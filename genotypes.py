@@ -4,35 +4,27 @@ A cell lists its edges and the nodes whose outputs it concatenates. States 0 and
 intermediate nodes. An edge is written in one of two forms, one form a cell:
 
 * (operation, source): DARTS's form, two edges for each node, in the order of the nodes;
-* (operation, target, source): FairDARTS's form, any number of edges for a node. A node without a live edge is dropped
-  from the output, and so are the edges that leave it.
+* (operation, target, source): FairDARTS's form, any number of edges for a node.
+
+An edge of `none` is left out. A node without a live edge is dropped from the output, and so are the edges that leave
+it.
 
 The published cells lie in published_cells.json. To add one of your own, write it at the end of this file; it can then
-be named wherever a script takes --arch.
+be named wherever a script takes --arch. Only `load_genotype` needs torch, for the names of the operations.
 """
 
-import ast
 import difflib
 import json
-from collections.abc import Iterable
+import os
+import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from lib.files import read_text
-
-#: every operation an edge of a genotype may carry
-PRIMITIVES = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "sep_conv_7x7",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-    "conv_7x1_1x7",
-    "noise",
-)
+from lib import plugins
+from lib.calls import find_calls, read_arguments, unique
+from lib.files import read_text, read_yaml
+from lib.launch import is_first
 
 #: the edges of a cell, in one of the two forms
 Cell = tuple[tuple[str, int] | tuple[str, int, int], ...]
@@ -83,7 +75,7 @@ class Genotype(NamedTuple):
 
     def edges(self, kind: str) -> list[Edge]:
         """The live edges of the "normal" or the "reduce" cell, in either form, as (operation, target, source)."""
-        edges = _edges(getattr(self, kind))
+        edges = [edge for edge in _edges(getattr(self, kind)) if edge.operation != "none"]
         live = {0, 1}
         for edge in sorted(edges, key=lambda edge: edge.target):  # a source stands before its targets
             if edge.source in live:
@@ -126,7 +118,8 @@ def make_genotype(parts: object) -> Genotype:
     """Check a mapping with the four parts of a genotype and make the Genotype of it.
 
     Raises:
-        ValueError: a part is missing or unknown, or an operation, index or shape is wrong; the message says which.
+        ValueError: A part is missing or unknown, or an index or a shape is wrong; the message says which. (The names of
+            operations are not checked.)
     """
     if not isinstance(parts, dict):
         raise ValueError(f"expected an object with {', '.join(Genotype._fields)}, got {_short(parts)}")
@@ -142,7 +135,7 @@ def make_genotype(parts: object) -> Genotype:
     genotype = Genotype(normal, normal_concat, reduce, reduce_concat)
     for kind in genotype.kinds:
         if not genotype.concat(kind):
-            raise ValueError(f"{kind}_concat: expected a node with a path from the cell's inputs, found none")
+            raise ValueError(f"{kind}_concat: no node in it has a path from the cell's inputs; expected one or more")
     return genotype
 
 
@@ -159,31 +152,29 @@ def _check_edges(kind: str, cell: object) -> Cell:
     if not isinstance(cell, list | tuple) or not cell:
         raise ValueError(f"{kind}: expected a list of edges, got {_short(cell)}")
     for position, entry in enumerate(cell):
-        where = f"{kind}, edge {position}"
-        if not isinstance(entry, list | tuple) or len(entry) != len(cell[0]) or len(entry) not in (2, 3):
+        where = f"{kind}, edge {position} {_short(entry)}"
+        if not isinstance(entry, list | tuple) or len(entry) not in (2, 3) or len(entry) != len(cell[0]):
             raise ValueError(
-                f"{where}: expected [operation, source] or [operation, target, source], one form in a cell, "
-                f"got {_short(entry)}"
+                f"{where}: expected [operation, source] or [operation, target, source], one form in a cell"
             )
-        if entry[0] not in PRIMITIVES:
-            raise ValueError(f"{where}: operation {_short(entry[0])}, expected one of {', '.join(PRIMITIVES)}")
+        if not isinstance(entry[0], str) or not entry[0]:
+            raise ValueError(f"{where}: expected the name of an operation first")
         if not all(map(_is_index, entry[1:])):
-            raise ValueError(f"{where}: expected whole numbers for its states, got {_short(entry)}")
+            raise ValueError(f"{where}: expected whole numbers for its states")
     if len(cell[0]) == 2 and len(cell) % 2:
         raise ValueError(f"{kind}: expected two edges for each node, got {len(cell)} edges")
     cell = tuple(tuple(entry) for entry in cell)
     seen = set()
     for position, edge in enumerate(_edges(cell)):
+        where = f"{kind}, edge {position} {_short(cell[position])}"
         if not 0 <= edge.source < edge.target or edge.target < 2:
             raise ValueError(
-                f"{kind}, edge {position}: source {edge.source} of node {edge.target}, expected an earlier state, "
+                f"{where}: source {edge.source} of node {edge.target}, expected an earlier state, "
                 f"0 to {max(edge.target - 1, 1)}, and nodes from 2 on"
             )
         # DARTS's form may repeat an edge (NASNet does); in FairDARTS's an operation is on an edge or is not.
         if len(cell[0]) == 3 and edge in seen:
-            raise ValueError(
-                f"{kind}, edge {position}: {edge.operation} {edge.source} -> {edge.target} stands twice, expected once"
-            )
+            raise ValueError(f"{where}: this edge stands twice, expected once")
         seen.add(edge)
     return cell
 
@@ -202,89 +193,147 @@ def _check_concat(kind: str, concat: object, cell: Cell) -> tuple[int, ...]:
     return tuple(concat)
 
 
-def parse_genotype(text: str) -> Genotype:
-    """Read a genotype from JSON, or from the form that logs print: Genotype(normal=[('sep_conv_3x3', 1), ...], ...).
+def parse_genotype(text: str, name: str = "") -> Genotype:
+    """Read a genotype from JSON, from Genotype(...) as logs print it, or from Python source, mine = Genotype(...).
 
-    The text is data: nothing in it is evaluated.
+    The last one counts, as in the log of a search. The text is data: nothing in it is evaluated.
+
+    Args:
+        name: The name of one of several cells with names of their own.
 
     Raises:
-        ValueError: it is neither, or what it says is wrong.
+        ValueError: The text is none of these, its genotype is wrong, or it does not have this name.
     """
+    text = text.removeprefix("\ufeff")
     try:
-        called = text.lstrip().startswith("Genotype(")
-        return make_genotype(_parse_call(text) if called else json.loads(text, object_pairs_hook=_once))
+        calls = find_calls(text, "Genotype")
+        named = {own: source for own, source in calls if own}
+        if name and name not in named:
+            others = f"; its cells are {', '.join(named)}" if named else ""
+            raise ValueError(f"no {name} = Genotype(...) is in it{others}")
+        if not name and len(set(named.values())) > 1:
+            raise ValueError(f"it has several cells; write FILE:NAME to choose one of {', '.join(named)}")
+        if calls:
+            return make_genotype(read_arguments(named[name] if name else calls[-1][1], Genotype._fields))
+        return make_genotype(json.loads(text, object_pairs_hook=unique))
     except (json.JSONDecodeError, SyntaxError, RecursionError) as error:
         raise ValueError(f"expected a genotype as JSON or as Genotype(...): {error}") from error
 
 
-def _parse_call(text: str) -> dict[str | None, object]:
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-    except MemoryError:  # what the parser calls a text that is nested too deeply
-        raise SyntaxError("nested too deeply") from None
-    if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
-        raise ValueError("expected Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)")
-    parts: list[tuple[str | None, object]] = []
-    for keyword in call.keywords:
-        value = keyword.value
-        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "range":
-            bounds = [_literal(bound) for bound in value.args]
-            if len(bounds) != 2 or not all(_is_index(bound) and 0 <= bound <= 100 for bound in bounds):
-                raise ValueError(f"{keyword.arg}: expected range(first, last + 1), got range{tuple(bounds)}")
-            parts.append((keyword.arg, range(*bounds)))
-        else:
-            parts.append((keyword.arg, _literal(value)))
-    return _once(parts)
-
-
-def _once(parts: Iterable[tuple[str | None, object]]) -> dict[str | None, object]:
-    named: dict[str | None, object] = {}
-    for name, part in parts:
-        if name in named:
-            raise ValueError(f"{name}: given twice, expected once")
-        named[name] = part
-    return named
-
-
-def _literal(node: ast.expr) -> Any:
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"expected lists of edges and numbers, got {_short(ast.unparse(node))}") from error
-
-
 def load_genotype(spec: str) -> Genotype:
-    """The genotype that `spec` names: a cell of this file, a file with one, or a run folder with a genotype.json.
+    """The genotype that `spec` gives, as `read_genotype` reads it, for a network. Edges of `none` give a warning.
 
     Raises:
-        ValueError: there is no such name, or the file holds no genotype.
-        OSError: the file cannot be read.
+        ValueError: There is no such genotype, it is wrong, or an operation of it is unknown.
+        OSError: The file cannot be read.
     """
-    if spec in CELLS:
-        return make_genotype(CELLS[spec]._asdict())
-    path = Path(spec)
-    if path.is_dir():
-        path /= "genotype.json"
-        if not path.exists():
-            raise ValueError(f"{spec}: a folder without genotype.json; expected a finished run")
-    if not path.exists():
-        similar = ", ".join(difflib.get_close_matches(spec, CELLS, n=3)) or "DARTS_V2"
-        raise ValueError(
-            f"{spec!r}, expected a cell of genotypes.py (such as {similar}), a genotype file or a run folder"
-        )
-    text = read_text(path)
+    config = os.path.join(spec, "config.yaml")
+    if os.path.isfile(config):  # of a run folder
+        plugins.check(read_yaml(Path(config)).get("provenance", {}).get("plugins", []), spec)
+    genotype = read_genotype(spec)
+    if spec not in CELLS:
+        _check_operations(genotype, cell_label(spec))
+    left_out = [entry[0] for kind in genotype.kinds for entry in getattr(genotype, kind)].count("none")
+    if left_out and is_first():
+        edges = "1 edge of none is" if left_out == 1 else f"{left_out} edges of none are"
+        print(f"warning: {cell_label(spec)}: {edges} left out", file=sys.stderr)
+    return genotype
+
+
+def _check_operations(genotype: Genotype, name: str) -> None:
+    from operations import OPERATIONS  # needs torch
+
+    for kind in genotype.kinds:
+        for position, entry in enumerate(getattr(genotype, kind)):
+            if entry[0] not in OPERATIONS:
+                near = difflib.get_close_matches(entry[0], OPERATIONS, n=1)
+                raise ValueError(
+                    f"{name}: {kind}, edge {position} {_short(entry)}: unknown operation {_short(entry[0])}"
+                    + (f"; did you mean {near[0]}?" if near else ".")
+                    + " An operation of your own needs --plugin FILE.py"
+                )
+
+
+def read_genotype(spec: str) -> Genotype:
+    """The genotype that `spec` gives, whose operations may be unknown, for reports and drawings.
+
+    Args:
+        spec: The name of a cell, a file with a genotype, FILE:NAME for one of several in a file, a run folder with a
+            genotype.json, or the text of a genotype itself.
+
+    Raises:
+        ValueError: There is no such genotype, or it is wrong.
+        OSError: The file cannot be read.
+    """
+    cells = named_cells()
+    where, name, text = cell_label(spec), "", spec
+    if not _is_text(spec) and spec not in cells:
+        where, name = _find_file(spec)
+        text = read_text(Path(where))
     try:
-        return parse_genotype(text)
+        return make_genotype(cells[spec]._asdict()) if spec in cells else parse_genotype(text, name)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
 
 
-#: The cells by name. LambdaDARTS_*: Λ-DARTS (ICLR 2023); DARTSminus_*: DARTS- (ICLR 2021); FairDARTS_*: FairDARTS
-#: (ECCV 2020); the rest as the DARTS, PC-DARTS and FairDARTS repositories list them.
+def _is_text(spec: str) -> bool:
+    """True for the text of a genotype, rather than a name or a path."""
+    return re.match(r"[\ufeff\s]*\{", spec) is not None or "Genotype(" in spec
+
+
+def cell_label(spec: str) -> str:
+    """What messages call the cell that `spec` gives: "genotype" for a text."""
+    return "genotype" if _is_text(spec) else spec
+
+
+def short_name(spec: str) -> str:
+    """The name of the cell that `spec` gives, for a new folder."""
+    path, name = _split(cell_label(spec))
+    return name or Path(path).stem
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """The two parts of FILE:NAME; the name is "" for another path."""
+    path, _, name = spec.rpartition(":")
+    return (path, name) if os.path.isfile(path) and not os.path.exists(spec) else (spec, "")
+
+
+def _find_file(spec: str) -> tuple[str, str]:
+    """The file of FILE, FILE:NAME or a run folder, and the name in it."""
+    path, name = _split(spec)
+    if os.path.isdir(path):
+        path = os.path.join(path, "genotype.json")
+        if not os.path.exists(path):
+            raise ValueError(f"{spec}: a folder without genotype.json; expected a finished run")
+    if not os.path.exists(path):
+        similar = ", ".join(difflib.get_close_matches(spec, named_cells(), n=3)) or "DARTS_V2"
+        raise ValueError(
+            f"{_short(spec)}, expected a cell of genotypes.py (such as {similar}), a genotype file or a run folder"
+        )
+    return path, name
+
+
+#: The published cells by name. LambdaDARTS_*: Λ-DARTS (ICLR 2023); DARTSminus_*: DARTS- (ICLR 2021); FairDARTS_*:
+#: FairDARTS (ECCV 2020); the rest as the DARTS, PC-DARTS and FairDARTS repositories list them.
 CELLS: dict[str, Genotype] = {
     name: make_genotype(parts)
     for name, parts in json.loads(Path(__file__).with_name("published_cells.json").read_text(encoding="utf-8")).items()
 }
 
-# Your own cells:
-# CELLS["mine"] = Genotype(normal=(("sep_conv_3x3", 0), ...), normal_concat=(2, 3, 4, 5), reduce=..., reduce_concat=...)
+
+def named_cells() -> dict[str, Genotype]:
+    """The cells by name: the published ones, those of this file and those of plugins.
+
+    Raises:
+        ValueError: Two different cells have one name.
+    """
+    cells = dict(CELLS)
+    for namespace in (globals(), *(vars(plugin.module) for plugin in plugins.LOADED)):
+        for name, cell in namespace.items():
+            if isinstance(cell, Genotype) and cells.setdefault(name, cell) != cell:
+                raise ValueError(f"cell {name!r}: this name is taken")
+    return cells
+
+
+# Your own cells, in the form that DARTS and its logs print:
+# mine = Genotype(normal=[("sep_conv_3x3", 1), ("skip_connect", 0), ...], normal_concat=range(2, 6), reduce=...)

@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.curves import plot_retraining, require
 from analysis.draw import draw_genotype
+from genotypes import cell_label
 from lib import cli, options
 from lib.files import read_json, read_yaml, write_atomically
 from nasbench201.cells import load_any
@@ -69,7 +70,7 @@ def card(result: dict[str, Any], config: dict[str, Any], kinds: tuple[str, ...])
     }
     recipe = {f"`--{name}`": value for name, value in config.items() if name not in (*PLACE, "arch")}
     drawings = "\n\n".join(f"![the {kind} cell](cells/{kind}.png)" for kind in kinds)
-    return f"""# {escape(config["arch"])} on {escape(data)}
+    return f"""# {escape(cell_label(config["arch"]))} on {escape(data)}
 
 The test images were scored in every epoch, but no choice depends on them: the accuracy is that of the last epoch.
 

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.colors import METHODS
 from analysis.draw import color
+from genotypes import cell_label
 from lib import cli, options
 from lib.files import read_yaml, write_atomically
 from nasbench201.cells import TITLES, table_dataset
@@ -172,7 +173,7 @@ def plot_retraining(run: Path) -> None:
     panels = [LOSS_TEST, ACCURACY_TEST, *([TOP5] if "test_top5" in metrics else []), LEARNING_RATE]
     figure = make_figure(4 * len(panels), 3.6)
     dataset = config.get("dataset", Path(config["data"]).name)
-    heading = f"Retraining of {config['arch']} on {dataset}, seed {config['seed']}"
+    heading = f"Retraining of {cell_label(config['arch'])} on {dataset}, seed {config['seed']}"
     figure.suptitle(heading, fontsize=14, parse_math=False)
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
         _plot_panel(axes, panel, metrics, FIRST)

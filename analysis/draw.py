@@ -9,7 +9,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from genotypes import AnyCell, Edge
+from genotypes import AnyCell, Edge, short_name
 from lib import cli, options
 from lib.files import write_atomically
 from nasbench201.cells import load_any
@@ -34,15 +34,16 @@ COLORS = {
     "noise": "#6b6b6b",
     "none": "#a0a0a0",
 }
+#: the color of any other operation
+OTHER_COLOR = "#333333"
 #: fill and border of the cell's inputs, its intermediate nodes and its output
-OWN_COLOR = "#7a4fb5"
 NODE_COLORS = {"input": ("#dcefe3", "#6fa583"), "node": ("#dbe8f6", "#6d94bd"), "output": ("#fbf0cd", "#c2a548")}
 CONCAT_COLOR = "#9aa3ad"
 
 
 def color(operation: str) -> str:
-    """The color of an operation, for any kernel size; another one for the operations of users."""
-    return next((shade for kind, shade in COLORS.items() if operation.startswith(kind)), OWN_COLOR)
+    """The color of an operation, for any kernel size."""
+    return next((shade for kind, shade in COLORS.items() if operation.startswith(kind)), OTHER_COLOR)
 
 
 # Lengths in inches.
@@ -200,13 +201,13 @@ def draw_genotype(genotype: AnyCell, folder: Path) -> None:
 
 def _name(spec: str) -> str:
     """The name of the default folder for a genotype."""
-    return spec.strip("|").replace("|", "_").replace("+", "") if spec.startswith("|") else Path(spec).resolve().stem
+    return spec.strip("|").replace("|", "_").replace("+", "") if spec.startswith("|") else short_name(spec)
 
 
 def main() -> None:
     parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument(
-        "genotype", type=str, help="A published cell, a string of NAS-Bench-201, a genotype file or a run folder."
+        "genotype", type=str, help="A named cell, a genotype or its file, a string of NAS-Bench-201, or a run folder."
     )
     parser.add_argument("--out", type=str, metavar="DIR", help="Folder of the pictures. By default cells/<genotype>.")
     arguments = parser.parse_args()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.compare import grouped
 from analysis.curves import Course, load_course, looked_up, read_columns
+from genotypes import cell_label
 from lib import plugins
 from lib.files import is_finished, read_json, read_yaml
 from nasbench201.cells import TITLES, load_any
@@ -135,7 +136,7 @@ def _alone(folder: Path) -> Entry:
     step: Step = "retrain" if "arch" in config else "search"
     origin = {name: config.get(name, "") for name in ("space", "dataset", "method")}
     column = f"{'Retraining' if 'arch' in config else 'Search'} on {config.get('dataset', 'ImageNet')}"
-    entry = Entry(folder, "Runs", column, Path(config.get("arch", "")).name, config["seed"], origin)
+    entry = Entry(folder, "Runs", column, Path(cell_label(config.get("arch", ""))).name, config["seed"], origin)
     _read_step(entry, step, folder)
     entry.finished = is_finished(folder, step)
     # Each epoch's cell is that of argmax or a threshold; the perturbation rule may find another one.

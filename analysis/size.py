@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from genotypes import load_genotype
 from lib import cli
 from lib.cli import InputError
 from lib.options import Channels, ImageSizeOrOwn, Layers, argument, option, parse
@@ -21,7 +22,7 @@ PROG = "size.py"
 class SizeSettings:
     """The network whose size is computed."""
 
-    genotype: str = argument("A published cell, a string of NAS-Bench-201, a genotype file or a run folder.")
+    genotype: str = argument("A named cell, a genotype or its file, a string of NAS-Bench-201, or a run folder.")
     dataset: Literal["cifar10", "cifar100", "svhn", "digits", "imagenet"] = option(
         "cifar10", "Data set, which determines the stem, the image size and the classes."
     )
@@ -38,7 +39,7 @@ class SizeSettings:
 def main() -> None:
     settings = parse(SizeSettings, PROG, __doc__.splitlines()[0])
     with cli.blaming("genotype"):
-        genotype = load_any(settings.genotype)
+        genotype = load_any(settings.genotype, load_genotype)
     if isinstance(genotype, Cell201) and settings.auxiliary:
         raise InputError("--auxiliary: the network of NAS-Bench-201 has no auxiliary head")
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from genotypes import Genotype, load_genotype
+from genotypes import Genotype, load_genotype, short_name
 from lib import cli, launch, options
 from lib.cli import InputError, blaming
 from lib.options import (
@@ -54,7 +54,9 @@ class ImageNetTrainSettings(RetrainSettings):
         -1, "Processes that decode images, for each device. -1 divides the cores among the devices."
     )
 
-    arch: str = of_network("", "The cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
+    arch: str = of_network(
+        "", "The cell: a name in genotypes.py, a genotype, a file with one, or the run folder of a search."
+    )
     init_channels: Channels = of_network(48, "Channels C of the first cells.")
     layers: Layers = of_network(14, "Number of cells.")
     auxiliary: bool = of_network(True, "Train with an auxiliary head after the second reduction cell.")
@@ -139,7 +141,7 @@ def train_genotype(genotype: Genotype, settings: ImageNetTrainSettings, run: Pat
 
 def main() -> None:
     given = parse()
-    name = f"imagenet-{Path(given.settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"imagenet-{short_name(given.settings.arch)}-{datetime.now():%Y%m%d-%H%M%S}"
     train(*launch.resolve_run(given, PROG, name, (*launch.MOVABLE, "workers")))
 
 

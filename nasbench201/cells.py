@@ -9,14 +9,15 @@ import ast
 import itertools
 import json
 import operator
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from genotypes import Edge, Genotype, load_genotype
+from genotypes import Edge, Genotype, read_genotype
 from lib.files import read_text
 from spaces import SPACES
 
@@ -186,8 +187,11 @@ def _is_text(spec: str) -> bool:
     return re.match(r"[\ufeff\s]*([|(\[{]|\w+\(\d+ nodes)", spec) is not None
 
 
-def load_any(spec: str) -> Genotype | Cell201:
+def load_any(spec: str, load: Callable[[str], Genotype] = read_genotype) -> Genotype | Cell201:
     """Load a genotype of DARTS cells or a cell of NAS-Bench-201.
+
+    Args:
+        load: How to load a genotype: `load_genotype` for a network of it.
 
     Raises:
         ValueError: `spec` is neither.
@@ -195,10 +199,10 @@ def load_any(spec: str) -> Genotype | Cell201:
     """
     text = spec
     if not _is_text(spec):
-        path = Path(spec) / "genotype.json" if Path(spec).is_dir() else Path(spec)
-        text = read_text(path) if path.is_file() else spec
-    of_201 = _is_text(text) and ('"arch"' in text or not text.lstrip().startswith("{"))
-    return load_cell(spec) if of_201 else load_genotype(spec)
+        path = os.path.join(spec, "genotype.json") if os.path.isdir(spec) else spec
+        text = read_text(Path(path)) if os.path.isfile(path) else spec
+    of_201 = _is_text(text) and "Genotype(" not in text and ('"arch"' in text or "{" not in text)
+    return load_cell(spec) if of_201 else load(spec)
 
 
 def table_dataset(asked: str, searched: str) -> str:

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from analysis.draw import COLORS, cell_figure, cell_graph, color, draw_genotype
-from genotypes import CELLS, PRIMITIVES, make_genotype
+from genotypes import CELLS, make_genotype
 from nasbench201.cells import parse_cell
+from operations import OPERATIONS
 from tests.helpers import script_in_process
 
 STATES = {"c_{k-2}": 0, "c_{k-1}": 1, **{str(node - 2): node for node in range(2, 7)}}
@@ -39,8 +40,10 @@ def test_only_skip_connections_are_dashed_and_no_two_kinds_share_a_color():
     figure = cell_figure(CELLS["DARTS_V2"], "normal")
     styles = {(arrow.get_linestyle(), arrow.get_edgecolor()) for arrow in figure.axes[0].patches}
     assert [style for style, _ in styles].count("--") == 1
-    # `none` and nor_conv_* are in no genotype
-    assert len({color(operation) for operation in PRIMITIVES}) == len(COLORS) - 3
+    # nor_conv_* are NAS-Bench-201's only
+    kinds = {color(operation) for operation in OPERATIONS if not operation.startswith("nor_conv")}
+    assert len(kinds) == len(COLORS) - 2
+    assert color("shuffle_conv") not in COLORS.values()
 
 
 def assert_nothing_overlaps(genotype, kind):

@@ -1,7 +1,9 @@
-"""Genotypes: the two forms, what is refused, and the rule that derives them."""
+"""Genotypes: the forms of text, names, what is refused, and the rule that derives them."""
 
 import json
 import re
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -9,9 +11,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genotypes import CELLS, Edge, Genotype, load_genotype, make_genotype, parse_genotype
+import genotypes
+from genotypes import (
+    CELLS,
+    Edge,
+    Genotype,
+    load_genotype,
+    make_genotype,
+    named_cells,
+    parse_genotype,
+    short_name,
+)
+from lib import plugins
+from nasbench201.cells import load_any
+from operations import OPERATIONS
 from spaces import SPACES
-from tests.helpers import local_data, select
+from tests.helpers import assert_refused, local_data, script, script_in_process, select
 
 EDGES = SPACES["s5"].edges
 
@@ -81,17 +96,24 @@ def test_a_node_behind_dead_nodes_alone_is_dead_in_whatever_order_the_edges_stan
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"normal": [["sep_conv_9x9", 0], ["skip_connect", 1]]}, "normal, edge 0: operation 'sep_conv_9x9', expected"),
-        ({"reduce": [["skip_connect", 0], ["none", 1]]}, "reduce, edge 1: operation 'none', expected one of"),
-        ({"reduce": [["skip_connect", 4, 4]]}, "reduce, edge 0: source 4 of node 4, expected"),
-        ({"normal": [["skip_connect", 0], ["skip_connect", True]]}, "normal, edge 1: expected whole numbers"),
+        ({"normal": [[3, 0], ["skip_connect", 1]]}, "normal, edge 0 [3, 0]: expected the name of an operation first"),
+        ({"reduce": [["skip_connect", 0], ["", 1]]}, "reduce, edge 1 ['', 1]: expected the name of an operation"),
+        ({"reduce": [["skip_connect", 4, 4]]}, "reduce, edge 0 ('skip_connect', 4, 4): source 4 of node 4, expected"),
+        (
+            {"normal": [["skip_connect", 0], ["skip_connect", True]]},
+            "normal, edge 1 ['skip_connect', True]: expected whole numbers",
+        ),
         ({"normal": [["skip_connect", 0]]}, "normal: expected two edges for each node, got 1 edges"),
-        ({"normal": [["skip_connect", 0], ["skip_connect", 2, 1]]}, "normal, edge 1: expected [operation, source] or"),
+        (
+            {"normal": [["skip_connect", 0], ["skip_connect", 2, 1]]},
+            "edge 1 ['skip_connect', 2, 1]: expected [operation,",
+        ),
         (
             {"normal": [["skip_connect", 2, 1]] * 2},
-            "normal, edge 1: skip_connect 1 -> 2 stands twice",
+            "normal, edge 1 ('skip_connect', 2, 1): this edge stands twice",
         ),
-        ({"reduce": [["skip_connect", 3, 2]], "reduce_concat": [3]}, "reduce_concat: expected a node with a path from"),
+        ({"reduce": [["skip_connect", 3, 2]], "reduce_concat": [3]}, "reduce_concat: no node in it has a path from"),
+        ({"normal": [["none", 0], ["none", 1]], "normal_concat": [2]}, "normal_concat: no node in it has a path from"),
         ({"normal_concat": [2, 2]}, "normal_concat: expected distinct nodes from 2 to 5, got [2, 2]"),
         ({"reduce_concat": [1, 2]}, "reduce_concat: expected distinct nodes from 2 to 5, got [1, 2]"),
         # a cell of one node, and one of FairDARTS's form whose last node is 6
@@ -114,26 +136,201 @@ def test_a_wrong_genotype_is_refused_with_the_reason(changes, reason):
         ("Genotype(", "expected a genotype as JSON or as Genotype(...)"),
         (f"Genotype({'-' * 20_000}1)", "expected a genotype as JSON or as Genotype(...)"),
         ("[1, 2]", "expected an object with normal, normal_concat, reduce, reduce_concat, got [1, 2]"),
-        ("Genotype(normal=__import__('os').getcwd())", "expected lists of edges and numbers"),
-        ("Genotype(normal=1, **{})", "expected Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)"),
-        ("Genotype(normal_concat=range(2))", "normal_concat: expected range(first, last + 1), got range(2,)"),
+        ("Genotype(normal=__import__('os').getcwd())", "normal: expected lists of texts and numbers, got"),
+        ("Genotype(normal=1, **{})", "expected the arguments normal, normal_concat, reduce, reduce_concat, got 'Geno"),
+        ("Genotype(1, 2, 3, 4, 5)", "expected the arguments normal, normal_concat, reduce, reduce_concat, got"),
+        ("Genotype(normal_concat=range(2, 4, 6))", "normal_concat: expected range(first, last + 1), got range(2, 4,"),
         ("Genotype(normal=range(2, 101))", "normal: expected range(first, last + 1), got range(2, 101)"),
+        ("Genotype([], normal=[])", "normal: given twice, expected once"),
         ('{"normal": [], "reduce": [], "normal": []}', "normal: given twice, expected once"),
+        (
+            "A = Genotype(normal=1)\nB = Genotype(normal=2)",
+            "it has several cells; write FILE:NAME to choose one of A, B",
+        ),
     ],
-    ids=range(9),
+    ids=range(12),
 )
 def test_text_that_is_no_genotype_is_refused_and_never_run(text, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):
         parse_genotype(text)
 
 
-@given(st.text() | st.builds(json.dumps, st.recursive(st.none() | st.integers() | st.text(), st.lists)))
+PRINTED = str(CELLS["DARTS_V2"])
+
+
+@given(
+    st.text()
+    | st.text().map(lambda text: PRINTED[:50] + text + PRINTED[50:])
+    | st.builds(json.dumps, st.recursive(st.none() | st.integers() | st.text(), st.lists))
+)
 def test_any_text_is_a_genotype_or_a_value_error(text):
     try:
         genotype = parse_genotype(text)
     except ValueError:
         return
     assert make_genotype(genotype._asdict()) == genotype
+
+
+V1, V2 = str(CELLS["DARTS_V1"]), str(CELLS["DARTS_V2"])
+LINES = V2.replace("), (", "),  # don't: ')'\r\n (").replace(")))", "),),)")
+#: DARTS_V2 in the forms in which genotypes are found
+FORMS = {
+    "assigned": f"mine = {V2}",
+    "annotated": f"mine: Genotype = {V2}",
+    "positional": "Genotype({normal}, {normal_concat}, {reduce}, {reduce_concat})".format(
+        **CELLS["DARTS_V2"]._asdict()
+    ),
+    "lists": str(Genotype(*(list(part) for part in CELLS["DARTS_V2"]))),
+    "qualified": f"genotypes.{V2}",
+    "range": V2.replace("(2, 3, 4, 5)", "range(2, 6)", 1).replace("(2, 3, 4, 5)", "list(range(2, 6))"),
+    "lines": f"# the cell (of mine):\r\nmine = {LINES},\r\n",
+    "log of lines": f"12:00 mine = {LINES}\r\n12:01 (done\r\n",
+    "mark": f"\ufeff{V2}\n",
+    "JSON": "\ufeff\r\n" + CELLS["DARTS_V2"].to_json().replace("\n", "\r\n"),
+    "log": f"2020-01-01 12:00:01,123 don't\n2020-01-01 12:00:01,123 genotype = {V1}\n[12:00] genotype = {V2} (best)\n",
+    "plain log": f"Genotype: {V1}\nGenotype: {V2}\n",
+}
+#: a genotypes.py as DARTS has it
+DARTS_FILE = f'''"""Cells, such as Genotype(normal=...)."""
+from collections import namedtuple
+Genotype = namedtuple('Genotype', 'normal normal_concat reduce reduce_concat')
+# V1 = Genotype(normal=[])
+V1 = {V1}
+V2 = {V2}
+DARTS = V2
+'''
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_read_from_a_file_and_on_the_command_line(tmp_path, form):
+    (tmp_path / "cell").write_bytes(FORMS[form].encode())
+    for spec in (str(tmp_path / "cell"), FORMS[form]):
+        assert load_genotype(spec) == load_any(spec) == CELLS["DARTS_V2"]
+
+
+def test_one_of_several_cells_of_a_python_file_is_chosen_by_its_name(tmp_path):
+    path = tmp_path / "old.py"
+    path.write_text(DARTS_FILE)
+    assert load_genotype(f"{path}:V1") == load_any(f"{path}:V1") == CELLS["DARTS_V1"]
+    assert load_genotype(f"{path}:DARTS") == CELLS["DARTS_V2"]
+    assert [short_name(spec) for spec in (f"{path}:V1", str(path), "DARTS_V2", V2)] == [
+        "V1",
+        "old",
+        "DARTS_V2",
+        "genotype",
+    ]
+    for spec, message in (
+        (f"{path}:V3", f"{path}: no V3 = Genotype(...) is in it; its cells are V1, V2, DARTS"),
+        (str(path), f"{path}: it has several cells; write FILE:NAME to choose one of V1, V2, DARTS"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            load_genotype(spec)
+
+
+MINE = Genotype([("noise", 0), ("noise", 1)], range(2, 3), [("none", 0), ("noise", 1)], [2])
+
+
+@pytest.fixture
+def own_cells(monkeypatch):
+    monkeypatch.setattr(plugins, "LOADED", [])
+    return monkeypatch
+
+
+def add_plugin(names):
+    """Load a plugin with these names."""
+    module = ModuleType("plugin")
+    vars(module).update(names)
+    plugins.LOADED.append(plugins.Plugin(Path("plugin.py"), "", module))
+
+
+def test_cells_of_genotypes_py_and_of_plugins_are_found_by_name(own_cells):
+    own_cells.setattr(genotypes, "mine", MINE, raising=False)
+    add_plugin({"theirs": CELLS["DARTS_V1"], "other": 3})
+    assert named_cells() == {**CELLS, "mine": MINE, "theirs": CELLS["DARTS_V1"]}
+    assert load_genotype("mine") == make_genotype(MINE._asdict())
+    assert load_genotype("theirs") == CELLS["DARTS_V1"]
+
+
+def test_a_name_belongs_to_one_cell(own_cells):
+    add_plugin({"mine": MINE, "DARTS_V2": CELLS["DARTS_V2"]})
+    add_plugin({"mine": MINE})  # such as a plugin that imports it
+    assert named_cells() == {**CELLS, "mine": MINE}
+    for name in ("DARTS_V2", "mine"):
+        add_plugin({name: CELLS["DARTS_V1"]})
+        with pytest.raises(ValueError, match=f"^cell '{name}': this name is taken$"):
+            load_genotype("DARTS_V1")
+        plugins.LOADED.pop()
+    own_cells.setattr(genotypes, "DARTS_V2", MINE, raising=False)
+    with pytest.raises(ValueError, match=r"^cell 'DARTS_V2': this name is taken$"):
+        load_genotype("DARTS_V1")
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_ones(own_cells):
+    add_plugin({"my_cell": MINE})
+    with pytest.raises(
+        ValueError, match=r"^'my_cel', expected a cell of genotypes.py \(such as my_cell\), a genotype file"
+    ):
+        load_genotype("my_cel")
+    with pytest.raises(ValueError, match=r"^'xxx.*xxx\.\.\., expected a cell of genotypes.py"):
+        load_genotype("x" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("operation", "answer"),
+    [
+        ("sep_conv_3x", "unknown operation 'sep_conv_3x'; did you mean sep_conv_3x3? An operation of your own needs"),
+        ("attention", "unknown operation 'attention'. An operation of your own needs --plugin FILE.py"),
+    ],
+)
+def test_an_unknown_operation_is_named_with_its_cell_edge_and_the_nearest_one(own_cells, operation, answer):
+    cell = MINE._replace(reduce=[("noise", 0), (operation, 1)])
+    add_plugin({"mine": cell})
+    for spec, name in (("mine", "mine"), (str(cell), "genotype")):
+        with pytest.raises(ValueError, match=re.escape(f"{name}: reduce, edge 1 ('{operation}', 1): {answer}")):
+            load_genotype(spec)
+        assert load_any(spec).reduce[1] == (operation, 1)  # drawings and reports need no operations
+    own_cells.setitem(OPERATIONS, operation, OPERATIONS["noise"])
+    assert load_genotype("mine").reduce[1] == (operation, 1)
+
+
+def test_edges_of_none_are_left_out_with_a_warning_and_the_others_keep_their_nodes(own_cells, capsys):
+    normal = [("none", 0), ("none", 1), ("skip_connect", 0), ("noise", 2), ("none", 1), ("sep_conv_3x3", 3)]
+    cell = Genotype(normal, (2, 3, 4), MINE.reduce, (2,))
+    add_plugin({"mine": cell, "one": MINE})
+    genotype = load_genotype("mine")
+    assert genotype.edges("normal") == [Edge("skip_connect", 3, 0), Edge("sep_conv_3x3", 4, 3)]
+    assert genotype.concat("normal") == [3, 4]
+    assert genotype.edges("reduce") == [Edge("noise", 2, 1)]
+    assert parse_genotype(genotype.to_json()) == genotype
+    assert capsys.readouterr() == ("", "warning: mine: 4 edges of none are left out\n")
+    load_genotype("one")
+    assert capsys.readouterr().err == "warning: one: 1 edge of none is left out\n"
+
+
+def test_scripts_take_the_text_of_a_genotype():
+    by_name, by_text, by_json = (
+        script_in_process("analysis/size.py", spec)
+        for spec in ("DARTS_V2", f"mine = {V2}", CELLS["DARTS_V2"].to_json())
+    )
+    assert by_text.stdout == by_json.stdout == by_name.stdout != ""
+    wrong = script("train/train.py", "--arch", V2.replace("('dil_conv_3x3', 2)", "('dil_conv_3x', 2)"))
+    assert_refused(wrong, "--arch: genotype: normal, edge 7 ('dil_conv_3x', 2): unknown operation", "dil_conv_3x3?")
+    assert_refused(
+        script_in_process("train/train.py", "--arch", f"{V2[:-1]}, 3)"), "train.py: error: --arch: genotype: "
+    )
+
+
+def test_named_cells_and_the_cells_of_runs_are_read_without_torch(tmp_path):
+    (tmp_path / "genotype.json").write_text(make_genotype(MINE._asdict()).to_json())
+    code = f"""
+import sys
+from genotypes import load_genotype
+from lib import plugins
+from nasbench201.cells import load_any
+load_genotype("DARTS_V2"), load_any({str(tmp_path)!r}), load_any({V2!r})
+print("torch" in sys.modules)
+"""
+    assert script("-c", code).stdout == "False\n"
 
 
 def test_a_genotype_loads_by_name_by_file_and_by_run_folder(tmp_path):

@@ -77,6 +77,7 @@ def place(tmp_path_factory) -> Path:
     write("cells/concat.json", {**parts, "reduce_concat": [2, 9]})
     write("cells/list.json", [1, 2])
     write("cells/expression.txt", "Genotype(normal=__import__('os').mkdir('written'))")
+    write("cells/several.py", "A = Genotype(normal=[])\nB = Genotype(reduce=[])\n")
     write("cells/201.json", {"arch": "|nor_conv_5x5~0|+|none~0|none~1|+|none~0|none~1|none~2|"})
 
     write("configs/unknown.yaml", "epochs: 3\nlamda: 1\n")

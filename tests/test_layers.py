@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 #: the root's modules, the lowest first; nasbench201/cells.py has the cells of a space, as genotypes.py has
-MODULES = ["utils", "genotypes", "operations", "spaces", "fast_edges", "model_search", "model"]
+MODULES = ["utils", "operations", "genotypes", "spaces", "fast_edges", "model_search", "model"]
 MODULES += ["regularizers", "architect", "smoothing", "selection", "nasbench201.cells"]
 FIGURES = ["analysis.colors", "analysis.draw", "analysis.curves", "analysis.card"]
 BELOW_SCRIPTS = ["lib", *MODULES, *FIGURES]

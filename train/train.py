@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from genotypes import Genotype, load_genotype
+from genotypes import Genotype, load_genotype, short_name
 from lib import cli, launch, options
 from lib.cli import InputError, blaming
 from lib.options import AtLeastTwo, Channels, Layers, Need, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
@@ -33,7 +33,9 @@ of_network, of_recipe = partial(options.option, group="network"), partial(option
 class TrainSettings(RetrainSettings, ImageSettings):
     """The settings of train/train.py. The defaults are those of DARTS on CIFAR-10 (ICLR 2019, section 3.2)."""
 
-    arch: str = of_network("", "The cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
+    arch: str = of_network(
+        "", "The cell: a name in genotypes.py, a genotype, a file with one, or the run folder of a search."
+    )
     init_channels: Channels = of_network(36, "Channels C of the first cells.")
     layers: Layers = of_network(20, "Number of cells.")
     auxiliary: bool = of_network(False, "Train with an auxiliary head after the second reduction cell.")
@@ -103,7 +105,7 @@ def train_genotype(genotype: Genotype, settings: TrainSettings, run: Path, resum
 def main() -> None:
     given = parse()
     settings = given.settings
-    name = f"retrain-{settings.dataset}-{Path(settings.arch).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"retrain-{settings.dataset}-{short_name(settings.arch)}-{datetime.now():%Y%m%d-%H%M%S}"
     train(*launch.resolve_run(given, PROG, name))
 
 

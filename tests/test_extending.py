@@ -16,14 +16,32 @@ from genotypes import load_genotype
 from lib import plugins
 from lib.datasets import DATASETS, load
 from lib.objective import Objective
+from lib.options import load_settings
 from model import NetworkCIFAR
 from model_search import Supernet
 from operations import OPERATIONS, SepConv
 from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, weight_gradient
 from search.methods import METHODS
+from search.metrics import Meters
+from search.perturbation import Perturbation
+from search.settings import SCRIPT
+from search.state import open_search
 from smoothing import SMOOTHING
 from spaces import SPACES, Space
-from tests.helpers import ROOT, assert_refused, script, script_in_process
+from tests.helpers import (
+    ROOT,
+    assert_refused,
+    assert_same_run,
+    few_images,
+    interrupt,
+    metrics,
+    run_search,
+    script,
+    script_in_process,
+    select,
+    settings_of,
+    without_figures,
+)
 from tests.supernets import assert_gradients_of, batch_and_weights
 
 DOUBLE = torch.float64
@@ -201,6 +219,52 @@ def test_alphas_gradient_in_an_uneven_space_of_two_nodes_is_that_of_differences(
             assert gradient[tuple(index)].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4, abs=1e-8)
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_derived_cell_of_an_uneven_space_is_the_strongest_of_each_nodes_own_candidates(keep):
+    space = uneven_space(keep)
+    generator = np.random.default_rng(0)
+    weights = {kind: generator.random((5, 3)) for kind in space.cells}
+    cell = select(space, weights, "argmax")
+    for kind, candidates in space.cells.items():
+        expected = set()
+        for node in (2, 3):
+            best = []
+            for edge, (source, target) in enumerate(space.edges):
+                names = [name for name in candidates[edge] if name != "none"]
+                scores = {name: weights[kind][edge][candidates[edge].index(name)] for name in names}
+                name = max(scores, key=scores.get)
+                best += [(scores[name], (name, target, source))] if target == node else []
+            expected |= {edge for _, edge in sorted(best, reverse=True)[:keep]}
+        assert set(cell.edges(kind)) == expected and cell.concat(kind) == [2, 3]
+        assert len(cell.edges(kind)[0]) == 3 and len(getattr(cell, kind)[0]) == (2 if keep == 2 else 3)
+
+
+def test_ideas_of_five_papers_search_an_uneven_space_and_resume_exactly(tmp_path, monkeypatch):
+    SPACES["uneven"] = uneven_space()
+    settings = settings_of(
+        "lambda-darts", space="uneven", smooth="adversarial", smooth_end=0.2, auxiliary_skip="skip",
+        alpha_reg="logsumexp", alpha_reg_weight=1.0, alpha_reg_schedule="linear", selection="perturbation",
+        **few_images(tmp_path / "data") | {"epochs": 2},
+    )  # fmt: skip
+    with without_figures():
+        whole = run_search(settings, tmp_path / "whole")
+        for method, call in (("add_weight_step", 3), ("add_weight_step", 1)):
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                interrupt(patch, Meters, method, call)
+                run_search(settings, tmp_path / "stopped", resumed=call == 1)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt(patch, Perturbation, "evaluate", 9)
+            run_search(settings, tmp_path / "stopped", resumed=True)
+        run_search(settings, tmp_path / "stopped", resumed=True)
+    assert_same_run(whole, tmp_path / "stopped")
+    cell = load_genotype(str(whole))
+    for kind, candidates in SPACES["uneven"].cells.items():
+        for operation, target, source in cell.edges(kind):
+            assert operation in candidates[SPACES["uneven"].edges.index((source, target))]
+    rows = metrics(whole)
+    assert all(float(row["alpha_regularizer"]) > 0 for row in rows)
+
+
 def test_places_without_an_operation_stay_where_they_are_whatever_moves_alpha():
     architecture = Architecture(uneven_space().counts)
     optimizer = torch.optim.Adam(architecture.parameters(), 0.1, weight_decay=0.1)
@@ -225,9 +289,6 @@ def test_the_value_of_a_regularizer_of_the_weights_is_the_direct_one(example, tm
     (row,) = (dict(zip(*[line.split(",") for line in (run / "metrics.csv").read_text().splitlines()], strict=True)),)
 
     plugins.load([path])
-    from lib.options import load_settings
-    from search.settings import SCRIPT
-    from search.state import open_search
 
     state = open_search(load_settings(SCRIPT.settings, SCRIPT.path, run, "run"))
     batch = state.cast(next(iter(state.batches(0)[0])))

@@ -30,7 +30,7 @@ def main() -> None:
     given = options.parse(ImageNetTestSettings, PROG, __doc__.splitlines()[0])
 
     from imagenet.checkpoint import load_network
-    from imagenet.images import FolderDataModule, count_workers, read_tree
+    from imagenet.images import FolderDataModule, count_workers, papers_preprocessing, read_tree
     from imagenet.layout import find_split
     from lib.scoring import open_checkpoint, score
 
@@ -47,7 +47,8 @@ def main() -> None:
         )
     batch_size = given.batch_size or settings["batch_size"]
     workers = count_workers(given.workers, 1)
-    data = FolderDataModule(None, test, batch_size, settings["image_size"], settings["seed"], workers)
+    preprocessing = papers_preprocessing(settings["image_size"])
+    data = FolderDataModule(None, test, batch_size, preprocessing, settings["seed"], workers)
     print(score(network, data, checkpoint, given.device, top5=True))
 
 

@@ -104,7 +104,7 @@ def train_genotype(genotype: Genotype, settings: ImageNetTrainSettings, run: Pat
     """Train the network of a genotype. (Only this function needs torch.)"""
     import torch
 
-    from imagenet.images import FolderDataModule, count_workers, read_splits
+    from imagenet.images import FolderDataModule, count_workers, papers_preprocessing, read_splits
     from lib.retraining import Recipe
     from lib.schedules import cosine_schedule, linear_schedule, warm_up
     from lib.trainer import make_module, make_trainer, retrain
@@ -120,7 +120,7 @@ def train_genotype(genotype: Genotype, settings: ImageNetTrainSettings, run: Pat
     images = FolderDataModule(
         *read_splits(Path(settings.data), settings.classes),
         settings.batch_size,
-        settings.image_size,
+        papers_preprocessing(settings.image_size),
         settings.seed,
         count_workers(settings.workers, trainer.world_size // trainer.num_nodes),
     )
@@ -131,7 +131,8 @@ def train_genotype(genotype: Genotype, settings: ImageNetTrainSettings, run: Pat
     torch.manual_seed(settings.seed)
     schedules = {"linear": linear_schedule, "cosine": cosine_schedule}
     recipe = Recipe.of(settings, warm_up(schedules[settings.schedule](settings.epochs), settings.warm_up))
-    module = make_module(make_network(settings.auxiliary), recipe, images, trainer, settings, genotype, top5=True)
+    network = make_network(settings.auxiliary)
+    module = make_module(network, "imagenet", recipe, images, trainer, settings, genotype, top5=True)
     with torch.device("meta"):  # the papers count the parameters without the auxiliary head
         cost = size(make_network(auxiliary=False), images.in_channels, images.image_size)
     retrain(trainer, module, images, genotype, cost, run, resumed, "imagenet/train.py")

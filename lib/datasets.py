@@ -77,7 +77,9 @@ class DataSet:
         return self.train.images.shape[2]
 
 
-def load(name: str, root: str = "data", image_size: int = 0, download: bool = False, images: int = 0) -> DataSet:
+def load(
+    name: str, root: str = "data", image_size: int = 0, download: bool = False, images: int = 0, channels: int = 0
+) -> DataSet:
     """Load a data set.
 
     Args:
@@ -88,6 +90,7 @@ def load(name: str, root: str = "data", image_size: int = 0, download: bool = Fa
         image_size: Height and width in pixels. 0 keeps the images' own size (in a folder, that of the first image).
         download: Download the files of cifar10, cifar100 or svhn if they are missing.
         images: Use only the first N training and N test images, the same number of each class. 0 uses all.
+        channels: Of the images in a folder: 1 for gray, 3 for RGB. 0 takes 1 if all training images are gray.
 
     Raises:
         ValueError: The files are missing or invalid; the message names them.
@@ -96,7 +99,7 @@ def load(name: str, root: str = "data", image_size: int = 0, download: bool = Fa
     if name == "digits":
         train, test, classes = _digits(image_size)
     elif name == "folder":
-        train, test, classes = _folder(Path(root), image_size)
+        train, test, classes = _folder(Path(root), image_size, channels)
     elif name == "imagenet16-120":
         train, test, classes = _imagenet16(Path(root), image_size)
     else:
@@ -242,8 +245,10 @@ def check_same_classes(train: PictureFolder, test: PictureFolder) -> None:
             raise ValueError(f"{there.root} has no class {', '.join(missing[:5])}, which {here.root} has")
 
 
-def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+def _folder(root: Path, image_size: int, channels: int) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     from torchvision.transforms import v2
+
+    from lib.preprocessing import central_pixels
 
     for split in ("train", "test"):
         if not (root / split).is_dir():
@@ -252,12 +257,13 @@ def _folder(root: Path, image_size: int) -> tuple[ImageSet, ImageSet, tuple[str,
     check_same_classes(*trees)
     train = trees[0]
     size = image_size or min(read_picture(train.path(0)).size)
-    gray = all(read_picture(train.path(number)).mode in ("1", "L") for number in range(len(train)))
-
-    transform = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
+    if not channels:
+        gray = all(read_picture(train.path(number)).mode in ("1", "L") for number in range(len(train)))
+        channels = 1 if gray else 3
+    transform = v2.Compose(central_pixels(size, size))
 
     def decode(path: Path) -> Tensor:
-        return transform(read_picture(path, "L" if gray else "RGB"))
+        return transform(read_picture(path, "L" if channels == 1 else "RGB"))
 
     with ThreadPoolExecutor() as pool:
         images = [torch.stack([*pool.map(decode, map(tree.path, range(len(tree))))]) for tree in trees]

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 import model
 from genotypes import load_genotype
-from imagenet.images import Decoder, begin_worker, read_tree
+from imagenet.images import Decoder, begin_worker, papers_preprocessing, read_tree
 from lib import checkpoints
 from lib.data_modules import Pass
 from lib.retraining import Retraining
@@ -123,19 +123,19 @@ def split(tree, name):
 def test_a_picture_is_augmented_as_in_the_papers(tree):
     pictures = split(tree, "train")
     assert pictures.classes == CLASSES and pictures.labels.bincount().tolist() == [15] * 3
-    image = Decoder(pictures, 32, seed=3).decode(epoch=5, number=7)
+    image = Decoder(pictures, papers_preprocessing(32), seed=3).decode(epoch=5, number=7)
     assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
     jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)
     papers = v2.Compose([v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), jitter, v2.PILToTensor()])
     torch.manual_seed(mix(3, 5, 7))
     torch.testing.assert_close(image, papers(Image.open(pictures.path(7)).convert("RGB")))
 
-    image = Decoder(pictures, 32).decode(epoch=0, number=7)
+    image = Decoder(pictures, papers_preprocessing(32)).decode(epoch=0, number=7)
     torch.testing.assert_close(image, PAPERS_TEST(Image.open(pictures.path(7)).convert("RGB")))
 
 
 def test_workers_do_not_change_what_is_drawn(tree):
-    decoder = Decoder(split(tree, "train"), 32, seed=0)
+    decoder = Decoder(split(tree, "train"), papers_preprocessing(32), seed=0)
     passes = [Pass(np.arange(first, first + 9), 1.0, 1, 0, seed=4) for first in (0, 9, 18)]
 
     def batches(workers):

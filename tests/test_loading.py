@@ -1,6 +1,7 @@
-"""A retrained network outside of its training: load_network, its transform."""
+"""A retrained network outside of its training: load_network, its transform and scores on other folders."""
 
 import functools
+import json
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +16,12 @@ from lib import checkpoints
 from lib.datasets import read_tree
 from lib.retraining import Retraining
 from model import create_network, load_network
-from tests.helpers import CELL, last_checkpoint, script_in_process, without_figures, write_folder
+from tests.helpers import CELL, assert_refused, last_checkpoint, script_in_process, without_figures, write_folder
 from tests.imagenet_runs import CLASSES, make_tree, settings
 
 KINDS = ["cifar", "nasbench201", "imagenet"]
 CELL_201 = "|nor_conv_3x3~0|+|avg_pool_3x3~0|skip_connect~1|+|none~0|nor_conv_1x1~1|nor_conv_3x3~2|"
+TEST = {"cifar": "train/test.py", "nasbench201": "nasbench201/test.py", "imagenet": "imagenet/test.py"}
 
 
 class Trained(NamedTuple):
@@ -103,6 +105,41 @@ def test_the_transform_gives_what_the_test_loader_gives(trained, kind):
         assert torch.equal(transform(Image.open(pictures[0]).convert("RGB")), came[0])
 
 
+def score(script, run, *flags):
+    result = script_in_process(script, run, *flags)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("kind", ["cifar", "nasbench201"])
+def test_a_score_does_not_depend_on_the_training_images_beside_the_test_images(trained, tmp_path, kind):
+    run, data, *_ = trained(kind)
+    other = shutil.copytree(data, tmp_path / "other")
+    for path in (other / "train").rglob("*.png"):  # of another size, mean and deviation, and other channels
+        Image.new("RGB" if kind == "nasbench201" else "L", (30, 30), 200).save(path)
+    expected = json.loads((run / "result.json").read_text())["accuracy"]
+    scored = score(TEST[kind], run, "--data", other)
+    assert scored == score(TEST[kind], run)
+    assert (scored["accuracy"], scored["images"], scored["epochs"]) == (expected, 6, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_test_images_of_other_classes_are_refused(trained, tmp_path, kind):
+    run, data, *_ = trained(kind)
+    other = shutil.copytree(data, tmp_path / "other")
+    first = load_network(run).classes[0]
+    for split in other.iterdir():
+        (split / first).rename(split / "zebra")
+    count = len(CLASSES) if kind == "imagenet" else 2
+    says = f"--data: {count} classes, expected the {count} that the network was trained on; they differ in {first}, zeb"
+    assert_refused(script_in_process(TEST[kind], run, "--data", other), says)
+
+
+def test_a_network_is_scored_by_the_script_of_its_images(trained):
+    assert_refused(script_in_process("train/test.py", trained("imagenet").run), "expected imagenet/test.py")
+    assert_refused(script_in_process("imagenet/test.py", trained("cifar").run), "expected train/test.py")
+
+
 def test_a_damaged_or_foreign_checkpoint_is_one_line(trained, tmp_path):
     run = shutil.copytree(trained("cifar").run, tmp_path / "run")
     path, content = last_checkpoint(run), checkpoints.load(last_checkpoint(run))
@@ -116,11 +153,12 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(trained, tmp_path):
         (torch.zeros(3), "is not one of a retraining"),
     ):
         torch.save(changed, path)
+        for script in TEST.values():
+            assert_refused(script_in_process(script, run), "checkpoint: ", says)
         with pytest.raises(ValueError, match=says):
             load_network(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="is corrupt or not a checkpoint"):
-        load_network(run)
+    assert_refused(script_in_process(TEST["cifar"], run), "is corrupt or not a checkpoint")
     shutil.copy(last_checkpoint(trained("cifar").run), path.with_name("step_00000.ckpt"))  # an earlier one
     assert load_network(run).classes == ("cat", "dog")
 

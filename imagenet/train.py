@@ -8,7 +8,7 @@
 --data is ILSVRC's folder (with Data/CLS-LOC/train and val; imagenet/prepare.py sorts a raw val) or a folder with
 train/<class>/* and val/<class>/*. The defaults are the recipe that the papers of this family share (the mobile setting
 of DARTS, ICLR 2019, section 3.3, with P-DARTS's and PC-DARTS's batch of 1024). The run folder is that of
-train/train.py; imagenet/test.py scores it and imagenet/export.py exports the network.
+train/train.py; imagenet/test.py scores it and train/export.py exports the network.
 """
 
 from dataclasses import dataclass

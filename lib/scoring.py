@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
-from lib import checkpoints, datasets
+from lib import datasets
 from lib.batches import Augmentation
 from lib.callbacks import metrics_of
 from lib.cli import InputError, blaming
@@ -51,31 +50,6 @@ def score(
     trainer.test(Retraining(network, len(data.classes), None, layout, top5=top5), data, verbose=False)
     metrics = {name.removeprefix("test_"): value for name, value in metrics_of(trainer).items()}
     return json.dumps({**metrics, "images": data.test_count, "epochs": epochs_done(checkpoint)})
-
-
-def open_checkpoint(given: str) -> dict[str, Any]:
-    """The checkpoint of a retraining that a command line names: a file, or the last one of a run folder.
-
-    Raises:
-        InputError: There is none, or it is corrupt.
-    """
-    path = Path(given)
-    with blaming("checkpoint"):
-        if not path.is_dir():
-            checkpoint = checkpoints.load(path)
-        elif last := checkpoints.load_last(path / "checkpoints"):
-            path, checkpoint = last
-        else:
-            raise ValueError(f"{path} has none; expected a checkpoint, or a run folder that has one")
-    if "hyper_parameters" not in checkpoint:
-        raise InputError(f"checkpoint: {path} is not one of a retraining")
-    return checkpoint
-
-
-def network_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The weights of the network in a checkpoint; their running mean if the recipe has one."""
-    prefix = "network."
-    return {n.removeprefix(prefix): w for n, w in checkpoint["state_dict"].items() if n.startswith(prefix)}
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:

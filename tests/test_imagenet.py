@@ -27,7 +27,6 @@ from tests.helpers import RECIPE, assert_refused, last_checkpoint, metrics, scri
 from tests.imagenet_runs import (
     CELL,
     CLASSES,
-    EXPORT,
     JOB,
     TEST,
     TRAIN,
@@ -214,27 +213,6 @@ def test_the_scores_are_those_of_the_saved_network(tree, finished):
     assert said["accuracy"] == json.loads((finished / "result.json").read_text())["accuracy"]
     assert said["loss"] == pytest.approx(F.cross_entropy(logits, pictures.labels).item(), rel=1e-6)
     assert (said["top5"], said["images"], said["epochs"]) == (1.0, 12, 3)
-
-
-@pytest.mark.slow
-def test_the_exported_network_gives_the_logits_of_the_saved_one(finished, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    safetensors = pytest.importorskip("safetensors.torch")
-    exported = script_in_process(EXPORT, finished, "--out", tmp_path / "out")
-    assert exported.returncode == 0, exported.stderr
-    said = json.loads(exported.stdout)
-    assert said["largest_relative_difference"] < 1e-4
-    network = plain_network(finished).float()
-    session = onnxruntime.InferenceSession(said["onnx"], providers=["CPUExecutionProvider"])
-    images = torch.randn(5, 3, 32, 32)
-    with torch.no_grad():
-        expected = network(images)[0]
-    (came,) = session.run(None, {"images": images.numpy()})
-    torch.testing.assert_close(torch.from_numpy(came), expected, rtol=1e-4, atol=1e-5)
-    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(CLASSES)
-    state = safetensors.load_file(said["safetensors"])
-    assert state.keys() == network.state_dict().keys()
-    assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
 
 
 def test_the_card_describes_the_network_and_has_its_figures(finished):

@@ -1,4 +1,4 @@
-"""A retrained network outside of its training: load_network, its transform and scores on other folders."""
+"""A retrained network outside of its training: load_network, its transform, scores on other folders, exports."""
 
 import functools
 import json
@@ -22,6 +22,7 @@ from tests.imagenet_runs import CLASSES, make_tree, settings
 KINDS = ["cifar", "nasbench201", "imagenet"]
 CELL_201 = "|nor_conv_3x3~0|+|avg_pool_3x3~0|skip_connect~1|+|none~0|nor_conv_1x1~1|nor_conv_3x3~2|"
 TEST = {"cifar": "train/test.py", "nasbench201": "nasbench201/test.py", "imagenet": "imagenet/test.py"}
+EXPORT = "train/export.py"
 
 
 class Trained(NamedTuple):
@@ -153,14 +154,60 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(trained, tmp_path):
         (torch.zeros(3), "is not one of a retraining"),
     ):
         torch.save(changed, path)
-        for script in TEST.values():
+        for script in (*TEST.values(), EXPORT):
             assert_refused(script_in_process(script, run), "checkpoint: ", says)
         with pytest.raises(ValueError, match=says):
             load_network(path)
     path.write_bytes(path.read_bytes()[:-100])
-    assert_refused(script_in_process(TEST["cifar"], run), "is corrupt or not a checkpoint")
+    assert_refused(script_in_process(EXPORT, run), "is corrupt or not a checkpoint")
     shutil.copy(last_checkpoint(trained("cifar").run), path.with_name("step_00000.ckpt"))  # an earlier one
     assert load_network(run).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("cifar", marks=pytest.mark.slow), "nasbench201", pytest.param("imagenet", marks=pytest.mark.slow)],
+)
+def test_an_exported_network_gives_the_logits_of_the_loaded_one(trained, tmp_path, kind):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    safetensors = pytest.importorskip("safetensors")
+    run, _, _, images, _ = trained(kind)
+    exported = script_in_process(EXPORT, run, "--out", tmp_path / "out")
+    assert exported.returncode == 0, exported.stderr
+    said = json.loads(exported.stdout)
+    assert said["largest_relative_difference"] < 1e-4
+    loaded = load_network(run)
+    session = onnxruntime.InferenceSession(said["onnx"], providers=["CPUExecutionProvider"])
+    for batch in (images[:1].float(), images[:3].float()):
+        with torch.no_grad():
+            expected = loaded.network(batch)
+        (came,) = session.run(None, {"images": batch.numpy()})
+        torch.testing.assert_close(torch.from_numpy(came), expected, rtol=1e-4, atol=1e-5)
+    with safetensors.safe_open(said["safetensors"], "pt") as file:
+        about, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    torch.testing.assert_close(state, dict(loaded.network.network.state_dict()), rtol=0, atol=0)
+    assert about == session.get_modelmeta().custom_metadata_map
+    trained_with = checkpoints.load(last_checkpoint(run))["hyper_parameters"]
+    assert about["network"] == kind and json.loads(about["classes"]) == list(loaded.classes)
+    assert json.loads(about["genotype"]) == json.loads((run / "genotype.json").read_text())
+    for name in ("mean", "std", "image_size", "channels"):
+        value = trained_with["preprocessing"][name]
+        assert json.loads(about[name]) == (list(value) if isinstance(value, tuple) else value)
+    assert about["init_channels"] == "4" and ("cells_per_stage" in about) == (kind == "nasbench201")
+
+
+@pytest.mark.slow
+def test_nothing_is_exported_where_the_logits_differ(trained, tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run = onnxruntime.InferenceSession.run
+
+    def wrong(session, *arguments):
+        return [1.001 * logits for logits in run(session, *arguments)]
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", wrong)
+    refused = script_in_process(EXPORT, trained("nasbench201").run, "--out", tmp_path / "out")
+    assert_refused(refused, "ONNX Runtime's logits differ from torch's by 1.0e-03")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_created_network_has_the_published_size():

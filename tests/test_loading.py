@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from lib import checkpoints
 from lib.datasets import read_tree
 from lib.retraining import Retraining
 from model import create_network, load_network
-from tests.helpers import CELL, assert_refused, last_checkpoint, script_in_process, without_figures, write_folder
+from tests.helpers import CELL, ROOT, assert_refused, last_checkpoint, script_in_process, without_figures, write_folder
 from tests.imagenet_runs import CLASSES, make_tree, settings
 
 KINDS = ["cifar", "nasbench201", "imagenet"]
@@ -219,3 +220,14 @@ def test_a_created_network_has_the_published_size():
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
     with pytest.raises(ValueError, match="DARTS_V3"):
         create_network("DARTS_V3")
+
+
+def test_the_lines_of_the_readme_classify_a_picture(trained, tmp_path, monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n([^`]*load_network[^`]*)```", readme)
+    run, _, pictures, images, network = trained("cifar")
+    shutil.copytree(run, tmp_path / "runs/retrained")
+    shutil.copy(pictures[4], tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    assert capsys.readouterr().out == f"{('cat', 'dog')[network(images[4:5])[0].argmax()]}\n"

@@ -1,16 +1,27 @@
 """The discrete network of a genotype, for small images and for ImageNet (DARTS, ICLR 2019, section 3)."""
 
 import functools
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from genotypes import Genotype
+from genotypes import Genotype, load_genotype, make_genotype
+from lib.checkpoints import open_retraining
 from lib.kernels import BatchNorm2d, concatenate
+from lib.plugins import check as check_plugins
+from lib.plugins import load as load_plugins
+from lib.registry import Registry, check_arguments
 from operations import OPERATIONS, FactorizedReduce, ReLUConvBN, drop_path
 from spaces import cell_kinds
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Cell(nn.Module):
@@ -220,3 +231,103 @@ def size(network: nn.Module, in_channels: int = 3, image_size: int = 32) -> dict
         "params": sum(parameter.numel() for parameter in network.parameters()),
         "multiply_adds": counter.get_total_flops() // 2,
     }
+
+
+def create_network(name: str, imagenet: bool = False, **sizes: Any) -> Logits:
+    """The network of a cell at the papers' sizes. Its weights are random, not pretrained.
+
+    Args:
+        name: A cell in genotypes.py, a genotype file, or the run folder of a search.
+        imagenet: The network for 224x224 images, in place of the one for small images.
+        sizes: Arguments of `NetworkCIFAR` or `NetworkImageNet`, such as init_channels, layers, classes, in_channels.
+
+    Returns:
+        The network, in training mode, from images (B, in_channels, H, W) to logits (B, classes).
+
+    Raises:
+        ValueError: There is no such cell.
+        OSError: The genotype file cannot be read.
+    """
+    return Logits((NetworkImageNet if imagenet else NetworkCIFAR)(load_genotype(name), **sizes))
+
+
+def _of_checkpoint(network: type[NetworkCIFAR] | type[NetworkImageNet], about: dict[str, Any]) -> nn.Module:
+    settings, channels = about["settings"], about["preprocessing"]["channels"]
+    sizes = (settings["init_channels"], settings["layers"], len(about["classes"]))
+    return network(make_genotype(about["genotype"]), *sizes, in_channels=channels)
+
+
+#: Makers of networks by name: from the hyperparameters of a checkpoint to its network, without the auxiliary head.
+#: nasbench201/networks.py adds its own.
+NETWORKS: Registry[Callable[[dict[str, Any]], nn.Module]] = Registry(
+    "network",
+    {
+        "cifar": functools.partial(_of_checkpoint, NetworkCIFAR),
+        "imagenet": functools.partial(_of_checkpoint, NetworkImageNet),
+    },
+    lambda make: check_arguments(make, "about"),
+)
+
+
+def restore_network(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a retraining with its weights, in evaluation mode and without the auxiliary head.
+
+    Args:
+        path: The run folder, of which the last intact checkpoint is read, or a checkpoint file.
+
+    Returns:
+        The network, and the content of its checkpoint.
+
+    Raises:
+        ValueError: There is no checkpoint, it is corrupt or not one of a retraining, or a plugin of it is not loaded.
+        OSError: The file cannot be read.
+    """
+    checkpoint = open_retraining(Path(path))
+    about = checkpoint["hyper_parameters"]
+    check_plugins(about.get("plugins", []), path)
+    kind = about["network"]
+    if kind == "nasbench201":
+        importlib.import_module("nasbench201.networks")  # by name: imports point down, and that folder is above
+    network = NETWORKS.find(kind)(about)
+    state = {name.removeprefix("network."): value for name, value in checkpoint["state_dict"].items()}
+    state = {name: value for name, value in state.items() if not name.startswith("auxiliary_head.")}
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the weights are not those of the network that it describes") from error
+    # Channels last, torch's exporter to ONNX mistranslates the pooling of lib/kernels.py.
+    return network.to(memory_format=torch.contiguous_format).eval(), checkpoint
+
+
+class LoadedNetwork(NamedTuple):
+    """A trained network, ready for use.
+
+    Attributes:
+        network: From normalized images (B, channels, H, W) to logits (B, classes), in evaluation mode.
+        classes: Names of the classes.
+        transform: From a PIL image to a normalized tensor (channels, H, W), as the test images are treated.
+    """
+
+    network: Logits
+    classes: tuple[str, ...]
+    transform: "Callable[[Image.Image], Tensor]"
+
+
+def load_network(path: str | Path, plugins: Sequence[str | Path] = ()) -> LoadedNetwork:
+    """Load a network of train/train.py, nasbench201/train.py or imagenet/train.py, in float32 on the CPU.
+
+    Args:
+        path: The run folder, of which the last intact checkpoint is read, or a checkpoint file.
+        plugins: The plugins of the run, which are run.
+
+    Raises:
+        ValueError: There is no checkpoint, it is corrupt or not one of a retraining, or a plugin is missing.
+        OSError: The file cannot be read.
+    """
+    from lib.preprocessing import Preprocessing  # torchvision takes seconds to import
+
+    load_plugins(plugins)
+    network, checkpoint = restore_network(path)
+    about = checkpoint["hyper_parameters"]
+    transform = Preprocessing(**about["preprocessing"]).transform()
+    return LoadedNetwork(Logits(network).float().eval(), tuple(about["classes"]), transform)

@@ -134,14 +134,15 @@ def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> di
     import torch
     from torch.utils.data import DataLoader
 
-    from imagenet.images import Decoder, begin_worker, normalize
+    from imagenet.images import Decoder, begin_worker, normalize, papers_preprocessing
     from lib.data_modules import Pass
     from lib.devices import memory_format, prepare_device
     from model import NetworkImageNet, smallest_image
 
     device, size = prepare_device(settings.device), settings.batch_size
     torch.manual_seed(settings.seed)
-    decoder = Decoder(tree, settings.image_size, settings.seed)
+    preprocessing = papers_preprocessing(settings.image_size)
+    decoder = Decoder(tree, preprocessing, settings.seed)
     pictures = Pass(torch.randint(0, len(tree), (size,)).numpy(), 1.0, epoch=0, number=0, seed=0)
     auxiliary = settings.image_size >= smallest_image(settings.layers, imagenet=True)
     network = NetworkImageNet(genotype, settings.init_channels, settings.layers, len(tree.classes), auxiliary)
@@ -152,7 +153,7 @@ def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> di
     train = make_step(network, settings.precision, layout, device)
 
     def augment(batch: Any) -> torch.Tensor:
-        return normalize(batch.images.to(device, non_blocking=True))
+        return normalize(batch.images.to(device, non_blocking=True), preprocessing)
 
     def rate(what: Callable[[], Any], warm_up: int = 2) -> float:
         return images_per_second(what, size, settings.rounds, device, warm_up)

@@ -22,10 +22,16 @@ from lib.batches import Batch, on_channels
 from lib.cli import InputError, blaming
 from lib.data_modules import Pass, ResumableLoader, RetrainDataModule
 from lib.datasets import PictureFolder, read_tree
+from lib.preprocessing import Preprocessing, central_pixels
 from lib.seeds import mix
 
 #: means and standard deviations of the channels over ImageNet, with which every paper normalizes
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def papers_preprocessing(size: int) -> Preprocessing:
+    """The test images of the papers: at 224 pixels, the centre of a picture whose shorter side has 256."""
+    return Preprocessing(3, size, round(size * 256 / 224), MEAN, STD)
 
 
 def read_splits(root: Path, classes: int = 0) -> tuple[PictureFolder, PictureFolder]:
@@ -49,17 +55,19 @@ class Decoder(Dataset[Any]):
     """Read and augment the pictures of a pass as the papers do: random crop, flip and colour jitter for training.
 
     Args:
-        size: Height and width of the images in pixels.
-        seed: Seed of the augmentation. None for the test, which resizes and crops the centre.
+        preprocessing: Of the test images. The training images have its `image_size`.
+        seed: Seed of the augmentation. None for the test.
     """
 
-    def __init__(self, tree: PictureFolder, size: int, seed: int | None = None) -> None:
+    def __init__(self, tree: PictureFolder, preprocessing: Preprocessing, seed: int | None = None) -> None:
         self.tree, self.seed = tree, seed
+        size = preprocessing.image_size
         if seed is None:
-            steps = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+            steps = central_pixels(size, preprocessing.shorter_side)
         else:
-            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4, 0.2)]
-        self.transform = v2.Compose([*steps, v2.PILToTensor()])
+            jitter = v2.ColorJitter(0.4, 0.4, 0.4, 0.2)
+            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), jitter, v2.PILToTensor()]
+        self.transform = v2.Compose(steps)
 
     def __getitem__(self, one: Pass) -> Batch | InputError:
         """The images (B, 3, H, W) uint8 and labels of a pass, or the error of a picture that cannot be read."""
@@ -88,9 +96,10 @@ def begin_worker(worker: int) -> None:
     warnings.filterwarnings("ignore", module="PIL")  # about metadata, which nothing reads
 
 
-def normalize(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normalize images (B, 3, H, W) uint8 by MEAN and STD."""
-    mean, std = (255 * on_channels(values, images.device).to(dtype) for values in (MEAN, STD))
+def normalize(images: Tensor, preprocessing: Preprocessing, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normalize images (B, 3, H, W) uint8."""
+    statistics = (preprocessing.mean, preprocessing.std)
+    mean, std = (255 * on_channels(values, images.device).to(dtype) for values in statistics)
     return (images.to(dtype) - mean) / std
 
 
@@ -100,7 +109,7 @@ class FolderDataModule(RetrainDataModule):
     Args:
         train, test: The two splits, with the same classes. `train` is None if nothing is trained.
         batch_size: Images per step, on all devices together.
-        image_size: Height and width in pixels.
+        preprocessing: Of the test images. The training images have its `image_size`.
         workers: Processes that decode, for each device. 0 decodes in the main process.
     """
 
@@ -109,13 +118,13 @@ class FolderDataModule(RetrainDataModule):
         train: PictureFolder | None,
         test: PictureFolder,
         batch_size: int,
-        image_size: int,
+        preprocessing: Preprocessing,
         seed: int,
         workers: int,
     ) -> None:
         names = train.paths.tolist() if train else []
         sha256 = hashlib.sha256(b"\n".join(names)).hexdigest()  # of the names; reading the content would take hours
-        super().__init__(test.classes, 3, image_size, len(names), len(test), batch_size, sha256, seed)
+        super().__init__(test.classes, preprocessing, len(names), len(test), batch_size, sha256, seed)
         self.train, self.test, self.workers = train, test, workers
 
     def _loader(self, decoder: Decoder, passes: list[Pass], keep_workers: bool) -> DataLoader[Any]:
@@ -133,7 +142,7 @@ class FolderDataModule(RetrainDataModule):
     def train_dataloader(self) -> ResumableLoader:
         assert self.train is not None
         passes: list[Pass] = []
-        loader = self._loader(Decoder(self.train, self.image_size, self.seed), passes, keep_workers=True)
+        loader = self._loader(Decoder(self.train, self.preprocessing, self.seed), passes, keep_workers=True)
 
         def load(epoch: int, done: int) -> DataLoader[Any]:
             passes[:] = self.train_passes(epoch, done)
@@ -142,7 +151,7 @@ class FolderDataModule(RetrainDataModule):
         return ResumableLoader(len(self.train_passes(0)), load)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(Decoder(self.test, self.image_size), self.test_passes(), keep_workers=False)
+        return self._loader(Decoder(self.test, self.preprocessing), self.test_passes(), keep_workers=False)
 
     test_dataloader = val_dataloader
 
@@ -155,7 +164,7 @@ class FolderDataModule(RetrainDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         dtype = self.trainer.lightning_module.dtype
         assert isinstance(dtype, torch.dtype)
-        return batch._replace(images=normalize(batch.images, dtype))
+        return batch._replace(images=normalize(batch.images, self.preprocessing, dtype))
 
 
 def count_workers(asked: int, devices: int) -> int:

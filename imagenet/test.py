@@ -29,25 +29,23 @@ class ImageNetTestSettings:
 def main() -> None:
     given = options.parse(ImageNetTestSettings, PROG, __doc__.splitlines()[0])
 
-    from imagenet.checkpoint import load_network
     from imagenet.images import FolderDataModule, count_workers, read_tree
     from imagenet.layout import find_split
-    from lib.scoring import open_checkpoint, score
+    from lib.preprocessing import Preprocessing
+    from lib.scoring import check_classes, score
+    from model import restore_network
 
-    checkpoint = open_checkpoint(given.checkpoint)
-    settings, classes = (checkpoint["hyper_parameters"][name] for name in ("settings", "classes"))
-    network = load_network(checkpoint)
+    with blaming("checkpoint"):
+        network, checkpoint = restore_network(given.checkpoint)
+    about = checkpoint["hyper_parameters"]
+    settings, preprocessing = about["settings"], Preprocessing(**about["preprocessing"])
+    if about["network"] != "imagenet":
+        raise InputError("checkpoint: it is not one of imagenet/train.py; expected train/test.py")
     with blaming("--data"):
         test = read_tree(find_split(Path(given.data or settings["data"]), "val"))
-    if list(test.classes) != classes:
-        other = sorted(set(test.classes) ^ set(classes))
-        raise InputError(
-            f"--data: {test.root} has {len(test.classes)} classes, expected the {len(classes)} that the network was "
-            f"trained on; they differ in {', '.join(other[:5])}"
-        )
-    batch_size = given.batch_size or settings["batch_size"]
-    workers = count_workers(given.workers, 1)
-    data = FolderDataModule(None, test, batch_size, settings["image_size"], settings["seed"], workers)
+    check_classes(test.classes, about["classes"])
+    batch_size, workers = given.batch_size or settings["batch_size"], count_workers(given.workers, 1)
+    data = FolderDataModule(None, test, batch_size, preprocessing, settings["seed"], workers)
     print(score(network, data, checkpoint, given.device, top5=True))
 
 

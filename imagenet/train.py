@@ -8,7 +8,7 @@
 --data is ILSVRC's folder (with Data/CLS-LOC/train and val; imagenet/prepare.py sorts a raw val) or a folder with
 train/<class>/* and val/<class>/*. The defaults are the recipe that the papers of this family share (the mobile setting
 of DARTS, ICLR 2019, section 3.3, with P-DARTS's and PC-DARTS's batch of 1024). The run folder is that of
-train/train.py; imagenet/test.py scores it and imagenet/export.py exports the network.
+train/train.py; imagenet/test.py scores it and train/export.py exports the network.
 """
 
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def train_genotype(genotype: Genotype, settings: ImageNetTrainSettings, run: Pat
     """Train the network of a genotype. (Only this function needs torch.)"""
     import torch
 
-    from imagenet.images import FolderDataModule, count_workers, read_splits
+    from imagenet.images import FolderDataModule, count_workers, papers_preprocessing, read_splits
     from lib.retraining import Recipe
     from lib.schedules import cosine_schedule, linear_schedule, warm_up
     from lib.trainer import make_module, make_trainer, retrain
@@ -122,7 +122,7 @@ def train_genotype(genotype: Genotype, settings: ImageNetTrainSettings, run: Pat
     images = FolderDataModule(
         *read_splits(Path(settings.data), settings.classes),
         settings.batch_size,
-        settings.image_size,
+        papers_preprocessing(settings.image_size),
         settings.seed,
         count_workers(settings.workers, trainer.world_size // trainer.num_nodes),
     )
@@ -133,7 +133,8 @@ def train_genotype(genotype: Genotype, settings: ImageNetTrainSettings, run: Pat
     torch.manual_seed(settings.seed)
     schedules = {"linear": linear_schedule, "cosine": cosine_schedule}
     recipe = Recipe.of(settings, warm_up(schedules[settings.schedule](settings.epochs), settings.warm_up))
-    module = make_module(make_network(settings.auxiliary), recipe, images, trainer, settings, genotype, top5=True)
+    network = make_network(settings.auxiliary)
+    module = make_module(network, "imagenet", recipe, images, trainer, settings, genotype, top5=True)
     with torch.device("meta"):  # the papers count the parameters without the auxiliary head
         cost = size(make_network(auxiliary=False), images.in_channels, images.image_size)
     retrain(trainer, module, images, genotype, cost, run, resumed, "imagenet/train.py")

@@ -14,6 +14,9 @@ import torch
 
 from lib.files import write_atomically
 
+#: what the checkpoint of a retraining says of its network, see `lib.trainer.make_module`
+ABOUT = {"network", "settings", "genotype", "classes", "preprocessing"}
+
 
 class CorruptError(ValueError):
     """A file is not a checkpoint, or has changed since it was written."""
@@ -76,6 +79,25 @@ def load_last(folder: Path, tell: bool = True) -> tuple[Path, Any] | None:
     if corrupt:
         raise corrupt
     return None
+
+
+def open_retraining(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of a retraining: of a file, or of the last intact one of a run folder.
+
+    Raises:
+        ValueError: There is none, it is corrupt, or it is not one of a retraining.
+        OSError: The file cannot be read.
+    """
+    if not path.is_dir():
+        checkpoint = load(path)
+    elif last := load_last(path / "checkpoints"):
+        path, checkpoint = last
+    else:
+        raise ValueError(f"{path} has none; expected a checkpoint, or a run folder that has one")
+    about = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not (isinstance(about, dict) and about.keys() >= ABOUT and "state_dict" in checkpoint):
+        raise ValueError(f"{path} is not one of a retraining by this version of the project")
+    return checkpoint
 
 
 def paths(folder: Path) -> list[Path]:

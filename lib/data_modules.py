@@ -18,6 +18,7 @@ from lib import datasets
 from lib.batches import Augmentation, Batch, shares
 from lib.cli import InputError, blaming
 from lib.datasets import DataSet, load_dataset
+from lib.preprocessing import Preprocessing
 from lib.seeds import mix, random_numbers, shuffled
 
 
@@ -36,8 +37,7 @@ class RetrainDataModule(LightningDataModule):
 
     Args:
         classes: Names of the classes.
-        in_channels: Channels of the images.
-        image_size: Height and width in pixels, as the network sees them.
+        preprocessing: How the test images are made.
         count, test_count: Number of training and of test images.
         batch_size: Images per step, on all devices together.
         sha256: Identifies the training images and their order.
@@ -49,8 +49,7 @@ class RetrainDataModule(LightningDataModule):
     def __init__(
         self,
         classes: Sequence[str],
-        in_channels: int,
-        image_size: int,
+        preprocessing: Preprocessing,
         count: int,
         test_count: int,
         batch_size: int,
@@ -58,7 +57,8 @@ class RetrainDataModule(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.classes, self.in_channels, self.image_size = tuple(classes), in_channels, image_size
+        self.classes, self.preprocessing = tuple(classes), preprocessing
+        self.in_channels, self.image_size = preprocessing.channels, preprocessing.image_size
         self.count, self.test_count, self.batch_size = count, test_count, batch_size
         self.sha256, self.seed = sha256, seed
 
@@ -140,8 +140,10 @@ class TensorDataModule(RetrainDataModule):
     """
 
     def __init__(self, dataset: DataSet, batch_size: int, augmentation: Augmentation, seed: int) -> None:
-        shape = (dataset.classes, dataset.in_channels, dataset.image_size, len(dataset.train), len(dataset.test))
-        super().__init__(*shape, batch_size, datasets.sha256(dataset.train), seed)
+        size = dataset.image_size
+        preprocessing = Preprocessing(dataset.in_channels, size, size, dataset.mean, dataset.std)
+        counts = (len(dataset.train), len(dataset.test))
+        super().__init__(dataset.classes, preprocessing, *counts, batch_size, datasets.sha256(dataset.train), seed)
         self.dataset, self.augmentation = dataset, augmentation
 
     def setup(self, stage: str) -> None:

@@ -1,8 +1,8 @@
 """Score a retrained network on its test images."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,12 +10,13 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
-from lib import checkpoints, datasets
+from lib import datasets
 from lib.batches import Augmentation
 from lib.callbacks import metrics_of
 from lib.cli import InputError, blaming
 from lib.data_modules import RetrainDataModule, TensorDataModule
 from lib.devices import check_device, memory_format, set_up_libraries
+from lib.preprocessing import Preprocessing
 from lib.retraining import Retraining
 from lib.trainer import silence
 
@@ -51,64 +52,38 @@ def score(
     return json.dumps({**metrics, "images": data.test_count, "epochs": epochs_done(checkpoint)})
 
 
-def open_checkpoint(given: str) -> dict[str, Any]:
-    """The checkpoint of a retraining that a command line names: a file, or the last one of a run folder.
-
-    Raises:
-        InputError: There is none, or it is corrupt.
-    """
-    path = Path(given)
-    with blaming("checkpoint"):
-        if not path.is_dir():
-            checkpoint = checkpoints.load(path)
-        elif last := checkpoints.load_last(path / "checkpoints"):
-            path, checkpoint = last
-        else:
-            raise ValueError(f"{path} has none; expected a checkpoint, or a run folder that has one")
-    if "hyper_parameters" not in checkpoint:
-        raise InputError(f"checkpoint: {path} is not one of a retraining")
-    return checkpoint
-
-
-def network_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The weights of the network in a checkpoint; their running mean if the recipe has one."""
-    prefix = "network."
-    return {n.removeprefix(prefix): w for n, w in checkpoint["state_dict"].items() if n.startswith(prefix)}
-
-
 def epochs_done(checkpoint: dict[str, Any]) -> int:
     """The number of epochs that are complete in a checkpoint."""
     return len(checkpoint["callbacks"]["EpochLog"]["rows"])
 
 
-def score_on_dataset(
-    checkpoint: dict[str, Any],
-    make_network: Callable[[dict[str, Any], dict[str, Any], datasets.DataSet], nn.Module],
-    data: str,
-    device: str,
-) -> str:
+def check_classes(classes: Sequence[str], expected: Sequence[str]) -> None:
+    """Raise an InputError if the classes of the images are not those that the network was trained on."""
+    if list(classes) != list(expected):
+        other = ", ".join(sorted(set(classes) ^ set(expected))[:5])
+        raise InputError(
+            f"--data: {len(classes)} classes, expected the {len(expected)} that the network was trained on; "
+            f"they differ in {other}"
+        )
+
+
+def score_on_dataset(network: nn.Module, checkpoint: dict[str, Any], data: str, device: str) -> str:
     """Score a network on the test images of the data set that it was trained on; see `score`.
 
     Args:
-        make_network: From settings and genotype of the checkpoint, and the data set.
         data: The folder of the data set; "" takes that of the run.
 
     Raises:
-        InputError: The images are not those of the data set.
+        InputError: The images cannot be read or have other classes, or the network is one of ImageNet.
     """
     about = checkpoint["hyper_parameters"]
-    settings = about["settings"]
-    with blaming(f"--data: {settings['dataset']}"):
-        where = data or settings["data"]
-        dataset = datasets.load(settings["dataset"], where, settings["image_size"], images=settings["images"])
-    with torch.device("meta"):
-        network = make_network(settings, about["genotype"], dataset)
-    try:
-        network.load_state_dict(network_state(checkpoint), assign=True)
-    except RuntimeError as error:
-        raise InputError(
-            f"--data: {len(dataset.classes)} classes of images with {dataset.in_channels} channels, "
-            "expected the data set that the network was trained on"
-        ) from error
+    settings, preprocessing = about["settings"], Preprocessing(**about["preprocessing"])
+    if "dataset" not in settings:
+        raise InputError("checkpoint: it is one of imagenet/train.py; expected imagenet/test.py")
+    name, where, size = settings["dataset"], data or settings["data"], preprocessing.image_size
+    with blaming(f"--data: {name}"):
+        dataset = datasets.load(name, where, size, images=settings["images"], channels=preprocessing.channels)
+    check_classes(dataset.classes, about["classes"])
+    dataset = replace(dataset, mean=preprocessing.mean, std=preprocessing.std)
     images = TensorDataModule(dataset, settings["batch_size"], Augmentation.none(dataset), settings["seed"])
     return score(network, images, checkpoint, device)

@@ -21,7 +21,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-from lib import checkpoints, cli, launch
+from lib import checkpoints, cli, launch, plugins
 from lib.callbacks import EpochLog, SaveAndStop, Stopped
 from lib.cli import InputError, blaming
 from lib.data_modules import RetrainDataModule
@@ -113,6 +113,7 @@ def silence() -> None:
 
 def make_module(
     network: nn.Module,
+    name: str,
     recipe: Recipe,
     data: RetrainDataModule,
     trainer: Trainer,
@@ -123,6 +124,7 @@ def make_module(
     """Make the LightningModule for the devices of a Trainer.
 
     Args:
+        name: The network's name in `model.NETWORKS`, for `model.load_network`.
         cell: The cell of the network, with `_asdict` and `to_json`.
         top5: Measure top-5 accuracy too.
 
@@ -140,15 +142,11 @@ def make_module(
         raise InputError(f"--batch_size: {settings.batch_size}, but there are {data.count} training images")
     if settings.precision == "64-true":
         network.double()  # before Lightning loads a checkpoint into it
-    return Retraining(
-        network,
-        len(data.classes),
-        recipe,
-        memory_format(settings.memory_format, trainer.strategy.root_device),
-        {"settings": asdict(settings), "genotype": cell._asdict(), "classes": list(data.classes)},
-        settings.compile,
-        top5,
-    )
+    about = {"network": name, "settings": asdict(settings), "genotype": cell._asdict()}
+    about |= {"classes": list(data.classes), "preprocessing": data.preprocessing._asdict()}
+    about |= {"plugins": plugins.record()} if plugins.LOADED else {}
+    layout = memory_format(settings.memory_format, trainer.strategy.root_device)
+    return Retraining(network, len(data.classes), recipe, layout, about, settings.compile, top5)
 
 
 def retrain(

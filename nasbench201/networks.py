@@ -6,14 +6,16 @@ between them; batch norm, ReLU, global average pooling and a linear layer. C = 1
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast_edges import FastEdges
 from lib.kernels import BatchNorm2d, without_running_statistics
+from model import NETWORKS
 from model_search import AnySupernet, MixedEdges
-from nasbench201.cells import Cell201
+from nasbench201.cells import Cell201, parse_cell
 from operations import OPERATIONS, ReLUConvBN, drop_path
 from spaces import SPACES
 
@@ -180,3 +182,12 @@ class Network201(Skeleton):
     def forward(self, images: Tensor, drop_path_prob: float = 0.0) -> tuple[Tensor, None]:
         """Logits (B, classes), and None instead of auxiliary logits."""
         return self.run(images, lambda cell, x: cell(x, drop_path_prob)), None
+
+
+def _of_checkpoint(about: dict[str, Any]) -> Network201:
+    settings, channels = about["settings"], about["preprocessing"]["channels"]
+    sizes = (settings["init_channels"], settings["cells_per_stage"], len(about["classes"]))
+    return Network201(parse_cell(about["genotype"]["arch"]), *sizes, channels)
+
+
+NETWORKS["nasbench201"] = _of_checkpoint

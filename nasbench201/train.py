@@ -100,7 +100,7 @@ def train_cell(cell: Cell201, settings: NasBench201TrainSettings, run: Path, res
     trainer = make_trainer(settings, run)
     torch.manual_seed(settings.seed)
     recipe = Recipe.of(settings, cosine_schedule(settings.epochs), nesterov=True)
-    module = make_module(Network201(cell, *shape), recipe, images, trainer, settings, cell)
+    module = make_module(Network201(cell, *shape), "nasbench201", recipe, images, trainer, settings, cell)
     with torch.device("meta"):
         cost = size(Network201(cell, *shape), images.in_channels, images.image_size)
     retrain(trainer, module, images, cell, cost, run, resumed, "nasbench201/train.py")

@@ -29,4 +29,4 @@ else
     "$python" imagenet/train.py --arch "$arch" --data "$data" --devices "$gpus" --save "$out" "${@:4}"
 fi
 "$python" imagenet/test.py "$out" --data "$data"
-[ -e "$out/model.onnx" ] || "$python" imagenet/export.py "$out"
+[ -e "$out/model.onnx" ] || "$python" train/export.py "$out"

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 import model
 from genotypes import load_genotype
-from imagenet.images import Decoder, begin_worker, read_tree
+from imagenet.images import Decoder, begin_worker, papers_preprocessing, read_tree
 from lib import checkpoints
 from lib.data_modules import Pass
 from lib.retraining import Retraining
@@ -27,7 +27,6 @@ from tests.helpers import RECIPE, assert_refused, last_checkpoint, metrics, scri
 from tests.imagenet_runs import (
     CELL,
     CLASSES,
-    EXPORT,
     JOB,
     TEST,
     TRAIN,
@@ -123,19 +122,19 @@ def split(tree, name):
 def test_a_picture_is_augmented_as_in_the_papers(tree):
     pictures = split(tree, "train")
     assert pictures.classes == CLASSES and pictures.labels.bincount().tolist() == [15] * 3
-    image = Decoder(pictures, 32, seed=3).decode(epoch=5, number=7)
+    image = Decoder(pictures, papers_preprocessing(32), seed=3).decode(epoch=5, number=7)
     assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
     jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)
     papers = v2.Compose([v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), jitter, v2.PILToTensor()])
     torch.manual_seed(mix(3, 5, 7))
     torch.testing.assert_close(image, papers(Image.open(pictures.path(7)).convert("RGB")))
 
-    image = Decoder(pictures, 32).decode(epoch=0, number=7)
+    image = Decoder(pictures, papers_preprocessing(32)).decode(epoch=0, number=7)
     torch.testing.assert_close(image, PAPERS_TEST(Image.open(pictures.path(7)).convert("RGB")))
 
 
 def test_workers_do_not_change_what_is_drawn(tree):
-    decoder = Decoder(split(tree, "train"), 32, seed=0)
+    decoder = Decoder(split(tree, "train"), papers_preprocessing(32), seed=0)
     passes = [Pass(np.arange(first, first + 9), 1.0, 1, 0, seed=4) for first in (0, 9, 18)]
 
     def batches(workers):
@@ -214,27 +213,6 @@ def test_the_scores_are_those_of_the_saved_network(tree, finished):
     assert said["accuracy"] == json.loads((finished / "result.json").read_text())["accuracy"]
     assert said["loss"] == pytest.approx(F.cross_entropy(logits, pictures.labels).item(), rel=1e-6)
     assert (said["top5"], said["images"], said["epochs"]) == (1.0, 12, 3)
-
-
-@pytest.mark.slow
-def test_the_exported_network_gives_the_logits_of_the_saved_one(finished, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    safetensors = pytest.importorskip("safetensors.torch")
-    exported = script_in_process(EXPORT, finished, "--out", tmp_path / "out")
-    assert exported.returncode == 0, exported.stderr
-    said = json.loads(exported.stdout)
-    assert said["largest_relative_difference"] < 1e-4
-    network = plain_network(finished).float()
-    session = onnxruntime.InferenceSession(said["onnx"], providers=["CPUExecutionProvider"])
-    images = torch.randn(5, 3, 32, 32)
-    with torch.no_grad():
-        expected = network(images)[0]
-    (came,) = session.run(None, {"images": images.numpy()})
-    torch.testing.assert_close(torch.from_numpy(came), expected, rtol=1e-4, atol=1e-5)
-    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(CLASSES)
-    state = safetensors.load_file(said["safetensors"])
-    assert state.keys() == network.state_dict().keys()
-    assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
 
 
 def test_the_card_describes_the_network_and_has_its_figures(finished):

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -62,6 +63,7 @@ def place(tmp_path_factory) -> Path:
         write(f"empty.{suffix}", b"")
     for suffix in ("yaml", "csv", "csv.gz", "pth", "ckpt", "html", "png"):
         write(f"junk.{suffix}", bytes(range(256)))
+    torch.save({"state_dict": {}}, folder / "foreign.ckpt")
     write("latin1.json", "{é".encode("latin1"))
     (folder / "folder").mkdir()
     write("mine/thesis.tex", "mine")

@@ -96,5 +96,5 @@ def test_help_imports_no_torch():
 
 def test_an_export_without_its_extra_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    result = script_in_process("imagenet/export.py", tmp_path)
+    result = script_in_process("train/export.py", tmp_path)
     assert_refused(result, "export.py: error:", "onnxruntime is not installed; run pip install -e '.[export]'")

@@ -88,7 +88,7 @@ def fit_numbered(run, devices=1, accumulate=1, compile=False):
     images = TensorDataModule(dataset, 10, Augmentation.none(dataset), seed=0)
     trainer = make_trainer(settings, run)
     torch.manual_seed(0)
-    module = make_module(Recorder(), RECIPE, images, trainer, settings, load_genotype(CELL))
+    module = make_module(Recorder(), "cifar", RECIPE, images, trainer, settings, load_genotype(CELL))
     return module.network, fit(trainer, module, images, run, "script")
 
 

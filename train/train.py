@@ -96,7 +96,7 @@ def train_genotype(genotype: Genotype, settings: TrainSettings, run: Path, resum
     trainer = make_trainer(settings, run)
     torch.manual_seed(settings.seed)
     recipe = Recipe.of(settings, cosine_schedule(settings.epochs))
-    module = make_module(make_network(settings.auxiliary), recipe, images, trainer, settings, genotype)
+    module = make_module(make_network(settings.auxiliary), "cifar", recipe, images, trainer, settings, genotype)
     with torch.device("meta"):  # the papers count the parameters without the auxiliary head
         cost = size(make_network(auxiliary=False), images.in_channels, images.image_size)
     retrain(trainer, module, images, genotype, cost, run, resumed, "train/train.py")

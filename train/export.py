@@ -1,10 +1,11 @@
-"""Export the network in a checkpoint of imagenet/train.py as ONNX and as safetensors.
+"""Export the network of train/train.py, nasbench201/train.py or imagenet/train.py as ONNX and as safetensors.
 
-python imagenet/export.py runs/imagenet              # runs/imagenet/model.onnx and model.safetensors
-python imagenet/export.py runs/imagenet/checkpoints/step_01250.ckpt --out exported
+python train/export.py runs/retrained              # runs/retrained/model.onnx and model.safetensors
+python train/export.py runs/retrained/checkpoints/step_09000.ckpt --out exported
 
-The network takes images (B, 3, H, W) in [0, 1], normalized by the mean and std that both files name, and gives logits
-(B, classes). The script writes nothing if ONNX Runtime's logits differ from torch's.
+The network takes images (B, channels, H, W) in [0, 1], normalized by the mean and std that both files name, and gives
+logits (B, classes). The files also name the classes, the genotype and the sizes of the network and of its images. The
+script writes nothing if ONNX Runtime's logits differ from torch's.
 """
 
 import importlib.util
@@ -14,7 +15,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lib import cli, options
 from lib.cli import InputError, blaming
@@ -31,11 +32,18 @@ TOLERANCE = 1e-4
 
 @dataclass
 class ExportSettings:
-    """The settings of imagenet/export.py."""
+    """The settings of train/export.py."""
 
-    checkpoint: str = argument("Run folder of imagenet/train.py, finished or not, or one of its checkpoint files.")
+    checkpoint: str = argument("Run folder of a retraining, finished or not, or one of its checkpoint files.")
     out: str = option("", "Folder of the files. By default the folder of the run or of the checkpoint.")
     seed: Seed = option(0, "Seed of the images on which torch and ONNX Runtime are compared.")
+
+
+def metadata(trained: dict[str, Any]) -> dict[str, str]:
+    """The metadata of both files, from the hyperparameters of a checkpoint. All values but text are JSON."""
+    sizes = {name: trained["settings"].get(name) for name in ("init_channels", "layers", "cells_per_stage")}
+    about = {name: trained[name] for name in ("genotype", "classes")} | trained["preprocessing"] | sizes
+    return {"network": trained["network"]} | {n: json.dumps(value) for n, value in about.items() if value is not None}
 
 
 def to_onnx(network: "nn.Module", images: "Tensor", about: dict[str, str]) -> bytes:
@@ -84,28 +92,22 @@ def main() -> None:
     import torch
     from safetensors.torch import save
 
-    from imagenet.checkpoint import load_network
-    from imagenet.images import MEAN, STD
-    from lib.scoring import open_checkpoint
-    from model import Logits
+    from model import Logits, restore_network
 
     path = Path(given.checkpoint)
     out = Path(given.out or (path if path.is_dir() else path.parent))
     made = {"onnx": out / "model.onnx", "safetensors": out / "model.safetensors"}
-    checkpoint = open_checkpoint(given.checkpoint)
+    with blaming("checkpoint"):
+        restored, checkpoint = restore_network(given.checkpoint)
     with blaming("--out"):
         if given.out:
             out.mkdir(parents=True, exist_ok=True)
         check_new_file(made["onnx"])  # the last to be written
-    network = Logits(load_network(checkpoint)).float().eval()
-    trained = checkpoint["hyper_parameters"]
-    settings = trained["settings"]
-    about = {name: json.dumps(trained[name]) for name in ("genotype", "classes")}
-    about |= {"mean": json.dumps(MEAN), "std": json.dumps(STD)}
-    about |= {name: str(settings[name]) for name in ("image_size", "init_channels", "layers")}
+    network, trained = Logits(restored).float().eval(), checkpoint["hyper_parameters"]
+    about, preprocessing = metadata(trained), trained["preprocessing"]
 
     torch.manual_seed(given.seed)
-    images = torch.randn(3, 3, settings["image_size"], settings["image_size"])
+    images = torch.randn(3, preprocessing["channels"], preprocessing["image_size"], preprocessing["image_size"])
     content = to_onnx(network, images[:2], about)
     # also with other numbers of images than the export had
     difference = max(largest_difference(content, network, batch) for batch in (images[:1], images))
@@ -114,7 +116,7 @@ def main() -> None:
             f"checkpoint: ONNX Runtime's logits differ from torch's by {difference:.1e} of the largest logit; "
             f"expected at most {TOLERANCE:.0e}"
         )
-    state = {name: value.contiguous() for name, value in network.network.state_dict().items()}
+    state = {name: value.contiguous() for name, value in restored.state_dict().items()}
     with blaming("--out"):
         write_atomically(made["safetensors"], save(state, metadata=about))
         write_atomically(made["onnx"], content)

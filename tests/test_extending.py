@@ -1,12 +1,16 @@
 """The examples of docs/extending.md, each run as a plugin and compared with independent computations."""
 
+import hashlib
 import json
+import os
 import re
 import sys
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 from torch import nn
 
 from architect import Architecture
@@ -17,7 +21,7 @@ from lib import plugins
 from lib.datasets import DATASETS, load
 from lib.objective import Objective
 from lib.options import load_settings
-from model import NetworkCIFAR
+from model import NetworkCIFAR, load_network
 from model_search import Supernet
 from operations import OPERATIONS, SepConv
 from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, weight_gradient
@@ -394,3 +398,57 @@ def test_an_error_in_the_code_of_a_plugin_keeps_its_traceback(tmp_path):
     (tmp_path / "mine.py").write_text("import math\nmath.sqrt(-1)\n")
     result = script("search/train_search.py", "--plugin", tmp_path / "mine.py")
     assert result.returncode == 1 and 'mine.py", line 2' in result.stderr and "math domain error" in result.stderr
+
+
+@pytest.mark.slow
+def test_an_operation_of_a_plugin_is_searched_retrained_scored_exported_and_loaded(example, tmp_path):
+    path = example("An operation", load=False)
+    path.write_text(
+        path.read_text() + "\n\nfrom spaces import SPACES, Space\n\n"
+        "EDGES = ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3))\n"
+        "CELL = (('sep_conv_3x3_se',),) * 5\n"
+        "SPACES['se'] = Space({'normal': CELL, 'reduce': CELL}, EDGES, keep=2)\n"
+    )
+    search, run = tmp_path / "search", tmp_path / "run"
+    small = ("--dataset", "digits", "--init_channels", "4", "--layers", "3", "--epochs", "1", "--device", "cpu")
+
+    def call(*arguments, ok=True, plugin=path):
+        result = script(*arguments, *(("--plugin", plugin) if plugin else ()))
+        assert not ok or result.returncode == 0, result.stderr
+        return result
+
+    call("search/train_search.py", "--space", "se", "--method", "darts", *small, "--save", search)
+    assert (search / "cells/normal.png").exists()
+    asks = f"used the plugin {os.path.relpath(path, ROOT)}; add --plugin"
+    assert_refused(call("search/train_search.py", "--resume", search, plugin=None, ok=False), asks)
+    assert_refused(call("train/train.py", "--arch", search, *small, plugin=None, ok=False), f"--arch: {search} {asks}")
+    assert_refused(call("analysis/size.py", search, plugin=None, ok=False), asks)
+    assert "params" in call("analysis/size.py", search).stdout
+    call("train/train.py", "--arch", search, *small, "--save", run)
+    assert yaml.safe_load((run / "config.yaml").read_text())["provenance"]["plugins"] == [
+        {"path": os.path.relpath(path, ROOT), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    ]
+    assert_refused(call("train/test.py", run, plugin=None, ok=False), f"checkpoint: {run} {asks}")
+    with pytest.raises(ValueError, match="add --plugin"):
+        load_network(run)
+    score = json.loads(call("train/test.py", run).stdout)
+    assert score["accuracy"] == json.loads((run / "result.json").read_text())["accuracy"]
+    call("train/export.py", run, "--out", tmp_path / "exported")
+    assert_refused(
+        call("analysis/report.py", tmp_path, tmp_path / "report.html", plugin=None, ok=False), "add --plugin"
+    )
+    call("analysis/report.py", tmp_path, tmp_path / "report.html")
+
+    path.write_text(path.read_text() + "# another comment\n")
+    changed = call("train/test.py", run)
+    assert f"warning: {os.path.relpath(path, ROOT)} has changed since {run} used it" in changed.stderr
+    loaded = load_network(run, [path])
+    images = load("digits").test.images[:8]
+    pictures = [Image.fromarray(image[0].numpy()) for image in images]
+    with torch.no_grad():
+        logits = loaded.network(torch.stack([*map(loaded.transform, pictures)]))
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(tmp_path / "exported/model.onnx"))
+    (exported,) = session.run(None, {"images": torch.stack([*map(loaded.transform, pictures)]).numpy()})
+    torch.testing.assert_close(torch.from_numpy(exported), logits, rtol=1e-4, atol=1e-5)
+    assert any(type(module).__name__ == "SepConvSE" for module in loaded.network.modules())

@@ -34,6 +34,7 @@ from smoothing import SMOOTHING
 from spaces import SPACES, Space
 from tests.helpers import (
     ROOT,
+    TABLE,
     assert_refused,
     assert_same_run,
     few_images,
@@ -45,6 +46,7 @@ from tests.helpers import (
     select,
     settings_of,
     without_figures,
+    write_table,
 )
 from tests.supernets import assert_gradients_of, batch_and_weights
 
@@ -57,6 +59,15 @@ EXAMPLES = {
     for section in TEXT.split("\n## ")
     if (blocks := re.findall(r"```python\n(.*?)```", section, re.DOTALL))
 }
+
+
+def test_the_table_of_costs_counts_the_lines_of_the_examples():
+    counted = [
+        len([line for line in text.splitlines() if line.strip() and not line.startswith(("from ", "import "))])
+        for text in EXAMPLES.values()
+    ]
+    assert counted == [int(lines) for lines in re.findall(r"^\|.*\| (\d+) \| \d \|$", TEXT, re.MULTILINE)]
+    assert len(counted) == 7
 
 
 @pytest.fixture(autouse=True)
@@ -452,3 +463,16 @@ def test_an_operation_of_a_plugin_is_searched_retrained_scored_exported_and_load
     (exported,) = session.run(None, {"images": torch.stack([*map(loaded.transform, pictures)]).numpy()})
     torch.testing.assert_close(torch.from_numpy(exported), logits, rtol=1e-4, atol=1e-5)
     assert any(type(module).__name__ == "SepConvSE" for module in loaded.network.modules())
+
+
+def test_a_table_passes_its_plugins_on_to_its_runs(example, tmp_path):
+    path = example("A hook on the mixing weights: SDARTS-RS", load=False)
+    table = write_table(
+        tmp_path,
+        {**TABLE, "methods": {"RS": {"search": {"method": "my-sdarts-rs"}}}, "scales": {"paper": {"seeds": 1}}},
+    )
+    arguments = ("--table", table, "--scale", "paper", "--out", tmp_path / "out", "--dry_run")
+    assert_refused(script_in_process("scripts/reproduce.py", *arguments), "my-sdarts-rs")
+    result = script_in_process("scripts/reproduce.py", *arguments, "--plugin", path)
+    lines = result.stdout.splitlines()
+    assert len(lines) > 2 and all(f"--plugin {path}" in line for line in lines if "query" not in line), result.stderr

@@ -9,14 +9,14 @@ one process. Prints medians.
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from benchmarks.results import check_out, write_results
 from benchmarks.search_step import step_of
 from lib import cli, options
 from lib.options import Channels, ImageSizeOrOwn, Layers, PositiveInt, Seed, option
 from search.methods import METHODS
-from search.settings import SCRIPT
+from search.settings import SCRIPT, SpaceName
 
 PROG = "methods.py"
 #: the steps of these two are those of darts, and those of lambda-darts with --derivatives exact
@@ -31,7 +31,7 @@ class MethodsSettings:
     """The settings of this benchmark."""
 
     data: str = option("data", "Folder of images, DATA/train/<class>/* and DATA/test/<class>/*.")
-    space: Literal["s1", "s2", "s3", "s4", "s5"] = option("s2", "Search space.")
+    space: SpaceName = option("s2", "Search space.")
     image_size: ImageSizeOrOwn = option(0, "Height and width of the images in pixels. 0 keeps their own size.")
     init_channels: Channels = option(4, "Channels C of the first cells.")
     layers: Layers = option(5, "Number of cells.")

@@ -54,9 +54,9 @@ class Registry(UserDict[str, Entry]):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the nearest names: "did you mean a or b?", or all of them if none is near."""
+    """A hint at the names: all of them, or the nearest ones of many."""
     names = list(names)
-    near = difflib.get_close_matches(name, names, n=2)
+    near = difflib.get_close_matches(name, names, n=2) if len(names) > 12 else []
     return f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(names)}"
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -21,15 +22,21 @@ import yaml
 from PIL import Image
 
 import selection
-from lib import checkpoints
+from lib import checkpoints, plugins
+from lib.datasets import DATASETS
 from lib.progress import StepProgress
 from lib.retraining import Recipe
 from lib.schedules import cosine_schedule
 from nasbench201.search201 import SearchState201
 from nasbench201.settings import SCRIPT as SCRIPT_201
+from operations import OPERATIONS
+from regularizers import ALPHA_REGULARIZERS, REGULARIZERS
 from search import derive
+from search.methods import METHODS as METHODS_BY_NAME
 from search.settings import SCRIPT, Resolved, SearchSettings
 from search.train_search import run_epoch, schedule, search
+from smoothing import SMOOTHING
+from spaces import SPACES
 from train.train import TrainSettings, train
 
 DOUBLE = torch.float64
@@ -62,14 +69,38 @@ def script(*arguments: object, timeout: float = 300, **options) -> subprocess.Co
     )
 
 
+REGISTRIES = (OPERATIONS, SPACES, DATASETS, REGULARIZERS, ALPHA_REGULARIZERS, SMOOTHING, METHODS_BY_NAME)
+EXTENDING = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+#: heading of docs/extending.md -> its example
+EXAMPLES = {
+    section.partition("\n")[0]: "\n".join(blocks)
+    for section in EXTENDING.split("\n## ")
+    if (blocks := re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+}
+
+
+@contextmanager
+def own_plugins() -> Iterator[None]:
+    """Plugins that are loaded here, and what they register, end here."""
+    before, loaded = [dict(registry) for registry in REGISTRIES], list(plugins.LOADED)
+    try:
+        yield
+    finally:
+        for registry, entries in zip(REGISTRIES, before, strict=True):
+            registry.data = entries
+        for plugin in plugins.LOADED[len(loaded) :]:
+            del sys.modules[plugin.module.__name__]
+        plugins.LOADED[:] = loaded
+
+
 @contextmanager
 def settings_put_back() -> Iterator[pytest.MonkeyPatch]:
-    """Put back what a script sets in its process: environment, paths, signals, warnings and levels of loggers."""
+    """Put back what a script sets in its process: environment, paths, signals, warnings, loggers and plugins."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     loggers = {logger: logger.level for logger in logging.root.manager.loggerDict.values() if hasattr(logger, "level")}
     environment = dict(os.environ)
     try:
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), own_plugins():
             patch.setattr(sys, "path", list(sys.path))
             yield patch
     finally:

@@ -12,7 +12,7 @@ import pytest
 
 import search.settings
 from lib import options
-from tests.helpers import ROOT, settings_put_back
+from tests.helpers import EXAMPLES, ROOT, settings_put_back
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
 #: has bash print the commands that follow instead of running them; PATH is empty, so that any other command fails
@@ -98,6 +98,10 @@ def test_a_documented_command_is_accepted(words, tmp_path):
             return
         path = passed["script"] or "scripts/reproduce.py"
         arguments = arguments if passed["script"] else ["--table", passed["table"], *arguments]
+    own_code = re.search(
+        r"## Add a cell.*?```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    (tmp_path / "mine.py").write_text(own_code[1] + EXAMPLES["A search space"], encoding="utf-8")
     result = run(path, arguments, tmp_path, parse_only=True)
     assert (result.returncode, result.stderr) == (0, "")
 

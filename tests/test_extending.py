@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -18,13 +17,13 @@ from benchmarks.plain import plain_supernet
 from fast_edges import FastEdges
 from genotypes import load_genotype
 from lib import plugins
-from lib.datasets import DATASETS, load
+from lib.datasets import load
 from lib.objective import Objective
 from lib.options import load_settings
 from model import NetworkCIFAR, load_network
 from model_search import Supernet
 from operations import OPERATIONS, SepConv
-from regularizers import ALPHA_REGULARIZERS, REGULARIZERS, weight_gradient
+from regularizers import ALPHA_REGULARIZERS, weight_gradient
 from search.methods import METHODS
 from search.metrics import Meters
 from search.perturbation import Perturbation
@@ -33,6 +32,8 @@ from search.state import open_search
 from smoothing import SMOOTHING
 from spaces import SPACES, Space
 from tests.helpers import (
+    EXAMPLES,
+    EXTENDING,
     ROOT,
     TABLE,
     assert_refused,
@@ -40,6 +41,7 @@ from tests.helpers import (
     few_images,
     interrupt,
     metrics,
+    own_plugins,
     run_search,
     script,
     script_in_process,
@@ -51,14 +53,6 @@ from tests.helpers import (
 from tests.supernets import assert_gradients_of, batch_and_weights
 
 DOUBLE = torch.float64
-REGISTRIES = (OPERATIONS, SPACES, DATASETS, REGULARIZERS, ALPHA_REGULARIZERS, SMOOTHING, METHODS)
-TEXT = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-#: heading -> its example
-EXAMPLES = {
-    section.partition("\n")[0]: "\n".join(blocks)
-    for section in TEXT.split("\n## ")
-    if (blocks := re.findall(r"```python\n(.*?)```", section, re.DOTALL))
-}
 
 
 def test_the_table_of_costs_counts_the_lines_of_the_examples():
@@ -66,20 +60,15 @@ def test_the_table_of_costs_counts_the_lines_of_the_examples():
         len([line for line in text.splitlines() if line.strip() and not line.startswith(("from ", "import "))])
         for text in EXAMPLES.values()
     ]
-    assert counted == [int(lines) for lines in re.findall(r"^\|.*\| (\d+) \| \d \|$", TEXT, re.MULTILINE)]
+    assert counted == [int(lines) for lines in re.findall(r"^\|.*\| (\d+) \| \d \|$", EXTENDING, re.MULTILINE)]
     assert len(counted) == 7
 
 
 @pytest.fixture(autouse=True)
 def own_registries():
     """Plugins of a test end with it."""
-    before = [dict(registry.data) for registry in REGISTRIES]
-    yield
-    for registry, entries in zip(REGISTRIES, before, strict=True):
-        registry.data = entries
-    for plugin in plugins.LOADED:
-        del sys.modules[plugin.module.__name__]
-    plugins.LOADED.clear()
+    with own_plugins():
+        yield
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fast_edges
 from benchmarks import low_precision, search_step
 from genotypes import load_genotype
-from lib import checkpoints, devices, kernels
+from lib import checkpoints, devices, kernels, side_by_side
 from lib.batches import Batch
 from lib.cli import InputError
 from lib.datasets import DataSet, ImageSet
@@ -62,7 +61,7 @@ class Calls(TorchDispatchMode):
 @pytest.fixture
 def torchs_batch_norm(monkeypatch):
     """As on a GPU."""
-    for module in (kernels, fast_edges):
+    for module in (kernels, side_by_side):
         monkeypatch.setattr(module, "batch_norm", F.batch_norm)
 
 
@@ -262,7 +261,7 @@ def test_autocast_does_not_round_mixing_weights(wanted):
     outputs = [torch.randn(2, 4, 6, 6).to(memory_format=wanted) for _ in range(3)]
     weights = torch.rand(6)
     with torch.autocast("cpu", torch.bfloat16):
-        measured = fast_edges._mix(outputs, weights)
+        measured = side_by_side.mix(outputs, weights)
     for edge, y in enumerate(measured):
         expected = sum(weights[2 * number + edge] * output for number, output in enumerate(outputs))
         torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)  # bfloat16's unit is 4e-3

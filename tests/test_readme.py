@@ -5,23 +5,27 @@ import re
 import numpy as np
 
 from regularizers import REGULARIZERS
+from search.methods import METHODS
 from tests.helpers import ROOT, script_in_process, without_figures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_regularizer_of_the_readme_is_searched_with(tmp_path, monkeypatch):
-    monkeypatch.setitem(REGULARIZERS, "balance", None)  # so that it goes again
-    example = re.search(r"## Add a regularizer.*?```python\n(.*?)```", README, re.DOTALL).group(1)
+    for registry in (REGULARIZERS, METHODS):  # so that the entries go again
+        monkeypatch.setattr(registry, "data", dict(registry))
+    example = re.search(r"## Add a cell.*?```python\n(.*?)```", README, re.DOTALL).group(1)
     program = tmp_path / "balance.py"
     program.write_text(f'{example}\nimport runpy\n\nrunpy.run_path("search/train_search.py", run_name="__main__")\n')
     run = tmp_path / "run"
     flags = "--dataset digits --images 64 --space s2 --layers 4 --init_channels 2 --batch_size 30 --epochs 2"
     with without_figures():
-        result = script_in_process(program, *flags.split(), "--reg", "balance", "--derivatives", "exact", "--save", run)
+        result = script_in_process(
+            program, *flags.split(), "--method", "balanced-darts", "--derivatives", "exact", "--save", run
+        )
     assert result.returncode == 0, result.stderr
     rows = np.genfromtxt(run / "metrics.csv", delimiter=",", names=True)
-    assert rows["regularizer_gradient_norm"][1] > 0
+    assert rows["regularizer_gradient_norm"][1] > 0 > rows["regularizer"][1]
 
 
 def test_every_picture_and_file_of_the_readme_exists():

@@ -4,14 +4,14 @@ import torch
 import torch.nn.functional as F
 
 from architect import Architecture
-from benchmarks.plain import as_plain
+from benchmarks.plain import as_plain, plain_supernet
 from fast_edges import FastEdges
 from lib.batches import Batch
 from lib.objective import Objective, norm
 from model_search import Supernet
 from nasbench201.networks import Supernet201
 from regularizers import weight_gradient
-from spaces import SPACES
+from spaces import SPACES, Space
 
 DOUBLE = torch.float64
 
@@ -99,3 +99,28 @@ def assert_single_precision_gradients_of(supernet, plain, ours, batch, weights, 
     slow = weight_gradient(Objective(plain), weights, batch, layers=True)
     assert relative_error(in_plain_order(supernet, plain, fast.gradient), slow.gradient) < 1e-3
     assert relative_error(fast.layer_gradients, slow.layer_gradients) < 1e-3
+
+
+def everywhere(*candidates):
+    """A space with DARTS's edges and these candidates on each."""
+    edges = SPACES["s2"].edges
+    return Space({kind: (candidates,) * len(edges) for kind in ("normal", "reduce")}, edges, keep=2)
+
+
+def both_paths(space):
+    """A supernet with the fast path as on a GPU, and its plain twin, in float64."""
+    torch.manual_seed(0)
+    supernet = Supernet(space, init_channels=4, layers=5).double()
+    for module in supernet.modules():
+        if isinstance(module, FastEdges):
+            module.together = True
+    return supernet, plain_supernet(supernet)
+
+
+UNEVEN = ("none", "skip_connect", "sep_conv_3x3"), ("skip_connect", "dil_conv_3x3"), ("max_pool_3x3",)
+
+
+def uneven_space(keep=2):
+    edges = ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+    cell = (UNEVEN[0], UNEVEN[1], UNEVEN[2], UNEVEN[0], UNEVEN[1])
+    return Space({"normal": cell, "reduce": cell[::-1]}, edges, keep)

@@ -1,0 +1,113 @@
+"""Spaces of users: nodes, and edges that differ in the number of their candidates."""
+
+import numpy as np
+import pytest
+import torch
+
+from architect import Architecture
+from genotypes import load_genotype
+from lib.objective import Objective
+from search.metrics import Meters
+from search.perturbation import Perturbation
+from spaces import SPACES
+from tests.helpers import (
+    assert_same_run,
+    few_images,
+    interrupt,
+    metrics,
+    run_search,
+    select,
+    settings_of,
+    without_figures,
+)
+from tests.supernets import batch_and_weights, both_paths, uneven_space
+
+DOUBLE = torch.float64
+
+
+@pytest.mark.parametrize("relaxation", ["softmax", "sigmoid"])
+def test_alphas_gradient_in_an_uneven_space_of_two_nodes_is_that_of_differences(relaxation):
+    space = uneven_space()
+    supernet, plain = both_paths(space)
+    architecture = Architecture(space.counts, relaxation).double()
+    with torch.no_grad():
+        for kind, alpha in architecture.alphas.items():
+            alpha.copy_(torch.randn_like(alpha) * architecture.places[kind])
+    batch, _ = batch_and_weights(supernet)
+
+    def loss(objective=None):
+        mixing = architecture.mixing_weights()
+        value, _ = (objective or Objective(supernet))([mixing[kind] for kind in supernet.kinds], batch)
+        return value
+
+    assert abs(loss() - loss(Objective(plain))) < 1e-12
+    gradients = torch.autograd.grad(loss(), list(architecture.parameters()))
+    for (kind, alpha), gradient in zip(architecture.alphas.items(), gradients, strict=True):
+        places = architecture.places[kind]
+        assert places.sum() == sum(space.counts[kind]) < places.numel()
+        assert (architecture.mixing_weights()[kind][~places] == 0).all() and (gradient[~places] == 0).all()
+        for index in places.nonzero():
+            values = []
+            for step in (1e-6, -2e-6, 1e-6):
+                with torch.no_grad():
+                    alpha[tuple(index)] += step
+                values.append(loss().item())
+            assert gradient[tuple(index)].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_derived_cell_of_an_uneven_space_is_the_strongest_of_each_nodes_own_candidates(keep):
+    space = uneven_space(keep)
+    generator = np.random.default_rng(0)
+    weights = {kind: generator.random((5, 3)) for kind in space.cells}
+    cell = select(space, weights, "argmax")
+    for kind, candidates in space.cells.items():
+        expected = set()
+        for node in (2, 3):
+            best = []
+            for edge, (source, target) in enumerate(space.edges):
+                names = [name for name in candidates[edge] if name != "none"]
+                scores = {name: weights[kind][edge][candidates[edge].index(name)] for name in names}
+                name = max(scores, key=scores.get)
+                best += [(scores[name], (name, target, source))] if target == node else []
+            expected |= {edge for _, edge in sorted(best, reverse=True)[:keep]}
+        assert set(cell.edges(kind)) == expected and cell.concat(kind) == [2, 3]
+        assert len(cell.edges(kind)[0]) == 3 and len(getattr(cell, kind)[0]) == (2 if keep == 2 else 3)
+
+
+def test_ideas_of_five_papers_search_an_uneven_space_and_resume_exactly(tmp_path, monkeypatch):
+    monkeypatch.setattr(SPACES, "data", dict(SPACES))
+    SPACES["uneven"] = uneven_space()
+    settings = settings_of(
+        "lambda-darts", space="uneven", smooth="adversarial", smooth_end=0.2, auxiliary_skip="skip",
+        alpha_reg="logsumexp", alpha_reg_weight=1.0, alpha_reg_schedule="linear", selection="perturbation",
+        **few_images(tmp_path / "data") | {"epochs": 2},
+    )  # fmt: skip
+    with without_figures():
+        whole = run_search(settings, tmp_path / "whole")
+        for method, call in (("add_weight_step", 3), ("add_weight_step", 1)):
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                interrupt(patch, Meters, method, call)
+                run_search(settings, tmp_path / "stopped", resumed=call == 1)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt(patch, Perturbation, "evaluate", 9)
+            run_search(settings, tmp_path / "stopped", resumed=True)
+        run_search(settings, tmp_path / "stopped", resumed=True)
+    assert_same_run(whole, tmp_path / "stopped")
+    cell = load_genotype(str(whole))
+    for kind, candidates in SPACES["uneven"].cells.items():
+        for operation, target, source in cell.edges(kind):
+            assert operation in candidates[SPACES["uneven"].edges.index((source, target))]
+    rows = metrics(whole)
+    assert all(float(row["alpha_regularizer"]) > 0 for row in rows)
+
+
+def test_places_without_an_operation_stay_where_they_are_whatever_moves_alpha():
+    architecture = Architecture(uneven_space().counts)
+    optimizer = torch.optim.Adam(architecture.parameters(), 0.1, weight_decay=0.1)
+    for _ in range(5):
+        sum(p.square().sum() for p in architecture.mixing_weights().values()).backward()
+        optimizer.step()
+    for kind, alpha in architecture.alphas.items():
+        assert (alpha[~architecture.places[kind]] == 0).all()
+        torch.testing.assert_close(architecture.mixing_weights()[kind].sum(dim=1), torch.ones(5))

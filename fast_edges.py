@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lib.kernels import AveragePool
 from lib.side_by_side import Depthwise, Norm, Pointwise, ReLUs, mix, side_by_side, split, sum_of_parts
 from operations import (
+    CHANNELS,
     OPERATIONS,
     POOLING,
     DilConv,
@@ -237,10 +238,12 @@ def _terms(pairs: Pairs, parts: list[Tensor]) -> list[Term]:
 
 #: class -> the operation of a kernel size and a stride, as `operations.example` makes it
 ARRANGED: dict[type[nn.Module], Callable[[int, int], nn.Module]] = {
-    SepConv: lambda kernel_size, stride: SepConv(8, kernel_size, stride, False),
-    DilConv: lambda kernel_size, stride: DilConv(8, kernel_size, stride, False),
-    ReLUConvBN: lambda kernel_size, stride: ReLUConvBN(8, 8, kernel_size, stride, kernel_size // 2, False),
-    FactorizedReduce: lambda kernel_size, stride: FactorizedReduce(8, 8, False),
+    SepConv: lambda kernel_size, stride: SepConv(CHANNELS, kernel_size, stride, False),
+    DilConv: lambda kernel_size, stride: DilConv(CHANNELS, kernel_size, stride, False),
+    ReLUConvBN: lambda kernel_size, stride: ReLUConvBN(
+        CHANNELS, CHANNELS, kernel_size, stride, kernel_size // 2, False
+    ),
+    FactorizedReduce: lambda kernel_size, stride: FactorizedReduce(CHANNELS, CHANNELS, False),
 }
 
 

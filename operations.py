@@ -18,6 +18,8 @@ from lib.registry import Registry, check_arguments
 
 #: (channels, stride, affine) -> an operation; `affine` gives its batch norms a scale and a shift
 MakeOperation = Callable[[int, int, bool], nn.Module]
+#: the channels of `example`
+CHANNELS = 16
 #: DARTS's supernets put a batch norm behind these and their subclasses.
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, AveragePool)
 
@@ -136,21 +138,22 @@ def check_operation(make: MakeOperation) -> None:
         operation = example(make, stride)
         if not isinstance(operation, nn.Module):
             raise ValueError(f"it makes a {type(operation).__name__}, expected a torch.nn.Module")
-        x = torch.linspace(-1, 1, 2 * 8 * 8 * 8).view(2, 8, 8, 8)
+        x = torch.linspace(-1, 1, 2 * CHANNELS * 8 * 8).view(2, CHANNELS, 8, 8)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            given, y = x.clone(), operation(x)
-        if not torch.equal(x, given):
+            before, y = x.clone(), operation(x)
+        if not torch.equal(x, before):
             raise ValueError("it changes its input in place, which other operations read")
-        expected = (2, 8, 8 // stride, 8 // stride)
+        expected = (2, CHANNELS, 8 // stride, 8 // stride)
         if tuple(y.shape) != expected:
-            raise ValueError(f"with stride {stride} it maps (2, 8, 8, 8) to {tuple(y.shape)}, expected {expected}")
+            given = tuple(x.shape)
+            raise ValueError(f"with stride {stride} it maps {given} to {tuple(y.shape)}, expected {expected}")
 
 
 @functools.cache
 def example(make: MakeOperation, stride: int) -> nn.Module:
-    """An operation of 8 channels on the CPU, which draws no random numbers from the run."""
+    """An operation of 16 channels on the CPU, which draws no random numbers from the run."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        return make(8, stride, False)
+        return make(CHANNELS, stride, False)
 
 
 OPERATIONS: Registry[MakeOperation] = Registry(

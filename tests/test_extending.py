@@ -240,7 +240,7 @@ BAD = {
     "from operations import *\nOPERATIONS['a'] = lambda channels: 1": "operation 'a': <lambda>(channels); expected a "
     "function of (channels, stride, affine)",
     "from operations import *\nOPERATIONS['a'] = lambda c, s, a: nn.Conv2d(c, c, 3)": "operation 'a': with stride 1 it "
-    "maps (2, 8, 8, 8) to (2, 8, 6, 6), expected (2, 8, 8, 8)",
+    "maps (2, 16, 8, 8) to (2, 16, 6, 6), expected (2, 16, 8, 8)",
     "from operations import *\nOPERATIONS['a'] = lambda c, s, a: nn.ReLU(inplace=True)": "operation 'a': it changes "
     "its input in place",
     "from spaces import *\nSPACES['a'] = Space({'normal': (), 'reduce': ()}, ((0, 2), (1, 2)), 2)": "Space: normal: "

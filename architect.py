@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.batches import Batch
-from lib.objective import Derivatives, Objective, Tensors, central_difference, leaves, norm
+from lib.objective import Derivatives, Objective, Tensors, central_difference, leaves, norm, vector_product
 
 Relaxation = Literal["softmax", "sigmoid"]
 
@@ -66,13 +66,15 @@ class Architecture(nn.Module):
     def project(self, mixing: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Mixing weights near `mixing`: clipped to [0, 1], and with softmax divided by their sum on each edge.
 
-        This is how SmoothDARTS's released code returns to the simplex.
+        This is how SmoothDARTS's released code returns to the simplex. An edge whose weights are all clipped to 0, and
+        an edge that DARTS-PT has decided, keep their own mixing weights.
         """
         places, projected = self.places, {}
-        for kind, weights in mixing.items():
-            clipped = torch.where(places[kind], weights.clamp(0, 1), 0)
-            total = clipped.sum(dim=-1, keepdim=True) if self.relaxation == "softmax" else 1
-            projected[kind] = clipped / total
+        for kind, own in self.mixing_weights().items():
+            clipped = torch.where(places[kind], mixing[kind].clamp(0, 1), 0)
+            total = clipped.sum(dim=-1, keepdim=True) if self.relaxation == "softmax" else torch.ones_like(own)
+            free = self.fixed[kind].isnan() & (total > 0)
+            projected[kind] = torch.where(free, clipped / torch.where(total > 0, total, 1), own.detach())
         return projected
 
     def layer_sums(self, kinds: Sequence[str], layer_gradients: Tensors) -> dict[str, Tensor]:
@@ -154,17 +156,17 @@ def unrolled(
 
     exact = derivatives == "exact"
     loss, _ = objective(weights, train_batch, create_graph=exact)
-    train_gradients = torch.autograd.grad(loss, parameters, create_graph=exact)
+    train_gradients = torch.autograd.grad(loss, parameters, create_graph=exact, materialize_grads=True)
     ahead = [
         (w - xi * (momentum * buffer + gradient + weight_decay * w)).detach().requires_grad_()
         for w, buffer, gradient in zip(parameters, momentum_buffers, train_gradients, strict=True)
     ]
     valid_loss, logits = objective(weights, valid_batch, objective.named(ahead))
-    gradients = torch.autograd.grad(valid_loss, [*weights, *ahead])
+    gradients = torch.autograd.grad(valid_loss, [*weights, *ahead], materialize_grads=True)
     direct, v = gradients[: len(weights)], gradients[len(weights) :]
 
     if exact:
-        mixed: Tensors = torch.autograd.grad(train_gradients, weights, v)
+        mixed: Tensors = vector_product(train_gradients, weights, v)
     else:
         mixed = _mixed_difference(objective, weights, train_batch, v, radius, v)
     return ArchitectureGradient(
@@ -197,17 +199,17 @@ def implicit(
     parameters = objective.parameters
     weights = leaves(weights)
     valid_loss, logits = objective(weights, valid_batch)
-    gradients = torch.autograd.grad(valid_loss, [*weights, *parameters])
+    gradients = torch.autograd.grad(valid_loss, [*weights, *parameters], materialize_grads=True)
     direct, v_0 = gradients[: len(weights)], gradients[len(weights) :]
 
     exact = derivatives == "exact"
     train_gradients: Tensors = ()
     if exact or terms or residual:
         loss, _ = objective(weights, train_batch, create_graph=True)
-        train_gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        train_gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
 
     def hessian_vector_product(vector: Tensors) -> Tensors:
-        return torch.autograd.grad(train_gradients, parameters, vector, retain_graph=True, materialize_grads=True)
+        return vector_product(train_gradients, parameters, vector)
 
     s, last = neumann(hessian_vector_product, v_0, gamma, terms)
     measured = None
@@ -216,7 +218,7 @@ def implicit(
         measured = norm(torch._foreach_sub(rest, last)) / norm(v_0)
     noise: Tensors = ()
     if exact:
-        mixed: Tensors = torch.autograd.grad(train_gradients, weights, s)
+        mixed: Tensors = vector_product(train_gradients, weights, s)
     else:
         del train_gradients
         mixed = _mixed_difference(objective, weights, train_batch, s, radius, v_0)
@@ -256,6 +258,6 @@ def _mixed_difference(
 
     def gradient_at(point: Tensors) -> Tensors:
         loss, _ = objective(weights, batch, objective.named(point))
-        return torch.autograd.grad(loss, weights)
+        return torch.autograd.grad(loss, weights, materialize_grads=True)
 
     return central_difference(gradient_at, objective.parameters, vector, radius, measure)

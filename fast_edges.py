@@ -8,42 +8,38 @@ The operations are grouped by the state that they read:
 - A mixing weight is the scale of its operation's last batch norm, so that weighting needs no pass over the images.
 - `none` costs nothing.
 
-How an operation is computed depends on its class, never on its name. An operation of any other class than those of this
-file is its own module on each edge.
+How an operation is computed depends on its entry of OPERATIONS, never on its name: those of operations.py are arranged,
+and any other one is its own module on each edge.
 
 Below, a pair (edge, candidate) is the place of a mixing weight. The tensors of several pairs are a list: one tensor
 (B, pairs * C, H, W) if the pairs are computed together, else one tensor (B, C, H, W) for each pair.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.kernels import AveragePool
 from lib.side_by_side import Depthwise, Norm, Pointwise, ReLUs, mix, side_by_side, split, sum_of_parts
 from operations import (
-    CHANNELS,
     OPERATIONS,
     POOLING,
     DilConv,
-    FactorizedReduce,
-    ReLUConvBN,
+    NorConv,
     SepConv,
-    Zero,
+    Sized,
     drop_path,
     drops,
     every_second_pixel,
-    example,
+    make_average_pool,
     make_candidate,
+    make_max_pool,
+    make_none,
+    make_skip,
 )
 from spaces import Candidates
-
-#: operations without weights and random numbers, which give the same on every edge
-SHARED = (nn.Identity, AveragePool, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 
 #: (edge, index among the edge's candidates)
 Pairs = list[tuple[int, int]]
@@ -85,9 +81,10 @@ class Separables(nn.Module):
         self.edges = [[edge for edge, _ in pairs] for pairs in pairs_of.values()]
         self.stages = nn.ModuleList()
         for name, pairs in pairs_of.items():
-            edges, operation = len(pairs), _example(name, stride)
-            kernel_size = _kernel_size(operation)
-            if type(operation) is DilConv:
+            edges, make = len(pairs), OPERATIONS.find(name)
+            assert isinstance(make, Sized)
+            kernel_size = make.kernel_size
+            if make.operation is DilConv:
                 layers: list[nn.Module] = [Depthwise(edges, channels, kernel_size, stride, dilation=2)]
             else:
                 first = [Depthwise(edges, channels, kernel_size, stride), Pointwise(edges, channels)]
@@ -108,7 +105,7 @@ class Separables(nn.Module):
 
 
 class Shared(nn.Module):
-    """Pooling and `skip_connect` of stride 1 (SHARED), computed once for all edges.
+    """Pooling and `skip_connect` of stride 1 computed once for all edges.
 
     Args:
         pairs_of: The pairs of each operation, by name.
@@ -119,7 +116,7 @@ class Shared(nn.Module):
         super().__init__()
         self.pairs = [pair for pairs in pairs_of.values() for pair in pairs]
         self.edges = [[edge for edge, _ in pairs] for pairs in pairs_of.values()]
-        self.operations = nn.ModuleList(_example(name, stride) for name in pairs_of)
+        self.operations = nn.ModuleList(OPERATIONS.find(name)(channels, stride, False) for name in pairs_of)
         self.norm = Norm(channels) if pool_norm and any(map(_pools, self.operations)) else None
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
@@ -236,48 +233,17 @@ def _terms(pairs: Pairs, parts: list[Tensor]) -> list[Term]:
     return [(edges[part * size : (part + 1) * size], y) for part, y in enumerate(parts)]
 
 
-#: class -> the operation of a kernel size and a stride, as `operations.example` makes it
-ARRANGED: dict[type[nn.Module], Callable[[int, int], nn.Module]] = {
-    SepConv: lambda kernel_size, stride: SepConv(CHANNELS, kernel_size, stride, False),
-    DilConv: lambda kernel_size, stride: DilConv(CHANNELS, kernel_size, stride, False),
-    ReLUConvBN: lambda kernel_size, stride: ReLUConvBN(
-        CHANNELS, CHANNELS, kernel_size, stride, kernel_size // 2, False
-    ),
-    FactorizedReduce: lambda kernel_size, stride: FactorizedReduce(CHANNELS, CHANNELS, False),
-}
-
-
-def _example(name: str, stride: int) -> nn.Module:
-    return example(OPERATIONS.find(name), stride)
-
-
-def _kernel_size(operation: nn.Module) -> int:
-    """The size of the first convolution of an operation that begins with ReLU and this convolution."""
-    convolution = operation[1] if isinstance(operation, nn.Sequential) else None
-    return convolution.kernel_size[0] if isinstance(convolution, nn.Conv2d) else 1
-
-
-@functools.cache
-def _family(operation: nn.Module, stride: int) -> type[nn.Module] | None:
-    """The class in ARRANGED, or Shared; None if the operation is its own module on each edge.
-
-    An operation that somebody has changed, such as a SepConv with a further layer, is its own module.
-    """
-    if type(operation) in SHARED:
-        return Shared
-    if type(operation) not in ARRANGED:
-        return None
-    with torch.device("meta"):
-        plain = ARRANGED[type(operation)](_kernel_size(operation), stride)
-    return type(operation) if repr(operation) == repr(plain) else None
-
-
 def _arrange(pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> list[Operations]:
     """The operations that leave a state, grouped by how they are computed."""
     modules: list[Operations] = []
-    families = {name: _family(_example(name, stride), stride) for name in pairs_of}
-    separable = {name: pairs_of[name] for name, family in families.items() if family in (SepConv, DilConv)}
-    shared = {name: pairs_of[name] for name, family in families.items() if family is Shared}
+    makers = {name: OPERATIONS.find(name) for name in pairs_of}
+    sized = {name: make for name, make in makers.items() if isinstance(make, Sized)}
+    separable = {name: pairs_of[name] for name, make in sized.items() if make.operation in (SepConv, DilConv)}
+    shared = {
+        name: pairs_of[name]
+        for name, make in makers.items()
+        if make in (make_average_pool, make_max_pool) or (make is make_skip and stride == 1)
+    }
     if separable:
         modules.append(Separables(separable, channels, stride))
     if shared:
@@ -285,10 +251,10 @@ def _arrange(pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: 
     for name, pairs in pairs_of.items():
         if name in separable or name in shared:
             continue
-        if families[name] is FactorizedReduce:
+        if makers[name] is make_skip:
             modules.append(FactorizedReduces(pairs, channels))
-        elif families[name] is ReLUConvBN:
-            modules.append(Convs(pairs, channels, _kernel_size(_example(name, stride)), stride))
+        elif name in sized and sized[name].operation is NorConv:
+            modules.append(Convs(pairs, channels, sized[name].kernel_size, stride))
         else:
             modules.append(Modules(name, pairs, channels, stride, pool_norm))
     return modules
@@ -335,7 +301,7 @@ class FastEdges(nn.Module):
             for edge in leaving:
                 for place, name in enumerate(candidates[edge]):
                     # `none` adds nothing, and its weight has a gradient of 0.
-                    if type(_example(name, stride)) is not Zero or len(candidates[edge]) == 1:
+                    if OPERATIONS.find(name) is not make_none or len(candidates[edge]) == 1:
                         pairs_of.setdefault(name, []).append((edge, place))
             operations = _arrange(pairs_of, channels, stride, pool_norm)
             self.operations[str(source)] = nn.ModuleList(operations)

@@ -181,8 +181,8 @@ def _check_edges(kind: str, cell: object) -> Cell:
 
 def _check_concat(kind: str, concat: object, cell: Cell) -> tuple[int, ...]:
     last = max(edge.target for edge in _edges(cell))
-    # FairDARTS lists all four nodes, a dropped last one too.
-    highest = max(last, 5) if len(cell[0]) == 3 else last
+    # FairDARTS lists all nodes of the space, a dropped last one too.
+    highest = 100 if len(cell[0]) == 3 else last
     if (
         not isinstance(concat, list | tuple | range)
         or not concat
@@ -229,7 +229,7 @@ def load_genotype(spec: str) -> Genotype:
     """
     config = os.path.join(spec, "config.yaml")
     if os.path.isfile(config):  # of a run folder
-        plugins.check(read_yaml(Path(config)).get("provenance", {}).get("plugins", []), spec)
+        plugins.check_config(read_yaml(Path(config)), spec)
     genotype = read_genotype(spec)
     if spec not in CELLS:
         _check_operations(genotype, cell_label(spec))
@@ -282,7 +282,7 @@ def _is_text(spec: str) -> bool:
 
 
 def cell_label(spec: str) -> str:
-    """What messages call the cell that `spec` gives: "genotype" for a text."""
+    """The name of a cell in messages: `spec`, or "genotype" for a text."""
     return "genotype" if _is_text(spec) else spec
 
 
@@ -331,7 +331,7 @@ def named_cells() -> dict[str, Genotype]:
     for namespace in (globals(), *(vars(plugin.module) for plugin in plugins.LOADED)):
         for name, cell in namespace.items():
             if isinstance(cell, Genotype) and cells.setdefault(name, cell) != cell:
-                raise ValueError(f"cell {name!r}: this name is taken")
+                raise ValueError(f"cell {name!r} of {namespace.get('__file__')}: this name is taken")
     return cells
 
 

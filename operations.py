@@ -6,8 +6,8 @@ Every operation maps (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
 entry of OPERATIONS, here or in a plugin: `OPERATIONS["mine"] = Mine`. docs/extending.md has an example.
 """
 
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,6 @@ from lib.registry import Registry, check_arguments
 
 #: (channels, stride, affine) -> an operation; `affine` gives its batch norms a scale and a shift
 MakeOperation = Callable[[int, int, bool], nn.Module]
-#: the channels of `example`
-CHANNELS = 16
 #: DARTS's supernets put a batch norm behind these and their subclasses.
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, AveragePool)
 
@@ -33,6 +31,13 @@ class ReLUConvBN(nn.Sequential):
             nn.Conv2d(c_in, c_out, kernel_size, stride, padding, bias=False),
             BatchNorm2d(c_out, affine=affine),
         )
+
+
+class NorConv(ReLUConvBN):
+    """`nor_conv_kxk` of NAS-Bench-201: ReLU, convolution, batch norm."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, affine: bool) -> None:
+        super().__init__(channels, channels, kernel_size, stride, kernel_size // 2, affine)
 
 
 class DilConv(nn.Sequential):
@@ -134,44 +139,68 @@ def check_operation(make: MakeOperation) -> None:
         ValueError: It takes other arguments, is not a module, or changes the shape or its input.
     """
     check_arguments(make, "channels", "stride", "affine")
-    for stride in (1, 2):
-        operation = example(make, stride)
-        if not isinstance(operation, nn.Module):
-            raise ValueError(f"it makes a {type(operation).__name__}, expected a torch.nn.Module")
-        x = torch.linspace(-1, 1, 2 * CHANNELS * 8 * 8).view(2, CHANNELS, 8, 8)
+    channels = 16  # of the smallest networks of the papers
+    for stride, size in ((1, 8), (2, 8), (2, 7)):
+        x = torch.linspace(-1, 1, 2 * channels * size * size).view(2, channels, size, size)
+        before, version = x.clone(), x._version
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            before, y = x.clone(), operation(x)
-        if not torch.equal(x, before):
+            operation = make(channels, stride, False)
+            if not isinstance(operation, nn.Module):
+                raise ValueError(f"it makes a {type(operation).__name__}, expected a torch.nn.Module")
+            y = operation(x)
+        if x._version != version or not torch.equal(x, before):
             raise ValueError("it changes its input in place, which other operations read")
-        expected = (2, CHANNELS, 8 // stride, 8 // stride)
+        expected = (2, channels, -(-size // stride), -(-size // stride))
         if tuple(y.shape) != expected:
             given = tuple(x.shape)
             raise ValueError(f"with stride {stride} it maps {given} to {tuple(y.shape)}, expected {expected}")
 
 
-@functools.cache
-def example(make: MakeOperation, stride: int) -> nn.Module:
-    """An operation of 16 channels on the CPU, which draws no random numbers from the run."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        return make(CHANNELS, stride, False)
+@dataclass(frozen=True)
+class Sized:
+    """Makes operations of a class with a kernel size.
+
+    fast_edges.py computes the edges of `Sized` operations of some classes together.
+    """
+
+    operation: Callable[[int, int, int, bool], nn.Module]
+    kernel_size: int
+
+    def __call__(self, channels: int, stride: int, affine: bool) -> nn.Module:
+        return self.operation(channels, self.kernel_size, stride, affine)
+
+
+def make_none(channels: int, stride: int, affine: bool) -> nn.Module:
+    """`none`."""
+    return Zero(stride)
+
+
+def make_average_pool(channels: int, stride: int, affine: bool) -> nn.Module:
+    """`avg_pool_3x3`."""
+    return AveragePool(stride)
+
+
+def make_max_pool(channels: int, stride: int, affine: bool) -> nn.Module:
+    """`max_pool_3x3`."""
+    return nn.MaxPool2d(3, stride, padding=1)
 
 
 OPERATIONS: Registry[MakeOperation] = Registry(
     "operation",
     {
-        "none": lambda channels, stride, affine: Zero(stride),
+        "none": make_none,
         "noise": lambda channels, stride, affine: Noise(stride),
         "skip_connect": make_skip,
-        "avg_pool_3x3": lambda channels, stride, affine: AveragePool(stride),
-        "max_pool_3x3": lambda channels, stride, affine: nn.MaxPool2d(3, stride, padding=1),
-        "sep_conv_3x3": lambda channels, stride, affine: SepConv(channels, 3, stride, affine),
-        "sep_conv_5x5": lambda channels, stride, affine: SepConv(channels, 5, stride, affine),
-        "sep_conv_7x7": lambda channels, stride, affine: SepConv(channels, 7, stride, affine),
-        "dil_conv_3x3": lambda channels, stride, affine: DilConv(channels, 3, stride, affine),
-        "dil_conv_5x5": lambda channels, stride, affine: DilConv(channels, 5, stride, affine),
+        "avg_pool_3x3": make_average_pool,
+        "max_pool_3x3": make_max_pool,
+        "sep_conv_3x3": Sized(SepConv, 3),
+        "sep_conv_5x5": Sized(SepConv, 5),
+        "sep_conv_7x7": Sized(SepConv, 7),
+        "dil_conv_3x3": Sized(DilConv, 3),
+        "dil_conv_5x5": Sized(DilConv, 5),
         "conv_7x1_1x7": Conv7x1,
-        "nor_conv_1x1": lambda channels, stride, affine: ReLUConvBN(channels, channels, 1, stride, 0, affine),
-        "nor_conv_3x3": lambda channels, stride, affine: ReLUConvBN(channels, channels, 3, stride, 1, affine),
+        "nor_conv_1x1": Sized(NorConv, 1),
+        "nor_conv_3x3": Sized(NorConv, 3),
     },
     check_operation,
 )

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from lib.batches import Batch
+from lib.cli import InputError
 from lib.objective import Derivatives, Objective, Tensors, central_difference, leaves, norm
 from lib.registry import Registry, check_arguments
 
@@ -54,7 +55,20 @@ REGULARIZERS: Registry[Callable[[Tensors], Tensor]] = Registry(
     "regularizer",
     {"corr": _corr, "signcorr": _signcorr},
     lambda function: check_arguments(function, "gradients"),
+    reserved=("none", "noise"),
 )
+
+
+def check_scalar(value: object, flag: str) -> Tensor:
+    """The value of a regularizer.
+
+    Raises:
+        InputError: It is not a scalar tensor.
+    """
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"{flag}: its function returns {shape}, expected a scalar tensor")
+    return value
 
 
 def aligned_layers(kinds: Sequence[str]) -> list[int]:
@@ -84,14 +98,17 @@ def layer_alignment(gradients: Tensors, regularizer: str = "corr") -> Tensor:
         raise ValueError(
             f"{len(gradients)} layer gradients, expected two or more: alignment is between pairs of layers"
         )
-    return function(gradients)
+    return check_scalar(function(gradients), f"--reg {regularizer}")
 
 
 def layer_alignment_derivative(gradients: Tensors, regularizer: str = "corr") -> list[Tensor]:
     """u_l = dLambda / dg_l for each layer, (edges, operations) each, without a graph."""
     with torch.enable_grad():
         g = leaves(gradients)
-        return list(torch.autograd.grad(layer_alignment(g, regularizer), g))
+        value = layer_alignment(g, regularizer)
+        if not value.requires_grad:
+            raise InputError(f"--reg {regularizer}: its value does not depend on the gradients")
+        return list(torch.autograd.grad(value, g, materialize_grads=True))
 
 
 class WeightGradient(NamedTuple):
@@ -157,9 +174,11 @@ def _exactly(objective: Objective, weights: Tensors, batch: Batch, regularizer: 
     parameters, weights = objective.parameters, leaves(weights)
     loss, logits = objective(weights, batch, create_graph=True)
     aligned = [weights[layer] for layer in _aligned_layers(objective)]
-    gradients = torch.autograd.grad(loss, [*parameters, *aligned], create_graph=True)
+    gradients = torch.autograd.grad(loss, [*parameters, *aligned], create_graph=True, materialize_grads=True)
     gradient, layer_gradients = gradients[: len(parameters)], gradients[len(parameters) :]
     value = layer_alignment(layer_gradients, regularizer)
+    if not value.requires_grad:
+        raise InputError(f"--reg {regularizer}: its value does not depend on the gradients")
     regularizer_gradient = torch.autograd.grad(value, parameters, materialize_grads=True)
     return WeightGradient(
         loss.detach(),
@@ -200,4 +219,5 @@ ALPHA_REGULARIZERS: Registry[Callable[[OfKinds, OfKinds], Tensor]] = Registry(
     "regularizer of alpha",
     {"zero_one_l2": _zero_one_l2, "zero_one_l1": _zero_one_l1, "logsumexp": _logsumexp},
     lambda function: check_arguments(function, "alpha", "p"),
+    reserved=("none",),
 )

@@ -54,4 +54,5 @@ SMOOTHING: Registry[Smoothing] = Registry(
     "smoothing",
     {"random": random, "adversarial": adversarial},
     lambda function: check_arguments(function, "p", "epsilon", "gradient", "project"),
+    reserved=("none",),
 )

@@ -13,11 +13,15 @@ Nothing here imports torch.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lib.registry import EntryError, Registry
+from lib.registry import EntryError, Registry, check_instance
 
 Candidates = tuple[tuple[str, ...], ...]
 #: the kinds of cells of a space -> the number of a cell's inputs
 INPUTS = {("normal", "reduce"): 2, ("cell",): 1}
+
+
+def _is_list(value: object, kind: type) -> bool:
+    return isinstance(value, list | tuple) and all(type(item) is kind for item in value)
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,12 @@ class Space:
     """The cells of a search space.
 
     Attributes:
-        cells: The candidate operations of every edge, for each kind of cell: "normal" and "reduce" in a network of
-            DARTS cells, "cell" in NAS-Bench-201's. Edges may differ in the number of their candidates.
+        cells: The candidate operations of every edge: of "normal" and "reduce" cells, or of the "cell" of
+            NAS-Bench-201. Edges may differ in the number of their candidates.
         edges: (source state, target state) of every edge, in the order of the rows of alpha: by target, and every
             source has a smaller number than its target. States are numbered from the cell's inputs on.
         keep: The number of edges into each node that a derived cell keeps, none of them `none`. A node with fewer keeps
-            all. None keeps every edge, and `none` is a candidate like any other.
+            all. None, for NAS-Bench-201, keeps every edge, and `none` is a candidate like any other.
 
     Raises:
         EntryError: The cells do not have this form; the message says where.
@@ -44,30 +48,33 @@ class Space:
         problem = next(self._problems(), None)
         if problem:
             raise EntryError(f"Space: {problem}")
+        kinds = next(kinds for kinds in INPUTS if set(kinds) == set(self.cells))
+        object.__setattr__(self, "cells", {kind: tuple(map(tuple, self.cells[kind])) for kind in kinds})
+        object.__setattr__(self, "edges", tuple((source, target) for source, target in self.edges))
 
     def _problems(self) -> Iterator[str]:
-        """What is wrong, the first first: a later test may rely on the earlier ones."""
-        inputs = INPUTS.get(tuple(self.cells))
+        """The problems of the space. Each check relies on those before it."""
+        inputs = {frozenset(kinds): number for kinds, number in INPUTS.items()}.get(frozenset(self.cells))
         if inputs is None:
-            yield f"cells {', '.join(self.cells) or 'of no kind'}; expected normal and reduce, or cell"
-        elif not self.edges or any(len(edge) != 2 for edge in self.edges):
-            yield f"edges {self.edges}; expected one or more pairs (source, target)"
+            yield f"cells {', '.join(map(str, self.cells)) or 'of no kind'}; expected normal and reduce, or cell"
+        if not self.edges or not all(_is_list(edge, int) and len(edge) == 2 for edge in self.edges):
+            yield f"edges {self.edges}; expected pairs (source, target)"
         for source, target in self.edges:
             if not 0 <= source < target:
                 yield f"edge {source} -> {target}; expected a source of 0 or more, and a target after it"
-        targets = [target for _, target in self.edges]
-        if len(set(self.edges)) < len(self.edges) or targets != sorted(targets):
+        edges, targets = [*map(tuple, self.edges)], [target for _, target in self.edges]
+        if len(set(edges)) < len(edges) or targets != sorted(targets):
             yield f"edges {self.edges}; expected each edge once, in the order of their targets"
         if sorted(set(targets)) != [*range(inputs or 0, max(targets) + 1)]:
             yield f"nodes {sorted(set(targets))}; expected {inputs} and its successors, after the inputs of the cell"
-        if self.keep is not None and not self.keep >= 1:
-            yield f"keep {self.keep}; expected 1 or more, or None"
+        if not (type(self.keep) is int and self.keep >= 1) and (self.keep is not None or inputs == 2):
+            yield f"keep {self.keep!r}; expected a whole number of 1 or more"
         for kind, candidates in self.cells.items():
-            if len(candidates) != len(self.edges):
-                yield f"{kind}: candidates of {len(candidates)} edges; expected {len(self.edges)}, one tuple for each"
-            for edge, names in zip(self.edges, candidates, strict=False):
+            if len(candidates) != len(edges):
+                yield f"{kind}: candidates of {len(candidates)} edges; expected {len(edges)}, one tuple for each"
+            for edge, names in zip(edges, candidates, strict=False):
                 where = f"{kind}, edge {edge[0]} -> {edge[1]}: candidates {names!r}"
-                if isinstance(names, str) or not names or len(set(names)) < len(names):
+                if not _is_list(names, str) or not names or len(set(names)) < len(names):
                     yield f"{where}; expected a tuple of one or more different operations"
                 elif self.keep is not None and set(names) == {"none"}:
                     yield f"{where}; expected an operation besides none, which a derived cell leaves out"
@@ -174,12 +181,7 @@ _SPACES = {
 }
 
 
-def _check_space(space: object) -> None:
-    if not isinstance(space, Space):
-        raise ValueError(f"{space!r}; expected a Space")
-
-
-SPACES: Registry[Space] = Registry("space", _SPACES, _check_space)
+SPACES: Registry[Space] = Registry("space", _SPACES, check_instance(Space))
 
 
 def spaces_of_darts_cells() -> list[str]:

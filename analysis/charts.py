@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.compare import Quantity, curve_of, mean_curve
 from analysis.curves import leave_out_outliers, number
-from analysis.draw import COLORS
+from analysis.draw import kind_of
 from analysis.rows import Row
 from analysis.runs import Entry
 
@@ -75,7 +75,7 @@ def eigenvalues(rows: Sequence[Row]) -> Markup | None:
 
 def operation_series(operation: str) -> str:
     """The CSS variable for the color of an operation."""
-    return next(kind for kind in COLORS if operation.startswith(kind)).replace("_", "-")
+    return kind_of(operation).replace("_", "-")
 
 
 def trajectories(entry: Entry) -> dict[str, Markup]:

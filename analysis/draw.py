@@ -6,6 +6,7 @@ python analysis/draw.py "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_
 """
 
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,17 +34,22 @@ COLORS = {
     "nor_conv_1x1": "#007f5c",
     "noise": "#6b6b6b",
     "none": "#a0a0a0",
+    "other": "#333333",
 }
-#: the color of any other operation
-OTHER_COLOR = "#333333"
 #: fill and border of the cell's inputs, its intermediate nodes and its output
 NODE_COLORS = {"input": ("#dcefe3", "#6fa583"), "node": ("#dbe8f6", "#6d94bd"), "output": ("#fbf0cd", "#c2a548")}
 CONCAT_COLOR = "#9aa3ad"
 
 
 def color(operation: str) -> str:
-    """The color of an operation, for any kernel size."""
-    return next((shade for kind, shade in COLORS.items() if operation.startswith(kind)), OTHER_COLOR)
+    """The color of an operation."""
+    return COLORS[kind_of(operation)]
+
+
+def kind_of(operation: str) -> str:
+    """The kind of an operation in COLORS, which has any kernel size. An operation of a user is "other"."""
+    sizes = r"(_\d+x\d+)*"
+    return next((kind for kind in COLORS if re.fullmatch(kind + sizes, operation)), "other")
 
 
 # Lengths in inches.

@@ -100,7 +100,7 @@ def _config(run: Path) -> dict[str, Any]:
     config = read_yaml(run / "config.yaml")
     if not isinstance(config, dict) or "provenance" not in config:
         raise ValueError("config.yaml was not written by this project")
-    plugins.check(config["provenance"].get("plugins", []), run)
+    plugins.check_config(config, run)
     return config
 
 

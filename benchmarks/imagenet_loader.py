@@ -141,8 +141,7 @@ def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> di
 
     device, size = prepare_device(settings.device), settings.batch_size
     torch.manual_seed(settings.seed)
-    preprocessing = papers_preprocessing(settings.image_size)
-    decoder = Decoder(tree, preprocessing, settings.seed)
+    decoder = Decoder(tree, preprocessing := papers_preprocessing(settings.image_size), settings.seed)
     pictures = Pass(torch.randint(0, len(tree), (size,)).numpy(), 1.0, epoch=0, number=0, seed=0)
     auxiliary = settings.image_size >= smallest_image(settings.layers, imagenet=True)
     network = NetworkImageNet(genotype, settings.init_channels, settings.layers, len(tree.classes), auxiliary)

@@ -10,11 +10,16 @@ from typing import Any, Literal
 _TOKEN = re.compile(r"""#.*|'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|[()]""")
 
 
+#: a number as NumPy prints it, such as np.int64(1)
+_NUMPY = re.compile(r"\bnp\.\w+\(([\d.+-]+)\)")
+
+
 def find_calls(text: str, function: str) -> list[tuple[str, str]]:
     """The calls of a function in a text: the name that each is assigned to, or "", and its source.
 
     In Python source these are the calls at the top level. In other text, such as a log, these are all calls.
     """
+    text = _NUMPY.sub(r"\1", text)
     try:
         statements = _parse(text.strip(), "exec").body
     except SyntaxError:
@@ -44,7 +49,7 @@ def _in_python(statements: list[ast.stmt], function: str) -> list[tuple[str, str
 def _in_log(text: str, function: str) -> list[tuple[str, str]]:
     """Every call in a text, from the function's name to the closing parenthesis, or to the end of the text."""
     found, start = [], 0
-    pattern = re.compile(rf"\b{function}\(")
+    pattern = re.compile(rf"\b{function} ?\((?!s\))")
     while call := pattern.search(text, start):
         assigned = re.search(r"(\w+)\s*=\s*$", text[max(start, call.start() - 100) : call.start()])
         depth, start = 0, len(text)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lib.cli import InputError, blaming
+from lib.cli import blaming
 from lib.files import IMAGE_SUFFIXES, is_picture, read_json
-from lib.registry import Registry, check_arguments, nearest
+from lib.registry import Registry, check_arguments
 from lib.seeds import shuffled
 
 #: formats of files.IMAGE_SUFFIXES. Pillow runs other programs to read some others, such as Ghostscript for PostScript
@@ -81,7 +81,7 @@ class DataSet:
 
 
 class Wanted(NamedTuple):
-    """What a loader of a data set is asked for.
+    """The request to the loader of a data set.
 
     Attributes:
         root: Folder of the files.
@@ -130,11 +130,17 @@ def load(
         OSError: A file cannot be read.
     """
     loaded = DATASETS.find(name)(Wanted(Path(root), image_size, download, channels))
+    if not isinstance(loaded, Loaded):
+        raise ValueError(f"its loader returns a {type(loaded).__name__}, expected a Loaded")
     for part in (loaded.train, loaded.test):
         _check(part, len(loaded.classes))
+    if loaded.train.images.shape[1] != loaded.test.images.shape[1]:
+        raise ValueError("the training and the test images differ in the number of their channels")
     train, test = (ImageSet(_resize(part.images, image_size), part.labels) for part in (loaded.train, loaded.test))
     if images:
         train, test = (_first(part, images, len(loaded.classes)) for part in (train, test))
+    if train.images.shape != (len(train), *test.images.shape[1:]):
+        raise ValueError("the training and the test images differ in size; --image_size resizes them")
     mean, std = loaded.statistics or _statistics(train.images)
     return DataSet(train, test, loaded.classes, mean, std, loaded.flip)
 
@@ -144,6 +150,8 @@ def _check(part: ImageSet, classes: int) -> None:
     images, labels = part.images, part.labels
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images {tuple(images.shape)} {images.dtype}, expected (N, channels, size, size) torch.uint8")
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images of {images.shape[1]} channels, expected 1 or 3")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise ValueError(f"labels {tuple(labels.shape)} {labels.dtype}, expected ({len(images)},) torch.int64")
     if not len(labels) or labels.min() < 0 or labels.max() >= classes:
@@ -157,8 +165,7 @@ def load_dataset(settings: Any) -> DataSet:
         InputError: There is none, or its files are missing or damaged.
     """
     s = settings
-    if s.dataset not in DATASETS:
-        raise InputError(f"--dataset: {s.dataset!r}, {nearest(s.dataset, DATASETS)}")
+    DATASETS.choose(s.dataset, "--dataset")
     with blaming(f"--data: {s.dataset}"):
         return load(s.dataset, s.data, s.image_size, s.download, s.images)
 

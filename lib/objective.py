@@ -91,7 +91,8 @@ class Objective:
             parameter.requires_grad_(parameters)
         try:
             loss, logits = self.forward(weights, batch)
-            gradients = torch.autograd.grad(loss, [*own, *wanted])
+            # An operation may not use all of its weights, and a cell not all of its inputs.
+            gradients = torch.autograd.grad(loss, [*own, *wanted], materialize_grads=True)
         finally:
             for parameter in self.parameters:
                 parameter.requires_grad_(True)
@@ -99,12 +100,13 @@ class Objective:
 
     @cached_property  # walking through all modules takes milliseconds, and a step asks several times
     def parameters(self) -> list[Tensor]:
-        """w, in the supernet's order."""
-        return list(self.supernet.parameters())
+        """w, in the supernet's order: all parameters but those that are frozen."""
+        return [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
 
     def named(self, values: Tensors) -> dict[str, Tensor]:
         """Values of the parameters, by name."""
-        return {name: value for (name, _), value in zip(self.supernet.named_parameters(), values, strict=True)}
+        names = [name for name, parameter in self.supernet.named_parameters() if parameter.requires_grad]
+        return dict(zip(names, values, strict=True))
 
 
 def leaves(weights: Tensors) -> list[Tensor]:
@@ -115,6 +117,13 @@ def leaves(weights: Tensors) -> list[Tensor]:
 def norm(tensors: Tensors) -> Tensor:
     """Euclidean norm over all tensors together."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+
+
+def vector_product(outputs: Tensors, inputs: Tensors, vectors: Tensors) -> Tensors:
+    """sum_i <vectors_i, d outputs_i / d inputs>. Outputs without a graph, of unused weights, are constants."""
+    pairs = [(output, vector) for output, vector in zip(outputs, vectors, strict=True) if output.requires_grad]
+    outputs, vectors = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, materialize_grads=True)
 
 
 def cosine_similarity(a: Tensors, b: Tensors) -> Tensor:

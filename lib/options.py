@@ -26,7 +26,7 @@ from lib import plugins
 from lib.cli import InputError, blaming
 from lib.files import read_yaml
 from lib.parser import Parser, load_plugins, read_first
-from lib.registry import nearest
+from lib.registry import OWN_NAMES, nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -126,9 +126,7 @@ def _read_single(base: Any, limits: Sequence[Limit], value: Any) -> Any:
         names = list(base.names())
         if value in names:
             return value
-        raise ValueError(
-            f"{reprlib.repr(value)}, {nearest(str(value), names)} (--plugin FILE.py adds names of your own)"
-        )
+        raise ValueError(f"{reprlib.repr(value)}, {nearest(str(value), names)} {OWN_NAMES}")
     words = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
     expected = ", ".join([f"expected {words[base]}", *(limit.text for limit in limits)])
     numeric = base in (int, float)
@@ -314,7 +312,7 @@ def load_settings(kind: type[Settings], prog: str, run: Path, flag: str) -> Sett
     """
     kinds, stored = get_type_hints(kind, include_extras=True), stored_settings(run, flag)
     with blaming(flag):
-        plugins.check(stored.get("provenance", {}).get("plugins", []), run)
+        plugins.check_config(stored, run)
     source = f"{flag}: {run / 'config.yaml'}"
     missing = sorted(kinds.keys() - {"save", "resume"} - stored.keys())
     if missing:

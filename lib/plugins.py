@@ -6,7 +6,6 @@ them on its behalf. Nothing here imports torch.
 
 import hashlib
 import importlib.util
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,12 +40,14 @@ def load(paths: Iterable[str | Path]) -> None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest in (plugin.sha256 for plugin in LOADED):
             continue
-        name = f"plugin_{path.stem}"
+        name = f"plugin_{path.stem}_{digest[:8]}"
         spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None or name in sys.modules:
-            raise EntryError(f"{path}; expected a .py file whose name no other plugin has")
+        if spec is None or spec.loader is None:
+            raise EntryError(f"{path}; expected a .py file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
+        if (folder := str(path.resolve().parent)) not in sys.path:
+            sys.path.append(folder)  # for modules beside the plugin
         try:
             spec.loader.exec_module(module)
         except BaseException as error:
@@ -59,12 +60,23 @@ def load(paths: Iterable[str | Path]) -> None:
 
 def record() -> list[dict[str, str]]:
     """The loaded plugins, for the provenance of a run."""
-    return [{"path": os.path.relpath(plugin.path), "sha256": plugin.sha256} for plugin in LOADED]
+    return [{"path": str(plugin.path.resolve()), "sha256": plugin.sha256} for plugin in LOADED]
 
 
 def paths() -> list[Path]:
     """The paths of the loaded plugins, for the command line of another process."""
     return [plugin.path for plugin in LOADED]
+
+
+def flags() -> str:
+    """The flags that load the same plugins, for the end of a printed command: "" or " --plugin mine.py"."""
+    return "".join(f" --plugin {shlex.quote(str(path))}" for path in paths())
+
+
+def check_config(config: Any, run: str | Path) -> None:
+    """Like `check`, for the content of config.yaml."""
+    origin = config.get("provenance") if isinstance(config, dict) else None
+    check(origin.get("plugins", []) if isinstance(origin, dict) else [], run)
 
 
 def check(recorded: Sequence[Mapping[str, Any]], run: str | Path) -> None:

@@ -2,30 +2,38 @@
 
 import difflib
 import inspect
-from collections import UserDict
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, TypeVar
+
+from lib.cli import InputError
 
 Entry = TypeVar("Entry")
+#: the end of messages about an unknown name
+OWN_NAMES = "(--plugin FILE.py adds names of your own)"
 
 
 class EntryError(ValueError):
     """An entry of a registry cannot be used. The message is one line."""
 
 
-class Registry(UserDict[str, Entry]):
+class Registry(MutableMapping[str, Entry]):
     """Entries of one kind by name. `registry[name] = entry` adds an entry under a new name.
 
     Args:
         kind: The word for an entry in messages, such as "operation".
         entries: The entries of the project.
         check: Raises a ValueError if an entry cannot be used. The project's entries are not checked.
+        reserved: Names with a meaning of their own.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, Entry], check: Callable[[Entry], object]) -> None:
-        super().__init__()
-        self.kind, self.check = kind, check
-        self.data.update(entries)
+    def __init__(
+        self, kind: str, entries: Mapping[str, Entry], check: Callable[[Entry], object], reserved: Sequence[str] = ()
+    ) -> None:
+        self.kind, self.check, self.reserved = kind, check, reserved
+        self.data = dict(entries)
+
+    def __getitem__(self, name: str) -> Entry:
+        return self.data[name]
 
     def __setitem__(self, name: str, entry: Entry) -> None:
         """Add an entry.
@@ -33,14 +41,34 @@ class Registry(UserDict[str, Entry]):
         Raises:
             EntryError: The name is taken, or the entry cannot be used.
         """
-        if not isinstance(name, str) or not name or name in self.data:
-            problem = "this name is taken" if name in self.data else "expected a text as its name"
-            raise EntryError(f"{self.kind} {name!r}: {problem}")
+        if name in (*self.data, *self.reserved):
+            raise EntryError(f"{self.kind} {name!r}: this name is taken")
+        if not isinstance(name, str) or not name:
+            raise EntryError(f"{self.kind} {name!r}: expected a string as its name")
         try:
             self.check(entry)
         except ValueError as error:
             raise EntryError(f"{self.kind} {name!r}: {error}") from error
         self.data[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self.data[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def choose(self, name: str, flag: str) -> None:
+        """Check the value of a flag that names an entry, or a reserved name.
+
+        Raises:
+            InputError: There is no such entry.
+        """
+        names = [*self.reserved, *self.data]
+        if name not in names:
+            raise InputError(f"{flag}: {name!r}, {nearest(name, names)} {OWN_NAMES}")
 
     def find(self, name: str) -> Entry:
         """The entry of a name.
@@ -54,7 +82,7 @@ class Registry(UserDict[str, Entry]):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the names: all of them, or the nearest ones of many."""
+    """The end of a message about an unknown name: all names, or the nearest ones of many."""
     names = list(names)
     near = difflib.get_close_matches(name, names, n=2) if len(names) > 12 else []
     return f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(names)}"
@@ -69,8 +97,21 @@ def check_arguments(function: Callable[..., object], *names: str) -> None:
     expected = f"expected a function of ({', '.join(names)})"
     if not callable(function):
         raise ValueError(f"{function!r}; {expected}")
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of a builtin
+        return
     try:
         signature.bind(*names)
     except TypeError as error:
         raise ValueError(f"{getattr(function, '__name__', function)}{signature}; {expected}") from error
+
+
+def check_instance(kind: type) -> Callable[[Any], None]:
+    """A check that an entry is an instance of a class."""
+
+    def check(entry: Any) -> None:
+        if not isinstance(entry, kind):
+            raise ValueError(f"{entry!r}; expected a {kind.__name__}")
+
+    return check

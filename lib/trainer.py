@@ -197,7 +197,7 @@ def fit(trainer: Trainer, module: Retraining, data: RetrainDataModule, run: Path
         InputError: The run folder cannot be written, all checkpoints are corrupt, or the images have changed.
         KeyboardInterrupt: A signal has stopped the run. The message says how to resume it.
     """
-    command = f"python {script} --resume {shlex.quote(str(run))}"
+    command = f"python {script} --resume {shlex.quote(str(run))}{plugins.flags()}"
     history = next(callback for callback in trainer.callbacks if isinstance(callback, EpochLog))  # type: ignore[attr-defined]  # of Trainer
     with blaming("--resume"):
         last = checkpoints.load_last(run / "checkpoints", tell=trainer.is_global_zero)

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
-from lib import cli, options
+from lib import cli, options, plugins
 from lib.cli import InputError, blaming, open_folder, saving
 from lib.files import is_finished, write_atomically
 from lib.provenance import provenance, write_config
@@ -58,7 +58,8 @@ def search_seeds(resolved: Resolved) -> None:
 
 def _search_each(resolved: Resolved, singles: Sequence[SearchSettings201]) -> None:
     """Run the searches that are not finished yet, and score all."""
-    run, command = resolved.run, f"python {resolved.script.path} --resume {shlex.quote(str(resolved.run))}"
+    run, script = resolved.run, resolved.script.path
+    command = f"python {script} --resume {shlex.quote(str(run))}{plugins.flags()}"
     folders = [run / f"seed-{single.seed}" for single in singles]
     done = [_done(folder, single) for folder, single in zip(folders, singles, strict=True)]
     try:

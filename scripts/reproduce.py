@@ -249,7 +249,7 @@ def run(ray: Any, out: Path, entries: Mapping[Unit, list[Job]]) -> int:
         raise KeyboardInterrupt(f"{finished()}; the same command continues") from None
     for folder, reason in failed.items():
         print(f"{PROG}: {names[folder]}: {reason}  (logs: {folder})", file=sys.stderr)
-    print(f"{finished()}; the report: {shown(['analysis/report.py', str(out), 'report.html'])}")
+    print(f"{finished()}; the report: {shown(['analysis/report.py', str(out), 'report.html'])}{plugins.flags()}")
     return 1 if failed else 0
 
 

@@ -1,8 +1,8 @@
 """The methods: the settings of each paper, as far as they differ from first-order DARTS (the defaults of settings.py).
 
-To add a method, add an entry, here or in a plugin: `METHODS["mine"] = Method("Me (2027)", {"reg": "mine"})`. What no
-flag has yet is an entry of another registry, such as REGULARIZERS, ALPHA_REGULARIZERS or SMOOTHING, or a new field of
-`search.settings.CommonSettings`. Nothing here imports torch.
+To add a method, add an entry, here or in a plugin: `METHODS["mine"] = Method("Me (2027)", {"reg": "mine"})`. A part of a
+method that no flag has yet is an entry of another registry, such as REGULARIZERS, ALPHA_REGULARIZERS or SMOOTHING, or a
+new field of `search.settings.CommonSettings`. Nothing here imports torch.
 """
 
 from collections.abc import Mapping
@@ -90,6 +90,12 @@ _METHODS = {
 def _check_method(method: object) -> None:
     if not isinstance(method, Method):
         raise ValueError(f"{method!r}; expected a Method")
+    for settings in (method.settings, *method.by_space.values()):
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"{settings!r}; expected settings by the names of their flags")
+    for spaces in method.by_space:
+        if not isinstance(spaces, tuple):
+            raise ValueError(f"by_space: {spaces!r}; expected a tuple of spaces, such as ({spaces!r},)")
 
 
 METHODS: Registry[Method] = Registry("method", _METHODS, _check_method)

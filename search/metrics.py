@@ -185,7 +185,13 @@ def entropy(weights: Tensor, sigmoid: bool) -> float:
 
 
 def saturated(weights: Tensor, sigmoid: bool) -> float:
-    """The share of edges whose mixing weights all lie within 0.01 of 0 or 1, where the gradient hardly moves alpha."""
+    """The share of edges whose mixing weights all lie within 0.01 of 0 or 1, where the gradient hardly moves alpha.
+
+    Edges of a single operation are not counted.
+    """
+    weights = weights[(weights > 0).sum(dim=-1) > 1]
+    if not len(weights):
+        return 0.0
     distance = torch.minimum(weights, 1 - weights) if sigmoid else 1 - weights.amax(dim=-1, keepdim=True)
     return (distance < 0.01).all(dim=-1).double().mean().item()
 

@@ -17,7 +17,6 @@ from lib.cli import InputError, blaming
 from lib.cuda_graphs import CapturedObjective, Graphs
 from lib.devices import autocast, compile_parts, default_dtype, memory_format, prepare_device
 from lib.objective import Objective
-from lib.registry import nearest
 from model_search import AnySupernet, MixedEdges, Supernet
 from regularizers import ALPHA_REGULARIZERS, REGULARIZERS
 from search.metrics import History
@@ -36,13 +35,9 @@ class SearchState:
 
     def __init__(self, settings: CommonSettings, dataset: datasets.DataSet, device: torch.device) -> None:
         self.settings, self.dataset, self.device, self.space = settings, dataset, device, SPACES[settings.space]
-        for flag, name, registry, others in (
-            ("--reg", settings.reg, REGULARIZERS, ("none", "noise")),
-            ("--alpha_reg", settings.alpha_reg, ALPHA_REGULARIZERS, ("none",)),
-            ("--smooth", settings.smooth, SMOOTHING, ("none",)),
-        ):
-            if name not in (*others, *registry):
-                raise InputError(f"{flag}: {name!r}, {nearest(name, [*others, *registry])}")
+        REGULARIZERS.choose(settings.reg, "--reg")
+        ALPHA_REGULARIZERS.choose(settings.alpha_reg, "--alpha_reg")
+        SMOOTHING.choose(settings.smooth, "--smooth")
         if settings.cuda_graphs and device.type != "cuda":
             raise InputError(f"--cuda_graphs: the device is {device.type}; expected it with a cuda device only")
         with blaming("--cutout_length"):
@@ -74,7 +69,7 @@ class SearchState:
         """SGD for the weights and Adam for alpha, without state."""
         settings = self.settings
         self.weight_optimizer = torch.optim.SGD(
-            self.supernet.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
+            self.weights(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
         )
         self.alpha_optimizer = torch.optim.Adam(
             self.architecture.parameters(),
@@ -82,6 +77,10 @@ class SearchState:
             (settings.arch_beta1, settings.arch_beta2),
             weight_decay=settings.arch_weight_decay,
         )
+
+    def weights(self) -> list[Tensor]:
+        """The weights of the supernet that are trained; an operation may freeze some of its own."""
+        return [weight for weight in self.supernet.parameters() if weight.requires_grad]
 
     @property
     def edges_class(self) -> type[FastEdges] | type[MixedEdges]:
@@ -149,7 +148,7 @@ class SearchState:
         state = self.weight_optimizer.state
         return [
             state[w]["momentum_buffer"] if "momentum_buffer" in state.get(w, {}) else torch.zeros_like(w)
-            for w in self.supernet.parameters()
+            for w in self.weights()
         ]
 
     def cell(self) -> AnyCell:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from architect import ArchitectureGradient, first_order, implicit, unrolled
 from genotypes import AnyCell
-from lib import checkpoints
+from lib import checkpoints, plugins
 from lib.batches import Batch, cycle
 from lib.cli import InputError, blaming
 from lib.devices import peak_memory
@@ -43,7 +43,7 @@ from lib.progress import StepProgress
 from lib.provenance import provenance, write_config
 from lib.schedules import cosine_decay
 from lib.seeds import mix
-from regularizers import ALPHA_REGULARIZERS, WeightGradient, regularized_gradient, weight_gradient
+from regularizers import ALPHA_REGULARIZERS, WeightGradient, check_scalar, regularized_gradient, weight_gradient
 from search.metrics import AlphaStep, Meters, epoch_columns, new_warnings, summary
 from search.perturbation import select_by_perturbation
 from search.state import SearchState, open_search
@@ -140,8 +140,12 @@ def alpha_step(
     value: Tensor | None = None
     pull: Tensors = ()
     if settings.alpha_reg != "none":
-        value = ALPHA_REGULARIZERS[settings.alpha_reg](architecture.logits(), architecture.mixing_weights())
-        pull = torch.autograd.grad(now.alpha_reg_weight * value, list(architecture.parameters()))
+        function, alphas = ALPHA_REGULARIZERS[settings.alpha_reg], list(architecture.parameters())
+        value = function(architecture.logits(), architecture.mixing_weights())
+        value = check_scalar(value, f"--alpha_reg {settings.alpha_reg}")
+        if not value.requires_grad:
+            raise InputError(f"--alpha_reg {settings.alpha_reg}: its value does not depend on alpha")
+        pull = torch.autograd.grad(now.alpha_reg_weight * value, alphas, materialize_grads=True)
         gradient = [g + p for g, p in zip(gradient, pull, strict=True)]
     for alpha, g in zip(architecture.parameters(), gradient, strict=True):
         alpha.grad = g
@@ -164,7 +168,11 @@ def smoothed(state: SearchState, objective: Objective, batch: Batch, radius: flo
 
     p = {kind: weights.detach() for kind, weights in architecture.mixing_weights().items()}
     torch.manual_seed(mix(batch.seed, 1))
-    return state.layer_weights(SMOOTHING[state.settings.smooth](p, radius, gradient, architecture.project))
+    q = SMOOTHING[state.settings.smooth](p, radius, gradient, architecture.project)
+    if not isinstance(q, Mapping) or [*map(np.shape, q.values())] != [*map(np.shape, p.values())]:
+        shapes = ", ".join(f"{kind} {tuple(weights.shape)}" for kind, weights in p.items())
+        raise InputError(f"--smooth {state.settings.smooth}: expected it to return mixing weights: {shapes}")
+    return state.layer_weights(q)
 
 
 def weight_step(
@@ -339,7 +347,8 @@ def search(resolved: Resolved, state_class: type[SearchState] = SearchState, who
         return
     state = open_search(settings, state_class)
     flag = "--resume" if resolved.resumed else "--save"
-    resume_with = f"resume with: python {resolved.script.path} --resume {shlex.quote(str(whole or run))}"
+    folder = shlex.quote(str(whole or run))
+    resume_with = f"resume with: python {resolved.script.path} --resume {folder}{plugins.flags()}"
     with cli.open_folder(run, flag, new=not resolved.resumed):
         with blaming(flag):
             if not resolved.resumed:

@@ -42,8 +42,9 @@ def test_only_skip_connections_are_dashed_and_no_two_kinds_share_a_color():
     assert [style for style, _ in styles].count("--") == 1
     # nor_conv_* are NAS-Bench-201's only
     kinds = {color(operation) for operation in OPERATIONS if not operation.startswith("nor_conv")}
-    assert len(kinds) == len(COLORS) - 2
-    assert color("shuffle_conv") not in COLORS.values()
+    assert len(kinds) == len(COLORS) - 3
+    for own in ("shuffle_conv", "skip_connect_se", "sep_conv_3x3_se", "noise_2"):
+        assert color(own) == COLORS["other"]
 
 
 def assert_nothing_overlaps(genotype, kind):

@@ -1,8 +1,8 @@
 """The methods: the settings of each paper, as far as they differ from first-order DARTS (the defaults of settings.py).
 
-To add a method, add an entry, here or in a plugin: `METHODS["mine"] = Method("Me (2027)", {"reg": "mine"})`. A part of a
-method that no flag has yet is an entry of another registry, such as REGULARIZERS, ALPHA_REGULARIZERS or SMOOTHING, or a
-new field of `search.settings.CommonSettings`. Nothing here imports torch.
+To add a method, add an entry, here or in a plugin: `METHODS["mine"] = Method("Me (2027)", {"reg": "mine"})`. A part of
+a method that no flag has yet is an entry of another registry, such as REGULARIZERS, ALPHA_REGULARIZERS or SMOOTHING, or
+a new field of `search.settings.CommonSettings`. Nothing here imports torch.
 """
 
 from collections.abc import Mapping

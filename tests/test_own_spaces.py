@@ -7,9 +7,10 @@ import torch
 from architect import Architecture
 from genotypes import load_genotype
 from lib.objective import Objective
+from lib.registry import EntryError
 from search.metrics import Meters
 from search.perturbation import Perturbation
-from spaces import SPACES
+from spaces import SPACES, Space
 from tests.helpers import (
     assert_same_run,
     few_images,
@@ -111,3 +112,36 @@ def test_places_without_an_operation_stay_where_they_are_whatever_moves_alpha():
     for kind, alpha in architecture.alphas.items():
         assert (alpha[~architecture.places[kind]] == 0).all()
         torch.testing.assert_close(architecture.mixing_weights()[kind].sum(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"edges": [(0, 2), (1, 2, 3)]}, "expected pairs"),
+        ({"edges": ((0, 2), (1, 2.0))}, "expected pairs"),
+        ({"edges": ((0, 2), (0, 2))}, "each edge once"),
+        ({"edges": ((1, 3), (0, 2))}, "in the order of their targets"),
+        ({"edges": ((0, 2), (2, 2))}, "expected a source of 0 or more, and a target after it"),
+        ({"edges": ((0, 2), (1, 4))}, r"nodes \[2, 4\]; expected 2 and its successors"),
+        ({"keep": 0}, "keep 0; expected a whole number"),
+        ({"keep": True}, "keep True; expected"),
+        ({"keep": 1.5}, "keep 1.5; expected"),
+        ({"keep": None}, "keep None; expected"),
+        ({"cells": {"normal": (("a",), ("b",))}}, "cells normal; expected normal and reduce"),
+        ({"cells": {"normal": (("a",), ("b",)), "reduce": (("a",),)}}, "reduce: candidates of 1 edges; expected 2"),
+        ({"cells": {"normal": (("a",), "bc"), "reduce": (("a",), ("b",))}}, "normal, edge 1 -> 2: candidates 'bc'"),
+        ({"cells": {"normal": (("a",), ("b", "b")), "reduce": (("a",), ("b",))}}, "one or more different operations"),
+        ({"cells": {"normal": (("a",), ()), "reduce": (("a",), ("b",))}}, "one or more different operations"),
+        ({"cells": {"normal": (("a",), ("none",)), "reduce": (("a",), ("b",))}}, "an operation besides none"),
+    ],
+)
+def test_an_invalid_space_says_what_is_wrong_when_it_is_made(changes, message):
+    cell = (("a",), ("b",))
+    with pytest.raises(EntryError, match=message):
+        Space(**{"cells": {"normal": cell, "reduce": cell}, "edges": ((0, 2), (1, 2)), "keep": 2, **changes})
+
+
+def test_a_space_takes_lists_and_kinds_in_any_order():
+    space = Space({"reduce": [["a"], ["b"]], "normal": [["c"], ["d"]]}, [[0, 2], [1, 2]], keep=1)
+    assert [*space.cells.items()] == [("normal", (("c",), ("d",))), ("reduce", (("a",), ("b",)))]
+    assert space.edges == ((0, 2), (1, 2)) and space.nodes == (2,) and space.inputs == 2

@@ -20,13 +20,18 @@ esac
 extras=export
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 out=${out:-runs/imagenet}
+plugins=() # --plugin FILE among the arguments, for every script
+for ((i = 4; i < $#; i++)); do
+    next=$((i + 1))
+    [ "${!i}" != --plugin ] || plugins+=(--plugin "${!next}")
+done
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count() or 1)')
 if [ -f "$out/result.json" ]; then # as files.is_finished
     echo "$out is finished"
 elif [ -f "$out/config.yaml" ]; then
-    "$python" imagenet/train.py --resume "$out" --data "$data" --devices "$gpus"
+    "$python" imagenet/train.py --resume "$out" --data "$data" --devices "$gpus" "${plugins[@]}"
 else
     "$python" imagenet/train.py --arch "$arch" --data "$data" --devices "$gpus" --save "$out" "${@:4}"
 fi
-"$python" imagenet/test.py "$out" --data "$data"
-[ -e "$out/model.onnx" ] || "$python" train/export.py "$out"
+"$python" imagenet/test.py "$out" --data "$data" "${plugins[@]}"
+[ -e "$out/model.onnx" ] || "$python" train/export.py "$out" "${plugins[@]}"

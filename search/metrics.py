@@ -22,7 +22,7 @@ from lib.finite import FiniteCheck
 from lib.objective import Tensors, norm
 from regularizers import WeightGradient, aligned_layers, layer_alignment
 from search.settings import CommonSettings
-from spaces import Candidates
+from spaces import Candidates, Space
 from utils import Averages, accuracy
 
 #: values of --reg whose value is the alignment, or that have none
@@ -148,7 +148,7 @@ class History:
 
 
 def epoch_columns(
-    settings: CommonSettings, means: Mapping[str, Any], mixing: Mapping[str, Tensor], cell: AnyCell
+    settings: CommonSettings, means: Mapping[str, Any], mixing: Mapping[str, Tensor], cell: AnyCell, space: Space
 ) -> dict[str, Any]:
     """The columns of metrics.csv that an epoch's means, its mixing weights and its derived cell fill."""
     sigmoid = settings.relaxation == "sigmoid"
@@ -167,10 +167,12 @@ def epoch_columns(
     columns = {name: means.get(name) for name in names}
     columns |= {f"gradient_norm_layer_{layer}": value for layer, value in enumerate(means["layer_gradient_norms"])}
     columns |= {f"entropy_{kind}": entropy(weights, sigmoid) for kind, weights in mixing.items()}
-    columns |= {f"saturated_{kind}": saturated(weights, sigmoid) for kind, weights in mixing.items()}
+    # An edge with one operation has no choice.
+    choices = {kind: weights[torch.tensor(space.counts[kind]) > 1] for kind, weights in mixing.items()}
+    columns |= {f"saturated_{kind}": saturated(weights, sigmoid) for kind, weights in choices.items()}
     if sigmoid:
-        # A place without an operation has the weight 0.
-        over = {kind: ((w >= settings.threshold).sum() / (w > 0).sum()).item() for kind, w in mixing.items()}
+        gates = {kind: sum(counts) for kind, counts in space.counts.items()}
+        over = {kind: (w >= settings.threshold).sum().item() / gates[kind] for kind, w in mixing.items()}
         columns |= {f"gates_over_threshold_{kind}": share for kind, share in over.items()}
     return columns | {f"skip_connect_{kind}": skip_connects(cell, kind) for kind in mixing}
 
@@ -185,11 +187,7 @@ def entropy(weights: Tensor, sigmoid: bool) -> float:
 
 
 def saturated(weights: Tensor, sigmoid: bool) -> float:
-    """The share of edges whose mixing weights all lie within 0.01 of 0 or 1, where the gradient hardly moves alpha.
-
-    Edges of a single operation are not counted.
-    """
-    weights = weights[(weights > 0).sum(dim=-1) > 1]
+    """The share of edges whose mixing weights all lie within 0.01 of 0 or 1, where the gradient hardly moves alpha."""
     if not len(weights):
         return 0.0
     distance = torch.minimum(weights, 1 - weights) if sigmoid else 1 - weights.amax(dim=-1, keepdim=True)

@@ -260,7 +260,7 @@ def log_epoch(state: SearchState, now: Schedule, meters: Meters, start: float) -
     history.rows.append(
         {
             **schedules,
-            **epoch_columns(settings, means, mixing, cell),
+            **epoch_columns(settings, means, mixing, cell, state.space),
             **state.look_up(cell),
             "seconds": time.perf_counter() - start,
             "peak_memory_mib": peak_memory(state.device),

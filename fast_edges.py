@@ -105,7 +105,7 @@ class Separables(nn.Module):
 
 
 class Shared(nn.Module):
-    """Pooling and `skip_connect` of stride 1 computed once for all edges.
+    """Pooling and `skip_connect` of stride 1, computed once for all edges.
 
     Args:
         pairs_of: The pairs of each operation, by name.

@@ -1,8 +1,8 @@
 """Perturbed mixing weights for the step of the network weights (SmoothDARTS, Chen and Hsieh, ICML 2020).
 
 The weights descend L_train(w, p + delta) with |delta| <= epsilon in each mixing weight, so that the supernet stays good
-around p. The step of alpha sees p itself. delta is shared by all cells of a kind. To add a perturbation, write a
-function and an entry of SMOOTHING, here or in a plugin.
+around p. p + delta is then clipped to [0, 1] and divided by its sum on each edge. The step of alpha sees p itself. All
+cells of a kind share delta. To add a perturbation, write a function and an entry of SMOOTHING, here or in a plugin.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from lib.registry import Registry, check_arguments
 #: the mixing weights of each kind of cell, (edges, operations) each
 Mixing = Mapping[str, Tensor]
 #: (p, epsilon, gradient, project) -> the perturbed p. gradient(p) is the training loss's gradient in p on the batch of
-#: the step; project(q) is the nearest mixing weights as SmoothDARTS's code takes them, see `Architecture.project`.
+#: the step; project(q) makes mixing weights of q, see `Architecture.project`.
 Smoothing = Callable[[Mixing, float, Callable[[Mixing], Mixing], Callable[[Mixing], Mixing]], Mixing]
 
 #: ascent steps of the adversary

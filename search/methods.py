@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lib.registry import Registry
+from lib.registry import Registry, check_instance
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,8 @@ _METHODS = {
 }
 
 
-def _check_method(method: object) -> None:
-    if not isinstance(method, Method):
-        raise ValueError(f"{method!r}; expected a Method")
+def _check_method(method: Method) -> None:
+    check_instance(Method)(method)
     for settings in (method.settings, *method.by_space.values()):
         if not isinstance(settings, Mapping):
             raise ValueError(f"{settings!r}; expected settings by the names of their flags")

@@ -140,27 +140,32 @@ def unrolled(
     weight_decay: float,
     derivatives: Derivatives = "difference",
     radius: float = 0.01,
+    nesterov: bool = False,
 ) -> ArchitectureGradient:
     """grad_p L_val(w'(p), p) for each layer, w' one step of SGD ahead (DARTS, equations 6 to 8).
 
     w' = w - xi (momentum * buffer + grad_w L_train(w, p) + weight_decay * w), and
-    gradient = grad_p L_val(w', p) - xi * d2L_train / dp dw . v, with v = grad_w' L_val(w', p).
+    gradient = grad_p L_val(w', p) - xi * d2L_train / dp dw . v, with v = grad_w' L_val(w', p). With Nesterov's
+    momentum, dw'/dgrad_w L_train is -xi (1 + momentum) in place of -xi.
 
     Args:
         xi: The current learning rate of the weights.
         momentum_buffers: The momentum of each parameter; zeros before the first step.
         radius: |eps v| of the differences.
+        nesterov: w' is a step of Nesterov's momentum ahead.
     """
     parameters = objective.parameters
     weights = leaves(weights)
 
-    exact = derivatives == "exact"
+    exact, slope = derivatives == "exact", xi * (1 + momentum) if nesterov else xi
     loss, _ = objective(weights, train_batch, create_graph=exact)
     train_gradients = torch.autograd.grad(loss, parameters, create_graph=exact, materialize_grads=True)
-    ahead = [
-        (w - xi * (momentum * buffer + gradient + weight_decay * w)).detach().requires_grad_()
-        for w, buffer, gradient in zip(parameters, momentum_buffers, train_gradients, strict=True)
-    ]
+    ahead = []
+    for w, buffer, gradient in zip(parameters, momentum_buffers, train_gradients, strict=True):
+        descent = gradient + weight_decay * w
+        step = momentum * buffer + descent
+        step = momentum * step + descent if nesterov else step
+        ahead.append((w - xi * step).detach().requires_grad_())
     valid_loss, logits = objective(weights, valid_batch, objective.named(ahead))
     gradients = torch.autograd.grad(valid_loss, [*weights, *ahead], materialize_grads=True)
     direct, v = gradients[: len(weights)], gradients[len(weights) :]
@@ -170,7 +175,7 @@ def unrolled(
     else:
         mixed = _mixed_difference(objective, weights, train_batch, v, radius, v)
     return ArchitectureGradient(
-        valid_loss.detach(), logits.detach(), list(direct), [-xi * m for m in mixed], list(mixed)
+        valid_loss.detach(), logits.detach(), list(direct), [-slope * m for m in mixed], list(mixed)
     )
 
 

@@ -103,7 +103,7 @@ def resumed_search(device: str) -> None:
 
     from nasbench201.search201 import SearchState201
     from nasbench201.train_search import SCRIPT
-    from search.settings import Resolved
+    from search.command_line import Resolved
     from search.train_search import search
 
     sizes = {"init_channels": 2, "cells_per_stage": 1, "batch_size": 256, "device": device}

@@ -137,6 +137,16 @@ def cycle(batches: Batches, count: int) -> Iterator[Batch]:
         repeat += 1
 
 
+def draw(batches: Batches, count: int) -> Iterator[Batch]:
+    """Yield `count` batches, each of images drawn without replacement from all of them."""
+    device, key = batches.data.labels.device, batches.key
+    generator = random_numbers(device, *key, 1, 1)
+    for number in range(count):
+        chosen = shuffled(len(batches.data), *key, 0, 1, number)[: batches.batch_size].to(device)
+        images = batches.augmentation(batches.data.images[chosen], generator)
+        yield Batch(images, batches.data.labels[chosen], mix(*key, 2, 1, number))
+
+
 class Share(NamedTuple):
     """One process's images of one pass through the network."""
 

@@ -50,7 +50,7 @@ class CapturedObjective(Objective):
             except RuntimeError as error:
                 error.add_note("--cuda_graphs: the capture of a pass failed; search without this flag")
                 raise
-        torch.manual_seed(batch.seed)
+        self.seed(batch)
         return graphs.passes[key](self, weights, batch)
 
 

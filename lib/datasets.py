@@ -353,9 +353,13 @@ def read_picture(path: Path, mode: str = "") -> Image.Image:
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
 
 
-def split(data: ImageSet, portion: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split the images of a bilevel search at random: a `portion` for the weights, the rest for alpha."""
-    order = shuffled(len(data), seed)
+def split(data: ImageSet, portion: float, seed: int | None) -> tuple[ImageSet, ImageSet]:
+    """Split the images of a bilevel search: a `portion` for the weights, the rest for alpha.
+
+    Args:
+        seed: Of a random split. None takes the first images, in their order, for the weights.
+    """
+    order = torch.arange(len(data)) if seed is None else shuffled(len(data), seed)
     cut = math.floor(portion * len(data))
     return data.subset(order[:cut].to(data.labels.device)), data.subset(order[cut:].to(data.labels.device))
 

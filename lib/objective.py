@@ -6,7 +6,7 @@ differences ("difference"); a second backward pass gives the exact product ("exa
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from lib.batches import Batch
 from lib.kernels import differentiated_twice
+from lib.seeds import mix
 
 Tensors = Sequence[Tensor]
 Derivatives = Literal["difference", "exact"]
@@ -32,6 +33,7 @@ class Objective:
         drop_path_prob: The probability of drop path on the operations.
         skip_beta: The weight of the auxiliary skip connections (DARTS-).
         compiled: Parts of the supernet are compiled.
+        fresh_noise: Draw the noise of the network anew in every pass over a batch.
     """
 
     supernet: nn.Module
@@ -39,6 +41,8 @@ class Objective:
     drop_path_prob: float | Tensor = 0.0
     skip_beta: float | Tensor = 0.0
     compiled: bool = False
+    fresh_noise: bool = False
+    passes: int = field(default=0, init=False)
 
     def __call__(
         self,
@@ -53,12 +57,17 @@ class Objective:
             parameters: Tensors in place of the supernet's own parameters, by name.
             create_graph: The loss is differentiated twice.
         """
-        torch.manual_seed(batch.seed)
+        self.seed(batch)
         # Compiled functions have no second derivative, and compile again for a call with other parameters.
         eager = self.compiled and (create_graph or parameters is not None)
         stance = torch.compiler.set_stance("force_eager") if eager else nullcontext()
         with stance, differentiated_twice() if create_graph else nullcontext():
             return self.forward(weights, batch, parameters)
+
+    def seed(self, batch: Batch) -> None:
+        """Seed the random operations of the network for a pass over a batch."""
+        self.passes += 1
+        torch.manual_seed(mix(batch.seed, self.passes) if self.fresh_noise else batch.seed)
 
     def forward(
         self, weights: Tensors, batch: Batch, parameters: dict[str, Tensor] | None = None
@@ -79,7 +88,7 @@ class Objective:
             layers: The layers l for which to compute dL/dp_l.
             parameters: Compute grad_w L.
         """
-        torch.manual_seed(batch.seed)
+        self.seed(batch)
         return self.pass_over(weights, batch, layers, parameters)
 
     def pass_over(self, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool) -> "Gradients":

@@ -218,7 +218,7 @@ def parse_given(
     """Parse a command line. Flags override --config, which overrides the preset, which overrides the defaults.
 
     Args:
-        preset: From --method and --space, where they are given, to the defaults they imply.
+        preset: From --method, --space and --released, where they are given, to the defaults they imply.
 
     Raises:
         InputError: A flag or a value cannot be used, or nothing reads a flag.
@@ -231,7 +231,8 @@ def parse_given(
     config = {}
     if chosen.config is not None:
         config = _read_values(_read_mapping(Path(chosen.config), "--config"), kinds, f"--config: {chosen.config}")
-    first: dict[str, Any] = {name: config[name] for name in ("method", "space") if name in config}
+    first: dict[str, Any] = {name: config[name] for name in ("method", "space", "released") if name in config}
+    first |= {"released": "released" in flags} if {"released", "no_released"} & flags else {}
     for name, value in vars(chosen).items():
         if name in kinds and value is not None:
             rest.append(f"--{name}={value}")

@@ -25,7 +25,7 @@ from nasbench201.cells import TITLES, load_cell
 from nasbench201.search201 import SearchState201
 from nasbench201.settings import SCRIPT, SearchSettings201
 from nasbench201.sources import column_name
-from search.settings import Resolved
+from search.command_line import Resolved
 from search.state import open_search
 from search.train_search import search
 

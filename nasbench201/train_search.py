@@ -13,7 +13,7 @@ import sys
 from lib import cli
 from lib.cli import InputError
 from nasbench201.settings import SCRIPT, SearchSettings201
-from search.settings import resolve
+from search.command_line import resolve
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ from lib.cli import InputError
 from lib.files import is_passing
 from lib.options import Gate, NonNegativeInt, argument, option
 from lib.settings import DEVICE_HELP
-from search.settings import SCRIPT, CommonSettings, Script, Selection, check
+from search.command_line import check
+from search.settings import SCRIPT, CommonSettings, Script, Selection
 
 if TYPE_CHECKING:
     from search.state import SearchState

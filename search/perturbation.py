@@ -6,12 +6,16 @@ until `space.keep` are left. A cell of NAS-Bench-201 keeps all its edges, so tha
 decides. Between two decisions the supernet is fine-tuned for a few epochs.
 
 As in the released code, a decision is one of each kind of cell together, accuracy is measured with the statistics of
-the batches, alpha keeps learning, and the learning rate follows a cosine from a tenth of the search's (it is constant
-in NAS-Bench-201).
+the batches, alpha keeps learning, and the learning rate of the fine-tuning is a tenth of the search's (D6).
+
+With --released three details follow that code too. `none` can be kept, and the cell then has the edge's next operation
+(D5). Of equal accuracies the first operation is kept and the last edge is dropped, not those with the larger loss and
+the smaller one (D8). In NAS-Bench-201 an epoch of fine-tuning is missing before the last decision (D9).
 """
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,6 @@ from lib.cli import blaming
 from lib.files import write_csv
 from lib.objective import Objective
 from lib.progress import StepProgress
-from lib.schedules import cosine_decay
 from search.state import SearchState
 from utils import Averages, accuracy
 
@@ -44,14 +47,17 @@ class Perturbation:
     Attributes:
         scores: A row for each accuracy that was measured.
         done: The number of finished stages.
+        measured: The number of measurements.
     """
 
     def __init__(self, state: SearchState, fine_tune: FineTune) -> None:
         self.state, self.fine_tune = state, fine_tune
         settings, space = state.settings, state.space
+        self.settings = {"finetune_epochs": settings.finetune_epochs, "released": settings.released}
+        self.settings |= {name: getattr(settings, name) for name in ("selection_criterion", "selection_augment")}
         self.finetune_epochs = settings.finetune_epochs
         self.scores: list[dict[str, Any]] = []
-        self.done = 0
+        self.done = self.measured = 0
         state.weight_optimizer.state.clear()  # fine-tuning starts without momentum
         generator = np.random.default_rng((settings.seed, settings.epochs))
         deciding = [node for node, edges in space.edges_of.items() if space.keep and len(edges) > space.keep]
@@ -61,18 +67,18 @@ class Perturbation:
             for kind in state.architecture.alphas
         }
         self.edges, self.decisions = len(space.edges), len(space.edges) + len(deciding)
-        plain = Augmentation.none(state.dataset)
-        self.batches = Batches(state.valid, settings.batch_size, plain, (settings.seed, 0, 2))
+        self.augmentation = state.augmentation if settings.selection_augment else Augmentation.none(state.dataset)
 
     @property
     def stages(self) -> list[tuple[str, int]]:
         """("decide", number) and ("finetune", number), in their order."""
+        epochs = [self.finetune_epochs] * (self.decisions - 1)
+        if self.state.settings.released and self.state.space.keep is None and self.finetune_epochs:
+            epochs[-1] -= 1  # (D9)
+        numbers = iter(range(sum(epochs)))
         stages: list[tuple[str, int]] = []
-        for decision in range(self.decisions):
-            stages.append(("decide", decision))
-            if decision < self.decisions - 1:
-                first = decision * self.finetune_epochs
-                stages += [("finetune", first + epoch) for epoch in range(self.finetune_epochs)]
+        for decision, following in enumerate([*epochs, 0]):
+            stages += [("decide", decision), *(("finetune", number) for number in islice(numbers, following))]
         return stages
 
     def steps(self, stage: tuple[str, int]) -> int:
@@ -80,7 +86,7 @@ class Perturbation:
         what, number = stage
         if what == "finetune":
             return len(self.state.batches(0)[0])
-        return len(self.batches) * sum(self._measurements(kind, number) for kind in self.order)
+        return len(self._batches()) * sum(self._measurements(kind, number) for kind in self.order)
 
     def _measurements(self, kind: str, number: int) -> int:
         if number < self.edges:
@@ -89,20 +95,19 @@ class Perturbation:
         return sum(range((self.state.space.keep or 0) + 1, edges + 1))
 
     def _candidates(self, kind: str, edge: int) -> list[int]:
-        """The operations of an edge that a cell may have: `none` only if the space keeps all edges."""
-        space = self.state.space
-        return [index for index, name in enumerate(space.cells[kind][edge]) if space.keep is None or name != "none"]
+        """The operations of an edge that a cell may have: `none` only if the space keeps all edges, or as released."""
+        space, names = self.state.space, self.state.space.cells[kind][edge]
+        with_none = space.keep is None or self.state.settings.released
+        return [index for index, name in enumerate(names) if with_none or name != "none"]
 
     def run(self, stage: tuple[str, int], progress: StepProgress) -> None:
         """Decide, or run an epoch of fine-tuning."""
         what, number = stage
         if what == "finetune":
             settings = self.state.settings
-            total = (self.decisions - 1) * self.finetune_epochs
-            high = settings.learning_rate / 10
-            low = min(settings.learning_rate_min, high) if self.state.space.keep else high
-            learning_rate = low + (high - low) * cosine_decay(number / total)
-            self.fine_tune(settings.epochs + number, learning_rate, progress, f"fine-tuning {number + 1}/{total}")
+            total = sum(what == "finetune" for what, _ in self.stages)
+            name = f"fine-tuning {number + 1}/{total}"
+            self.fine_tune(settings.epochs + number, settings.learning_rate / 10, progress, name)
         else:
             progress.start(f"decision {number + 1}/{self.decisions}", self.steps(stage))
             for kind, order in self.order.items():
@@ -111,13 +116,13 @@ class Perturbation:
         self.done += 1
 
     def _decide_edge(self, number: int, kind: str, edge: int, progress: StepProgress) -> None:
-        """Keep the operation whose removal costs the most accuracy, and of equals the most loss."""
+        """Keep the operation whose removal costs the most."""
         candidates, figures = self._candidates(kind, edge), []
         for operation in candidates:
             weights = self._weights()
             weights[kind][edge, operation] = 0
             figures.append(self.evaluate(weights, progress))
-        kept = min(range(len(candidates)), key=lambda index: (figures[index][0], -figures[index][1]))
+        kept = min(range(len(candidates)), key=lambda index: self._score(figures[index]))  # the first of equals
         names = self.state.space.cells[kind][edge]
         self._log(number, kind, [(edge, names[operation]) for operation in candidates], figures, kept, "kept")
         fixed = self.state.architecture.fixed[kind]
@@ -125,7 +130,7 @@ class Perturbation:
         fixed[edge, candidates[kept]] = 1
 
     def _decide_node(self, number: int, kind: str, node: int, progress: StepProgress) -> None:
-        """Drop the edges whose removal costs the least accuracy, until `space.keep` are left."""
+        """Drop the edges whose removal costs the least, until `space.keep` are left."""
         space, fixed = self.state.space, self.state.architecture.fixed[kind]
         left = space.edges_of[node]
         while space.keep and len(left) > space.keep:
@@ -134,9 +139,23 @@ class Perturbation:
                 weights = self._weights()
                 weights[kind][edge] = 0
                 figures.append(self.evaluate(weights, progress))
-            dropped = max(range(len(left)), key=lambda index: (figures[index][0], -figures[index][1]))
+            dropped = max(
+                reversed(range(len(left))), key=lambda index: self._score(figures[index])
+            )  # the last of equals
             self._log(number, kind, [(edge, "edge") for edge in left], figures, dropped, "dropped")
             fixed[left.pop(dropped)] = 0
+
+    def _score(self, figures: tuple[float, float]) -> tuple[float, ...]:
+        """How good the supernet is without something, from its accuracy and loss; ties are broken by the other one."""
+        accuracy, loss = figures
+        ranked = (accuracy, -loss) if self.state.settings.selection_criterion == "accuracy" else (-loss, accuracy)
+        return ranked[:1] if self.state.settings.released else ranked
+
+    def _batches(self) -> Batches:
+        """The validation batches of the next measurement."""
+        settings = self.state.settings
+        number = self.measured if settings.selection_augment else 0
+        return Batches(self.state.valid, settings.batch_size, self.augmentation, (settings.seed, number, 2))
 
     def _log(
         self,
@@ -167,11 +186,12 @@ class Perturbation:
         state, averages = self.state, Averages()
         objective, weights = Objective(state.supernet, state.autocast), state.layer_weights(mixing)
         with torch.no_grad():
-            for batch in self.batches:
+            for batch in self._batches():
                 loss, logits = objective(weights, state.cast(batch))
                 averages.add("loss", loss, len(batch.labels))
                 averages.add("accuracy", accuracy(logits, batch.labels), len(batch.labels))
                 progress.advance()
+        self.measured += 1
         means = averages.compute()
         if not math.isfinite(means["loss"]):
             raise FloatingPointError(f"valid_loss is {means['loss']} in stage {self.done + 1} of the selection")
@@ -183,12 +203,15 @@ class Perturbation:
         for kind, fixed in self.state.architecture.fixed.items():
             kept = [edge for edge in range(self.edges) if bool(fixed[edge].any())]
             names = {edge: space.cells[kind][edge][int(fixed[edge].argmax())] for edge in kept}
+            if space.keep is not None:  # an edge that keeps `none` has its next operation (D5)
+                for edge in (edge for edge, name in names.items() if name == "none"):
+                    names[edge] = next(name for name in space.cells[kind][edge] if name != "none")
             chosen[kind] = [Edge(name, space.edges[edge][1], space.edges[edge][0]) for edge, name in names.items()]
         return self.state.assemble(chosen, pairs=True)
 
     def snapshot(self) -> dict[str, Any]:
         """The content of a checkpoint: tensors and plain values."""
-        own = {name: getattr(self, name) for name in ("scores", "done", "finetune_epochs")}
+        own = {name: getattr(self, name) for name in ("scores", "done", "measured", "settings")}
         return {**self.state.snapshot(), "perturbation": own}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -198,15 +221,14 @@ class Perturbation:
             ValueError: It is the snapshot of another selection.
         """
         own = snapshot["perturbation"]
-        if own["finetune_epochs"] != self.finetune_epochs:
-            raise ValueError(
-                f"the selection began with --finetune_epochs {own['finetune_epochs']}, not {self.finetune_epochs}; "
-                "name another folder"
-            )
+        for name, value in self.settings.items():
+            if own["settings"][name] != value:
+                began = own["settings"][name]
+                raise ValueError(f"the selection began with --{name} {began}, not {value}; name another folder")
         if snapshot["history"]["rows"] != self.state.history.rows:
             raise ValueError("the selection began on another search, or on fewer epochs; name another folder")
         self.state.restore(snapshot)
-        self.scores, self.done = own["scores"], own["done"]
+        self.scores, self.done, self.measured = own["scores"], own["done"], own["measured"]
 
 
 def select_by_perturbation(state: SearchState, fine_tune: FineTune, folder: Path, resume_with: str) -> AnyCell:

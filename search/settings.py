@@ -1,14 +1,12 @@
 """The settings of a search and its command line. Nothing here imports torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from datetime import datetime
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from lib import cli, options
-from lib.cli import InputError
+from lib import options
 from lib.options import (
     AtLeastTwo,
     Channels,
@@ -25,7 +23,7 @@ from lib.options import (
 )
 from lib.settings import ImageSettings, RunSettings
 from search.methods import METHODS, preset
-from spaces import SPACES, cell_kinds, spaces_of_darts_cells
+from spaces import spaces_of_darts_cells
 
 MethodName = Annotated[str, NameOf(lambda: METHODS)]
 SpaceName = Annotated[str, NameOf(spaces_of_darts_cells)]
@@ -59,6 +57,7 @@ AUXILIARY = Need("--auxiliary_skip skip or conv1", lambda s: s.auxiliary_skip !=
 IMPLICIT = Need("--hypergradient implicit", lambda s: s.hypergradient == "implicit")
 SMOOTHED = Need("--smooth other than none", lambda s: s.smooth != "none")
 ALPHA_REGULARIZED = Need("--alpha_reg other than none", lambda s: s.alpha_reg != "none")
+PERTURBATION = Need("--selection perturbation", lambda s: s.selection == "perturbation")
 REGULARIZED = Need("--reg other than none", lambda s: s.reg != "none")
 
 
@@ -73,6 +72,22 @@ class CommonSettings(RunSettings, ImageSettings):
             + "; ".join(f"{name} is {method.paper}" for name, method in METHODS.items())
             + "."
         ),
+    )
+    released: bool = of_method(
+        False,
+        "Follow the method's released code where it departs from the paper: its settings, and its bugs. "
+        "docs/faithfulness.md lists the differences.",
+    )
+    split: Literal["random", "file_order"] = of_data(
+        "random",
+        "Images that train the weights: random ones by --seed, or the first ones in the order of the files.",
+        need=Need("a search without --halves, which lists both parts", lambda s: not s.halves),
+    )
+    fresh_batches: Literal["none", "valid", "both"] = of_data(
+        "none",
+        "Batches that are drawn anew from all images of their part, so that an epoch can miss some of them: those of "
+        "alpha (valid), or those of the weights too (both). Other batches come from one pass over the images after "
+        "another.",
     )
     train_portion: Fraction = of_data(
         0.5,
@@ -89,6 +104,12 @@ class CommonSettings(RunSettings, ImageSettings):
     init_channels: Channels = of_space(16, "Channels C of the first cells.")
     drop_path_prob: Probability = of_space(
         0.0, "Probability of drop path on the operations, increased linearly from 0 (RobustDARTS)."
+    )
+
+    noise: Literal["held", "fresh"] = of_space(
+        "held",
+        "Noise of drop path and of the operation noise: the same in all passes over a batch, so that they are passes "
+        "through one function (held), or drawn anew in each (fresh).",
     )
 
     relaxation: Literal["softmax", "sigmoid"] = of_mixing(
@@ -119,6 +140,9 @@ class CommonSettings(RunSettings, ImageSettings):
     learning_rate: PositiveFloat = of_weights(0.025, "Initial learning rate of the weights.")
     learning_rate_min: NonNegativeFloat = of_weights(0.001, "Learning rate of the weights at the end of the cosine.")
     momentum: NonNegativeFloat = of_weights(0.9, "Momentum of the weights' SGD.")
+    nesterov: bool = of_weights(
+        False, "Use Nesterov's momentum.", need=Need("--momentum above 0", lambda s: s.momentum > 0)
+    )
     weight_decay: NonNegativeFloat = of_weights(3e-4, "Weight decay of the weights.")
     grad_clip: PositiveFloat = of_weights(5.0, "Largest norm of the weights' gradient.")
 
@@ -128,6 +152,12 @@ class CommonSettings(RunSettings, ImageSettings):
         "--unrolled is short for it), or the implicit gradient (iDARTS).",
     )
     inner_steps: PositiveInt = of_alpha(1, "Weight steps T per step of alpha.")
+    inner_batches: Literal["shared", "fresh"] = of_alpha(
+        "shared",
+        "Batches of these T steps. shared: an epoch's training batches, T for each step of alpha, one of which serves "
+        "its second derivatives too. fresh: an epoch has a step of alpha for each of its training batches, and draws "
+        "T + 1 batches at random for it, the last for the second derivatives (iDARTS).",
+    )
     weights_first: bool = of_alpha(
         False,
         "Take the weights' step before alpha's, as Λ-DARTS's released code does in NAS-Bench-201. The implicit "
@@ -145,7 +175,9 @@ class CommonSettings(RunSettings, ImageSettings):
             lambda s: s.hypergradient == "implicit" and s.derivatives == "difference",
         ),
     )
-    arch_learning_rate: PositiveFloat = of_alpha(3e-4, "Learning rate of alpha's Adam.")
+    arch_learning_rate: NonNegativeFloat = of_alpha(
+        3e-4, "Learning rate of alpha's Adam. With 0 alpha keeps its initial values (blank-PT)."
+    )
     arch_beta1: Probability = of_alpha(0.5, "Decay rate of the first moment in alpha's Adam.")
     arch_beta2: Probability = of_alpha(0.999, "Decay rate of the second moment in alpha's Adam.")
     arch_weight_decay: NonNegativeFloat = of_alpha(1e-3, "Weight decay of alpha.")
@@ -203,7 +235,13 @@ class CommonSettings(RunSettings, ImageSettings):
     finetune_epochs: NonNegativeInt = of_cell(
         5,
         "Epochs between two decisions of the perturbation rule.",
-        need=Need("--selection perturbation", lambda s: s.selection == "perturbation"),
+        need=PERTURBATION,
+    )
+    selection_criterion: Literal["accuracy", "loss"] = of_cell(
+        "accuracy", "Validation measure by which the perturbation rule decides.", need=PERTURBATION
+    )
+    selection_augment: bool = of_cell(
+        False, "Let the perturbation rule measure on augmented images, new ones each time.", need=PERTURBATION
     )
 
     precision: Literal["32-true", "bf16-mixed", "64-true"] = of_execution(
@@ -222,6 +260,18 @@ class CommonSettings(RunSettings, ImageSettings):
         2, "Number of checkpoints to keep. If the last one is corrupt, the run resumes from the one before."
     )
 
+    # Bugs of the released codes, which have no flags of their own.
+
+    @property
+    def keeps_weights(self) -> bool:
+        """iDARTS: the inner steps run on a copy of the optimizer whose parameters have no gradients (D1)."""
+        return self.released and self.hypergradient == "implicit"
+
+    @property
+    def clips_alpha(self) -> bool:
+        """Λ-DARTS in NAS-Bench-201: the norm that is clipped includes alpha's accumulated gradient (D14)."""
+        return self.released and self.space == "nasbench201" and self.weights_first
+
 
 @dataclass
 class SearchSettings(CommonSettings):
@@ -230,7 +280,7 @@ class SearchSettings(CommonSettings):
     space: SpaceName = of_space(
         "s5",
         "Search space: s1 to s4 are RobustDARTS's; darts is DARTS's; s5 is darts without none, which are FairDARTS's "
-        "seven operations.",
+        "seven operations. Each method has that of its paper; the others' is s5.",
     )
     layers: Layers = of_space(8, "Number of cells, at least 3, or 4 with a regularizer of the weights.")
 
@@ -250,8 +300,11 @@ class Script(NamedTuple):
         return Path(self.path).name
 
     def preset(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings that `method` and `space` among the given settings imply."""
-        return preset(given.get("method", CommonSettings.method), given.get("space", self.settings.space))
+        """The settings that `method`, `space` and `released` among the given settings imply."""
+        method = given.get("method", CommonSettings.method)
+        own = {"space": METHODS[method].space} if self.settings is SearchSettings else {}
+        space = given.get("space", own.get("space", self.settings.space))
+        return own | preset(method, space, given.get("released", False))
 
     def settings_of(self, method: str, **changes: Any) -> Any:
         """The settings of a method, with changes."""
@@ -259,109 +312,3 @@ class Script(NamedTuple):
 
 
 SCRIPT = Script("search/train_search.py", SearchSettings, DESCRIPTION)
-
-
-def check(settings: CommonSettings) -> None:
-    """Reject settings that cannot be combined.
-
-    Raises:
-        InputError: The message names the flag.
-    """
-    if settings.selection.startswith("threshold") and settings.relaxation == "softmax":
-        raise InputError(
-            f"--selection: {settings.selection} cannot be combined with --relaxation softmax, whose weights are shares "
-            "of an edge; expected --relaxation sigmoid, whose gates have a threshold each"
-        )
-    if settings.selection == "threshold_edge" and SPACES[settings.space].keep is None:
-        raise InputError(
-            f"--selection: threshold_edge is for edges of several operations, and an edge of {settings.space} has one; "
-            "expected threshold_sparse"
-        )
-    if settings.halves and settings.dataset != "cifar10":
-        raise InputError(f"--halves: expected --dataset cifar10, whose halves they are, not {settings.dataset}")
-    aligns = settings.reg != "none" or settings.compare_derivatives
-    if isinstance(settings, SearchSettings):
-        normal = cell_kinds(settings.layers).count("normal")
-        if not normal:
-            raise InputError(f"--layers: {settings.layers} are all reduction cells; expected 3 or more")
-        if aligns and normal < 2:
-            aligning = f"--reg {settings.reg}" if settings.reg != "none" else "--compare_derivatives"
-            remedy = ", or --reg none" if settings.reg != "none" else ""
-            raise InputError(
-                f"--layers: {settings.layers}, expected 4 or more with {aligning}, which aligns pairs of normal cells"
-                f"{remedy}"
-            )
-    _check_precision(settings)
-
-
-def _check_precision(settings: CommonSettings) -> None:
-    """Reject second derivatives by differences in low precision, whose rounding is larger than the differences.
-
-    The regularizer's gradient is then noise: its cosine with the gradient in double precision is below 0.15, that in
-    float32 above 0.99 (benchmarks/low_precision.py).
-    """
-    second = settings.reg != "none" or settings.hypergradient != "first"
-    differences = (second and settings.derivatives == "difference") or settings.compare_derivatives
-    if differences and (settings.tf32 or settings.precision == "bf16-mixed"):
-        flag = "--tf32" if settings.tf32 else f"--precision {settings.precision}"
-        comparing = settings.compare_derivatives
-        remedy = "leave out --compare_derivatives" if comparing else "use --derivatives exact"
-        raise InputError(
-            f"{flag} cannot be combined with {'--compare_derivatives' if comparing else '--derivatives difference'}: "
-            "its rounding is larger than the steps of the finite differences, so the second derivative would be noise; "
-            f"{remedy}, or float32"
-        )
-
-
-@dataclass
-class Resolved:
-    """The settings of a command line, and the run folder."""
-
-    settings: CommonSettings
-    run: Path
-    resumed: bool
-    script: Script = SCRIPT
-    #: source of settings -> the names that it set
-    sources: dict[str, list[str]] = field(default_factory=dict)
-    #: the provenance of a series of runs that this run belongs to, for config.yaml
-    origin: dict[str, Any] = field(default_factory=dict)
-
-    def changes(self) -> str:
-        """The settings that the command line and the config file changed, for the first printed line."""
-        names = [name for source in ("command line", "config file") for name in self.sources.get(source, [])]
-        values = {name: getattr(self.settings, name) for name in names if name != "method"}
-        changes = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
-        return f", changed: {changes}" if changes else ""
-
-
-def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
-    """Read a command line of a search's script.
-
-    Raises:
-        InputError: Its settings cannot be combined, or the run folder is not free.
-    """
-    words = ["--hypergradient=unrolled" if word == "--unrolled" else word for word in arguments]
-    given = options.parse_given(script.settings, script.prog, script.description, words, script.preset)
-    settings = given.settings
-    if settings.resume:
-        return Resolved(options.resume(given, script.path, script.movable), Path(settings.resume), True, script)
-    stored_method = given.config.get("method", settings.method)
-    if "method" in given.flags and stored_method != settings.method:
-        raise InputError(
-            f"--method: {settings.method} cannot be combined with --config, which sets every flag of {stored_method}"
-        )
-    check(settings)
-    name = f"search-{settings.dataset}-{settings.space}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
-    run = Path(settings.save or f"runs/{name}")
-    cli.check_new_folder(run, "--save")
-    every = {setting.name for setting in fields(settings)} - {"save", "resume"}
-    flags, config = given.flags & every, given.config.keys() & every - given.flags
-    implied = preset(settings.method, settings.space).keys() - flags - config
-    sources = {
-        "command line": flags,
-        "config file": config,
-        f"method {settings.method}": implied,
-        "default": every - flags - config - implied,
-    }
-    named = {source: sorted(names) for source, names in sources.items() if names}
-    return Resolved(settings, run, False, script, named)

@@ -69,7 +69,11 @@ class SearchState:
         """SGD for the weights and Adam for alpha, without state."""
         settings = self.settings
         self.weight_optimizer = torch.optim.SGD(
-            self.weights(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
+            self.weights(),
+            settings.learning_rate,
+            settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
         )
         self.alpha_optimizer = torch.optim.Adam(
             self.architecture.parameters(),
@@ -81,6 +85,11 @@ class SearchState:
     def weights(self) -> list[Tensor]:
         """The weights of the supernet that are trained; an operation may freeze some of its own."""
         return [weight for weight in self.supernet.parameters() if weight.requires_grad]
+
+    @property
+    def weights_first(self) -> bool:
+        """True if a step of alpha follows the weights' steps, as the implicit gradient does (iDARTS, algorithm 1)."""
+        return self.settings.weights_first or self.settings.hypergradient == "implicit"
 
     @property
     def edges_class(self) -> type[FastEdges] | type[MixedEdges]:
@@ -106,7 +115,13 @@ class SearchState:
             with blaming("--halves"):
                 train, valid = datasets.benchmark_halves(images, Path(settings.halves))
         else:
-            train, valid = datasets.split(images, settings.train_portion, settings.seed)
+            if settings.split == "file_order" and settings.dataset == "folder":
+                raise InputError(
+                    "--split: file_order, but the files of a folder are in the order of their classes, so the parts "
+                    "would differ in them; expected random"
+                )
+            seed = settings.seed if settings.split == "random" else None
+            train, valid = datasets.split(images, settings.train_portion, seed)
         for name, part in (("weights", train), ("alpha", valid)):
             if settings.batch_size > len(part):
                 raise InputError(
@@ -121,8 +136,9 @@ class SearchState:
 
     def objective(self, drop_path_prob: float, skip_beta: float) -> Objective:
         """The loss of the supernet in training."""
-        parts = (self.supernet, self.autocast, drop_path_prob, skip_beta, self.settings.compile)
-        return CapturedObjective(*parts, self.graphs) if self.settings.cuda_graphs else Objective(*parts)
+        settings = self.settings
+        parts = (self.supernet, self.autocast, drop_path_prob, skip_beta, settings.compile, settings.noise == "fresh")
+        return CapturedObjective(*parts, self.graphs) if settings.cuda_graphs else Objective(*parts)
 
     def layer_weights(self, mixing: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """The mixing weights of each layer, from those of each kind of cell (by default of alpha), without a graph."""
@@ -166,6 +182,7 @@ class SearchState:
             "architecture": self.architecture.state_dict(),
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "alpha_gradients": [alpha.grad for alpha in self.architecture.parameters()],
             "history": self.history.snapshot(),
             "images_sha256": self.images_sha256,
         }
@@ -185,6 +202,8 @@ class SearchState:
         self.architecture.load_state_dict(state["architecture"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        for alpha, gradient in zip(self.architecture.parameters(), state["alpha_gradients"], strict=True):
+            alpha.grad = None if gradient is None else gradient.to(self.device)
         self.history.restore(state["history"])
 
 

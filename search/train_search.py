@@ -13,7 +13,8 @@ state of a search, and metrics.py what is logged.
 import sys
 
 from lib import cli
-from search.settings import SCRIPT, CommonSettings, Resolved, resolve
+from search.command_line import Resolved, resolve
+from search.settings import SCRIPT, CommonSettings
 
 if __name__ == "__main__":
     resolved = cli.answer(lambda: resolve(sys.argv[1:]), SCRIPT.prog)  # before torch is loaded
@@ -21,9 +22,10 @@ if __name__ == "__main__":
 import math
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 from architect import ArchitectureGradient, first_order, implicit, unrolled
 from genotypes import AnyCell
 from lib import checkpoints, plugins
-from lib.batches import Batch, cycle
+from lib.batches import Batch, cycle, draw
 from lib.cli import InputError, blaming
 from lib.devices import peak_memory
 from lib.files import is_finished, write_atomically
@@ -105,6 +107,7 @@ def architecture_gradient(
             momentum_buffers=state.momentum_buffers(),
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
             derivatives=settings.derivatives,
         )
     if settings.hypergradient == "implicit":
@@ -194,13 +197,25 @@ def weight_step(
         pull = torch._foreach_mul(result.regularizer_gradient, now.lambda_t)
         gradient = list(torch._foreach_sub(result.gradient, pull))
     else:
-        result = weight_gradient(objective, weights, batch, layers)
+        result = weight_gradient(objective, weights, batch, layers or settings.clips_alpha)
         gradient = result.gradient
     for weight, g in zip(objective.parameters, gradient, strict=True):
         weight.grad = g
-    gradient_norm = nn.utils.clip_grad_norm_(objective.parameters, settings.grad_clip)
-    state.weight_optimizer.step()
+    clipped = objective.parameters
+    if settings.clips_alpha:
+        accumulate_alpha_gradient(state, result)
+        clipped = [*clipped, *state.architecture.parameters()]
+    gradient_norm = nn.utils.clip_grad_norm_(clipped, settings.grad_clip)
+    if not settings.keeps_weights:
+        state.weight_optimizer.step()
     return result, gradient_norm
+
+
+def accumulate_alpha_gradient(state: SearchState, result: WeightGradient) -> None:
+    """Add dL_train/dalpha to the gradient of alpha's last step, as a backward pass of Λ-DARTS's code does (D14)."""
+    gradients = state.architecture.gradients(state.supernet.kinds, result.layer_gradients)
+    for alpha, gradient in zip(state.architecture.parameters(), gradients, strict=True):
+        alpha.grad = gradient if alpha.grad is None else alpha.grad + gradient
 
 
 def derivative_cosine(state: SearchState, objective: Objective, batch: Batch) -> Tensor:
@@ -212,6 +227,33 @@ def derivative_cosine(state: SearchState, objective: Objective, batch: Batch) ->
     return cosine_similarity(difference.regularizer_gradient, exact.regularizer_gradient)
 
 
+class Turn(NamedTuple):
+    """The batches of a step of alpha and of the steps of the weights that go with it."""
+
+    weights: list[Batch]
+    train: Batch  # for the second derivatives of alpha's gradient
+    valid: Batch
+
+
+def turns(state: SearchState, epoch: int, progress: StepProgress, name: str) -> Iterator[Turn]:
+    """The batches of an epoch, counted from 0; `name` labels the progress bar."""
+    settings, (train, valid) = state.settings, state.batches(epoch)
+    inner, count = settings.inner_steps, len(train)
+    progress.start(name, count)
+    valid_batches = map(state.cast, (cycle if settings.fresh_batches == "none" else draw)(valid, count))
+    if settings.inner_batches == "fresh":
+        drawn = map(state.cast, draw(train, count * (inner + 1)))
+        for _ in range(count):
+            yield Turn(list(islice(drawn, inner)), next(drawn), next(valid_batches))
+            progress.advance()
+        return
+    batches = map(state.cast, draw(train, count) if settings.fresh_batches == "both" else iter(train))
+    while group := list(islice(batches, inner)):
+        yield Turn(group, group[-1 if state.weights_first else 0], next(valid_batches))
+        for _ in group:
+            progress.advance()
+
+
 def run_epoch(state: SearchState, epoch: int, now: Schedule, progress: StepProgress, name: str) -> Meters:
     """The steps of an epoch, counted from 0; `name` labels the progress bar.
 
@@ -220,23 +262,20 @@ def run_epoch(state: SearchState, epoch: int, now: Schedule, progress: StepProgr
     """
     settings, objective = state.settings, state.objective(now.drop_path_prob, now.skip_beta)
     state.weight_optimizer.param_groups[0]["lr"] = now.learning_rate
-    meters = Meters(state.architecture, state.supernet.kinds, epoch, settings.reg)
-    train_batches, valid_batches = state.batches(epoch)
-    valid = map(state.cast, cycle(valid_batches, len(train_batches)))
-    # T weight steps follow each step of alpha; the implicit gradient is taken after them (iDARTS, algorithm 1).
-    inner, last = settings.inner_steps, len(train_batches) - 1
-    weights_first, measured = settings.weights_first or settings.hypergradient == "implicit", False
-    for step, train_batch in enumerate(map(state.cast, progress.track(name, train_batches))):
+    meters, step = Meters(state.architecture, state.supernet.kinds, epoch, settings.reg), 0
+    for turn in turns(state, epoch, progress, name):
         if step == 0 and settings.compare_derivatives:
-            meters.add("derivative_cosine", derivative_cosine(state, objective, train_batch))
-        if not weights_first and step % inner == 0:
-            meters.add_alpha_step(alpha_step(state, objective, train_batch, next(valid), now))
-        result, gradient_norm = weight_step(state, objective, train_batch, now, step % ALIGNMENT_EVERY == 0)
-        meters.add_weight_step(result, gradient_norm, train_batch.labels)
-        if weights_first and (step % inner == inner - 1 or (step == last and not measured)):
-            meters.add_alpha_step(alpha_step(state, objective, train_batch, next(valid), now, residual=not measured))
-            measured = True
-        meters.check(step)
+            meters.add("derivative_cosine", derivative_cosine(state, objective, turn.weights[0]))
+        if not state.weights_first:
+            meters.add_alpha_step(alpha_step(state, objective, turn.train, turn.valid, now))
+        for number, batch in enumerate(turn.weights, start=1):
+            result, gradient_norm = weight_step(state, objective, batch, now, step % ALIGNMENT_EVERY == 0)
+            meters.add_weight_step(result, gradient_norm, batch.labels)
+            step += 1
+            if state.weights_first and number == len(turn.weights):
+                first = step == number  # the residual is measured once per epoch
+                meters.add_alpha_step(alpha_step(state, objective, turn.train, turn.valid, now, residual=first))
+            meters.check(step - 1)
     meters.finite.check()
     return meters
 

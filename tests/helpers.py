@@ -32,8 +32,9 @@ from nasbench201.settings import SCRIPT as SCRIPT_201
 from operations import OPERATIONS
 from regularizers import ALPHA_REGULARIZERS, REGULARIZERS
 from search import derive
+from search.command_line import Resolved
 from search.methods import METHODS as METHODS_BY_NAME
-from search.settings import SCRIPT, Resolved, SearchSettings
+from search.settings import SCRIPT, SearchSettings
 from search.train_search import run_epoch, schedule, search
 from smoothing import SMOOTHING
 from spaces import SPACES

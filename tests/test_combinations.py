@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from genotypes import load_genotype
+from search.command_line import resolve
 from search.metrics import Meters
 from search.perturbation import Perturbation
-from search.settings import SCRIPT, resolve
+from search.settings import SCRIPT
 from search.train_search import search
 from tests.helpers import SMALL_METHOD, assert_same_run, few_images, interrupt, metrics, run_search, settings_of
 

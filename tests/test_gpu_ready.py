@@ -18,7 +18,8 @@ from lib.kernels import differentiated_twice, grouped_conv2d, layout
 from lib.progress import StepProgress
 from lib.retraining import Retraining
 from model import NetworkCIFAR
-from search.settings import SCRIPT, check
+from search.command_line import check
+from search.settings import SCRIPT
 from search.state import SearchState
 from search.train_search import run_epoch, schedule
 from tests.helpers import RECIPE

@@ -10,7 +10,8 @@ from lib.cli import InputError
 from lib.options import parse
 from nasbench201.settings import SCRIPT as SCRIPT_201
 from nasbench201.settings import SearchSettings201
-from search.settings import SCRIPT, resolve
+from search.command_line import resolve
+from search.settings import SCRIPT
 from tests.helpers import script_in_process
 from train.train import TrainSettings
 

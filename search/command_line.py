@@ -1,0 +1,117 @@
+"""The command line of a search: from its words to settings that can be combined. Nothing here imports torch."""
+
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lib import cli, options
+from lib.cli import InputError
+from search.settings import SCRIPT, CommonSettings, Script, SearchSettings
+from spaces import SPACES, cell_kinds
+
+
+def check(settings: CommonSettings) -> None:
+    """Reject settings that cannot be combined.
+
+    Raises:
+        InputError: The message names the flag.
+    """
+    if settings.selection.startswith("threshold") and settings.relaxation == "softmax":
+        raise InputError(
+            f"--selection: {settings.selection} cannot be combined with --relaxation softmax, whose weights are shares "
+            "of an edge; expected --relaxation sigmoid, whose gates have a threshold each"
+        )
+    if settings.selection == "threshold_edge" and SPACES[settings.space].keep is None:
+        raise InputError(
+            f"--selection: threshold_edge is for edges of several operations, and an edge of {settings.space} has one; "
+            "expected threshold_sparse"
+        )
+    if settings.halves and settings.dataset != "cifar10":
+        raise InputError(f"--halves: expected --dataset cifar10, whose halves they are, not {settings.dataset}")
+    aligns = settings.reg != "none" or settings.compare_derivatives
+    if isinstance(settings, SearchSettings):
+        normal = cell_kinds(settings.layers).count("normal")
+        if not normal:
+            raise InputError(f"--layers: {settings.layers} are all reduction cells; expected 3 or more")
+        if aligns and normal < 2:
+            aligning = f"--reg {settings.reg}" if settings.reg != "none" else "--compare_derivatives"
+            remedy = ", or --reg none" if settings.reg != "none" else ""
+            raise InputError(
+                f"--layers: {settings.layers}, expected 4 or more with {aligning}, which aligns pairs of normal cells"
+                f"{remedy}"
+            )
+    _check_precision(settings)
+
+
+def _check_precision(settings: CommonSettings) -> None:
+    """Reject second derivatives by differences in low precision, whose rounding is larger than the differences.
+
+    The regularizer's gradient is then noise: its cosine with the gradient in double precision is below 0.15, that in
+    float32 above 0.99 (benchmarks/low_precision.py).
+    """
+    second = settings.reg != "none" or settings.hypergradient != "first"
+    differences = (second and settings.derivatives == "difference") or settings.compare_derivatives
+    if differences and (settings.tf32 or settings.precision == "bf16-mixed"):
+        flag = "--tf32" if settings.tf32 else f"--precision {settings.precision}"
+        comparing = settings.compare_derivatives
+        remedy = "leave out --compare_derivatives" if comparing else "use --derivatives exact"
+        raise InputError(
+            f"{flag} cannot be combined with {'--compare_derivatives' if comparing else '--derivatives difference'}: "
+            "its rounding is larger than the steps of the finite differences, so the second derivative would be noise; "
+            f"{remedy}, or float32"
+        )
+
+
+@dataclass
+class Resolved:
+    """The settings of a command line, and the run folder."""
+
+    settings: CommonSettings
+    run: Path
+    resumed: bool
+    script: Script = SCRIPT
+    #: source of settings -> the names that it set
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    #: the provenance of a series of runs that this run belongs to, for config.yaml
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def changes(self) -> str:
+        """The settings that the command line and the config file changed, for the first printed line."""
+        names = [name for source in ("command line", "config file") for name in self.sources.get(source, [])]
+        values = {name: getattr(self.settings, name) for name in names if name != "method"}
+        changes = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+        return f", changed: {changes}" if changes else ""
+
+
+def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
+    """Read a command line of a search's script.
+
+    Raises:
+        InputError: Its settings cannot be combined, or the run folder is not free.
+    """
+    words = ["--hypergradient=unrolled" if word == "--unrolled" else word for word in arguments]
+    given = options.parse_given(script.settings, script.prog, script.description, words, script.preset)
+    settings = given.settings
+    if settings.resume:
+        return Resolved(options.resume(given, script.path, script.movable), Path(settings.resume), True, script)
+    stored_method = given.config.get("method", settings.method)
+    if "method" in given.flags and stored_method != settings.method:
+        raise InputError(
+            f"--method: {settings.method} cannot be combined with --config, which sets every flag of {stored_method}"
+        )
+    check(settings)
+    name = f"search-{settings.dataset}-{settings.space}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
+    run = Path(settings.save or f"runs/{name}")
+    cli.check_new_folder(run, "--save")
+    every = {setting.name for setting in fields(settings)} - {"save", "resume"}
+    flags, config = given.flags & every, given.config.keys() & every - given.flags
+    implied = script.preset(asdict(settings)).keys() - flags - config
+    sources = {
+        "command line": flags,
+        "config file": config,
+        f"method {settings.method}": implied,
+        "default": every - flags - config - implied,
+    }
+    named = {source: sorted(names) for source, names in sources.items() if names}
+    return Resolved(settings, run, False, script, named)

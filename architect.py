@@ -162,9 +162,8 @@ def unrolled(
     train_gradients = torch.autograd.grad(loss, parameters, create_graph=exact, materialize_grads=True)
     ahead = []
     for w, buffer, gradient in zip(parameters, momentum_buffers, train_gradients, strict=True):
-        descent = gradient + weight_decay * w
-        step = momentum * buffer + descent
-        step = momentum * step + descent if nesterov else step
+        step = momentum * buffer + gradient + weight_decay * w
+        step = momentum * step + gradient + weight_decay * w if nesterov else step
         ahead.append((w - xi * step).detach().requires_grad_())
     valid_loss, logits = objective(weights, valid_batch, objective.named(ahead))
     gradients = torch.autograd.grad(valid_loss, [*weights, *ahead], materialize_grads=True)

@@ -86,7 +86,7 @@ class Perturbation:
         what, number = stage
         if what == "finetune":
             return len(self.state.batches(0)[0])
-        return len(self._batches()) * sum(self._measurements(kind, number) for kind in self.order)
+        return len(self.batches()) * sum(self._measurements(kind, number) for kind in self.order)
 
     def _measurements(self, kind: str, number: int) -> int:
         if number < self.edges:
@@ -151,7 +151,7 @@ class Perturbation:
         ranked = (accuracy, -loss) if self.state.settings.selection_criterion == "accuracy" else (-loss, accuracy)
         return ranked[:1] if self.state.settings.released else ranked
 
-    def _batches(self) -> Batches:
+    def batches(self) -> Batches:
         """The validation batches of the next measurement."""
         settings = self.state.settings
         number = self.measured if settings.selection_augment else 0
@@ -186,7 +186,7 @@ class Perturbation:
         state, averages = self.state, Averages()
         objective, weights = Objective(state.supernet, state.autocast), state.layer_weights(mixing)
         with torch.no_grad():
-            for batch in self._batches():
+            for batch in self.batches():
                 loss, logits = objective(weights, state.cast(batch))
                 averages.add("loss", loss, len(batch.labels))
                 averages.add("accuracy", accuracy(logits, batch.labels), len(batch.labels))

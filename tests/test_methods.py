@@ -208,7 +208,7 @@ def test_an_alpha_step_moves_the_weights_by_the_implicit_noise():
     ("hypergradient", "inner_steps", "order"),
     [
         ("implicit", 4, "WWWWA" * 3),
-        ("implicit", 5, "WWWWWA" * 2 + "WW"),
+        ("implicit", 5, "WWWWWA" * 2 + "WWA"),
         ("implicit", 99, "W" * 12 + "A"),
         ("first", 1, "AW" * 12),
         ("first", 4, "AWWWW" * 3),
@@ -267,11 +267,14 @@ DARTS |= {"learning_rate": 0.025, "learning_rate_min": 0.001, "momentum": 0.9, "
 DARTS |= {"arch_learning_rate": 3e-4, "arch_beta1": 0.5, "arch_beta2": 0.999, "arch_weight_decay": 1e-3}
 DARTS |= {"derivatives": "difference", "implicit_noise": False, "weights_first": False, "train_portion": 0.5}
 DARTS |= {"drop_path_prob": 0.0}
+DARTS |= {"split": "random", "fresh_batches": "none", "noise": "held", "inner_batches": "shared", "nesterov": False}
+DARTS |= {"selection_criterion": "accuracy", "selection_augment": False, "released": False}
 FAIR_DARTS = {"relaxation": "sigmoid", "alpha_reg": "zero_one_l2", "alpha_reg_weight": 10.0, "threshold": 0.85}
 FAIR_DARTS |= {"selection": "threshold_sparse", "arch_learning_rate": 3e-3, "arch_beta1": 0.9}
 FAIR_DARTS |= {"learning_rate": 0.005, "batch_size": 128}
 LAMBDA_201 = {"reg": "corr", "lambda_": 0.25, "epsilon_0": 1e-4, "arch_learning_rate": 1e-4, "epochs": 100}
-LAMBDA_201 |= {"weights_first": True}
+IDARTS = {"hypergradient": "implicit", "inner_steps": 4, "inner_batches": "fresh", "neumann_terms": 2, "epochs": 30}
+IDARTS |= {"learning_rate": 0.01, "weight_decay": 5e-4, "nesterov": True}
 
 
 @pytest.mark.parametrize(
@@ -293,7 +296,8 @@ LAMBDA_201 |= {"weights_first": True}
             for space in ("s5", "s2")
         ),
         ("fair-darts", "s5", FAIR_DARTS),
-        ("idarts", "s5", {"hypergradient": "implicit", "inner_steps": 4, "neumann_terms": 2}),
+        ("idarts", "s5", IDARTS),
+        ("blank-pt", "s5", {"selection": "perturbation", "finetune_epochs": 5, "arch_learning_rate": 0.0}),
         ("darts-pt", "s5", {"selection": "perturbation", "finetune_epochs": 5}),
     ],
 )
@@ -308,4 +312,4 @@ def test_a_method_has_the_settings_of_its_paper(method, space, differences):
 def test_a_setting_that_is_given_wins_over_the_method_and_lambda_darts_is_the_default_one():
     settings = SCRIPT.settings_of("fair-darts", batch_size=32)
     assert (settings.batch_size, settings.learning_rate, settings.relaxation) == (32, 0.005, "sigmoid")
-    assert SCRIPT.preset({}) == {"reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4}
+    assert SCRIPT.preset({}) == {"space": "s5", "reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4}

@@ -223,8 +223,9 @@ def test_the_weights_step_first_where_the_released_code_does_so(monkeypatch, wei
     run_epoch(state, 0, schedule(state.settings, 0), StepProgress("run", 1, 0), "epoch")
     first, second = ("weight_step", "alpha_step") if weights_first else ("alpha_step", "weight_step")
     assert order == [first, second] * (len(order) // 2) != []
-    assert SCRIPT.preset({"method": "lambda-darts"})["weights_first"]
-    assert "weights_first" not in SCRIPT.preset({"method": "darts"})
+    for method in ("lambda-darts", "darts"):
+        assert SCRIPT.preset({"method": method, "released": True})["weights_first"]
+        assert "weights_first" not in SCRIPT.preset({"method": method})
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +269,7 @@ def test_perturbation_decides_every_edge_and_may_choose_none(images):
     assert [what for what, _ in selection.stages] == ["decide", "finetune"] * 5 + ["decide"]
     progress = StepProgress("selection", 1, 0)
     for stage in selection.stages:
-        assert selection.steps(stage) == len(selection.batches) * 5 or stage[0] == "finetune"
+        assert selection.steps(stage) == len(selection.batches()) * 5 or stage[0] == "finetune"
         selection.run(stage, progress)
     assert {row["removed"] for row in selection.scores} == set(OPERATIONS)
     chosen = {(row["source"], row["target"]): row["removed"] for row in selection.scores if row["outcome"] == "kept"}

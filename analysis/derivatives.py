@@ -47,6 +47,9 @@ class DerivativesSettings(ImageSettings):
     space: SpaceName = option("s5", "Search space.")
     layers: Layers = option(8, "Number of cells.")
     init_channels: Channels = option(16, "Channels C of the first cells.")
+    noise: Literal["held", "fresh"] = option(
+        "held", "Noise of the operation noise (space s4): the same in the passes of a difference, or drawn in each."
+    )
     train_portion: Fraction = option(0.5, "Share of the training images for the weights.")
 
 
@@ -67,7 +70,12 @@ def terms_of(search: "SearchState", step: Step, derivatives: "Derivatives", epsi
     from search.train_search import schedule
 
     settings, now = search.settings, schedule(search.settings, step.epoch)
-    objective = Objective(search.supernet, drop_path_prob=now.drop_path_prob, skip_beta=now.skip_beta)
+    objective = Objective(
+        search.supernet,
+        drop_path_prob=now.drop_path_prob,
+        skip_beta=now.skip_beta,
+        fresh_noise=settings.noise == "fresh",  # the run's own, with --run
+    )
     weights, batch, valid = search.layer_weights(), search.cast(step.train), search.cast(step.valid)
     both, how = (objective, weights, batch, valid, now.learning_rate), (derivatives, epsilon)
     momentum = [buffer.to(weights[0].dtype) for buffer in step.momentum]

@@ -133,7 +133,7 @@ def section(index: int, entries: list[Entry], order: dict[str, Any], figures: li
         "commands": [line for entry in entries for line in entry.commands],
         "measurements": [line for entry in entries for line in entry.measurements],
         "results": results(rows, metric, figures),
-        "references": _references(figures, [entry.origin for entry in entries], metric),
+        "references": references(figures, [entry.origin for entry in entries], metric),
         "others": others(rows, names, figures) if names else None,
         "pairs": pairs(rows, metric) if len(rows) > 2 else None,
         "cost": cost(rows, figures),
@@ -218,9 +218,7 @@ def _place(entry: Entry, orders: dict[Path | None, dict[str, Any]]) -> tuple[Any
     return (entry.root is None, str(entry.root), column, entry.column, method, entry.method, entry.seed)
 
 
-def _references(
-    figures: list[dict[str, Any]], origins: list[dict[str, Any]], metric: str
-) -> list[tuple[str, str, str]]:
+def references(figures: list[dict[str, Any]], origins: list[dict[str, Any]], metric: str) -> list[tuple[str, str, str]]:
     """(name, figure, note and source) of published references, such as a published cell or the best of a table.
 
     They are those of the rows' spaces and data set. A space that this project does not have counts as any of them.

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from analysis.charts import Line, line_chart
 from analysis.colors import METHODS, assign
 from analysis.curves import leave_out_outliers
-from analysis.page import _references, build
+from analysis.page import build, references
 from analysis.rows import load_published, published
 from analysis.runs import load_entries
 from lib.grid import expand, load_table
@@ -110,7 +110,7 @@ def test_the_page_sets_measured_beside_published_with_all_seeds(table):
     assert "90.00, 91.00, 92.00" in text
     # differences 2, 2.5, 4: all signs alike, 2 of 8
     assert "+2.83 p = 0.25, 3 pairs" in text
-    assert "97.46 ± 0.049 (mean of seven runs, " in text
+    assert "97.46 ± 0.049 (mean of seven runs; FairDARTS's repository)" in text
     assert text.count("not available") >= 4
     assert "python analysis/report.py x y.html" in text
 
@@ -146,12 +146,12 @@ def test_references_are_of_the_rows_spaces_and_data_set():
     s5, imagenet = ({**darts, **other} for other in ({"space": "s5"}, {"dataset": "imagenet"}))
 
     def names(*origins: dict, metric: str = "test accuracy") -> list[str]:
-        return [name for name, *_ in _references(figures, [*origins], metric)]
+        return [name for name, *_ in references(figures, [*origins], metric)]
 
-    cells = ["FairDARTS_a", "FairDARTS_b", "FairDARTS_d"]
+    cells = ["FairDARTS_a", "FairDARTS_b", "FairDARTS_d", "FairDARTS, mean of seven runs"]
     assert names(s5) == cells
     assert names(darts, s5) == cells + names(darts) and "PC-DARTS" in names(darts)
-    assert names(imagenet) == ["PC-DARTS", "FairDARTS-C, searched in ProxylessNAS's space on ImageNet"]
+    assert names(imagenet) == ["PC-DARTS", "FairDARTS-C"]
     assert names({**darts, "space": "s2"}) == names({}) == []
     table = {"space": "nasbench201", "dataset": "digits", "method": "darts"}
     assert names(table, metric="CIFAR-10 test") == ["best cell of the table", "all skip connections"]

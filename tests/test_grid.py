@@ -68,8 +68,9 @@ def test_the_paper_scale_of_s1_to_s4_is_that_of_the_papers():
         assert "epochs" not in flags  # train/train.py's own 600
     assert "epochs" not in units["S2 CIFAR-10", "FairDARTS"].steps["search"]
     for column in ("S1 CIFAR-10", "S2 CIFAR-10", "S3 CIFAR-10", "S4 CIFAR-10"):  # DARTS-PT's own protocol
-        flags = units[column, "DARTS-PT"].steps["retrain"]
-        assert (flags["init_channels"], flags["layers"]) == (36, 20)
+        for method in ("DARTS-PT", "blank-PT"):
+            flags = units[column, method].steps["retrain"]
+            assert (flags["init_channels"], flags["layers"]) == (36, 20)
     assert units["S4 SVHN", "DARTS-PT"].steps["retrain"] == units["S4 SVHN", "DARTS"].steps["retrain"]
 
 

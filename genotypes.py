@@ -9,8 +9,9 @@ intermediate nodes. An edge is written in one of two forms, one form a cell:
 An edge of `none` is left out. A node without a live edge is dropped from the output, and so are the edges that leave
 it.
 
-The published cells lie in published_cells.json. To add one of your own, write it at the end of this file; it can then
-be named wherever a script takes --arch. Only `load_genotype` needs torch, for the names of the operations.
+The published cells lie in published_cells.json, each with its source. To add one of your own, write it at the end of
+this file; it can then be named wherever a script takes --arch. Only `load_genotype` needs torch, for the names of the
+operations.
 """
 
 import difflib
@@ -313,12 +314,13 @@ def _find_file(spec: str) -> tuple[str, str]:
     return path, name
 
 
-#: The published cells by name. LambdaDARTS_*: Λ-DARTS (ICLR 2023); DARTSminus_*: DARTS- (ICLR 2021); FairDARTS_*:
-#: FairDARTS (ECCV 2020); the rest as the DARTS, PC-DARTS and FairDARTS repositories list them.
-CELLS: dict[str, Genotype] = {
-    name: make_genotype(parts)
-    for name, parts in json.loads(Path(__file__).with_name("published_cells.json").read_text(encoding="utf-8")).items()
-}
+def _load_published() -> dict[str, Genotype]:
+    cells = json.loads(Path(__file__).with_name("published_cells.json").read_text(encoding="utf-8"))
+    return {name: make_genotype({part: cell[part] for part in Genotype._fields}) for name, cell in cells.items()}
+
+
+#: The published cells by name. The file also has the source of each, and where known its space and data set.
+CELLS = _load_published()
 
 
 def named_cells() -> dict[str, Genotype]:

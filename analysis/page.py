@@ -16,11 +16,12 @@ from analysis.colors import METHODS
 from analysis.compare import measured
 from analysis.curves import number
 from analysis.draw import COLORS, color
-from analysis.rows import UNKNOWN, Row, first_metric, load_published, rows_of, shown
+from analysis.rows import UNKNOWN, Row, first_metric, load_published, rows_of, shown, with_note
 from analysis.runs import Entry, load_entries
 from analysis.samples import Paired, compare_paired, interval
 from lib import cli
 from lib.files import read_yaml
+from spaces import SPACES
 
 HERE = Path(__file__).resolve().parent
 #: characters that need no quoting in a data URI
@@ -132,7 +133,7 @@ def section(index: int, entries: list[Entry], order: dict[str, Any], figures: li
         "commands": [line for entry in entries for line in entry.commands],
         "measurements": [line for entry in entries for line in entry.measurements],
         "results": results(rows, metric, figures),
-        "references": _references(figures, entries[0].origin, metric),
+        "references": references(figures, [entry.origin for entry in entries], metric),
         "others": others(rows, names, figures) if names else None,
         "pairs": pairs(rows, metric) if len(rows) > 2 else None,
         "cost": cost(rows, figures),
@@ -217,12 +218,19 @@ def _place(entry: Entry, orders: dict[Path | None, dict[str, Any]]) -> tuple[Any
     return (entry.root is None, str(entry.root), column, entry.column, method, entry.method, entry.seed)
 
 
-def _references(figures: list[dict[str, Any]], origin: dict[str, Any], metric: str) -> list[tuple[str, str, str]]:
-    """(name, figure, source) of the published references in a space, such as the best cell of a table."""
+def references(figures: list[dict[str, Any]], origins: list[dict[str, Any]], metric: str) -> list[tuple[str, str, str]]:
+    """(name, figure, note and source) of published references, such as a published cell or the best of a table.
+
+    They are those of the rows' spaces and data set. A space that this project does not have counts as any of them.
+    """
+    spaces, datasets = ({origin.get(name) for origin in origins} for name in ("space", "dataset"))
     return [
-        (figure["reference"], f"{figure['value']:.2f}", figure["source"])
+        (figure["reference"], f"{figure['value']:.2f}", with_note(figure))
         for figure in figures
-        if "reference" in figure and figure["space"] == origin.get("space") and figure["metric"] == metric
+        if "reference" in figure
+        and figure["metric"] == metric
+        and (figure["space"] in spaces or figure["space"] not in SPACES)
+        and ("dataset" not in figure or figure["dataset"] in datasets)
     ]
 
 

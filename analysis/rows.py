@@ -66,9 +66,13 @@ def published(figures: Iterable[dict[str, Any]], origin: dict[str, Any], metric:
         for figure in figures:
             if figure["metric"] == metric and all(figure.get(name) == value for name, value in asked.items()):
                 deviation = f" ± {figure['deviation']}" if "deviation" in figure else ""
-                note = f"{figure['note']}; " if "note" in figure else ""
-                return f"{figure['value']:.2f}{deviation} ({note}{figure['source']})"
+                return f"{figure['value']:.2f}{deviation} ({with_note(figure)})"
     return UNKNOWN
+
+
+def with_note(figure: dict[str, Any]) -> str:
+    """The source of a published figure, after its note."""
+    return "; ".join(figure[name] for name in ("note", "source") if name in figure)
 
 
 def rows_of(entries: list[Entry]) -> list[Row]:

@@ -6,17 +6,19 @@ The file of a table has
     scripts            search: and, if its cells are retrained, retrain: the scripts
     search, retrain    flags of all searches and of all retrainings
     columns            name: {search, retrain}: flags of a column, such as a space and a data set
-    methods            name: {search, retrain}: flags of a row, such as a method
+    methods            name: {search, retrain}: flags of a row, such as a method; optionally columns:
+                       {column: {search, retrain}}, flags of this row in one column
     scales             name: {seeds, search, retrain}: the size of the runs; optionally columns and methods, to run
                        only these, and override: {method: {search, retrain}}, flags of one method
 
-Later flags override earlier ones: all runs, column, method, scale, the scale's override. Nothing here imports torch.
+Later flags override earlier ones: all runs, column, method, method in the column, scale, the scale's override. Nothing
+here imports torch.
 """
 
 import itertools
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ FORM = {
     "scripts": {"search": str, "retrain": str},
     **RUNS,
     "columns": {"": RUNS},
-    "methods": {"": RUNS},
+    "methods": {"": {**RUNS, "columns": {"": RUNS}}},
     "scales": {"": {**RUNS, "seeds": int, "columns": list, "methods": list, "override": {"": RUNS}}},
 }
 
@@ -142,13 +144,19 @@ def _check_table(table: Any) -> None:
         folders = [slug(name) for name in table[axis]]
         if len({*folders, ""}) <= len(folders):
             raise ValueError(f"{axis}: {', '.join(table[axis])}: two share a folder; expected other letters")
+    for name, row in table["methods"].items():
+        _check_names(table, "columns", row.get("columns", ()), f"methods: {name}: columns")
     for name, scale in table["scales"].items():
         if scale.get("seeds", 0) < 1:
             raise ValueError(f"scales: {name}: seeds: {scale.get('seeds')!r}, expected 1 or more")
         for axis, names in (("columns", "columns"), ("methods", "methods"), ("override", "methods")):
-            unknown = [entry for entry in scale.get(axis, ()) if entry not in [*table[names]]]
-            if unknown:
-                raise ValueError(f"scales: {name}: {axis}: {unknown[0]!r}, expected some of {', '.join(table[names])}")
+            _check_names(table, names, scale.get(axis, ()), f"scales: {name}: {axis}")
+
+
+def _check_names(table: Mapping[str, Any], axis: str, names: Iterable[Any], where: str) -> None:
+    for name in names:
+        if name not in [*table[axis]]:  # a list: the name may be of any type
+            raise ValueError(f"{where}: {name!r}, expected some of {', '.join(table[axis])}")
 
 
 def _merged(step: str, *parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +205,8 @@ def expand(
     checked, units = set(), []
     for seed, column, method in itertools.product(range(seeds or size["seeds"]), *chosen):
         own = size.get("override", {}).get(method, {})
-        named = (table, table["columns"][column], table["methods"][method])
+        row = table["methods"][method]
+        named = (table, table["columns"][column], row, row.get("columns", {}).get(column, {}))
         steps = {}
         for step, script in sorted(table["scripts"].items(), reverse=True):  # the search first
             flags = _merged(step, *named, size, own, overrides or {})

@@ -18,12 +18,18 @@ def test_flags_of_the_scale_win_over_the_methods_over_the_columns_over_those_of_
     table = {
         **TABLE,
         "search": {"layers": 4, "init_channels": 2, "momentum": 0.5, "epochs": 9},
-        "columns": {"S2": {"search": {"space": "s2", "init_channels": 3, "momentum": 0.6, "epochs": 8}}},
-        "methods": {"DARTS": {"search": {"method": "darts", "momentum": 0.7, "epochs": 7}}},
+        "columns": {"S2": {"search": {"space": "s2", "init_channels": 3, "momentum": 0.6, "epochs": 8}}, "S3": {}},
+        "methods": {
+            "DARTS": {
+                "search": {"method": "darts", "momentum": 0.7, "epochs": 7, "workers": 1},
+                "columns": {"S2": {"search": {"workers": 2, "epochs": 6}}, "S3": {"search": {"grad_clip": 9}}},
+            }
+        },
         "scales": {"x": {"seeds": 1, "search": {"epochs": 5}, "override": {"DARTS": {"search": {"grad_clip": 2}}}}},
     }
-    (unit,) = expand(table, "x", overrides={"search": {"batch_size": 8}})
+    (unit,) = expand(table, "x", columns=["S2"], overrides={"search": {"batch_size": 8}})
     flags = {"layers": 4, "init_channels": 3, "momentum": 0.7, "epochs": 5, "space": "s2", "method": "darts"}
+    flags |= {"workers": 2}
     assert unit.steps["search"] == {**flags, "grad_clip": 2, "batch_size": 8, "seed": 0}
 
 
@@ -61,6 +67,11 @@ def test_the_paper_scale_of_s1_to_s4_is_that_of_the_papers():
         assert (flags["init_channels"], flags["layers"], flags["auxiliary"]) == (channels, layers, True)
         assert "epochs" not in flags  # train/train.py's own 600
     assert "epochs" not in units["S2 CIFAR-10", "FairDARTS"].steps["search"]
+    for column in ("S1 CIFAR-10", "S2 CIFAR-10", "S3 CIFAR-10", "S4 CIFAR-10"):  # DARTS-PT's own protocol
+        for method in ("DARTS-PT", "blank-PT"):
+            flags = units[column, method].steps["retrain"]
+            assert (flags["init_channels"], flags["layers"]) == (36, 20)
+    assert units["S4 SVHN", "DARTS-PT"].steps["retrain"] == units["S4 SVHN", "DARTS"].steps["retrain"]
 
 
 def test_methods_have_their_names_in_the_table_and_those_of_method():
@@ -144,6 +155,7 @@ def changed(**parts) -> dict:
         (changed(columns={}), ["no columns"]),
         (changed(methods={"DARTS": {"train": {}}}), ["train"]),
         (changed(methods={"a b": {}, "A-B": {}}), ["share a folder"]),
+        (changed(methods={"DARTS": {"columns": {"S9": {}}}}), ["methods: DARTS: columns", "S9", "S2"]),
         (changed(scales={"x": {"seeds": 0}}), ["seeds: 0"]),
         (changed(search={"arch": "DARTS_V2"}), ["search", "arch"]),
         (changed(scales={"x": {"seeds": 1, "columns": ["S9"]}}), ["S9", "S2"]),

@@ -102,7 +102,12 @@ def test_supernet_in_s1_has_the_candidates_of_each_edge():
         ("LambdaDARTS_corr_0", NetworkImageNet, False, 4.793e6, 530.7e6, 2e-4),
         # with the auxiliary head, as FairDARTS counts
         ("FairDARTS_a", NetworkCIFAR, True, 2.83e6, 373e6, 1e-2),
+        ("FairDARTS_b", NetworkCIFAR, True, 3.88e6, 536e6, 1e-2),
         ("FairDARTS_d", NetworkCIFAR, True, 3.84e6, 532e6, 1e-2),
+        ("DARTS_ID2_1", NetworkCIFAR, True, 3.20e6, 433e6, 1e-2),
+        ("DARTS_ID2_FPT_7", NetworkCIFAR, True, 3.90e6, 553e6, 1e-2),
+        ("NOISEDARTS_50_1", NetworkCIFAR, True, 3.96e6, 553e6, 1e-2),
+        ("DCO_SPARSE_BS_64", NetworkCIFAR, False, 3.01e6, 469e6, 1e-2),
     ],
 )
 def test_size_is_the_published_one(name, network, auxiliary, params, multiply_adds, tolerance):
@@ -112,3 +117,25 @@ def test_size_is_the_published_one(name, network, auxiliary, params, multiply_ad
     measured = size(built, 3, pixels)
     assert measured["params"] == pytest.approx(params, rel=tolerance)
     assert measured["multiply_adds"] == pytest.approx(multiply_adds, rel=tolerance)
+
+
+def test_params_of_the_cells_of_darts_pt_are_the_published_ones():
+    """In millions, beside the cells of its repository; those of CIFAR-100 have 100 classes."""
+    published = {"darts_pt_s1_1": 1.87, "darts_pt_s2_1": 3.09, "darts_pt_s4_1": 4.70, "darts_pt_s1_c100_1": 2.47}
+    published |= {"darts_pt_s5_0": 2.85, "darts_pt_s5_3": 3.33, "blank_pt_s5_0": 3.04, "blank_pt_s5_3": 3.40}
+    for name, millions in published.items():
+        with torch.device("meta"):
+            network = NetworkCIFAR(CELLS[name], classes=100 if "c100" in name else 10)
+        assert size(network, 3, 32)["params"] / 1e6 == pytest.approx(millions, abs=0.006), name
+
+
+def test_every_published_cell_is_trained_in_all_of_its_parameters():
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 8, 8)
+    for name, genotype in CELLS.items():
+        network = NetworkCIFAR(genotype, init_channels=4, layers=3)
+        logits, _ = network(images)
+        assert logits.shape == (4, 10) and logits.isfinite().all(), name
+        nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+        gradients = {key: parameter.grad for key, parameter in network.named_parameters()}
+        assert all(grad is not None and grad.isfinite().all() for grad in gradients.values()), name

@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from analysis.charts import Line, line_chart
 from analysis.colors import METHODS, assign
 from analysis.curves import leave_out_outliers
-from analysis.page import build
-from analysis.rows import published
+from analysis.page import build, references
+from analysis.rows import load_published, published
 from analysis.runs import load_entries
+from lib.grid import expand, load_table
 from search import methods as search_methods
 from tests.helpers import ROOT, script, script_in_process, slower
 
@@ -121,6 +122,39 @@ def test_only_figures_of_the_same_method_space_and_data_are_set_beside():
     for other in ({**same, "space": "s1"}, {**same, "method": "idarts"}, {**same, "lambda_": 3}, {}):
         assert published(figures, other, "a") == "not available"
     assert published(figures, same, "b") == "not available"
+
+
+@pytest.mark.parametrize("name", ["darts", "imagenet"])
+def test_a_method_searches_the_space_of_its_published_figures(name):
+    """DARTS and DARTS- have `none` among their candidates, the others do not."""
+    table, figures = load_table(name), load_published()
+    units = expand(table, "paper", seeds=1, columns=[next(iter(table["columns"]))])
+    for unit in units:
+        method = unit.steps["search"]["method"]
+        space = "darts" if method in ("darts", "darts-2nd", "darts-minus") else "s5"
+        assert unit.published_for["space"] == unit.steps["search"]["space"] == space
+        assert {figure["space"] for figure in figures if figure.get("method") == method} <= {space, "nasbench201"}
+    found = {unit.method: published(figures, dict(unit.published_for), "test accuracy") for unit in units}
+    expected = (
+        {"DARTS, second order": "97.24", "FairDARTS": "97.46"} if name == "darts" else {"DARTS, second order": "73.30"}
+    )
+    assert {method: text.split()[0] for method, text in found.items() if text != "not available"} == expected
+
+
+def test_references_are_of_the_rows_spaces_and_data_set():
+    figures, darts = load_published(), {"space": "darts", "dataset": "cifar10", "method": "darts"}
+    s5, imagenet = ({**darts, **other} for other in ({"space": "s5"}, {"dataset": "imagenet"}))
+
+    def names(*origins: dict, metric: str = "test accuracy") -> list[str]:
+        return [name for name, *_ in references(figures, [*origins], metric)]
+
+    cells = ["FairDARTS_a", "FairDARTS_b", "FairDARTS_d", "FairDARTS, mean of seven runs"]
+    assert names(s5) == cells
+    assert names(darts, s5) == cells + names(darts) and "PC-DARTS" in names(darts)
+    assert names(imagenet) == ["PC-DARTS", "FairDARTS-C"]
+    assert names({**darts, "space": "s2"}) == names({}) == []
+    table = {"space": "nasbench201", "dataset": "digits", "method": "darts"}
+    assert names(table, metric="CIFAR-10 test") == ["best cell of the table", "all skip connections"]
 
 
 def test_a_run_that_stands_alone_is_reported_too_and_one_that_goes_on(unit, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import search.settings
+import search.command_line
 from lib import options
 from tests.helpers import EXAMPLES, ROOT, settings_put_back
 
@@ -78,7 +78,7 @@ def run(path: str, arguments: list[str], folder: Path, *, parse_only: bool) -> s
             end_after(options.Parser, "parse_args")
             end_after(options, "parse_given")
             if "--resume" not in arguments:  # of a run that is not there
-                end_after(search.settings, "resolve")
+                end_after(search.command_line, "resolve")
         try:
             runpy.run_path(str(ROOT / path), run_name="__main__")
         except SystemExit as end:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import torch
 from torchvision.transforms import v2
 
-
 #: means and standard deviations of the channels over ImageNet, with which every paper normalizes
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

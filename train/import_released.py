@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from genotypes import Genotype, load_genotype, short_name
+from genotypes import Genotype, cell_label, load_genotype, short_name
 from lib import cli, options
 from lib.cli import InputError, blaming
 from lib.files import find_split, write_atomically
@@ -96,7 +96,7 @@ def released_cell(genotype: Genotype, kind: str) -> ReleasedCell:
         keys, concat = list(computed), tuple(order[2:])
         genotype = genotype._replace(**{kind: tuple(computed.values()), f"{kind}_concat": concat})
     if len(keys) != len(genotype.edges(kind)) or list(concat) != genotype.concat(kind):
-        raise ValueError(f"its {kind} cell has a node without input, which the released codes do not leave out")
+        raise ValueError(f"the {kind} cell has a node without input, which the released codes do not leave out")
     return ReleasedCell(genotype, keys, unused)
 
 
@@ -113,10 +113,8 @@ def read_tensors(content: bytes) -> "dict[str, Tensor]":
     except Exception as error:  # torch raises many kinds of errors for a corrupt file
         pickled = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        found = (
-            f"it holds a pickled {pickled[1]}, which is not loaded" if pickled else f"it cannot be loaded ({reason})"
-        )
-        raise ValueError(f"{found}; expected a file that torch.save made of a state dict") from error
+        found = f"a pickled {pickled[1]}, which is not loaded" if pickled else f"not a file of torch.save ({reason})"
+        raise ValueError(f"{found}; expected a state dict of tensors") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError("expected a state dict, or a dictionary that has one as state_dict")
@@ -158,9 +156,9 @@ class Sizes(NamedTuple):
 
         from model import NetworkCIFAR, NetworkImageNet
 
-        imagenet, *sizes = self
+        make = NetworkImageNet if self.imagenet else NetworkCIFAR
         with torch.device("meta"):
-            return (NetworkImageNet if imagenet else NetworkCIFAR)(genotype, *sizes)
+            return make(genotype, self.init_channels, self.layers, self.classes, self.auxiliary)
 
 
 def released_prefixes(network: "nn.Module", keys: list[list[str]]) -> dict[str, str]:
@@ -276,21 +274,28 @@ def import_weights(given: ImportSettings, run: Path) -> dict[str, Any]:
 
     from spaces import cell_kinds
 
-    with blaming(f"file: {given.file}"):
+    with blaming("file"):
         content = Path(given.file).read_bytes()
+    with blaming(f"file: {given.file}"):
         tensors = read_tensors(content)
         sizes = Sizes.of(tensors)
         network = sizes.make_network(genotype)
         try:
             state = convert(tensors, network, [by_kind[kind] for kind in cell_kinds(sizes.layers)])
         except ValueError as error:
-            raise ValueError(f"{error}; --arch {given.arch} is probably not its cell") from error
+            raise ValueError(f"{error}; --arch {cell_label(given.arch)} is probably not its cell") from error
     dataset, preprocessing = find_preprocessing(given.dataset, sizes)
-    settings = {"file": given.file, "file_sha256": hashlib.sha256(content).hexdigest(), "arch": given.arch}
-    settings |= {name: getattr(sizes, name) for name in ("init_channels", "layers", "auxiliary")}
-    settings |= {"data": given.data or ("data/ILSVRC" if sizes.imagenet else "data")}
-    settings |= {"batch_size": 96, "precision": "32-true", "seed": 0}  # of the test
-    settings |= {} if sizes.imagenet else {"dataset": dataset, "images": 0}
+    settings = {
+        "file": given.file,
+        "file_sha256": hashlib.sha256(content).hexdigest(),
+        "arch": given.arch,
+        **{name: getattr(sizes, name) for name in ("init_channels", "layers", "auxiliary")},
+        "data": given.data or ("data/ILSVRC" if sizes.imagenet else "data"),
+        **({} if sizes.imagenet else {"dataset": dataset, "images": 0}),
+        "batch_size": 96,  # of the test, like the next two
+        "precision": "32-true",
+        "seed": 0,
+    }
     about = {
         "network": "imagenet" if sizes.imagenet else "cifar",
         "settings": settings,

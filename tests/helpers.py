@@ -4,7 +4,6 @@ import csv
 import io
 import logging
 import os
-import pickle
 import re
 import runpy
 import signal
@@ -202,32 +201,6 @@ def write_folder(root, classes=("cat", "dog"), per_class=3, size=(8, 8)):
                 pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{number}.png")
     return root
-
-
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
-def write_cifar(root: Path) -> np.ndarray:
-    """CIFAR-10 and CIFAR-100 in their official layout, of a few random images. Returns the first batch's (20, 3072)."""
-    generator = np.random.default_rng(0)
-
-    def write(name, content):
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_bytes(pickle.dumps(content))
-
-    def images(count, key, classes):
-        pixels = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
-        return {"data": pixels, key: [i % classes for i in range(count)]}
-
-    batches = [images(20, "labels", 10) for _ in range(5)]
-    for number, batch in enumerate(batches, 1):
-        write(f"cifar-10-batches-py/data_batch_{number}", batch)
-    write("cifar-10-batches-py/test_batch", images(10, "labels", 10))
-    write("cifar-10-batches-py/batches.meta", {"label_names": list(CIFAR10)})
-    write("cifar-100-python/train", images(200, "fine_labels", 100))
-    write("cifar-100-python/test", images(100, "fine_labels", 100))
-    write("cifar-100-python/meta", {"fine_label_names": [f"class {number}" for number in range(100)]})
-    return batches[0]["data"]
 
 
 #: the smallest search that has two normal cells: two steps an epoch on the digits

@@ -16,7 +16,8 @@ from lib import datasets, imagenet16
 from lib.batches import Augmentation, Batches, cycle, shares
 from lib.datasets import DataSet, ImageSet
 from lib.seeds import shuffled
-from tests.helpers import CIFAR10, write_cifar, write_folder
+from tests.cifar_files import CIFAR10, write_cifar
+from tests.helpers import write_folder
 
 PLAIN = Augmentation(mean=(0.0,), std=(1 / 255,))
 

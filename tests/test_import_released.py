@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from genotypes import Genotype, load_genotype
 from lib import checkpoints, datasets
 from model import NetworkCIFAR, NetworkImageNet, load_network
-from tests.helpers import assert_refused, last_checkpoint, script_in_process, write_cifar
+from tests.cifar_files import write_cifar
+from tests.helpers import assert_refused, last_checkpoint, script_in_process
 from tests.imagenet_runs import CLASSES, make_tree
 
 IMPORT = "train/import_released.py"

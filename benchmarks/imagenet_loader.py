@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from benchmarks.results import check_out, write_results
 from genotypes import Genotype, load_genotype
-from imagenet.layout import find_split
 from lib import cli, options
 from lib.cli import blaming
+from lib.files import find_split
 from lib.options import AtLeastTwo, Channels, ImageSize, Layers, PositiveInt, Seed, option
 
 PROG = "imagenet_loader.py"
@@ -134,9 +134,10 @@ def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> di
     import torch
     from torch.utils.data import DataLoader
 
-    from imagenet.images import Decoder, begin_worker, normalize, papers_preprocessing
+    from imagenet.images import Decoder, begin_worker, normalize
     from lib.data_modules import Pass
     from lib.devices import memory_format, prepare_device
+    from lib.preprocessing import papers_preprocessing
     from model import NetworkImageNet, smallest_image
 
     device, size = prepare_device(settings.device), settings.batch_size

@@ -88,7 +88,7 @@ def imagenet_loader(device: str) -> None:
     from benchmarks import imagenet_loader
     from genotypes import load_genotype
     from imagenet.images import read_tree
-    from imagenet.layout import find_split
+    from lib.files import find_split
 
     settings = imagenet_loader.LoaderSettings(rounds=1, pictures=4, workers=1, image_size=64, device=device, **TINY)
     with tempfile.TemporaryDirectory() as folder:

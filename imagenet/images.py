@@ -16,22 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from imagenet.layout import find_split
 from lib import datasets
 from lib.batches import Batch, on_channels
 from lib.cli import InputError, blaming
 from lib.data_modules import Pass, ResumableLoader, RetrainDataModule
 from lib.datasets import PictureFolder, read_tree
+from lib.files import find_split
 from lib.preprocessing import Preprocessing, central_pixels
 from lib.seeds import mix
-
-#: means and standard deviations of the channels over ImageNet, with which every paper normalizes
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def papers_preprocessing(size: int) -> Preprocessing:
-    """The test images of the papers: at 224 pixels, the centre of a picture whose shorter side has 256."""
-    return Preprocessing(3, size, round(size * 256 / 224), MEAN, STD)
 
 
 def read_splits(root: Path, classes: int = 0) -> tuple[PictureFolder, PictureFolder]:

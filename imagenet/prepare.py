@@ -11,10 +11,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet.layout import find_split
 from lib import cli
 from lib.cli import InputError, blaming
-from lib.files import is_picture, read_text
+from lib.files import find_split, is_picture, read_text
 from lib.options import argument, option, parse
 
 PROG = "prepare.py"

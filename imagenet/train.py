@@ -106,7 +106,8 @@ def train_genotype(genotype: Genotype, settings: ImageNetTrainSettings, run: Pat
     """Train the network of a genotype. (Only this function needs torch.)"""
     import torch
 
-    from imagenet.images import FolderDataModule, count_workers, papers_preprocessing, read_splits
+    from imagenet.images import FolderDataModule, count_workers, read_splits
+    from lib.preprocessing import papers_preprocessing
     from lib.retraining import Recipe
     from lib.schedules import cosine_schedule, linear_schedule, warm_up
     from lib.trainer import make_module, make_trainer, retrain

@@ -100,6 +100,11 @@ def open_retraining(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def unnamed_classes(count: int) -> list[str]:
+    """Stand-ins for the names of classes, for imported weights whose file has none."""
+    return [f"class {number}" for number in range(count)]
+
+
 def paths(folder: Path) -> list[Path]:
     """The checkpoints of a folder, in the order of their numbers."""
     return sorted((path for path in folder.glob("*_*.ckpt") if not path.name.startswith(".")), key=number)

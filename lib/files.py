@@ -106,6 +106,18 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
+def find_split(root: Path, split: str) -> Path:
+    """The folder of "train" or "val" in ILSVRC's layout (root/Data/CLS-LOC/train) or a plain one (root/train).
+
+    Raises:
+        ValueError: There is none.
+    """
+    for folder in (root / "Data" / "CLS-LOC" / split, root / split):
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"no folder {root / split}; expected {split}/<class>/*, in {root} or in {root / 'Data/CLS-LOC'}")
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Be the only process that writes a folder, and remove the temporary files of interrupted writes.

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torchvision.transforms import v2
 
+#: means and standard deviations of the channels over ImageNet, with which every paper normalizes
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class Preprocessing(NamedTuple):
     """How the test images of a network are made of pictures.
@@ -27,6 +30,11 @@ class Preprocessing(NamedTuple):
         color = v2.Grayscale() if self.channels == 1 else v2.RGB()
         steps = central_pixels(self.image_size, self.shorter_side)
         return v2.Compose([color, *steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)])
+
+
+def papers_preprocessing(size: int) -> Preprocessing:
+    """ImageNet's test images in the papers: at 224 pixels, the centre of a picture whose shorter side has 256."""
+    return Preprocessing(3, size, round(size * 256 / 224), MEAN, STD)
 
 
 def central_pixels(size: int, shorter_side: int) -> list[Any]:

@@ -13,6 +13,7 @@ from torch import nn
 from lib import datasets
 from lib.batches import Augmentation
 from lib.callbacks import metrics_of
+from lib.checkpoints import unnamed_classes
 from lib.cli import InputError, blaming
 from lib.data_modules import RetrainDataModule, TensorDataModule
 from lib.devices import check_device, memory_format, set_up_libraries
@@ -52,14 +53,17 @@ def score(
     return json.dumps({**metrics, "images": data.test_count, "epochs": epochs_done(checkpoint)})
 
 
-def epochs_done(checkpoint: dict[str, Any]) -> int:
-    """The number of epochs that are complete in a checkpoint."""
-    return len(checkpoint["callbacks"]["EpochLog"]["rows"])
+def epochs_done(checkpoint: dict[str, Any]) -> int | None:
+    """The number of epochs that are complete in a checkpoint. None if its weights were imported."""
+    return len(checkpoint["callbacks"]["EpochLog"]["rows"]) if "callbacks" in checkpoint else None
 
 
 def check_classes(classes: Sequence[str], expected: Sequence[str]) -> None:
-    """Raise an InputError if the classes of the images are not those that the network was trained on."""
-    if list(classes) != list(expected):
+    """Raise an InputError if the classes of the images are not those that the network was trained on.
+
+    Only their number is compared if the network's have stand-ins for names (`lib.checkpoints.unnamed_classes`).
+    """
+    if list(expected) not in (list(classes), unnamed_classes(len(classes))):
         other = ", ".join(sorted(set(classes) ^ set(expected))[:5])
         raise InputError(
             f"--data: {len(classes)} classes, expected the {len(expected)} that the network was trained on; "

@@ -16,6 +16,7 @@ from lib import datasets, imagenet16
 from lib.batches import Augmentation, Batches, cycle, shares
 from lib.datasets import DataSet, ImageSet
 from lib.seeds import shuffled
+from tests.cifar_files import CIFAR10, write_cifar
 from tests.helpers import write_folder
 
 PLAIN = Augmentation(mean=(0.0,), std=(1 / 255,))
@@ -82,30 +83,12 @@ def test_cifar10_and_cifar100_load_from_their_official_layout(tmp_path, monkeypa
     """torchvision's files, of a few images; their checksums are those of the full archives, so not asked for here."""
     import torchvision.datasets
 
-    generator = np.random.default_rng(0)
-
-    def write(name, content):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(pickle.dumps(content))
-
-    def images(count, key, classes):
-        pixels = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
-        return {"data": pixels, key: [i % classes for i in range(count)]}
-
-    batches = [images(20, "labels", 10) for _ in range(5)]
-    for number, batch in enumerate(batches, 1):
-        write(f"cifar-10-batches-py/data_batch_{number}", batch)
-    write("cifar-10-batches-py/test_batch", images(10, "labels", 10))
-    names = [f"class {number}" for number in range(100)]
-    write("cifar-10-batches-py/batches.meta", {"label_names": names[:10]})
-    write("cifar-100-python/train", images(200, "fine_labels", 100))
-    write("cifar-100-python/test", images(100, "fine_labels", 100))
-    write("cifar-100-python/meta", {"fine_label_names": names})
+    pixels = write_cifar(tmp_path)
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
 
     cifar10 = datasets.load("cifar10", str(tmp_path))
-    assert (len(cifar10.train), len(cifar10.test), cifar10.classes) == (100, 10, tuple(names[:10]))
-    assert np.array_equal(cifar10.train.images[0].numpy(), batches[0]["data"][0].reshape(3, 32, 32))
+    assert (len(cifar10.train), len(cifar10.test), cifar10.classes) == (100, 10, CIFAR10)
+    assert np.array_equal(cifar10.train.images[0].numpy(), pixels[0].reshape(3, 32, 32))
     assert len(datasets.load("cifar100", str(tmp_path)).classes) == 100
 
 

@@ -203,7 +203,7 @@ class SearchState:
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         for alpha, gradient in zip(self.architecture.parameters(), state["alpha_gradients"], strict=True):
-            alpha.grad = None if gradient is None else gradient.to(self.device)
+            alpha.grad = None if gradient is None else gradient.to(alpha)
         self.history.restore(state["history"])
 
 

@@ -12,11 +12,12 @@ units switch, so its differences at a larger step (analysis/landscape.py) differ
     python analysis/hessian.py runs/search-... --count 5        # the five of largest magnitude
     python analysis/hessian.py runs/search-... --definition darts-minus        # as in DARTS-'s figures
 
-DARTS-'s code adds alpha's weight decay to the diagonal and takes the algebraically largest eigenvalue. Like ours, its
-Hessian is that of one validation batch in training mode. (Its batch is augmented, and another one at each checkpoint.)
+DARTS-'s figures use RobustDARTS's code, which adds alpha's weight decay to the diagonal and takes the algebraically
+largest eigenvalue. Its Hessian, too, is that of one validation batch in training mode, but the batch is augmented, and
+another one at each checkpoint.
 
-If RUN/hessian.csv exists, the command adds the new checkpoints to it. Each definition has its own files:
-RUN/hessian-darts-minus.csv is the other one's.
+If RUN/hessian.csv exists, the command adds the new checkpoints to it. DARTS-'s definition has a file of its own,
+RUN/hessian-darts-minus.csv.
 """
 
 import json

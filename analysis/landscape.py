@@ -8,8 +8,8 @@ the Loss Landscape of Neural Nets" (NeurIPS 2018).
     python analysis/landscape.py runs/search-... --definition darts-minus       # as in DARTS-'s figures
 
 DARTS-'s code takes the supernet in evaluation mode, all validation images, and directions that are as long as alpha on
-each kind of cell. Its images are augmented anew at each point, ours are not. RUN/landscape-darts-minus.csv has the
-result.
+each kind of cell. It augments the images anew at each point; here they are not augmented. The result is in
+RUN/landscape-darts-minus.csv.
 """
 
 import json
@@ -70,7 +70,7 @@ def directions(count: int, seed: int) -> "Tensor":
 def as_long_as(alphas: "Sequence[Tensor]", plane: "Tensor") -> "Tensor":
     """Orthogonal directions that are as long as alpha on each kind of cell, (n, 2) float64 (DARTS-'s code).
 
-    DARTS-'s code scales them so too, but a slip in a divisor leaves its directions oblique.
+    In DARTS-'s code the directions are not orthogonal: it divides by a norm in place of the norm's square.
 
     Args:
         alphas: The alpha of each kind of cell, (n_kind,) each.

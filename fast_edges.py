@@ -88,10 +88,10 @@ class Separables(nn.Module):
                 layers: list[nn.Module] = [Depthwise(edges, channels, kernel_size, stride, dilation=2)]
             else:
                 first = [Depthwise(edges, channels, kernel_size, stride), Pointwise(edges, channels)]
-                layers = [*first, Norm(channels), ReLUs(), Depthwise(edges, channels, kernel_size)]
+                layers = [*first, Norm(edges, channels), ReLUs(), Depthwise(edges, channels, kernel_size)]
             self.stages.append(nn.Sequential(*layers))
         self.pointwise = Pointwise(len(self.pairs), channels)
-        self.norm = Norm(channels)
+        self.norm = Norm(len(self.pairs), channels)
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
         inputs = {len(edges): state.repeated(len(edges)) for edges in self.edges}
@@ -117,7 +117,8 @@ class Shared(nn.Module):
         self.pairs = [pair for pairs in pairs_of.values() for pair in pairs]
         self.edges = [[edge for edge, _ in pairs] for pairs in pairs_of.values()]
         self.operations = nn.ModuleList(OPERATIONS.find(name)(channels, stride, False) for name in pairs_of)
-        self.norm = Norm(channels) if pool_norm and any(map(_pools, self.operations)) else None
+        pools = sum(map(_pools, self.operations))
+        self.norm = Norm(pools, channels) if pool_norm and pools else None
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
         outputs = [operation(state.x) for operation in self.operations]
@@ -150,7 +151,7 @@ class Convs(nn.Module):
         super().__init__()
         self.pairs = pairs
         self.conv = nn.Conv2d(channels, len(pairs) * channels, kernel_size, stride, kernel_size // 2, bias=False)
-        self.norm = Norm(channels)
+        self.norm = Norm(len(pairs), channels)
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
         kernels = split(self.conv.weight, 1 if state.together else len(self.pairs))
@@ -166,7 +167,7 @@ class FactorizedReduces(nn.Module):
         self.pairs = pairs
         self.conv_1 = nn.Conv2d(channels, len(pairs) * (channels // 2), 1, bias=False)
         self.conv_2 = nn.Conv2d(channels, len(pairs) * (channels - channels // 2), 1, bias=False)
-        self.norm = Norm(channels)
+        self.norm = Norm(len(pairs), channels)
 
     def forward(self, state: State, weights: Tensor) -> list[Term]:
         edges = len(self.pairs)

@@ -10,8 +10,14 @@ units switch, so its differences at a larger step (analysis/landscape.py) differ
 
     python analysis/hessian.py runs/search-...                  # at the checkpoints that --keep_checkpoints has kept
     python analysis/hessian.py runs/search-... --count 5        # the five of largest magnitude
+    python analysis/hessian.py runs/search-... --definition darts-minus        # as in DARTS-'s figures
 
-If RUN/hessian.csv exists, the command adds the new checkpoints to it.
+DARTS-'s figures use RobustDARTS's code, which adds alpha's weight decay to the diagonal and takes the algebraically
+largest eigenvalue. Its Hessian, too, is that of one validation batch in training mode, but the batch is augmented, and
+another one at each checkpoint.
+
+If RUN/hessian.csv exists, the command adds the new checkpoints to it. DARTS-'s definition has a file of its own,
+RUN/hessian-darts-minus.csv.
 """
 
 import json
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 
 PROG = "hessian.py"
 Measurement = TypeVar("Measurement", bound="MeasurementSettings")
+Definition = Literal["ours", "darts-minus"]
 
 
 @dataclass
@@ -42,18 +49,32 @@ class MeasurementSettings:
     """The settings of a measurement of a search, of its Hessian or its landscape."""
 
     run: str = argument("Run folder of search/train_search.py or nasbench201/train_search.py.")
-    batches: PositiveInt = option(1, "Batches of the validation images over which the loss is averaged.")
+    definition: Definition = option(
+        "ours",
+        "Definition of the measure. With darts-minus it is that of DARTS-'s figures. hessian.py then adds alpha's "
+        "weight decay to the diagonal and takes the algebraically largest eigenvalues, not those of largest magnitude. "
+        "landscape.py takes the supernet in evaluation mode, all validation images, and directions as long as alpha.",
+    )
     batch_size: NonNegativeInt = option(0, "Images of a batch. 0 takes the number of the search.")
     precision: Literal["32-true", "64-true"] = option("32-true", "Precision of the supernet's passes.")
     data: str = option("", "Folder of the data set's files. By default the folder of the search.")
     device: str = option("auto", DEVICE_HELP)
+
+    def file(self, measure: str, suffix: str = ".csv") -> Path:
+        """A file of the run folder, of this definition."""
+        return Path(self.run) / f"{measure}{'' if self.definition == 'ours' else f'-{self.definition}'}{suffix}"
+
+    def heading(self, title: str) -> str:
+        """The heading of the figure of a search with this title."""
+        return title if self.definition == "ours" else f"{title}, DARTS-'s definition"
 
 
 @dataclass
 class HessianSettings(MeasurementSettings):
     """The settings of a measurement of eigenvalues."""
 
-    count: PositiveInt = option(1, "Number of eigenvalues, those of largest magnitude.")
+    count: PositiveInt = option(1, "Number of eigenvalues.")
+    batches: PositiveInt = option(1, "Batches of the validation images over which the loss is averaged.")
 
 
 def search_settings(run: Path, given: MeasurementSettings) -> CommonSettings:
@@ -83,12 +104,13 @@ def read_command_line(
     return settings, run, search_settings(run, settings), stored_settings(run, "run")
 
 
-def dominant_eigenvalues(loss: "Tensor", alpha: "Tensor", count: int) -> "np.ndarray":
+def dominant_eigenvalues(loss: "Tensor", alpha: "Tensor", count: int, algebraic: bool = False) -> "np.ndarray":
     """The eigenvalues of d2 loss / d alpha2 of largest magnitude, the largest first, (count,).
 
     Args:
         loss: A scalar whose graph leads to alpha.
         alpha: (n,), n > count.
+        algebraic: Take the algebraically largest ones, signs and all.
 
     Raises:
         FloatingPointError: The Hessian is not finite, or the iterations do not converge.
@@ -112,25 +134,28 @@ def dominant_eigenvalues(loss: "Tensor", alpha: "Tensor", count: int) -> "np.nda
     # tolerance of the residual; an eigenvalue's error is quadratic in it
     tolerance = torch.finfo(alpha.dtype).eps ** 0.5
     try:
-        values = eigsh(hessian, count, which="LM", v0=start, tol=tolerance, return_eigenvectors=False)
+        which = "LA" if algebraic else "LM"
+        values = eigsh(hessian, count, which=which, v0=start, tol=tolerance, return_eigenvectors=False)
     except ArpackNoConvergence as error:
         raise FloatingPointError(
             f"only {len(error.eigenvalues)} of {count} eigenvalues converged; fewer, or --precision 64-true, may do"
         ) from error
-    return values[np.argsort(-np.abs(values))]
+    return values[np.argsort(-values if algebraic else -np.abs(values))]
 
 
 def measure_eigenvalues(run: Path, settings: HessianSettings, stored: CommonSettings) -> list[dict[str, Any]]:
     """A row for each checkpoint, in order of epoch. RUN/hessian.csv is written after each of them.
 
-    The columns are epoch, eigenvalue_1 to eigenvalue_<count>, and loss, the validation loss. RUN/hessian.json has the
-    settings of the measurement.
+    The columns are epoch, eigenvalue_1 to eigenvalue_<count>, and loss, the validation loss without weight decay.
+    RUN/hessian.json has the settings of the measurement.
 
     Raises:
         InputError: There is no checkpoint, or hessian.csv was measured with other settings.
         FloatingPointError: A Hessian is not finite.
     """
-    path, about = run / "hessian.csv", run / "hessian.json"
+    path, about = settings.file("hessian"), settings.file("hessian", ".json")
+    of_darts_minus = settings.definition == "darts-minus"
+    decay = stored.arch_weight_decay if of_darts_minus else 0.0
     made: dict[str, Any] = {"count": settings.count, "batches": settings.batches}
     made |= {"batch_size": stored.batch_size, "precision": settings.precision}
     rows = kept_rows(path, made)
@@ -147,8 +172,9 @@ def measure_eigenvalues(run: Path, settings: HessianSettings, stored: CommonSett
             progress.start(f"epoch {epoch}", 1)
             alpha = valid.restore(epoch).requires_grad_()
             loss, _ = valid(alpha)
-            values = enumerate(dominant_eigenvalues(loss, alpha, settings.count).tolist(), start=1)
-            eigenvalues = {f"eigenvalue_{number}": value for number, value in values}
+            decayed = loss + decay / 2 * alpha.square().sum()
+            values = dominant_eigenvalues(decayed, alpha, settings.count, algebraic=of_darts_minus).tolist()
+            eigenvalues = {f"eigenvalue_{number}": value for number, value in enumerate(values, start=1)}
             rows[epoch] = {"epoch": epoch, **eigenvalues, "loss": loss.item()}
             with cli.blaming("run"):
                 if not path.exists():
@@ -216,8 +242,9 @@ def main() -> None:
     from analysis.curves import title
 
     with cli.blaming("run"):
-        plot_eigenvalues(rows, title(config), shade(stored.method), run / "hessian.png")
-    print(f"{run / 'hessian.csv'}\n{run / 'hessian.png'}")
+        picture = settings.file("hessian", ".png")
+        plot_eigenvalues(rows, settings.heading(title(config)), shade(stored.method), picture)
+    print(f"{settings.file('hessian')}\n{picture}")
 
 
 if __name__ == "__main__":

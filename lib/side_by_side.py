@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.kernels import DepthwiseConv2d, autocasts, batch_norm, grouped_conv2d, layout
+from lib.kernels import BatchNorm2d, DepthwiseConv2d, autocasts, batch_norm, grouped_conv2d, layout
 
 
 def side_by_side(x: Tensor, times: int) -> Tensor:
@@ -34,21 +34,27 @@ def split(tensor: Tensor, parts: int, dim: int = 0) -> Sequence[Tensor]:
     return [tensor] if parts == 1 else tensor.chunk(parts, dim)
 
 
-class Norm(nn.Module):
-    """Batch norm without shift, scaled by the mixing weights: p * (y - mean) / std."""
+class Norm(BatchNorm2d):
+    """Batch norm of several pairs without shift, scaled by the mixing weights: p * (y - mean) / std."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+    def __init__(self, pairs: int, channels: int) -> None:
+        super().__init__(pairs * channels, affine=False, track_running_stats=False)
         self.channels = channels
 
-    def forward(self, parts: Sequence[Tensor], weights: Tensor | None = None) -> list[Tensor]:
+    def forward(self, parts: Sequence[Tensor], weights: Tensor | None = None) -> list[Tensor]:  # type: ignore[override]
         """Normalize each tensor, and scale it by the mixing weights (pairs,)."""
         n = len(parts)
         scales: Sequence[Tensor | None] = [None] * n
         if weights is not None:
             # The kernel of torch requires contiguous memory, even for a single pair.
             scales = split(weights[:, None].expand(-1, self.channels).flatten().contiguous(), n)
-        return [batch_norm(y, None, None, scale, None, True) for y, scale in zip(parts, scales, strict=True)]
+        if self.running_mean is None or self.running_var is None:
+            return [batch_norm(y, None, None, scale, None, True) for y, scale in zip(parts, scales, strict=True)]
+        statistics = split(self.running_mean, n), split(self.running_var, n)
+        return [
+            batch_norm(y, mean, variance, scale, None, self.training, self.momentum)
+            for y, mean, variance, scale in zip(parts, *statistics, scales, strict=True)
+        ]
 
 
 class Depthwise(DepthwiseConv2d):

@@ -5,9 +5,9 @@
     python nasbench201/train.py --arch 1462                   # a cell by its index in NAS-Bench-201
     python nasbench201/train.py --resume runs/retrain-...                      # resume an interrupted run
 
-The defaults are the benchmark's 200-epoch recipe (Dong and Yang, ICLR 2020, section 2.3 and table 2), except that the
-cosine changes the learning rate once per epoch, not once per step. The script trains on all training images, as the
-benchmark did for CIFAR-10's test accuracy. The run folder is that of train/train.py; test.py scores it.
+The defaults are the benchmark's 200-epoch recipe (Dong and Yang, ICLR 2020, section 2.3 and table 2). As in its code,
+the cosine changes the learning rate once per epoch. The script trains on all training images, as the benchmark did for
+CIFAR-10's test accuracy. The run folder is that of train/train.py; test.py scores it.
 """
 
 from dataclasses import dataclass

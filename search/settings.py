@@ -103,7 +103,9 @@ class CommonSettings(RunSettings, ImageSettings):
     space: str = of_space("", "Search space.")
     init_channels: Channels = of_space(16, "Channels C of the first cells.")
     drop_path_prob: Probability = of_space(
-        0.0, "Probability of drop path on the operations, increased linearly from 0 (RobustDARTS)."
+        0.0,
+        "Probability of drop path on each operation but identities, increased linearly from 0. (RobustDARTS's and "
+        "DARTS-'s codes apply it to whole edges.)",
     )
 
     noise: Literal["held", "fresh"] = of_space(

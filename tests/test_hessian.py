@@ -8,12 +8,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from analysis import landscape
 from analysis.hessian import MeasurementSettings, dominant_eigenvalues, search_settings
-from analysis.landscape import directions
+from analysis.landscape import as_long_as, directions
 from analysis.validation import ValidationLoss
 from benchmarks.plain import plain_supernet
-from tests.helpers import SMALL, assert_refused, run_search, run_search_201, script_in_process, settings_of_201
+from fast_edges import FastEdges
+from lib.batches import Augmentation, Batches
+from tests.helpers import (
+    SMALL,
+    assert_refused,
+    run_main,
+    run_search,
+    run_search_201,
+    script_in_process,
+    settings_of_201,
+)
 
 SMALLEST = replace(SMALL, init_channels=2, reg="none", epochs=2)
 AUXILIARY = {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"}
@@ -40,6 +52,26 @@ def runs(tmp_path_factory):
     return run_of
 
 
+class OwnNorm(nn.Module):
+    """Batch norm by its equations. In evaluation mode its statistics are the means of those of all images so far."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm, self.seen = norm, []
+
+    def forward(self, x):
+        if self.training:
+            mean, variance = x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), correction=0)
+            values = x.numel() / x.shape[1]
+            self.seen.append((len(x), mean, variance * values / (values - 1)))
+        else:
+            seen = zip(*self.seen, strict=True)
+            counts, means, variances = (torch.stack([*map(torch.as_tensor, parts)]) for parts in seen)
+            mean, variance = ((counts[:, None] * parts).sum(dim=0) / counts.sum() for parts in (means, variances))
+        y = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+        return self.norm.weight[:, None, None] * y + self.norm.bias[:, None, None] if self.norm.affine else y
+
+
 def measured(run, batches, batch_size):
     """The last checkpoint's validation loss as the scripts take it, and alpha."""
     given = MeasurementSettings(batch_size=batch_size, precision="64-true", device="cpu")
@@ -47,13 +79,20 @@ def measured(run, batches, batch_size):
     return valid, valid.restore(valid.epochs[-1])
 
 
-def plain_loss(valid, name):
-    """alpha -> loss and accuracy, with a module for every operation of every edge and layers of the library alone."""
-    supernet = valid.search.supernet
-    plain = plain_supernet(supernet).train()
-    images, labels = (torch.stack(parts) for parts in list(zip(*valid.batches, strict=True))[:2])
+def rows_of(path):
+    with open(path, newline="") as file:
+        return [{column: float(value) for column, value in row.items()} for row in csv.DictReader(file)]
 
-    def loss(alpha):
+
+def plain_loss(valid, name, centre=None):
+    """alpha -> loss and accuracy, with a module for every operation of every edge and layers of the library alone.
+
+    With an alpha as centre in evaluation mode, with the statistics of the training images there.
+    """
+    search, supernet = valid.search, valid.search.supernet
+    plain = plain_supernet(supernet).train()
+
+    def logits_of(batch, alpha):
         tables, begin = {}, 0
         for kind, (edges, operations) in supernet.alpha_shapes.items():
             table = alpha[begin : begin + edges * operations].reshape(edges, operations)
@@ -61,10 +100,21 @@ def plain_loss(valid, name):
             tables[kind] = gates if name == "sigmoid" else table.exp() / table.exp().sum(dim=1, keepdim=True)
             begin += edges * operations
         weights = [tables[kind] for kind in supernet.kinds]
-        logits = torch.stack([plain(batch, weights, 0.0, BETA.get(name, 0.0)) for batch in images])
-        accuracy = (logits.argmax(dim=2) == labels).double().mean()
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten()), accuracy
+        return plain(batch.images, weights, 0.0, BETA.get(name, 0.0))
 
+    def loss(alpha):
+        logits = torch.cat([logits_of(batch, alpha) for batch in valid.batches])
+        labels = torch.cat([batch.labels for batch in valid.batches])
+        return F.cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).double().mean()
+
+    if centre is not None:
+        for path, module in list(plain.named_modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                plain.set_submodule(path, OwnNorm(module))
+        settings, augmentation = search.settings, Augmentation.none(search.dataset)
+        for batch in Batches(search.train, settings.batch_size, augmentation, (settings.seed,)):
+            logits_of(search.cast(batch), centre)
+        plain.eval()
     return loss
 
 
@@ -91,6 +141,24 @@ def test_the_eigenvalues_of_largest_magnitude_may_be_negative():
     alpha = torch.ones(12, dtype=torch.float64, requires_grad=True)
     loss = (spectrum * (basis @ alpha).square()).sum() / 2
     np.testing.assert_allclose(dominant_eigenvalues(loss, alpha, 3), [-3, 2, -1.5], rtol=1e-9)
+    np.testing.assert_allclose(dominant_eigenvalues(loss, alpha, 2, algebraic=True), [2, 1], rtol=1e-9)
+
+
+def test_darts_minuss_eigenvalues_are_the_largest_of_the_hessian_with_the_weight_decay(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs("nasbench201"), run)
+    arguments = ("--count", 3, "--batch_size", 12, "--precision", "64-true", "--device", "cpu")
+    result = script_in_process("analysis/hessian.py", run, *arguments, "--definition", "darts-minus")
+    assert result.returncode == 0, result.stderr
+    valid, alpha = measured(run, batches=1, batch_size=12)
+    decay = valid.search.settings.arch_weight_decay
+    assert decay == 1e-3
+    expected = np.linalg.eigvalsh(dense_hessian(valid, "nasbench201", alpha).numpy() + decay * np.eye(len(alpha)))
+    row = rows_of(run / "hessian-darts-minus.csv")[-1]
+    assert row["epoch"] == valid.epochs[-1]
+    np.testing.assert_allclose([row[f"eigenvalue_{n}"] for n in (1, 2, 3)], expected[:-4:-1], rtol=1e-6)
+    assert row["loss"] == pytest.approx(plain_loss(valid, "nasbench201")(alpha)[0].item(), rel=1e-12)
+    assert not (run / "hessian.csv").exists()  # our definition has files of its own
 
 
 @pytest.mark.parametrize("name", EVERY_SEARCH)
@@ -101,8 +169,7 @@ def test_the_landscape_has_the_loss_at_its_centre_and_the_hessian_for_its_curvat
     result = script_in_process("analysis/landscape.py", run, *arguments)
     assert result.returncode == 0, result.stderr
     assert (run / "landscape.png").stat().st_size > 1000
-    with open(run / "landscape.csv", newline="") as file:
-        rows = [{column: float(value) for column, value in row.items()} for row in csv.DictReader(file)]
+    rows = rows_of(run / "landscape.csv")
     ticks = (-radius, 0, radius)
     assert [(row["x"], row["y"]) for row in rows] == [(x, y) for x in ticks for y in ticks]
     valid, alpha = measured(run, batches=1, batch_size=4)
@@ -120,6 +187,62 @@ def test_the_landscape_has_the_loss_at_its_centre_and_the_hessian_for_its_curvat
         second = (line[0] - 2 * line[1] + line[2]) / radius**2
         # rounding alone is some 1e-15 / radius^2 = 1e-5 of a curvature of 0.01 and more
         assert second == pytest.approx(hessian[axis, axis].item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", EVERY_SEARCH)
+def test_evaluation_mode_has_the_statistics_of_the_training_images_at_the_checkpoints_alpha(runs, name):
+    """Also where edges are computed side by side, as on a GPU. The last batch is smaller than the others."""
+    given = MeasurementSettings(batch_size=200, precision="64-true", device="cpu")
+    settings = search_settings(runs(name), given)
+    training, evaluation = (ValidationLoss(runs(name), settings, None, mode) for mode in (False, True))
+    alpha = training.restore(training.epochs[-1])
+    loss, accuracy = plain_loss(training, name, alpha)(alpha)
+    assert abs(loss - training(alpha)[0]) > 1e-4
+    for together in (False, True):
+        for module in evaluation.search.supernet.modules():
+            if isinstance(module, FastEdges):
+                module.together = together
+        evaluation.restore(evaluation.epochs[0])  # whose statistics do not stay
+        assert torch.equal(evaluation.restore(evaluation.epochs[-1]), alpha)
+        ours, right = evaluation(alpha)
+        assert abs(ours - loss) < 1e-11 * loss
+        assert abs(right - accuracy) < 1e-6  # an accuracy is in single precision
+
+
+def test_darts_minuss_landscape_is_of_all_images_in_evaluation_mode_along_directions_as_long_as_alpha(runs):
+    run, arguments = runs("nasbench201"), ("--batch_size", 200, "--precision", "64-true", "--device", "cpu")
+    result = script_in_process("analysis/landscape.py", run, *arguments, "--definition", "darts-minus", "--points", 3)
+    assert result.returncode == 0, result.stderr
+    valid, alpha = measured(run, batches=None, batch_size=200)
+    plane = as_long_as([alpha], directions(len(alpha), valid.search.settings.seed))
+    surface = plain_loss(valid, "nasbench201", alpha)
+    rows = {(row["x"], row["y"]): row["loss"] for row in rows_of(run / "landscape-darts-minus.csv")}
+    assert rows.keys() == {(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)}
+    for point in ((0, 0), (1, 0), (-1, 1)):
+        moved = alpha + plane @ torch.tensor(point, dtype=torch.float64)
+        assert rows[point] == pytest.approx(surface(moved)[0].item(), rel=1e-11)
+
+
+def test_the_directions_are_as_long_as_alpha_on_each_kind_of_cell():
+    alphas = torch.randn(30, generator=torch.Generator().manual_seed(1)).split([10, 20])
+    for alpha, part in zip(alphas, as_long_as(alphas, directions(30, seed=0)).split([10, 20]), strict=True):
+        torch.testing.assert_close(part.t() @ part, alpha.double().square().sum() * torch.eye(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("definition", "points", "images"), [("ours", 21, 200), ("darts-minus", 51, 719)])
+def test_each_definition_has_its_grid_and_its_images(runs, monkeypatch, definition, points, images):
+    class Measured(Exception):
+        pass
+
+    def measure(valid, epoch, points, radius, definition):
+        raise Measured(points, radius, sum(len(batch.labels) for batch in valid.batches))
+
+    monkeypatch.setattr(landscape, "measure_landscape", measure)
+    with pytest.raises(Measured) as raised:
+        run_main(
+            landscape.main, runs("nasbench201"), "--definition", definition, "--batch_size", 200, "--device", "cpu"
+        )
+    assert raised.value.args == (points, 1.0, images)
 
 
 def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs, tmp_path):

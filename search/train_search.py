@@ -6,8 +6,8 @@
     python search/train_search.py --resume runs/search-...          # resume an interrupted run
 
 The search is bilevel (DARTS, ICLR 2019, algorithm 1): `run_epoch` alternates `alpha_step` and `weight_step`, and the
-ideas of all methods are switches in them. settings.py has the settings, methods.py those of each method, state.py the
-state of a search, and metrics.py what is logged.
+ideas of all methods are switches in them. settings.py has the settings, methods.py those of each method, turns.py the
+batches of an epoch, state.py the state of a search, and metrics.py what is logged.
 """
 
 import sys
@@ -22,10 +22,9 @@ if __name__ == "__main__":
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ from torch import Tensor, nn
 from architect import ArchitectureGradient, first_order, implicit, unrolled
 from genotypes import AnyCell
 from lib import checkpoints, plugins
-from lib.batches import Batch, cycle, draw
+from lib.batches import Batch
 from lib.cli import InputError, blaming
 from lib.devices import peak_memory
 from lib.files import is_finished, write_atomically
@@ -49,6 +48,7 @@ from regularizers import ALPHA_REGULARIZERS, WeightGradient, check_scalar, regul
 from search.metrics import AlphaStep, Meters, epoch_columns, new_warnings, summary
 from search.perturbation import select_by_perturbation
 from search.state import SearchState, open_search
+from search.turns import turns
 from selection import missing_cell
 from smoothing import SMOOTHING
 from utils import TensorBoardLog
@@ -225,33 +225,6 @@ def derivative_cosine(state: SearchState, objective: Objective, batch: Batch) ->
     difference = regularized_gradient(objective, weights, batch, regularizer, "difference", settings.epsilon_0)
     exact = regularized_gradient(objective, weights, batch, regularizer, "exact")
     return cosine_similarity(difference.regularizer_gradient, exact.regularizer_gradient)
-
-
-class Turn(NamedTuple):
-    """The batches of a step of alpha and of the steps of the weights that go with it."""
-
-    weights: list[Batch]
-    train: Batch  # for the second derivatives of alpha's gradient
-    valid: Batch
-
-
-def turns(state: SearchState, epoch: int, progress: StepProgress, name: str) -> Iterator[Turn]:
-    """The batches of an epoch, counted from 0; `name` labels the progress bar."""
-    settings, (train, valid) = state.settings, state.batches(epoch)
-    inner, count = settings.inner_steps, len(train)
-    progress.start(name, count)
-    valid_batches = map(state.cast, (cycle if settings.fresh_batches == "none" else draw)(valid, count))
-    if settings.inner_batches == "fresh":
-        drawn = map(state.cast, draw(train, count * (inner + 1)))
-        for _ in range(count):
-            yield Turn(list(islice(drawn, inner)), next(drawn), next(valid_batches))
-            progress.advance()
-        return
-    batches = map(state.cast, draw(train, count) if settings.fresh_batches == "both" else iter(train))
-    while group := list(islice(batches, inner)):
-        yield Turn(group, group[-1 if state.weights_first else 0], next(valid_batches))
-        for _ in group:
-            progress.advance()
 
 
 def run_epoch(state: SearchState, epoch: int, now: Schedule, progress: StepProgress, name: str) -> Meters:

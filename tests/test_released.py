@@ -22,7 +22,8 @@ from search.methods import METHODS, preset
 from search.perturbation import Perturbation
 from search.settings import SCRIPT
 from search.state import SearchState
-from search.train_search import Schedule, alpha_step, schedule, turns, weight_step
+from search.train_search import Schedule, alpha_step, schedule, weight_step
+from search.turns import turns
 from tests.helpers import assert_same_run, few_images, run_search_201, settings_of, settings_of_201
 from tests.test_perturbation import no_epoch, planted_search
 

@@ -1,0 +1,36 @@
+"""The batches of an epoch of a search, in turns of a step of alpha and of the weights' steps."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from lib.batches import Batch, cycle, draw
+from lib.progress import StepProgress
+from search.state import SearchState
+
+
+class Turn(NamedTuple):
+    """The batches of a step of alpha and of the steps of the weights that go with it."""
+
+    weights: list[Batch]
+    train: Batch  # for the second derivatives of alpha's gradient
+    valid: Batch
+
+
+def turns(state: SearchState, epoch: int, progress: StepProgress, name: str) -> Iterator[Turn]:
+    """The batches of an epoch, counted from 0; `name` labels the progress bar."""
+    settings, (train, valid) = state.settings, state.batches(epoch)
+    inner, count = settings.inner_steps, len(train)
+    progress.start(name, count)
+    valid_batches = map(state.cast, (cycle if settings.fresh_batches == "none" else draw)(valid, count))
+    if settings.inner_batches == "fresh":
+        drawn = map(state.cast, draw(train, count * (inner + 1)))
+        for _ in range(count):
+            yield Turn(list(islice(drawn, inner)), next(drawn), next(valid_batches))
+            progress.advance()
+        return
+    batches = map(state.cast, draw(train, count) if settings.fresh_batches == "both" else iter(train))
+    while group := list(islice(batches, inner)):
+        yield Turn(group, group[-1 if state.weights_first else 0], next(valid_batches))
+        for _ in group:
+            progress.advance()

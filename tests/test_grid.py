@@ -44,7 +44,7 @@ def test_a_table_expands_into_every_method_in_every_column_with_every_seed():
 @pytest.mark.parametrize("name", sorted(path.stem for path in TABLES.glob("*.yaml")))
 def test_the_tables_that_come_along_are_taken_by_their_scripts(name):
     table = load_table(name)
-    assert {"small", "study" if name == "collapse" else "paper"} <= set(table["scales"])
+    assert {"small", "study" if name in ("collapse", "idarts") else "paper"} <= set(table["scales"])
     for scale in table["scales"]:
         folders = [unit.folder for unit in expand(table, scale)]
         assert len(set(folders)) == len(folders) > 0

@@ -19,7 +19,8 @@ from lib.seeds import mix, random_numbers, shuffled
 class Batch(NamedTuple):
     """A mini-batch, and the seed of the random operations of the network (`noise`, drop path).
 
-    All passes over one batch draw the same noise, so that their difference is that of one function.
+    All passes over one batch draw the same noise, so that their difference is that of one function; with --noise fresh
+    each pass draws its own.
     """
 
     images: Tensor  # (B, channels, H, W)

@@ -29,6 +29,16 @@ def check(settings: CommonSettings) -> None:
         )
     if settings.halves and settings.dataset != "cifar10":
         raise InputError(f"--halves: expected --dataset cifar10, whose halves they are, not {settings.dataset}")
+    if settings.implicit_noise and (settings.hypergradient, settings.derivatives) != ("implicit", "difference"):
+        raise InputError(
+            "--implicit_noise: only the implicit gradient by differences leaves a residue; expected "
+            "--no_implicit_noise, or --hypergradient implicit with --derivatives difference"
+        )
+    if settings.keeps_weights and not settings.implicit_noise:
+        raise InputError(
+            "--released: in iDARTS's released code only --implicit_noise moves the weights; expected that flag too, or "
+            "--no_released"
+        )
     aligns = settings.reg != "none" or settings.compare_derivatives
     if isinstance(settings, SearchSettings):
         normal = cell_kinds(settings.layers).count("normal")
@@ -99,6 +109,11 @@ def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
     if "method" in given.flags and stored_method != settings.method:
         raise InputError(
             f"--method: {settings.method} cannot be combined with --config, which sets every flag of {stored_method}"
+        )
+    if "released" in given.flags and given.config.get("released", settings.released) != settings.released:
+        raise InputError(
+            f"--released: {settings.released} cannot be combined with --config, which sets every flag for "
+            f"{given.config['released']}"
         )
     check(settings)
     name = f"search-{settings.dataset}-{settings.space}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -152,9 +152,13 @@ def _check_method(method: Method) -> None:
     for settings in (method.settings, method.released or {}, *by_space.values()):
         if not isinstance(settings, Mapping):
             raise ValueError(f"{settings!r}; expected settings by the names of their flags")
+    if method.released_by_space and method.released is None:
+        raise ValueError("released_by_space needs released; expected released={} if no space has departures in common")
     for spaces in by_space:
         if not isinstance(spaces, tuple):
-            raise ValueError(f"by_space: {spaces!r}; expected a tuple of spaces, such as ({spaces!r},)")
+            raise ValueError(
+                f"by_space or released_by_space: {spaces!r}; expected a tuple of spaces, such as ({spaces!r},)"
+            )
 
 
 METHODS: Registry[Method] = Registry("method", _METHODS, _check_method)

@@ -8,9 +8,10 @@ decides. Between two decisions the supernet is fine-tuned for a few epochs.
 As in the released code, a decision is one of each kind of cell together, accuracy is measured with the statistics of
 the batches, alpha keeps learning, and the learning rate of the fine-tuning is a tenth of the search's (D6).
 
-With --released three details follow that code too. `none` can be kept, and the cell then has the edge's next operation
-(D5). Of equal accuracies the first operation is kept and the last edge is dropped, not those with the larger loss and
-the smaller one (D8). In NAS-Bench-201 an epoch of fine-tuning is missing before the last decision (D9).
+With --released three details follow that code too. `none` can be kept; such an edge counts as a dropped one, and a node
+that needs one of these takes the first, with its first operation (D5). Of equal accuracies the first operation is kept
+and the last edge is dropped, not those with the larger loss and the smaller one (D8). In NAS-Bench-201 an epoch of
+fine-tuning is missing before the last decision (D9).
 """
 
 import math
@@ -95,10 +96,14 @@ class Perturbation:
         return sum(range((self.state.space.keep or 0) + 1, edges + 1))
 
     def _candidates(self, kind: str, edge: int) -> list[int]:
-        """The operations of an edge that a cell may have: `none` only if the space keeps all edges, or as released."""
-        space, names = self.state.space, self.state.space.cells[kind][edge]
-        with_none = space.keep is None or self.state.settings.released
-        return [index for index, name in enumerate(names) if with_none or name != "none"]
+        """The operations among which an edge is decided."""
+        released = self.state.settings.released  # that code may keep `none` (D5)
+        return list(range(len(self.state.space.cells[kind][edge]))) if released else self._operations(kind, edge)
+
+    def _operations(self, kind: str, edge: int) -> list[int]:
+        """The operations of an edge that a cell may have: `none` only if the space keeps all edges."""
+        space = self.state.space
+        return [index for index, name in enumerate(space.cells[kind][edge]) if space.keep is None or name != "none"]
 
     def run(self, stage: tuple[str, int], progress: StepProgress) -> None:
         """Decide, or run an epoch of fine-tuning."""
@@ -199,14 +204,17 @@ class Perturbation:
 
     def cell(self) -> AnyCell:
         """The cell, after all decisions."""
-        space, chosen = self.state.space, {}
+        space, chosen = self.state.space, dict[str, list[Edge]]()
         for kind, fixed in self.state.architecture.fixed.items():
-            kept = [edge for edge in range(self.edges) if bool(fixed[edge].any())]
-            names = {edge: space.cells[kind][edge][int(fixed[edge].argmax())] for edge in kept}
-            if space.keep is not None:  # an edge that keeps `none` has its next operation (D5)
-                for edge in (edge for edge, name in names.items() if name == "none"):
-                    names[edge] = next(name for name in space.cells[kind][edge] if name != "none")
-            chosen[kind] = [Edge(name, space.edges[edge][1], space.edges[edge][0]) for edge, name in names.items()]
+            weights, chosen[kind] = fixed.nan_to_num(0).tolist(), []
+            for node, edges in space.edges_of.items():
+                # The first operation of the largest weight. `none` counts in a cell that keeps all edges only, and so
+                # an edge that keeps `none` is as good as one that was dropped (D5).
+                best = {edge: max(self._operations(kind, edge), key=weights[edge].__getitem__) for edge in edges}
+                ranked = sorted(edges, key=lambda edge: -weights[edge][best[edge]])[: space.keep]
+                chosen[kind] += [
+                    Edge(space.cells[kind][edge][best[edge]], node, space.edges[edge][0]) for edge in sorted(ranked)
+                ]
         return self.state.assemble(chosen, pairs=True)
 
     def snapshot(self) -> dict[str, Any]:

@@ -178,7 +178,9 @@ class CommonSettings(RunSettings, ImageSettings):
         ),
     )
     arch_learning_rate: NonNegativeFloat = of_alpha(
-        3e-4, "Learning rate of alpha's Adam. With 0 alpha keeps its initial values (blank-PT)."
+        3e-4,
+        "Learning rate of alpha's Adam. With 0 alpha keeps its initial values (blank-PT), and its gradient is for the "
+        "log only.",
     )
     arch_beta1: Probability = of_alpha(0.5, "Decay rate of the first moment in alpha's Adam.")
     arch_beta2: Probability = of_alpha(0.999, "Decay rate of the second moment in alpha's Adam.")

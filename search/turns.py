@@ -29,7 +29,9 @@ def turns(state: SearchState, epoch: int, progress: StepProgress, name: str) -> 
             yield Turn(list(islice(drawn, inner)), next(drawn), next(valid_batches))
             progress.advance()
         return
-    batches = map(state.cast, draw(train, count) if settings.fresh_batches == "both" else iter(train))
+    # DARTS-PT's fine-tuning, after the epochs of the search, passes over the images.
+    fresh = settings.fresh_batches == "both" and epoch < settings.epochs
+    batches = map(state.cast, draw(train, count) if fresh else iter(train))
     while group := list(islice(batches, inner)):
         yield Turn(group, group[-1 if state.weights_first else 0], next(valid_batches))
         for _ in group:

@@ -329,7 +329,18 @@ def test_a_file_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path):
         ({**state, "classifier.bias": torch.zeros(9)}, own_cell, "classifier.bias of shape (9,), expected (100,)"),
         (state, ("--arch", "DARTS_V2"), "; --arch DARTS_V2 is probably not its cell"),
         (state, ("--arch", no_input.to_json()), "--arch: the normal cell has a node without input"),
-        (state, (*own_cell, "--dataset", "imagenet"), "the stem for CIFAR and 100 classes; expected cifar10, "),
+        (state, (*own_cell, "--dataset", "imagenet"), "the stem for CIFAR and 100 classes; expected cifar100"),
+        ({**state, "module.classifier.bias": torch.zeros(100)}, own_cell, "two tensors classifier.bias"),
+        (
+            {**state, "classifier.bias": torch.full((100,), torch.nan)},
+            own_cell,
+            "expected finite floating-point values",
+        ),
+        (
+            {**state, "classifier.bias": torch.zeros(100, dtype=torch.int64)},
+            own_cell,
+            "tensor classifier.bias: expected",
+        ),
         (network, own_cell, "test_import_released.Released, which is not loaded"),
         ({"state_dict": [1, 2]}, own_cell, "expected a state dict, or a dictionary that has one"),
     ):

@@ -104,7 +104,7 @@ def read_tensors(content: bytes) -> "dict[str, Tensor]":
     """The tensors of a released file by name, without counters and the prefixes of DataParallel and Lightning.
 
     Raises:
-        ValueError: The file is corrupt, has no state dict, or holds objects that are not tensors or plain values.
+        ValueError: The file is corrupt, has no state dict, or holds something else than tensors of numbers.
     """
     import torch
 
@@ -118,8 +118,17 @@ def read_tensors(content: bytes) -> "dict[str, Tensor]":
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError("expected a state dict, or a dictionary that has one as state_dict")
-    names = {name: re.sub(r"^(module\.|model\.)+", "", str(name)) for name in state}
-    return {name: state[own].detach() for own, name in names.items() if name.rpartition(".")[2] not in COUNTERS}
+    tensors = {}
+    for own, tensor in state.items():
+        name = re.sub(r"^(module\.|model\.)+", "", str(own))
+        if name.rpartition(".")[2] in COUNTERS:
+            continue
+        if name in tensors:
+            raise ValueError(f"two tensors {name}, with and without a prefix; expected one")
+        if tensor.is_meta or not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ValueError(f"tensor {own}: expected finite floating-point values")
+        tensors[name] = tensor.detach()
+    return tensors
 
 
 class Sizes(NamedTuple):
@@ -223,13 +232,16 @@ def find_preprocessing(dataset: str, sizes: Sizes) -> "tuple[str, Preprocessing]
     from lib.datasets import STATISTICS
     from lib.preprocessing import Preprocessing, papers_preprocessing
 
-    if dataset == "auto":
-        dataset = "imagenet" if sizes.imagenet else {10: "cifar10", 100: "cifar100"}.get(sizes.classes, dataset)
-    if dataset == "auto" or (dataset == "imagenet") != sizes.imagenet:
-        stem, fitting = ("ImageNet", "imagenet") if sizes.imagenet else ("CIFAR", "cifar10, cifar100 or svhn")
+    fitting = {10: ["cifar10", "svhn"], 100: ["cifar100"]}.get(sizes.classes, [])
+    fitting = ["imagenet"] if sizes.imagenet else fitting
+    stem = "ImageNet" if sizes.imagenet else "CIFAR"
+    if not fitting:
+        raise InputError(f"file: a network for CIFAR with {sizes.classes} classes; expected 10 or 100")
+    dataset = fitting[0] if dataset == "auto" else dataset
+    if dataset not in fitting:
         raise InputError(
             f"--dataset: {dataset}, but the network has the stem for {stem} and {sizes.classes} classes; "
-            f"expected {fitting}"
+            f"expected {' or '.join(fitting)}"
         )
     if sizes.imagenet:
         return dataset, papers_preprocessing(224)

@@ -198,7 +198,7 @@ def main() -> None:
     with blaming("--arch"):
         genotype = load_genotype(settings.arch)
     with tempfile.TemporaryDirectory() if not settings.data else nullcontext(settings.data) as folder:
-        from imagenet.images import read_tree
+        from lib.pictures import read_tree
 
         if not settings.data:
             make_pictures(settings, Path(folder))

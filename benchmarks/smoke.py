@@ -87,8 +87,8 @@ def imagenet_loader(device: str) -> None:
     """ImageNet's loader and network on two pictures of each class."""
     from benchmarks import imagenet_loader
     from genotypes import load_genotype
-    from imagenet.images import read_tree
     from lib.files import find_split
+    from lib.pictures import read_tree
 
     settings = imagenet_loader.LoaderSettings(rounds=1, pictures=4, workers=1, image_size=64, device=device, **TINY)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from lib import datasets
 from lib.batches import Batch, on_channels
 from lib.cli import InputError, blaming
 from lib.data_modules import Pass, ResumableLoader, RetrainDataModule
-from lib.datasets import PictureFolder, read_tree
 from lib.files import find_split
+from lib.pictures import PictureFolder, check_same_classes, read_picture, read_tree
 from lib.preprocessing import Preprocessing, central_pixels
 from lib.seeds import mix
 
@@ -37,7 +36,7 @@ def read_splits(root: Path, classes: int = 0) -> tuple[PictureFolder, PictureFol
     """
     with blaming("--data"):
         train, test = (read_tree(find_split(root, split)) for split in ("train", "val"))
-        datasets.check_same_classes(train, test)
+        check_same_classes(train, test)
     if classes and len(train.classes) != classes:
         raise InputError(f"--classes: {classes}, but {train.root} has {len(train.classes)}; expected as many")
     return train, test
@@ -71,7 +70,7 @@ class Decoder(Dataset[Any]):
 
     def decode(self, epoch: int, number: int) -> Tensor:
         """A picture as an image (3, H, W) uint8."""
-        picture = datasets.read_picture(self.tree.path(number), "RGB")
+        picture = read_picture(self.tree.path(number), "RGB")
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
                 torch.default_generator.manual_seed(mix(self.seed, epoch, number))

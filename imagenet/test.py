@@ -29,8 +29,9 @@ class ImageNetTestSettings:
 def main() -> None:
     given = options.parse(ImageNetTestSettings, PROG, __doc__.splitlines()[0])
 
-    from imagenet.images import FolderDataModule, count_workers, read_tree
+    from imagenet.images import FolderDataModule, count_workers
     from lib.files import find_split
+    from lib.pictures import read_tree
     from lib.preprocessing import Preprocessing
     from lib.scoring import check_classes, score
     from model import restore_network

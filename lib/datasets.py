@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,22 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from lib.cli import blaming
-from lib.files import IMAGE_SUFFIXES, is_picture, read_json
+from lib.files import find_split, read_json
+from lib.pictures import check_same_classes, counted_warnings, read_picture, read_tree
 from lib.registry import Registry, check_arguments
 from lib.seeds import shuffled
-
-#: formats of files.IMAGE_SUFFIXES. Pillow runs other programs to read some others, such as Ghostscript for PostScript
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF")
 
 #: channel means and standard deviations of the papers; other data sets are normalized by their training images' own
 STATISTICS = {
     "cifar10": ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "imagenet16-120": ((122.68 / 255, 116.66 / 255, 104.01 / 255), (63.22 / 255, 61.26 / 255, 65.09 / 255)),
+    "imagenet16_120": ((122.68 / 255, 116.66 / 255, 104.01 / 255), (63.22 / 255, 61.26 / 255, 65.09 / 255)),
 }
 
 
@@ -88,12 +85,14 @@ class Wanted(NamedTuple):
         image_size: Height and width in pixels; 0 is the images' own. Images of another size are resized afterwards.
         download: Download missing files.
         channels: 1 for gray, 3 for RGB; 0 is the images' own.
+        test_only: Only the test images are needed. A loader may return them as the training images too.
     """
 
     root: Path
     image_size: int = 0
     download: bool = False
     channels: int = 0
+    test_only: bool = False
 
 
 class Loaded(NamedTuple):
@@ -113,7 +112,13 @@ class Loaded(NamedTuple):
 
 
 def load(
-    name: str, root: str = "data", image_size: int = 0, download: bool = False, images: int = 0, channels: int = 0
+    name: str,
+    root: str = "data",
+    image_size: int = 0,
+    download: bool = False,
+    images: int = 0,
+    channels: int = 0,
+    test_only: bool = False,
 ) -> DataSet:
     """Load a data set.
 
@@ -124,12 +129,13 @@ def load(
         download: Download the files of cifar10, cifar100 or svhn if they are missing.
         images: Use only the first N training and N test images, the same number of each class. 0 uses all.
         channels: Of the images in a folder: 1 for gray, 3 for RGB. 0 takes 1 if all training images are gray.
+        test_only: The training images are not needed, and may be missing.
 
     Raises:
         ValueError: There is no such data set, or its files are missing or invalid; the message names them.
         OSError: A file cannot be read.
     """
-    loaded = DATASETS.find(name)(Wanted(Path(root), image_size, download, channels))
+    loaded = DATASETS.find(name)(Wanted(Path(root), image_size, download, channels, test_only))
     if not isinstance(loaded, Loaded):
         raise ValueError(f"its loader returns a {type(loaded).__name__}, expected a Loaded")
     for part in (loaded.train, loaded.test):
@@ -167,7 +173,8 @@ def load_dataset(settings: Any) -> DataSet:
     s = settings
     DATASETS.choose(s.dataset, "--dataset")
     with blaming(f"--data: {s.dataset}"):
-        return load(s.dataset, s.data, s.image_size, s.download, s.images)
+        dataset = load(s.dataset, s.data, s.image_size, s.download, s.images)
+    return replace(dataset, flip=dataset.flip and s.flip)
 
 
 def _first(part: ImageSet, images: int, classes: int) -> ImageSet:
@@ -243,56 +250,7 @@ def _imagenet16(wanted: Wanted) -> Loaded:
 
     train, test = (ImageSet(images, labels) for images, labels in imagenet16.load(wanted.root))
     classes = tuple(str(number) for number in range(imagenet16.CLASSES))
-    return Loaded(train, test, classes, STATISTICS["imagenet16-120"])
-
-
-@dataclass(frozen=True)
-class PictureFolder:
-    """The pictures of one split: a folder for each class.
-
-    Attributes:
-        paths: Paths below `root`, as bytes of one length (a worker process would copy a list of a million strings).
-        labels: (N,) int64.
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    paths: np.ndarray
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, number: int) -> Path:
-        """The path of a picture."""
-        return self.root / self.paths[number].decode()
-
-
-def read_tree(root: Path) -> PictureFolder:
-    """List the pictures in the class folders of a split, in the order of their names.
-
-    Raises:
-        ValueError: There are fewer than two classes, or one has no pictures.
-    """
-    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    if len(classes) < 2:
-        unsorted = any(is_picture(path) for path in root.iterdir())
-        hint = "; its pictures are not in folders: `python imagenet/prepare.py` sorts them" if unsorted else ""
-        raise ValueError(f"{root} has {len(classes)} class folder(s); expected two or more{hint}")
-    found = [sorted(path.name for path in (root / name).iterdir() if is_picture(path)) for name in classes]
-    for name, pictures in zip(classes, found, strict=True):
-        if not pictures:
-            raise ValueError(f"no images in {root / name}; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(pictures) for pictures in found]))
-    paths = [f"{name}/{file}".encode() for name, files in zip(classes, found, strict=True) for file in files]
-    return PictureFolder(root, classes, np.array(paths), labels)
-
-
-def check_same_classes(train: PictureFolder, test: PictureFolder) -> None:
-    """Raise a ValueError if the two splits have different classes."""
-    for here, there in ((train, test), (test, train)):
-        if missing := sorted(set(here.classes) - set(there.classes)):
-            raise ValueError(f"{there.root} has no class {', '.join(missing[:5])}, which {here.root} has")
+    return Loaded(train, test, classes, STATISTICS["imagenet16_120"])
 
 
 def _folder(wanted: Wanted) -> Loaded:
@@ -300,57 +258,37 @@ def _folder(wanted: Wanted) -> Loaded:
 
     from lib.preprocessing import central_pixels
 
-    root, channels = wanted.root, wanted.channels
-    for split in ("train", "test"):
-        if not (root / split).is_dir():
-            raise ValueError(f"no folder {root / split}; expected {root}/train/<class>/* and {root}/test/<class>/*")
-    trees = [read_tree(root / split) for split in ("train", "test")]
-    check_same_classes(*trees)
-    train = trees[0]
-    size = wanted.image_size or min(read_picture(train.path(0)).size)
-    if not channels:
-        gray = all(read_picture(train.path(number)).mode in ("1", "L") for number in range(len(train)))
-        channels = 1 if gray else 3
-    transform = v2.Compose(central_pixels(size, size))
+    trees = [read_tree(find_split(wanted.root, "test"))]
+    if not wanted.test_only:
+        trees.insert(0, read_tree(find_split(wanted.root, "train")))
+        check_same_classes(*trees)
+    train, channels = trees[0], wanted.channels
+    with counted_warnings(wanted.root):
+        size = wanted.image_size or min(read_picture(train.path(0)).size)
+        if not channels:
+            gray = all(read_picture(train.path(number)).mode in ("1", "L") for number in range(len(train)))
+            channels = 1 if gray else 3
+        transform = v2.Compose(central_pixels(size, size))
 
-    def decode(path: Path) -> Tensor:
-        return transform(read_picture(path, "L" if channels == 1 else "RGB"))
+        def decode(path: Path) -> Tensor:
+            return transform(read_picture(path, "L" if channels == 1 else "RGB"))
 
-    with ThreadPoolExecutor() as pool:
-        images = [torch.stack([*pool.map(decode, map(tree.path, range(len(tree))))]) for tree in trees]
+        with ThreadPoolExecutor() as pool:
+            images = [torch.stack([*pool.map(decode, map(tree.path, range(len(tree))))]) for tree in trees]
     sets = [ImageSet(pixels, tree.labels) for pixels, tree in zip(images, trees, strict=True)]
-    return Loaded(sets[0], sets[1], train.classes)
+    return Loaded(sets[0], sets[-1], train.classes)
 
 
 DATASETS: Registry[Callable[[Wanted], Loaded]] = Registry(
     "data set",
     {
         **{name: partial(_torchvision, name) for name in ("cifar10", "cifar100", "svhn")},
-        "imagenet16-120": _imagenet16,
+        "imagenet16_120": _imagenet16,
         "digits": _digits,
         "folder": _folder,
     },
     lambda loader: check_arguments(loader, "wanted"),
 )
-
-
-def read_picture(path: Path, mode: str = "") -> Image.Image:
-    """Read and decode a picture.
-
-    Args:
-        mode: Mode to convert it to, such as RGB.
-
-    Raises:
-        ValueError: The file is damaged, of another kind, or larger than Pillow allows.
-    """
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"more than 8 bits a channel, mode {image.mode}; expected 8")
-            image.load()
-            return image.convert(mode) if mode else image
-    except Exception as error:  # Pillow raises many kinds of errors for a damaged file
-        raise ValueError(f"{path} cannot be read as an image ({error})") from error
 
 
 def split(data: ImageSet, portion: float, seed: int | None) -> tuple[ImageSet, ImageSet]:

@@ -18,7 +18,11 @@ LOCK = ".lock"
 RESULTS = {"search": "genotype.json", "retrain": "result.json"}
 #: the loader of yaml.safe_load, in C if libyaml is installed: a report reads hundreds of files
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+#: of the formats that Pillow reads by itself
+IMAGE_SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".pbm", ".pgm", ".ppm"}
+IMAGE_SUFFIXES |= {".pnm", ".tif", ".tiff"}
+#: the names of the folder of held-out images, the preferred first. The labels of ILSVRC's `test` are not public.
+HELD_OUT = {"test": ("test", "val", "valid", "validation"), "val": ("val", "valid", "validation", "test")}
 
 
 def is_finished(run: Path, kind: Literal["search", "retrain"]) -> bool:
@@ -102,20 +106,27 @@ def is_passing(path: Path) -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """True if a file has the suffix of an image and is not hidden."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    """True for a regular file (or a link to one) with the suffix of an image that is not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def find_split(root: Path, split: str) -> Path:
-    """The folder of "train" or "val" in ILSVRC's layout (root/Data/CLS-LOC/train) or a plain one (root/train).
+def find_split(root: Path, split: Literal["train", "test", "val"]) -> Path:
+    """The folder of a split in ILSVRC's layout (root/Data/CLS-LOC/train) or in a plain one (root/train).
+
+    The held-out images ("test" or "val") may also be in `valid` or `validation`.
 
     Raises:
         ValueError: There is none.
     """
-    for folder in (root / "Data" / "CLS-LOC" / split, root / split):
-        if folder.is_dir():
-            return folder
-    raise ValueError(f"no folder {root / split}; expected {split}/<class>/*, in {root} or in {root / 'Data/CLS-LOC'}")
+    names = HELD_OUT.get(split, (split,))
+    for name in names:
+        for folder in (root / "Data" / "CLS-LOC" / name, root / name):
+            if folder.is_dir():
+                return folder
+    raise ValueError(
+        f"no folder {root / split}; expected {' or '.join(f'{name}/<class>/*' for name in names)}, in {root} or in "
+        f"{root / 'Data/CLS-LOC'}"
+    )
 
 
 @contextmanager

@@ -116,16 +116,24 @@ def read_value(kind: Any, value: Any) -> Any:
     return _read_single(base, limits, value)
 
 
+def _spelled(choice: object) -> str:
+    """A choice in one spelling: `-` and `_` are alike."""
+    return str(choice).replace("-", "_")
+
+
 def _read_single(base: Any, limits: Sequence[Limit], value: Any) -> Any:
     if get_origin(base) is Literal:
         for choice in get_args(base):
-            if value in (choice, str(choice)):
+            if value in (choice, str(choice)) or _spelled(value) == _spelled(choice):
                 return choice
         raise ValueError(f"{reprlib.repr(value)}, expected one of {', '.join(map(repr, get_args(base)))}")
     if isinstance(base, NameOf):
         names = list(base.names())
         if value in names:
             return value
+        for name in names:
+            if _spelled(value) == _spelled(name):
+                return name
         raise ValueError(f"{reprlib.repr(value)}, {nearest(str(value), names)} {OWN_NAMES}")
     words = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
     expected = ", ".join([f"expected {words[base]}", *(limit.text for limit in limits)])

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torchvision.transforms import v2
 
+from lib.pictures import upright
+
 #: means and standard deviations of the channels over ImageNet, with which every paper normalizes
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -28,8 +30,8 @@ class Preprocessing(NamedTuple):
     def transform(self) -> v2.Compose:
         """From a PIL image to a normalized float32 tensor (channels, image_size, image_size)."""
         color = v2.Grayscale() if self.channels == 1 else v2.RGB()
-        steps = central_pixels(self.image_size, self.shorter_side)
-        return v2.Compose([color, *steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)])
+        pixels = [upright, color, *central_pixels(self.image_size, self.shorter_side)]
+        return v2.Compose([*pixels, v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)])
 
 
 def papers_preprocessing(size: int) -> Preprocessing:

@@ -17,6 +17,7 @@ from lib.checkpoints import unnamed_classes
 from lib.cli import InputError, blaming
 from lib.data_modules import RetrainDataModule, TensorDataModule
 from lib.devices import check_device, memory_format, set_up_libraries
+from lib.pictures import same_names
 from lib.preprocessing import Preprocessing
 from lib.retraining import Retraining
 from lib.trainer import silence
@@ -63,7 +64,7 @@ def check_classes(classes: Sequence[str], expected: Sequence[str]) -> None:
 
     Only their number is compared if the network's have stand-ins for names (`lib.checkpoints.unnamed_classes`).
     """
-    if list(expected) not in (list(classes), unnamed_classes(len(classes))):
+    if not same_names(classes, expected) and list(expected) != unnamed_classes(len(classes)):
         other = ", ".join(sorted(set(classes) ^ set(expected))[:5])
         raise InputError(
             f"--data: {len(classes)} classes, expected the {len(expected)} that the network was trained on; "
@@ -86,7 +87,9 @@ def score_on_dataset(network: nn.Module, checkpoint: dict[str, Any], data: str, 
         raise InputError("checkpoint: it is one of imagenet/train.py; expected imagenet/test.py")
     name, where, size = settings["dataset"], data or settings["data"], preprocessing.image_size
     with blaming(f"--data: {name}"):
-        dataset = datasets.load(name, where, size, images=settings["images"], channels=preprocessing.channels)
+        dataset = datasets.load(
+            name, where, size, images=settings["images"], channels=preprocessing.channels, test_only=True
+        )
     check_classes(dataset.classes, about["classes"])
     dataset = replace(dataset, mean=preprocessing.mean, std=preprocessing.std)
     images = TensorDataModule(dataset, settings["batch_size"], Augmentation.none(dataset), settings["seed"])

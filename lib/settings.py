@@ -45,8 +45,9 @@ class ImageSettings:
     )
     dataset: str = of_data(
         "cifar10",
-        "Data set: cifar10, cifar100, svhn, imagenet16-120 (NAS-Bench-201's files), digits (needs no files), folder "
-        "(DATA/train/<class>/* and DATA/test/<class>/*), or another entry of DATASETS in lib/datasets.py.",
+        "Data set: cifar10, cifar100, svhn, imagenet16_120 (NAS-Bench-201's files), digits (needs no files), folder "
+        "(DATA/train/<class>/* and DATA/test/<class>/*; test may be val, valid or validation), or another entry of "
+        "DATASETS in lib/datasets.py.",
     )
     download: bool = of_data(
         False,
@@ -54,6 +55,9 @@ class ImageSettings:
         need=Need(f"--dataset {', '.join(DOWNLOADABLE)}", lambda s: s.dataset in DOWNLOADABLE),
     )
     image_size: ImageSizeOrOwn = of_data(0, "Height and width of the images in pixels. 0 keeps their own size.")
+    flip: bool = of_data(
+        True, "Mirror half of the training images, as the released codes do, SVHN's too. Digits are never mirrored."
+    )
     images: NonNegativeInt = of_data(
         0, "Use only the first N training images, the same number of each class, and at most N test images. 0 uses all."
     )
@@ -63,6 +67,9 @@ class ImageSettings:
         "Side of the cutout in pixels, rounded down to an even number, at least 2 and less than the image's side.",
         need=Need("--cutout", lambda s: s.cutout),
     )
+
+    def __post_init__(self) -> None:
+        self.dataset = self.dataset.replace("imagenet16-120", "imagenet16_120")  # its usual spelling elsewhere
 
 
 @dataclass

@@ -207,7 +207,7 @@ def load_any(spec: str, load: Callable[[str], Genotype] = read_genotype) -> Geno
 
 def table_dataset(asked: str, searched: str) -> str:
     """The data set whose accuracies a search looks up: `asked`, or with "auto" the one searched on or else CIFAR-10."""
-    dataset = searched.replace("-", "_") if asked == "auto" else asked
+    dataset = searched if asked == "auto" else asked
     return dataset if dataset in TITLES else "cifar10"
 
 

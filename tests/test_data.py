@@ -154,7 +154,7 @@ def write_imagenet16(monkeypatch):
 @pytest.mark.parametrize("pickled", [python2_pickle, python3_pickle])
 def test_imagenet16_keeps_the_first_120_classes_of_its_batch_files(tmp_path, write_imagenet16, pickled):
     written = write_imagenet16(tmp_path / "ImageNet16", pickled)
-    loaded = datasets.load("imagenet16-120", str(tmp_path))
+    loaded = datasets.load("imagenet16_120", str(tmp_path))
     assert (len(loaded.train), len(loaded.test), loaded.image_size, len(loaded.classes)) == (40, 4, 16, 120)
     assert loaded.train.labels.tolist() == [label for file in range(10) for label in (file, 119, 0, 49)]
     assert loaded.test.labels.tolist() == [10, 119, 0, 49]
@@ -166,13 +166,13 @@ def test_imagenet16_keeps_the_first_120_classes_of_its_batch_files(tmp_path, wri
 
 def test_imagenet16_that_is_missing_or_another_is_not_read_and_may_lie_in_the_folder_itself(tmp_path, write_imagenet16):
     with pytest.raises(ValueError, match=r"no train_data_batch_1.*AutoDL-Projects"):
-        datasets.load("imagenet16-120", str(tmp_path))
+        datasets.load("imagenet16_120", str(tmp_path))
     write_imagenet16(tmp_path)
-    assert datasets.load("imagenet16-120", str(tmp_path), image_size=8).train.images.shape == (40, 3, 8, 8)
+    assert datasets.load("imagenet16_120", str(tmp_path), image_size=8).train.images.shape == (40, 3, 8, 8)
     path = tmp_path / "train_data_batch_3"
     path.write_bytes(b"csys\nexit\n)R.")  # a pickle that would end the process
     with pytest.raises(ValueError, match="train_data_batch_3 is not the official file"):
-        datasets.load("imagenet16-120", str(tmp_path))
+        datasets.load("imagenet16_120", str(tmp_path))
 
 
 def test_a_split_is_disjoint_and_whole_and_drawn_from_the_seed():

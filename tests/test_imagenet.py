@@ -17,9 +17,10 @@ from torchvision.transforms import v2
 
 import model
 from genotypes import load_genotype
-from imagenet.images import Decoder, begin_worker, read_tree
+from imagenet.images import Decoder, begin_worker
 from lib import checkpoints
 from lib.data_modules import Pass
+from lib.pictures import read_tree
 from lib.preprocessing import papers_preprocessing
 from lib.retraining import Retraining
 from lib.schedules import cosine_schedule, linear_schedule, warm_up

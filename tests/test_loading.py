@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lib.trainer
 from lib import checkpoints
-from lib.datasets import read_tree
+from lib.pictures import read_tree
 from lib.retraining import Retraining
 from model import create_network, load_network
 from tests.helpers import CELL, ROOT, assert_refused, last_checkpoint, script_in_process, without_figures, write_folder

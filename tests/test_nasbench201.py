@@ -356,7 +356,7 @@ def test_every_epochs_cell_is_looked_up_in_the_table(tmp_path, made_table):
         ("auto", "cifar10", "cifar10"),
         ("auto", "digits", "cifar10"),
         ("auto", "cifar100", "cifar100"),
-        ("auto", "imagenet16-120", "imagenet16_120"),
+        ("auto", "imagenet16_120", "imagenet16_120"),
         ("cifar100", "digits", "cifar100"),
     ],
 )

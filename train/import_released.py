@@ -256,12 +256,13 @@ def read_classes(dataset: str, data: str, count: int) -> list[str]:
     """
     from lib import datasets
     from lib.checkpoints import unnamed_classes
+    from lib.pictures import read_tree
 
     if not data:
         return unnamed_classes(count)
     with blaming("--data"):
         if dataset == "imagenet":
-            classes = datasets.read_tree(find_split(Path(data), "val")).classes
+            classes = read_tree(find_split(Path(data), "val")).classes
         else:
             classes = datasets.load(dataset, data).classes
     if len(classes) != count:

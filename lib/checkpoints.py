@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lib.files import write_atomically
+from lib.files import read_bytes, write_atomically
 
 #: what the checkpoint of a retraining says of its network, see `lib.trainer.make_module`
 ABOUT = {"network", "settings", "genotype", "classes", "preprocessing"}
@@ -47,7 +47,7 @@ def load(path: Path) -> Any:
         CorruptError: The file was cut or changed, or is not a checkpoint.
         OSError: The file cannot be read.
     """
-    content = io.BytesIO(path.read_bytes())
+    content = io.BytesIO(read_bytes(path))
     try:
         changed = zipfile.ZipFile(content).testzip()  # torch.load does not compare the checksums
         if not changed:

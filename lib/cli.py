@@ -1,5 +1,6 @@
 """Running a script: one line on stderr for wrong input, run folders, signals. Nothing here imports torch."""
 
+import io
 import os
 import shlex
 import signal
@@ -54,17 +55,50 @@ def command_line() -> str:
     return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
 
 
+class OutputError(Exception):
+    """Standard output cannot be written: its device is full, or its reader, such as `head`, has closed it."""
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output that raises OutputErrors, and escapes letters that its encoding does not have."""
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            raise OutputError(f"standard output: {error.strerror}") from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            raise OutputError(f"standard output: {error.strerror}") from error
+
+
 @contextmanager
 def _answering(prog: str) -> Iterator[None]:
     """Turn the errors of a script into one line on stderr and an exit status.
 
-    Wrong input gives status 2, numbers that are not finite 1, Ctrl-C and SIGTERM 130.
+    Wrong input gives status 2; numbers that are not finite, or output that cannot be written, 1; Ctrl-C and SIGTERM
+    130.
     """
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and not isinstance(out, _Output):
+        at_once = {"line_buffering": out.line_buffering, "write_through": out.write_through}
+        sys.stdout = _Output(out.buffer, out.encoding, "backslashreplace", **at_once)
     try:
-        yield
+        try:
+            yield
+        finally:
+            if sys.stdout:  # None if it was closed before the start
+                sys.stdout.flush()
     except InputError as error:
         refuse(prog, error)
     except FloatingPointError as error:
+        sys.stderr.write(f"{prog}: failed: {error}\n")
+        sys.exit(1)
+    except OutputError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written
         sys.stderr.write(f"{prog}: failed: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt as interruption:
@@ -93,6 +127,8 @@ def run(main: Callable[[], None], prog: str) -> NoReturn:
     """Run a script's main function; an expected error is one line on stderr."""
 
     def stop(signum: int, frame: object) -> NoReturn:
+        for repeated in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C would interrupt the clean-up
+            signal.signal(repeated, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -152,6 +188,8 @@ def saving(run: Path, goes_on: str) -> Iterator[None]:
     """
     try:
         yield
+    except OutputError as error:
+        raise OutputError(f"{error}; {goes_on}") from error
     except OSError as error:
         where, what = error.filename or run, error.strerror or error
         raise InputError(f"{where}: {what}; {goes_on}") from error

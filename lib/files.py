@@ -30,13 +30,31 @@ def is_finished(run: Path, kind: Literal["search", "retrain"]) -> bool:
     return (run / RESULTS[kind]).is_file()
 
 
+def check_regular(path: Path) -> None:
+    """Raise a ValueError for a pipe, a socket or a device, which could block or never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is a pipe, a socket or a device; expected a regular file")
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content.
+
+    Raises:
+        ValueError: It is no regular file.
+        OSError: The file cannot be read.
+    """
+    check_regular(path)
+    return path.read_bytes()
+
+
 def read_text(path: Path) -> str:
     """A file's text.
 
     Raises:
-        ValueError: The file is not UTF-8.
+        ValueError: The file is not UTF-8, or no regular file.
         OSError: The file cannot be read.
     """
+    check_regular(path)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -150,12 +168,12 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def check_new_file(path: Path) -> None:
-    """Reject a file that exists, or whose folder does not.
+    """Reject a file that exists and is not empty, or whose folder does not exist.
 
     Raises:
         ValueError: The message names the file.
     """
-    if path.exists():
+    if path.exists() and not (path.is_file() and path.stat().st_size == 0):  # an earlier write may have failed
         raise ValueError(f"{path} exists; name a new file")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")

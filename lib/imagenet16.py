@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib.files import read_bytes
+
 CLASSES = 120  # of the 1,000; with the files below, 151,700 training and 6,000 validation images
 
 SOURCE = (
@@ -64,7 +66,7 @@ def load(root: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 def _read(path: Path, md5: str) -> tuple[np.ndarray, np.ndarray]:
     """The images (n, 3, 16, 16) and labels (n,) of the first classes in one batch file."""
-    content = path.read_bytes()
+    content = read_bytes(path)
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         raise ValueError(f"{path} is not the official file, whose md5 sum is {md5}")
     batch = pickle.loads(content, encoding="latin1")  # safe: it is the official file. Python 2 wrote it

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lib.files import check_regular
 from nasbench201.cells import EDGES, OPERATIONS, TITLES, Cell201, make_cell, operations_of
 from nasbench201.sources import COSTS, DATASETS, EPOCHS, SEED, SPLITS, column_name
 
@@ -98,6 +99,7 @@ def open_table(path: str | Path = SHIPPED) -> Table:
         OSError: The file cannot be read.
     """
     try:
+        check_regular(Path(path))
         with Path(path).open("rb") as file, zipfile.ZipFile(file):
             file.seek(0)
             archive = np.load(file, allow_pickle=False)

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from lib.files import check_new_file, write_atomically
+from lib.files import check_new_file, check_regular, write_atomically
 from nasbench201.cells import OPERATIONS, Cell201, operations_of, parse_cell
 
 Dataset = Literal["cifar10", "cifar10-valid", "cifar100", "imagenet16_120"]
@@ -98,6 +98,7 @@ def read_sources(
     columns: dict[str, np.ndarray] = {}
     origins = []
     for path in paths:
+        check_regular(path)
         with path.open("rb") as file:
             origins.append({"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()})
         own, given = _read_official(path, trust) if path.suffix == ".pth" else _read_csv(path, next(budgets))

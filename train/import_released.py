@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from genotypes import Genotype, cell_label, load_genotype, short_name
 from lib import cli, options
 from lib.cli import InputError, blaming
-from lib.files import find_split, write_atomically
+from lib.files import find_split, read_bytes, write_atomically
 from lib.options import argument, option
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def import_weights(given: ImportSettings, run: Path) -> dict[str, Any]:
     from spaces import cell_kinds
 
     with blaming("file"):
-        content = Path(given.file).read_bytes()
+        content = read_bytes(Path(given.file))
     with blaming(f"file: {given.file}"):
         tensors = read_tensors(content)
         sizes = Sizes.of(tensors)

@@ -2,16 +2,19 @@
 
 python analysis/size.py DARTS_V2 --init_channels 36 --layers 20
 python analysis/size.py LambdaDARTS_corr_0 --dataset imagenet
+python analysis/size.py runs/retrain-...                 # the run's network; flags override its sizes
 python analysis/size.py "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
 """
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from genotypes import load_genotype
 from lib import cli
 from lib.cli import InputError
+from lib.files import is_finished
 from lib.options import Channels, ImageSizeOrOwn, Layers, argument, option, parse
 from nasbench201.cells import Cell201, load_any
 
@@ -23,17 +26,50 @@ class SizeSettings:
     """The network whose size is computed."""
 
     genotype: str = argument("A named cell, a genotype or its file, a string of NAS-Bench-201, or a run folder.")
-    dataset: Literal["cifar10", "cifar100", "svhn", "digits", "imagenet"] = option(
-        "cifar10", "Data set, which determines the stem, the image size and the classes."
+    dataset: Literal["cifar10", "cifar100", "svhn", "digits", "imagenet"] | None = option(
+        None,
+        "Data set, which determines the stem, the image size and the classes. By default cifar10, or that of the "
+        "retraining whose run folder is given.",
     )
     init_channels: Channels | None = option(
-        None, "Channels C of the first cells. By default 36, on ImageNet 48, in NAS-Bench-201 16."
+        None,
+        "Channels C of the first cells. By default 36, on ImageNet 48, in NAS-Bench-201 16, or those of the "
+        "retraining.",
     )
     layers: Layers | None = option(
-        None, "Number of cells, in NAS-Bench-201 of a stage. By default 20, on ImageNet 14, in NAS-Bench-201 5."
+        None,
+        "Number of cells, in NAS-Bench-201 of a stage. By default 20, on ImageNet 14, in NAS-Bench-201 5, or that of "
+        "the retraining.",
     )
     auxiliary: bool = option(False, "Count the parameters of the auxiliary head.")
     image_size: ImageSizeOrOwn = option(0, "Height and width in pixels. 0 takes those of the data set.")
+
+
+class RunSizes(NamedTuple):
+    """The sizes of the network of a retraining."""
+
+    imagenet: bool
+    init_channels: int
+    layers: int  # in NAS-Bench-201 of a stage
+    classes: int
+    channels: int
+    image_size: int
+
+
+def sizes_of_run(run: Path) -> RunSizes | None:
+    """The sizes of the network in the run folder of a retraining; None for anything else."""
+    from lib.checkpoints import open_retraining, paths
+
+    if not is_finished(run, "retrain") and not (run / "checkpoints").is_dir():
+        return None
+    if (run / "alphas.npz").exists() or not paths(run / "checkpoints"):  # of a search
+        return None
+    with cli.blaming("genotype"):
+        about = open_retraining(run)["hyper_parameters"]
+    stored, preprocessing = about["settings"], about["preprocessing"]
+    layers = stored["cells_per_stage"] if about["network"] == "nasbench201" else stored["layers"]
+    sizes = about["network"] == "imagenet", stored["init_channels"], layers, len(about["classes"])
+    return RunSizes(*sizes, preprocessing["channels"], preprocessing["image_size"])
 
 
 def main() -> None:
@@ -49,15 +85,21 @@ def main() -> None:
     from model import NetworkCIFAR, NetworkImageNet, size
     from nasbench201.networks import Network201
 
+    run = sizes_of_run(Path(settings.genotype))
     channels, pixels, classes = {"digits": (1, 8, 10), "cifar100": (3, 32, 100), "imagenet": (3, 224, 1000)}.get(
-        settings.dataset, (3, 32, 10)
+        settings.dataset or "cifar10", (3, 32, 10)
     )
+    if run and not settings.dataset:
+        channels, pixels, classes = run.channels, run.image_size, run.classes
     c, layers = settings.init_channels, settings.layers
+    if run:
+        c, layers = c or run.init_channels, layers or run.layers
+    imagenet = settings.dataset == "imagenet" if settings.dataset else run is not None and run.imagenet
     network: torch.nn.Module
     with torch.device("meta"):
         if isinstance(genotype, Cell201):
             network = Network201(genotype, c or 16, layers or 5, classes, channels)
-        elif settings.dataset == "imagenet":
+        elif imagenet:
             network = NetworkImageNet(genotype, c or 48, layers or 14, classes, settings.auxiliary, channels)
         else:
             network = NetworkCIFAR(genotype, c or 36, layers or 20, classes, settings.auxiliary, channels)

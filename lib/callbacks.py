@@ -115,9 +115,9 @@ class EpochLog(Callback):
             self._log(trainer, self.rows)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.start, left = time.perf_counter(), (trainer.max_epochs or 0) - len(self.rows)
+        self.start, left = time.perf_counter(), cli.epochs_left(trainer.max_epochs or 0, len(self.rows))
         devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-        message = f"run {self.run}: {left} epochs on {devices}{module.device.type}"
+        message = f"run {self.run}: {left} on {devices}{module.device.type}"
         if trainer.fit_loop.restarting:
             begun = trainer.fit_loop.batch_idx + 1
             message += f", the first from batch {begun + 1} of {trainer.num_training_batches}"

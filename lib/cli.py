@@ -50,6 +50,12 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def epochs_left(epochs: int, done: int) -> str:
+    """The number of epochs that a run still has to do, in words."""
+    left = "1 epoch" if epochs - done == 1 else f"{epochs - done} epochs"
+    return f"{left} of {epochs} left" if done else left
+
+
 def command_line() -> str:
     """The command line of this process, quoted for a shell."""
     return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
@@ -84,8 +90,13 @@ def _answering(prog: str) -> Iterator[None]:
     """
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper) and not isinstance(out, _Output):
-        at_once = {"line_buffering": out.line_buffering, "write_through": out.write_through}
-        sys.stdout = _Output(out.buffer, out.encoding, "backslashreplace", **at_once)
+        sys.stdout = _Output(
+            out.buffer,
+            out.encoding,
+            "backslashreplace",
+            line_buffering=out.line_buffering,
+            write_through=out.write_through,
+        )
     try:
         try:
             yield

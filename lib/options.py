@@ -353,7 +353,13 @@ def resume(given: Parsed, prog: str, movable: Sequence[str] = ()) -> Any:
     others = sorted(given.flags - {"resume", "device", *movable})
     if others:
         flags = ", ".join(f"--{name}" for name in others)
-        raise InputError(f"--resume: the run keeps its own settings; {flags} cannot be given beside it")
+        longer = ""
+        if "epochs" in others:
+            longer = (
+                ". The schedules of a run, such as the learning rate's, end with its last epoch, so a longer run is "
+                f"another one: --config {given.settings.resume}/config.yaml --epochs {given.settings.epochs}"
+            )
+        raise InputError(f"--resume: the run keeps its own settings; {flags} cannot be given beside it{longer}")
     if given.config:
         raise InputError("--resume: the run keeps its own settings; --config cannot be given beside it")
     stored = load_settings(type(given.settings), prog, Path(given.settings.resume), "--resume")

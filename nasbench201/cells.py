@@ -122,8 +122,11 @@ def parse_cell(text: str) -> Cell201:
     text = text.removeprefix("\ufeff").strip()
     if text.startswith("{"):
         try:
-            text = json.loads(text)["arch"]
-        except (KeyError, ValueError, RecursionError) as error:
+            content = json.loads(text)
+            if isinstance(content, dict) and "normal" in content:
+                raise ValueError("a genotype of DARTS's cells; expected a cell of NAS-Bench-201")
+            text = content["arch"]
+        except (KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f'expected a JSON object with "arch", the string of a cell: {error}') from error
         if not isinstance(text, str):
             raise ValueError(f'"arch": {text!r:.200}, expected the string of a cell')
@@ -174,6 +177,9 @@ def load_cell(spec: str) -> Cell201:
     path = Path(spec)
     path = path / "genotype.json" if path.is_dir() else path
     if not path.exists():
+        seeds = sorted(child.name for child in Path(spec).glob("seed-*")) if Path(spec).is_dir() else []
+        if seeds:
+            raise ValueError(f"{spec} is a run of several seeds; expected one of them, such as {Path(spec, seeds[0])}")
         raise ValueError(f"{spec!r}, expected a string such as {EXAMPLE}, a file with one or a finished run")
     text = read_text(path)
     try:

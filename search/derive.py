@@ -72,9 +72,10 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]") -> Non
         raise InputError(f"--threshold: this flag has no effect with --selection {settings.selection}")
     folder = Path(command.save or run / "selections" / _name(settings))
     if (folder / "genotype.json").exists():
-        raise InputError(f"--save: {folder} holds a cell already; expected another folder")
+        remedy = "expected another folder" if command.save else "expected --save FOLDER for another one"
+        raise InputError(f"{'--save' if command.save else 'run'}: {folder} holds a cell already; {remedy}")
     if not folder.is_dir() or not {path.name for path in folder.iterdir() if not is_passing(path)} <= UNFINISHED:
-        cli.check_new_folder(folder, "--save")
+        cli.check_new_folder(folder, "--save" if command.save else "run")
 
     # Imported here, so that --help and wrong flags are answered before torch is loaded.
     from lib import checkpoints

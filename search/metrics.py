@@ -6,6 +6,7 @@ of the mixing weights, skip connections of the derived cell.
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from utils import Averages, accuracy
 ALIGNMENTS = ("none", "noise", "corr")
 #: gradients below this fraction of the largest layer's count as vanished
 VANISHED = 1e-6
+#: a regularizer's gradient that is longer than this many of the loss's gets a warning
+DROWNED = 10
 
 
 class AlphaStep(NamedTuple):
@@ -223,6 +226,11 @@ def new_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"alpha is saturated: {100 * last[name]:.0f} % of the edges of the {name.removeprefix('saturated_')} "
                 "cell have mixing weights within 0.01 of 0 or 1, which hardly move any more"
             )
+    if _drowned(last) > DROWNED and all(_drowned(row) <= DROWNED for row in before):
+        warnings.append(
+            f"lambda times the regularizer's gradient is {_drowned(last):.0f} times as long as the loss's gradient, "
+            "which clipping then all but discards; try --derivatives exact, or a smaller --lambda_"
+        )
     warned = {layer for row in before for layer in _vanished(row)}
     new = [layer for layer in _vanished(last) if layer not in warned]
     if new:
@@ -231,6 +239,11 @@ def new_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             "largest layer's"
         )
     return warnings
+
+
+def _drowned(row: Mapping[str, Any]) -> float:
+    """The length of lambda times the regularizer's gradient, in lengths of the loss's gradient."""
+    return row["lambda"] * (row.get("regularizer_gradient_norm") or 0.0) / (row["loss_gradient_norm"] or math.inf)
 
 
 def _vanished(row: Mapping[str, Any]) -> list[str]:

@@ -370,7 +370,8 @@ def search(resolved: Resolved, state_class: type[SearchState] = SearchState, who
                 state.restore(last[1])
                 state.history.write(run)
         print(f"settings of {settings.method}{resolved.changes()}")
-        print(f"run {run}: {settings.epochs - len(state.history.rows)} epochs on {state.device}", flush=True)
+        left = cli.epochs_left(settings.epochs, len(state.history.rows))
+        print(f"run {run}: {left} on {state.device}", flush=True)
         try:
             with cli.saving(run, resume_with):
                 run_epochs(state, run)

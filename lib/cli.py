@@ -61,7 +61,11 @@ def command_line() -> str:
     return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
 
 
-class OutputError(Exception):
+class Failure(Exception):
+    """Something outside the script has failed. The message says what, and how to go on."""
+
+
+class OutputError(Failure):
     """Standard output cannot be written: its device is full, or its reader, such as `head`, has closed it."""
 
 
@@ -81,12 +85,17 @@ class _Output(io.TextIOWrapper):
             raise OutputError(f"standard output: {error.strerror}") from error
 
 
+def ignore_signals() -> None:
+    """Ignore Ctrl-C and SIGTERM from now on: a second one would interrupt the clean-up."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
 @contextmanager
 def _answering(prog: str) -> Iterator[None]:
     """Turn the errors of a script into one line on stderr and an exit status.
 
-    Wrong input gives status 2; numbers that are not finite, or output that cannot be written, 1; Ctrl-C and SIGTERM
-    130.
+    Wrong input gives status 2; numbers that are not finite and other failures 1; Ctrl-C and SIGTERM 130.
     """
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper) and not isinstance(out, _Output):
@@ -108,11 +117,13 @@ def _answering(prog: str) -> Iterator[None]:
     except FloatingPointError as error:
         sys.stderr.write(f"{prog}: failed: {error}\n")
         sys.exit(1)
-    except OutputError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written
+    except Failure as error:
+        if isinstance(error, OutputError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written
         sys.stderr.write(f"{prog}: failed: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt as interruption:
+        ignore_signals()
         reason = str(interruption)
         sys.stderr.write(f"{prog}: stopped{': ' if reason else ''}{reason}\n")
         sys.exit(130)
@@ -138,8 +149,7 @@ def run(main: Callable[[], None], prog: str) -> NoReturn:
     """Run a script's main function; an expected error is one line on stderr."""
 
     def stop(signum: int, frame: object) -> NoReturn:
-        for repeated in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C would interrupt the clean-up
-            signal.signal(repeated, signal.SIG_IGN)
+        ignore_signals()
         raise KeyboardInterrupt
 
     for signum in (signal.SIGINT, signal.SIGTERM):

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from lib.files import read_bytes
 from lib.registry import EntryError
 
 
@@ -38,7 +37,7 @@ def load(paths: Iterable[str | Path]) -> None:
     for path in map(Path, paths):
         if not path.is_file():
             raise EntryError(f"there is no file {path}; expected a Python file that adds entries to the registries")
-        digest = hashlib.sha256(read_bytes(path)).hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest in (plugin.sha256 for plugin in LOADED):
             continue
         name = f"plugin_{path.stem}_{digest[:8]}"

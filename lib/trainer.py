@@ -6,6 +6,7 @@ The networks of this field have a few million parameters, so each device holds a
 import json
 import logging
 import shlex
+import signal
 import sys
 import warnings
 from contextlib import nullcontext
@@ -204,7 +205,15 @@ def fit(trainer: Trainer, module: Retraining, data: RetrainDataModule, run: Path
     try:
         with cli.saving(run, f"resume with: {command}"):
             trainer.fit(module, datamodule=data, ckpt_path=last and last[0])
-    except (Stopped, SystemExit):  # Lightning turns a KeyboardInterrupt into SystemExit
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # torch has no type of its own for it
+            raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again at exit
+        raise cli.Failure(
+            f"a process that loads images was killed, perhaps for its memory; resume with: {command}"
+        ) from error
+    except (Stopped, SystemExit, KeyboardInterrupt):  # Lightning turns most KeyboardInterrupts into SystemExit
+        cli.ignore_signals()
         launch.requeue()
         if not trainer.is_global_zero:
             sys.exit(130)

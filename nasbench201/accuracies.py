@@ -98,8 +98,8 @@ def open_table(path: str | Path = SHIPPED) -> Table:
         ValueError: The file is damaged or not a table.
         OSError: The file cannot be read.
     """
+    check_regular(Path(path))
     try:
-        check_regular(Path(path))
         with Path(path).open("rb") as file, zipfile.ZipFile(file):
             file.seek(0)
             archive = np.load(file, allow_pickle=False)

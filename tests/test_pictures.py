@@ -1,168 +1,208 @@
-"""Pictures in folders: which files count, and what their pixels are."""
-
-import os
-import unicodedata
+"""The curves of a run show its figures."""
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
+import yaml
 from PIL import Image
 
-from imagenet.images import Decoder, read_splits
-from lib import datasets
-from lib.cli import InputError
-from lib.pictures import read_picture, read_tree
-from lib.preprocessing import Preprocessing
-from lib.scoring import check_classes
-from tests.helpers import settings_of
+from analysis.compare import cells_figure, compare_figure
+from analysis.curves import load_course, plot_search, search_figure
+from genotypes import CELLS
+from nasbench201.cells import OPERATIONS, parse_cell
+from spaces import SPACES
 
-WHOLE = Preprocessing(3, 8, 8, (0.0,) * 3, (1.0,) * 3)
-
-
-def save(path, value=100, mode="RGB", size=(8, 8), **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, value if mode in ("L", "P") else (value,) * len(mode)).save(path, **options)
+#: the second and third state of a cell without `none`
+MORE = ["|nor_conv_3x3~0|skip_connect~1|", "|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"]
 
 
-def save_splits(root, names, held_out="test", **options):
-    """One picture in each class, for each name, in both splits."""
-    for split in ("train", held_out):
-        for kind in ("cat", "dog"):
-            for name in names:
-                save(root / split / kind / name, **options)
-    return root
+def make_run(folder, epochs, space="s1", own=(), given=(), **changes):
+    """Write a run folder; `own` are columns of a method, and `given` settings that the command line set."""
+    generator = np.random.default_rng(0)
+    columns = ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "train_alignment", "valid_alignment"]
+    columns += ["loss_gradient_norm", *(f"gradient_norm_layer_{layer}" for layer in range(5))]
+    columns += ["entropy_normal", "entropy_reduce", *own]
+    rows = pd.DataFrame(generator.uniform(0.1, 1, size=(epochs, len(columns))), columns=columns)
+    rows["epoch"] = np.arange(1, epochs + 1)
+    rows["regularizer_gradient_norm"] = np.where(rows["epoch"] == 1, np.nan, 0.5)
+    rows["skip_connect_normal"], rows["skip_connect_reduce"] = rows["epoch"] % 9, 2
+    folder.mkdir()
+    rows.to_csv(folder / "metrics.csv", index=False)
+    shape = (epochs + 1, 14, len(SPACES[space].cells["normal"][0]))
+    alphas = {kind: generator.normal(size=shape) for kind in ("normal", "reduce")}
+    np.savez(folder / "alphas.npz", **alphas, **{f"{k}_operations": e for k, e in SPACES[space].cells.items()})
+    settings = {"dataset": "digits", "space": space, "method": "darts", "reg": "corr", "lambda_": 0.125, "seed": 3}
+    settings |= {"relaxation": "softmax", "selection": "argmax", **changes}
+    origin = {"settings_from": {"command line": ["method", *given], "default": ["lambda_"]}}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "provenance": origin}))
+    return rows
 
 
-NAMES = {
-    "sub-folders": ["a.png", "one/b.png", "one/two/c.png"],
-    "Tiny-ImageNet": ["images/a.png", "images/b.png", "images/c.png"],
-    "suffixes": ["a.jfif", "b.JPE", "c.dib"],
-    "other suffixes": ["a.pnm", "b.apng", "c.pbm"],
+def test_mixing_weights_are_means_over_the_edges_that_have_the_operation(tmp_path):
+    make_run(tmp_path / "run", epochs=3)
+    mixing = load_course(tmp_path / "run").mixing["reduce"]
+    alphas = np.load(tmp_path / "run/alphas.npz")["reduce"]
+    candidates = SPACES["s1"].cells["reduce"]
+    assert set(mixing) == {operation for edge in candidates for operation in edge}
+    for operation, means in mixing.items():
+        expected = [
+            np.mean(
+                [
+                    np.exp(alpha[edge, edge_candidates.index(operation)]) / np.exp(alpha[edge]).sum()
+                    for edge, edge_candidates in enumerate(candidates)
+                    if operation in edge_candidates
+                ]
+            )
+            for alpha in alphas
+        ]
+        np.testing.assert_allclose(means, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [1, 50])
+def test_the_panels_show_the_columns_of_the_metrics(tmp_path, epochs):
+    rows = make_run(tmp_path / "run", epochs)
+    figure = search_figure(load_course(tmp_path / "run"))
+    assert figure.get_suptitle() == "Search on digits, space s1: darts, seed 3"
+    loss, accuracy, _, layers, gradients, _, skips, normal, _ = figure.axes
+    assert [line.get_label() for line in loss.lines] == ["train", "valid"]
+    np.testing.assert_allclose(accuracy.lines[1].get_ydata(), 100 * rows["valid_accuracy"])
+    np.testing.assert_allclose(layers.lines[4].get_ydata(), rows["gradient_norm_layer_4"])
+    np.testing.assert_array_equal(skips.lines[0].get_ydata(), rows["skip_connect_normal"])
+    assert layers.get_yscale() == gradients.get_yscale() == "log"
+    # a regularizer that was never measured has no curve
+    assert [line.get_label() for line in gradients.lines] == (["loss", "regularizer"] if epochs > 1 else ["loss"])
+    assert all(len(line.get_xdata()) == epochs + 1 for line in normal.lines)
+
+    plot_search(tmp_path / "run")
+    assert Image.open(tmp_path / "run/curves.png").size == (1800, 1440)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"method": "lambda-darts", "reg": "signcorr", "lambda_": 0.5}, "lambda-darts, reg signcorr, lambda_ 0.5"),
+        ({"method": "darts-minus", "auxiliary_skip": "conv1"}, "darts-minus, auxiliary_skip conv1"),
+        ({"method": "fair-darts"}, "fair-darts"),
+    ],
+)
+def test_the_title_names_the_method_and_the_settings_given_with_it(tmp_path, settings, expected):
+    make_run(tmp_path / "run", 1, given=[name for name in settings if name != "method"], **settings)
+    title = search_figure(load_course(tmp_path / "run")).get_suptitle()
+    assert title == f"Search on digits, space s1: {expected}, seed 3"
+
+
+OWN = {
+    "Weight β of the auxiliary skip": ["skip_beta"],
+    "Norm of the gradient in α": ["direct_gradient_norm", "indirect_gradient_norm"],
+    "Residual of the Neumann series": ["neumann_residual"],
+    "Regularizer of α": ["alpha_regularizer"],
+    "Gates over the threshold [%]": ["gates_over_threshold_normal", "gates_over_threshold_reduce"],
 }
 
 
-@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
-def test_all_pictures_of_a_class_count(tmp_path, names):
-    formats = {".jfif": "JPEG", ".jpe": "JPEG", ".dib": "BMP", ".apng": "PNG", ".pbm": "PPM", ".pnm": "PPM"}
-    for name in names:
-        save_splits(tmp_path, [name], format=formats.get(os.path.splitext(name)[1].lower(), "PNG"))
-    loaded = datasets.load("folder", str(tmp_path))
-    assert (len(loaded.train), len(loaded.test), loaded.classes) == (6, 6, ("cat", "dog"))
-    train, test = read_splits(tmp_path)
-    assert (len(train), len(test)) == (6, 6)
-    assert Decoder(train, WHOLE).decode(0, 5).shape == (3, 8, 8)
+@pytest.mark.parametrize("count", [0, 4, pytest.param(5, marks=pytest.mark.slow)])
+def test_each_quantity_of_a_method_has_a_panel_and_no_panels_overlap(tmp_path, count):
+    drawn = dict(list(OWN.items())[:count])
+    rows = make_run(tmp_path / "run", 3, own=[column for columns in drawn.values() for column in columns])
+    figure = search_figure(load_course(tmp_path / "run"))
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert len(figure.axes) == len(panels) == 9 + count
+    assert panels.keys() & OWN.keys() == drawn.keys()
+    for title, columns in drawn.items():
+        scale = 100 if "%" in title else 1
+        for line, column in zip(panels[title].lines, columns, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), scale * rows[column])
+        assert panels[title].get_yscale() == ("log" if title.startswith(("Norm", "Residual")) else "linear")
+
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert not any(a.overlaps(b) for a, b in pairs)
+    for axes in figure.axes:  # a legend covers neither a curve nor the axis's label
+        legend = axes.get_legend() and axes.get_legend().get_window_extent()
+        assert not legend or not any(legend.overlaps(b) for b in (axes.bbox, axes.xaxis.label.get_window_extent()))
 
 
-@pytest.mark.parametrize("held_out", ["test", "val", "valid", "validation"])
-def test_held_out_pictures_may_be_in_folders_of_several_names(tmp_path, held_out):
-    save_splits(tmp_path, ["a.png"], held_out)
-    assert len(datasets.load("folder", str(tmp_path)).test) == 2
-    assert len(read_splits(tmp_path)[1]) == 2
+def test_gates_are_drawn_as_sigmoids(tmp_path):
+    make_run(tmp_path / "run", 2, space="s2", relaxation="sigmoid")
+    alphas = np.load(tmp_path / "run/alphas.npz")["normal"]
+    course = load_course(tmp_path / "run")
+    np.testing.assert_allclose(
+        course.mixing["normal"]["sep_conv_3x3"], (1 / (1 + np.exp(-alphas[..., 1]))).mean(axis=1)
+    )
+    titles = [axes.get_title(loc="left") for axes in search_figure(course).axes]
+    assert "Entropy of the gates [nats]" in titles and "Entropy of p [nats]" not in titles
 
 
-def test_each_loader_prefers_the_name_that_its_data_sets_use(tmp_path):
-    save_splits(tmp_path, ["a.png"], "test")
-    save_splits(tmp_path, ["a.png", "b.png"], "val")
-    assert len(datasets.load("folder", str(tmp_path)).test) == 2
-    assert len(read_splits(tmp_path)[1]) == 4  # the labels of ImageNet's test pictures are not public
-    (tmp_path / "val").rename(tmp_path / "elsewhere")
-    (tmp_path / "test").rename(tmp_path / "testing")
-    with pytest.raises(ValueError, match=r"no folder .*test; expected test/<class>/\* or val/<class>/\* or valid"):
-        datasets.load("folder", str(tmp_path))
+def test_the_cells_of_two_searches_stand_below_their_alignment_and_skips(tmp_path):
+    cells = {"darts": CELLS["DARTS_V2"], "lambda-darts": CELLS["LambdaDARTS_corr_0"]}
+    searches = {}
+    for method, cell in cells.items():
+        rows = make_run(tmp_path / method, epochs=4, method=method)
+        (tmp_path / method / "genotype.json").write_text(cell.to_json())
+        searches[tmp_path / method] = load_course(tmp_path / method)
+    figure = cells_figure(searches)
+    alignment, skips, *rest = figure.axes
+    assert [line.get_label() for line in alignment.lines] == list(cells)
+    np.testing.assert_allclose(skips.lines[1].get_ydata(), rows.skip_connect_normal + rows.skip_connect_reduce)
+    for column, (method, cell) in enumerate(cells.items()):
+        for mixing, drawing, kind in zip(rest[column::4], rest[column + 2 :: 4], ("normal", "reduce"), strict=True):
+            assert mixing.get_title(loc="left") == f"{method}: mixing weights p, {kind} cell"
+            written = sorted(text.get_text() for text in drawing.texts if "_" in text.get_text().strip("$")[2:])
+            assert written == sorted(edge.operation for edge in cell.edges(kind))
 
 
-def test_other_files_are_ignored_and_counted(tmp_path, capsys):
-    save_splits(tmp_path, ["a.png"])
-    cat = tmp_path / "train" / "cat"
-    (cat / "notes.txt").touch()
-    (cat / ".hidden.png").touch()
-    os.mkfifo(cat / "pipe.png")
-    os.symlink(tmp_path / "train", cat / "loop")  # would never end
-    os.symlink("a.png", cat / "link.png")
-    tree = read_tree(tmp_path / "train")
-    assert [tree.path(number).name for number in range(len(tree))] == ["a.png", "link.png", "a.png"]
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "2 file(s) ignored, such as cat/notes.txt; expected regular files" in error
-    assert len(datasets.load("folder", str(tmp_path)).train) == 3  # and the pipe does not stop it
+def test_cells_of_different_spaces_are_not_drawn_together(tmp_path):
+    make_run(tmp_path / "a", epochs=1, space="s2")
+    make_run(tmp_path / "b", epochs=1, space="s4")
+    with pytest.raises(ValueError, match="searches in s2, s4; expected --cells with searches in one space"):
+        cells_figure({tmp_path / name: load_course(tmp_path / name) for name in ("a", "b")})
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_picture_is_turned_as_its_exif_data_say(tmp_path, orientation):
-    stored = np.zeros((8, 12, 3), np.uint8)
-    stored[:4, :6] = 255  # white in the upper left quarter of the stored picture
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    for split in ("train", "test"):
-        for kind in ("cat", "dog"):
-            path = tmp_path / split / kind / "a.png"
-            path.parent.mkdir(parents=True)
-            Image.fromarray(stored).save(path, exif=exif)
-    turned = np.rot90(stored, {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
-    assert np.array_equal(np.asarray(read_picture(path)), turned)
-    (top, left), side = ((n - 8) // 2 for n in turned.shape[:2]), 8
-    centre = torch.from_numpy(turned[top : top + side, left : left + side].copy()).permute(2, 0, 1)
-    assert torch.equal(datasets.load("folder", str(tmp_path)).train.images[0], centre)
-    assert torch.equal(Decoder(read_splits(tmp_path)[0], WHOLE).decode(0, 0), centre)
-    with Image.open(path) as opened:
-        assert torch.equal(WHOLE.transform()(opened), centre / 255)
+def test_searches_with_the_same_title_are_told_apart_by_seed_or_folder(tmp_path):
+    for name, seed in (("a", 1), ("b", 2), ("c", 2)):
+        make_run(tmp_path / name, epochs=1, seed=seed)
+        (tmp_path / name / "genotype.json").write_text(CELLS["DARTS_V2"].to_json())
+    searches = {tmp_path / name: load_course(tmp_path / name) for name in ("a", "b", "c")}
+    drawn = [line.get_label() for line in cells_figure(searches).axes[0].lines]
+    assert drawn == ["darts, seed 1", f"darts ({tmp_path / 'b'})", f"darts ({tmp_path / 'c'})"]
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("RGBA", 255), ("LA", 255), ("P", 255), ("RGB", 0), ("L", 0)])
-def test_transparent_pixels_are_white(tmp_path, mode, expected):
-    path = tmp_path / "a.png"
-    save(path, 0, mode, **({"transparency": 0} if mode == "P" else {}))
-    picture = read_picture(path)
-    assert np.asarray(picture.convert("RGB")).tolist() == np.full((8, 8, 3), expected).tolist()
-    assert picture.mode == ("L" if mode in ("L", "LA") else "RGB")
-    with Image.open(path) as opened:
-        assert WHOLE.transform()(opened).unique().tolist() == [expected / 255]
+def test_every_drawing_of_a_cell_has_room_for_all_of_it(tmp_path):
+    alphas = {"cell": np.zeros((2, 6, 5)), "cell_operations": np.array([OPERATIONS] * 6)}
+    archs = ["+".join(["|nor_conv_1x1~0|", *MORE]), "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"]
+    searches = {}
+    for method, arch in zip(("darts", "lambda-darts"), archs, strict=True):
+        run = tmp_path / method
+        make_run(run, epochs=1, method=method)
+        settings = yaml.safe_load((run / "config.yaml").read_text()) | {"space": "nasbench201"}
+        (run / "config.yaml").write_text(yaml.safe_dump(settings))
+        np.savez(run / "alphas.npz", **alphas)
+        (run / "genotype.json").write_text(parse_cell(arch).to_json())
+        searches[run] = load_course(run)
+    for axes in cells_figure(searches).axes[4:]:
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        places = [text.get_position() for text in axes.texts]
+        assert len(places) >= 5 and all(left < x < right and bottom < y < top for x, y in places)
 
 
-def test_each_warning_of_pillow_is_printed_once_with_a_count(tmp_path, capsys):
-    save_splits(tmp_path, [f"{number}.jpg" for number in range(5)])
-    for path in tmp_path.glob("*/*/*.jpg"):
-        content = path.read_bytes()
-        broken = b"Exif\0\0" + b"II*\0\x08\0\0\0" + b"\xff\xff" + b"\0" * 6
-        path.write_bytes(content[:2] + b"\xff\xe1" + (len(broken) + 2).to_bytes(2, "big") + broken + content[2:])
-    assert len(datasets.load("folder", str(tmp_path)).train) == 10
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(set(lines)) <= 2
-    assert all(line.startswith(f"warning: {tmp_path}: ") and line.endswith(" times)") for line in lines) and lines
+def test_the_figure_of_one_search_holds_its_legend(tmp_path):
+    make_run(tmp_path / "run", epochs=2)
+    (tmp_path / "run/genotype.json").write_text(CELLS["DARTS_V2"].to_json())
+    figure = cells_figure({tmp_path / "run": load_course(tmp_path / "run")})
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x0 >= 0 and legend.get_window_extent().x1 <= figure.bbox.width
 
 
-def test_names_that_are_encoded_in_another_way_are_one_class(tmp_path):
-    composed, decomposed = (unicodedata.normalize(form, "vögel") for form in ("NFC", "NFD"))
-    assert composed != decomposed
-    for split, name in (("train", composed), ("test", decomposed)):
-        save(tmp_path / split / name / "a.png")
-        save(tmp_path / split / "vz" / "a.png", 50)
-    loaded = datasets.load("folder", str(tmp_path))
-    assert loaded.classes == ("vz", composed)
-    assert loaded.train.images.flatten(1)[:, 0].tolist() == loaded.test.images.flatten(1)[:, 0].tolist() == [50, 100]
-    check_classes([decomposed, "b"], [composed, "b"])
-    with pytest.raises(InputError, match="they differ in a, b"):
-        check_classes(["a"], ["b"])
-    save(tmp_path / "train" / decomposed / "a.png")
-    with pytest.raises(ValueError, match="two folders vögel, which differ in the encoding of their letters"):
-        datasets.load("folder", str(tmp_path))
-
-
-def test_a_test_needs_the_test_images_only(tmp_path):
-    save_splits(tmp_path, ["a.png"])
-    with_training = datasets.load("folder", str(tmp_path), test_only=True).test
-    (tmp_path / "train").rename(tmp_path / "away")
-    assert torch.equal(datasets.load("folder", str(tmp_path), test_only=True).test.images, with_training.images)
-    with pytest.raises(ValueError, match=r"no folder .*train"):
-        datasets.load("folder", str(tmp_path))
-
-
-def test_mirroring_can_be_switched_off(tmp_path):
-    save_splits(tmp_path, ["a.png"])
-    folder = {"dataset": "folder", "data": str(tmp_path)}
-    assert datasets.load_dataset(settings_of(**folder)).flip
-    assert not datasets.load_dataset(settings_of(**folder, flip=False)).flip
-    assert not datasets.load_dataset(settings_of(dataset="digits", flip=True)).flip
-
-
-def test_both_spellings_of_imagenet16_are_one_data_set():
-    assert settings_of(dataset="imagenet16-120") == settings_of(dataset="imagenet16_120")
+@pytest.mark.parametrize(
+    ("dataset", "asked", "name"), [("digits", "auto", "CIFAR-10"), ("cifar100", "auto", "CIFAR-100")]
+)
+def test_the_panels_of_the_table_name_its_data_set(tmp_path, dataset, asked, name):
+    own = ("table_test_accuracy", "table_rank", "table_regret")
+    make_run(tmp_path / "run", epochs=3, own=own, dataset=dataset, table_dataset=asked)
+    course = load_course(tmp_path / "run")
+    titles = [axes.get_title(loc="left") for axes in (*search_figure(course).axes, *compare_figure([course]).axes)]
+    for text in ("accuracy in NAS-Bench-201 [%]", "rank, of 15,625 cells", "regret [points]"):
+        assert f"{name} {text}" in titles
+    assert f"{name} test accuracy in NAS-Bench-201 [%]" in titles

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 from lib import plugins
 from lib.calls import find_calls, read_arguments, unique
-from lib.files import read_text, read_yaml
+from lib.files import read_text, read_yaml, seeds_hint
 from lib.launch import is_first
 
 #: the edges of a cell, in one of the two forms
@@ -305,7 +305,8 @@ def _find_file(spec: str) -> tuple[str, str]:
     if os.path.isdir(path):
         path = os.path.join(path, "genotype.json")
         if not os.path.exists(path):
-            raise ValueError(f"{spec}: a folder without genotype.json; expected a finished run")
+            hint = seeds_hint(Path(spec))
+            raise ValueError(f"{spec}: a folder without genotype.json; expected a finished run{hint}")
     if not os.path.exists(path):
         similar = ", ".join(difflib.get_close_matches(spec, named_cells(), n=3)) or "DARTS_V2"
         raise ValueError(

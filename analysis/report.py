@@ -31,7 +31,8 @@ def main() -> None:
         raise cli.InputError(f"out: {given.out!r}, expected the name of a page, OUT.html")
     if not out.parent.is_dir():
         raise cli.InputError(f"out: {given.out!r}, but there is no folder {out.parent}")
-    if out.exists() and (not out.is_file() or GENERATOR not in out.read_bytes()[:4096]):
+    content = out.read_bytes()[:4096] if out.is_file() else b""
+    if out.exists() and (not out.is_file() or (content and GENERATOR not in content)):
         raise cli.InputError(f"out: {given.out!r} is there and no report of this script; expected another name")
     for path in paths:
         if not path.is_dir():

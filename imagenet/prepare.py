@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lib import cli
 from lib.cli import InputError, blaming
-from lib.files import find_split, is_picture, read_text
+from lib.files import check_regular, find_split, is_picture, read_text
 from lib.options import argument, option, parse
 
 PROG = "prepare.py"
@@ -41,6 +41,7 @@ def read_devkit(path: Path, meta: Path) -> dict[str, str]:
     from scipy.io import loadmat
 
     numbers = read_text(path).split()
+    check_regular(meta)
     try:
         synsets = loadmat(str(meta), squeeze_me=True)["synsets"]
         wordnet_ids = {str(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}

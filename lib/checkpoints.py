@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lib.files import read_bytes, write_atomically
+from lib.files import read_bytes, seeds_hint, write_atomically
 
 #: what the checkpoint of a retraining says of its network, see `lib.trainer.make_module`
 ABOUT = {"network", "settings", "genotype", "classes", "preprocessing"}
@@ -93,7 +93,7 @@ def open_retraining(path: Path) -> dict[str, Any]:
     elif last := load_last(path / "checkpoints"):
         path, checkpoint = last
     else:
-        raise ValueError(f"{path} has none; expected a checkpoint, or a run folder that has one")
+        raise ValueError(f"{path} has none; expected a checkpoint, or a run folder that has one{seeds_hint(path)}")
     about = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not (isinstance(about, dict) and about.keys() >= ABOUT and "state_dict" in checkpoint):
         raise ValueError(f"{path} is not one of a retraining by this version of the project")

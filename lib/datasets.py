@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib.cli import blaming
 from lib.files import find_split, read_json
-from lib.pictures import check_same_classes, counted_warnings, read_picture, read_tree
+from lib.pictures import check_same_classes, counted_warnings, read_header, read_picture, read_tree
 from lib.registry import Registry, check_arguments
 from lib.seeds import shuffled
 
@@ -135,7 +135,8 @@ def load(
         ValueError: There is no such data set, or its files are missing or invalid; the message names them.
         OSError: A file cannot be read.
     """
-    loaded = DATASETS.find(name)(Wanted(Path(root), image_size, download, channels, test_only))
+    loader = DATASETS.find(name.replace("imagenet16-120", "imagenet16_120"))  # as earlier checkpoints call it
+    loaded = loader(Wanted(Path(root), image_size, download, channels, test_only))
     if not isinstance(loaded, Loaded):
         raise ValueError(f"its loader returns a {type(loaded).__name__}, expected a Loaded")
     for part in (loaded.train, loaded.test):
@@ -264,9 +265,9 @@ def _folder(wanted: Wanted) -> Loaded:
         check_same_classes(*trees)
     train, channels = trees[0], wanted.channels
     with counted_warnings(wanted.root):
-        size = wanted.image_size or min(read_picture(train.path(0)).size)
+        size = wanted.image_size or min(read_header(train.path(0)).size)
         if not channels:
-            gray = all(read_picture(train.path(number)).mode in ("1", "L") for number in range(len(train)))
+            gray = all(read_header(train.path(number)).mode in ("1", "L", "LA") for number in range(len(train)))
             channels = 1 if gray else 3
         transform = v2.Compose(central_pixels(size, size))
 

@@ -25,6 +25,12 @@ IMAGE_SUFFIXES |= {".pnm", ".tif", ".tiff"}
 HELD_OUT = {"test": ("test", "val", "valid", "validation"), "val": ("val", "valid", "validation", "test")}
 
 
+def seeds_hint(folder: Path) -> str:
+    """The end of a message about a folder that is not a run: the runs of several seeds in it; "" if there are none."""
+    seeds = sorted(folder.glob("seed-*"))
+    return f"; it holds runs of several seeds, such as {seeds[0]}" if seeds else ""
+
+
 def is_finished(run: Path, kind: Literal["search", "retrain"]) -> bool:
     """True if a search or a retraining has written its result."""
     return (run / RESULTS[kind]).is_file()

@@ -24,7 +24,7 @@ import jsonargparse
 
 from lib import plugins
 from lib.cli import InputError, blaming
-from lib.files import read_yaml
+from lib.files import check_regular, read_yaml, seeds_hint
 from lib.parser import Parser, load_plugins, read_first
 from lib.registry import OWN_NAMES, nearest
 
@@ -292,8 +292,9 @@ def check_needs(settings: Any, names: set[str]) -> None:
 def _read_mapping(path: Path, flag: str, expected: str = "a YAML file of settings") -> dict[str, Any]:
     """The content of the YAML file of settings that `flag` names."""
     with blaming(flag):
+        check_regular(path)
         if not path.is_file():
-            raise ValueError(f"there is no file {path}; expected {expected}")
+            raise ValueError(f"there is no file {path}; expected {expected}{seeds_hint(path.parent)}")
         content = read_yaml(path)
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected names of settings and their values")

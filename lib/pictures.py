@@ -52,7 +52,8 @@ def read_tree(root: Path) -> PictureFolder:
     Raises:
         ValueError: There are fewer than two classes, one has no pictures, or two have one name.
     """
-    found = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    entries = [path for path in root.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    found = [path for path in entries if path.is_dir()]
     folders = {_composed(path.name): path for path in found}
     if len(folders) < len(found):
         twice = next(name for name, count in Counter(_composed(path.name) for path in found).items() if count > 1)
@@ -64,7 +65,7 @@ def read_tree(root: Path) -> PictureFolder:
     classes = tuple(sorted(folders))
     paths: list[str] = []
     labels: list[int] = []
-    ignored: list[str] = []
+    ignored = [path.name for path in entries if not path.is_dir()]
     for label, name in enumerate(classes):
         before = len(paths)
         for entry in sorted(_files(folders[name], (os.path.realpath(root),)), key=lambda entry: entry.path):
@@ -131,6 +132,19 @@ def read_picture(path: Path, mode: str = "") -> Image.Image:
             image.load()
             picture = upright(image)
             return picture.convert(mode) if mode else picture
+    except Exception as error:  # Pillow raises many kinds of errors for a damaged file
+        raise ValueError(f"{path} cannot be read as an image ({error})") from error
+
+
+def read_header(path: Path) -> Image.Image:
+    """Open a picture without decoding it, for its mode and its size.
+
+    Raises:
+        ValueError: The file is not a picture.
+    """
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            return image
     except Exception as error:  # Pillow raises many kinds of errors for a damaged file
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from genotypes import Edge, Genotype, read_genotype
-from lib.files import read_text
+from lib.files import read_text, seeds_hint
 from spaces import SPACES
 
 EDGES = SPACES["nasbench201"].edges
@@ -177,10 +177,8 @@ def load_cell(spec: str) -> Cell201:
     path = Path(spec)
     path = path / "genotype.json" if path.is_dir() else path
     if not path.exists():
-        seeds = sorted(child.name for child in Path(spec).glob("seed-*")) if Path(spec).is_dir() else []
-        if seeds:
-            raise ValueError(f"{spec} is a run of several seeds; expected one of them, such as {Path(spec, seeds[0])}")
-        raise ValueError(f"{spec!r}, expected a string such as {EXAMPLE}, a file with one or a finished run")
+        hint = seeds_hint(path.parent) if Path(spec).is_dir() else ""
+        raise ValueError(f"{spec!r}, expected a string such as {EXAMPLE}, a file with one or a finished run{hint}")
     text = read_text(path)
     try:
         return parse_cell(text)

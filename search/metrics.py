@@ -216,8 +216,12 @@ def summary(row: Mapping[str, Any], epochs: int, known: str) -> str:
     )
 
 
-def new_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Warnings about the last row that no earlier row has caused."""
+def new_warnings(rows: Sequence[Mapping[str, Any]], exact: bool = False) -> list[str]:
+    """Warnings about the last row that no earlier row has caused.
+
+    Args:
+        exact: The second derivatives are exact.
+    """
     *before, last = rows
     warnings = []
     for name in last:
@@ -226,10 +230,11 @@ def new_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"alpha is saturated: {100 * last[name]:.0f} % of the edges of the {name.removeprefix('saturated_')} "
                 "cell have mixing weights within 0.01 of 0 or 1, which hardly move any more"
             )
+    remedy = "a smaller --lambda_" if exact else "--derivatives exact, or a smaller --lambda_"
     if _drowned(last) > DROWNED and all(_drowned(row) <= DROWNED for row in before):
         warnings.append(
             f"lambda times the regularizer's gradient is {_drowned(last):.0f} times as long as the loss's gradient, "
-            "which clipping then all but discards; try --derivatives exact, or a smaller --lambda_"
+            f"which clipping then all but discards; try {remedy}"
         )
     warned = {layer for row in before for layer in _vanished(row)}
     new = [layer for layer in _vanished(last) if layer not in warned]

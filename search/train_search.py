@@ -297,7 +297,7 @@ def run_epochs(state: SearchState, run: Path) -> None:
             history.write(run)
             tensorboard.add(history.rows[-1])
             progress.line(summary(history.rows[-1], settings.epochs, state.describe(history.rows[-1])))
-            for warning in new_warnings(history.rows):
+            for warning in new_warnings(history.rows, settings.derivatives == "exact"):
                 progress.line(f"warning: {warning}")
 
 

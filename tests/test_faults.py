@@ -154,7 +154,9 @@ def test_a_second_cell_by_the_same_rule_is_refused_without_blaming_a_flag_that_w
 def test_runs_that_have_no_cell_of_nasbench201_are_named(tmp_path):
     run_search_201(settings_of_201(epochs=1), tmp_path / "series" / "seed-3")
     result = script_in_process("nasbench201/table.py", "query", tmp_path / "series")
-    assert_refused(result, f"is a run of several seeds; expected one of them, such as {tmp_path}/series/seed-3")
+    assert_refused(result, hint := f"; it holds runs of several seeds, such as {tmp_path}/series/seed-3")
+    for command in (("analysis/size.py",), ("analysis/hessian.py",), ("train/test.py",), ("train/train.py", "--arch")):
+        assert_refused(script_in_process(*command, tmp_path / "series"), hint)
     run = run_search(settings_of(epochs=1, batch_size=240), tmp_path / "run")
     for command in ("query", "rank"):
         result = script_in_process("nasbench201/table.py", command, run)
@@ -170,6 +172,7 @@ def test_a_regularizer_that_drowns_the_loss_is_warned_of_once():
     (warning,) = new_warnings(rows)
     assert "is 50 times as long as the loss's gradient" in warning and "--derivatives exact" in warning
     assert new_warnings([*rows, rows[-1]]) == []
+    assert "exact" not in new_warnings(rows, exact=True)[0]
     assert new_warnings([rows[0], row(0.1, 199.0) | {"gradient_norm_layer_0": 1.0}]) == []
 
 

@@ -99,7 +99,7 @@ def main() -> None:
     made = {"onnx": out / "model.onnx", "safetensors": out / "model.safetensors"}
     with blaming("checkpoint"):
         restored, checkpoint = restore_network(given.checkpoint)
-    with blaming("--out"):
+    with blaming("--out" if given.out else "checkpoint"):
         if given.out:
             out.mkdir(parents=True, exist_ok=True)
         check_new_file(made["onnx"])  # the last to be written

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -259,10 +259,9 @@ def _folder(wanted: Wanted) -> Loaded:
 
     from lib.preprocessing import central_pixels
 
-    trees = [read_tree(find_split(wanted.root, "test"))]
-    if not wanted.test_only:
-        trees.insert(0, read_tree(find_split(wanted.root, "train")))
-        check_same_classes(*trees)
+    splits: tuple[Literal["train", "test"], ...] = ("test",) if wanted.test_only else ("train", "test")
+    trees = [read_tree(folder) for folder in [find_split(wanted.root, split) for split in splits]]
+    check_same_classes(trees[0], trees[-1])
     train, channels = trees[0], wanted.channels
     with counted_warnings(wanted.root):
         size = wanted.image_size or min(read_header(train.path(0)).size)

@@ -147,9 +147,9 @@ def find_split(root: Path, split: Literal["train", "test", "val"]) -> Path:
         for folder in (root / "Data" / "CLS-LOC" / name, root / name):
             if folder.is_dir():
                 return folder
+    others = f" ({', '.join(names[1:])} will do)" if len(names) > 1 else ""
     raise ValueError(
-        f"no folder {root / split}; expected {' or '.join(f'{name}/<class>/*' for name in names)}, in {root} or in "
-        f"{root / 'Data/CLS-LOC'}"
+        f"no folder {root / split}; expected {split}/<class>/*{others}, in {root} or in {root / 'Data/CLS-LOC'}"
     )
 
 

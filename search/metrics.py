@@ -248,7 +248,11 @@ def new_warnings(rows: Sequence[Mapping[str, Any]], exact: bool = False) -> list
 
 def _drowned(row: Mapping[str, Any]) -> float:
     """The length of lambda times the regularizer's gradient, in lengths of the loss's gradient."""
-    return row["lambda"] * (row.get("regularizer_gradient_norm") or 0.0) / (row["loss_gradient_norm"] or math.inf)
+    return (
+        row.get("lambda", 0.0)
+        * (row.get("regularizer_gradient_norm") or 0.0)
+        / (row.get("loss_gradient_norm") or math.inf)
+    )
 
 
 def _vanished(row: Mapping[str, Any]) -> list[str]:

@@ -204,7 +204,8 @@ BAD = {
     "maps (2, 16, 7, 7) to (2, 16, 3, 3), expected (2, 16, 4, 4)",
     "from regularizers import *\nREGULARIZERS['noise'] = lambda gradients: 0": "regularizer 'noise': this name is "
     "taken",
-    "from search.methods import *\nMETHODS['a'] = Method('A', {}, {'s2': {}})": "method 'a': by_space: 's2'; expected",
+    "from search.methods import *\nMETHODS['a'] = Method('A', {}, {'s2': {}})": "method 'a': by_space or "
+    "released_by_space: 's2'; expected",
     "from spaces import *\nSPACES['a'] = Space({'normal': (), 'reduce': ()}, ((0, 2), (1, 2)), 2)": "Space: normal: "
     "candidates of 0 edges; expected 2",
     "from search.methods import *\nMETHODS['a'] = {'reg': 'corr'}": "method 'a': {'reg': 'corr'}; expected a Method",

@@ -67,7 +67,7 @@ def test_each_loader_prefers_the_name_that_its_data_sets_use(tmp_path):
     assert len(read_splits(tmp_path)[1]) == 4  # the labels of ImageNet's test pictures are not public
     (tmp_path / "val").rename(tmp_path / "elsewhere")
     (tmp_path / "test").rename(tmp_path / "testing")
-    with pytest.raises(ValueError, match=r"no folder .*test; expected test/<class>/\* or val/<class>/\* or valid"):
+    with pytest.raises(ValueError, match=r"no folder .*test; expected test/<class>/\* \(val, valid, validation will"):
         datasets.load("folder", str(tmp_path))
 
 

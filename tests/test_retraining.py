@@ -145,7 +145,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished,
     assert "\r" not in stopped.stdout and "\x1b" not in stopped.stdout  # no bars without a terminal
     assert not (run / "result.json").exists()
     resumed = script_in_process("train/train.py", "--resume", run)
-    assert f"run {run}: 2 epochs on cpu" in resumed.stdout
+    assert f"run {run}: 2 epochs of 3 left on cpu" in resumed.stdout
     assert metrics(run) == metrics(finished)
     assert weights_of(run) == weights_of(finished)
     assert result(run)["accuracy"] == result(finished)["accuracy"]

@@ -32,6 +32,16 @@ SEARCH = ("search/train_search.py", "--dataset", "digits", "--space", "s2", "--l
 RETRAIN = ("train/train.py", "--arch", CELL, "--dataset", "digits", "--init_channels", 4, "--layers", 3, "--epochs", 1)
 
 
+def start_run(*arguments):
+    """Start a run, and wait for its first epoch to end."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while "epoch 1/" not in process.stdout.readline():
+        assert process.poll() is None
+    return process
+
+
 # Standard output
 
 
@@ -73,15 +83,7 @@ def test_letters_that_an_encoding_lacks_are_escaped():
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [SEARCH, RETRAIN], ids=["search", "retraining"])
 def test_ctrl_c_twice_leaves_one_line(tmp_path, command):
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command), "--epochs", "500", "--save", str(tmp_path / "run")],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while "epoch 1/" not in process.stdout.readline():
-        assert process.poll() is None
+    process = start_run(*command, "--epochs", 500, "--save", tmp_path / "run")
     for pause in (0.0, 0.05, 0.3):
         time.sleep(pause)
         process.send_signal(signal.SIGINT)
@@ -214,15 +216,7 @@ def test_a_killed_loader_is_one_line_and_the_run_resumes(tmp_path):
         "--device",
         "cpu",
     )
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command), "--save", str(tmp_path / "run")],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while "epoch 1/" not in process.stdout.readline():
-        assert process.poll() is None
+    process = start_run(*command, "--save", tmp_path / "run")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
     errors = process.communicate(timeout=120)[1]

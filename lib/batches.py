@@ -142,8 +142,8 @@ def draw(batches: Batches, count: int) -> Iterator[Batch]:
     """Yield `count` batches, each of images drawn without replacement from all of them."""
     device, key = batches.data.labels.device, batches.key
     generator = random_numbers(device, *key, 1, 1)
-    for number in range(count):
-        chosen = shuffled(len(batches.data), *key, 0, 1, number)[: batches.batch_size].to(device)
+    orders = [shuffled(len(batches.data), *key, 0, 1, number)[: batches.batch_size] for number in range(count)]
+    for number, chosen in enumerate(torch.stack(orders).to(device)):  # a copy in each step would synchronize
         images = batches.augmentation(batches.data.images[chosen], generator)
         yield Batch(images, batches.data.labels[chosen], mix(*key, 2, 1, number))
 

@@ -130,7 +130,7 @@ def make_step(network: Any, precision: str, layout: Any, device: Any) -> Callabl
 
 
 def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> dict[str, Any]:
-    """Images per second of every part, alone and together, for the pictures of an `imagenet.images.Tree`."""
+    """Images per second of every part, alone and together, for the pictures of a `lib.pictures.PictureFolder`."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -169,7 +169,6 @@ def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> di
         "model": rate(lambda: train(images, labels)),
         **jitter_rates(settings, device),
     }
-
     together = {}
     for workers in range(1, settings.workers + 1):
         loader = DataLoader(

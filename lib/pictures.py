@@ -125,15 +125,12 @@ def read_picture(path: Path, mode: str = "") -> Image.Image:
     Raises:
         ValueError: The file is damaged, of another kind, or larger than Pillow allows.
     """
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"more than 8 bits a channel, mode {image.mode}; expected 8")
-            image.load()
-            picture = upright(image)
-            return picture.convert(mode) if mode else picture
-    except Exception as error:  # Pillow raises many kinds of errors for a damaged file
-        raise ValueError(f"{path} cannot be read as an image ({error})") from error
+    with _opened(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"more than 8 bits a channel, mode {image.mode}; expected 8")
+        image.load()
+        picture = upright(image)
+        return picture.convert(mode) if mode else picture
 
 
 def read_header(path: Path) -> Image.Image:
@@ -142,9 +139,15 @@ def read_header(path: Path) -> Image.Image:
     Raises:
         ValueError: The file is not a picture.
     """
+    with _opened(path) as image:
+        return image
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return image
+            yield image
     except Exception as error:  # Pillow raises many kinds of errors for a damaged file
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
 

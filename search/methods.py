@@ -1,8 +1,8 @@
 """The methods: the settings of each paper, as far as they differ from first-order DARTS (the defaults of settings.py).
 
-`released` has the settings of the released code where they depart from the paper, for --released;
-docs/faithfulness.md explains each departure. A bug of a released code has no setting: the code that --released runs
-in its place has a comment.
+`released` has the settings of the released code where they depart from the paper, for --released. Bugs of a released
+code have no settings: search/settings.py (`keeps_weights`, `clips_alpha`) and search/perturbation.py have them.
+docs/faithfulness.md explains each departure.
 
 To add a method, add an entry, here or in a plugin: `METHODS["mine"] = Method("Me (2027)", {"reg": "mine"})`. A part of
 a method that no flag has yet is an entry of another registry, such as REGULARIZERS, ALPHA_REGULARIZERS or SMOOTHING, or

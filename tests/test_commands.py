@@ -14,7 +14,7 @@ import search.command_line
 from lib import options
 from tests.helpers import EXAMPLES, ROOT, settings_put_back
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
 #: has bash print the commands that follow instead of running them; PATH is empty, so that any other command fails
 PRINT = r"""
 set -eu

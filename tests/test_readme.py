@@ -1,4 +1,4 @@
-"""What the README says is so."""
+"""The README and the documents: examples that run, links and names that exist."""
 
 import re
 
@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_regularizer_of_the_readme_is_searched_with(tmp_path, monkeypatch):
     for registry in (REGULARIZERS, METHODS):  # so that the entries go again
         monkeypatch.setattr(registry, "data", dict(registry))
-    example = re.search(r"## Add a cell.*?```python\n(.*?)```", README, re.DOTALL).group(1)
+    example = re.search(r"## Your own cell.*?```python\n(.*?)```", README, re.DOTALL).group(1)
     program = tmp_path / "balance.py"
     program.write_text(f'{example}\nimport runpy\n\nrunpy.run_path("search/train_search.py", run_name="__main__")\n')
     run = tmp_path / "run"
@@ -28,11 +28,30 @@ def test_the_regularizer_of_the_readme_is_searched_with(tmp_path, monkeypatch):
     assert rows["regularizer_gradient_norm"][1] > 0 > rows["regularizer"][1]
 
 
-def test_every_picture_and_file_of_the_readme_exists():
-    for picture in re.findall(r"\((docs/[^\s)]+)\)", README):
-        assert (ROOT / picture).is_file(), picture
+def test_the_readme_names_files_that_exist():
     for path in re.findall(r"`([\w/]+\.(?:py|json)|\w+/)`", README.split("## The repository")[1]):
-        assert (ROOT / path).exists() or any(ROOT.glob(f"*/{path}")), path
+        assert (ROOT / path).exists(), path
+
+
+def headings(document):
+    """The anchors that GitHub makes of the headings of a document."""
+    found = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in found}
+
+
+def test_links_between_documents_lead_somewhere():
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"]
+    links = [
+        (document, link)
+        for document in documents
+        for link in re.findall(r"\]\((?!https?:)([^\s)]+)\)", document.read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 40
+    for document, link in links:
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), (document.name, link)
+        assert not anchor or anchor in headings(target), (document.name, link)
 
 
 def test_every_idea_is_where_docs_code_says():

@@ -25,7 +25,7 @@ bash() { print bash "$@"; }
 sbatch() { print bash "$@"; }
 """
 #: these need no network, no data set and no GPU, and take less than a minute
-QUICK = ["analysis/draw.py", "nasbench201/table.py query", "nasbench201/table.py best"]
+QUICK = ["analysis/draw.py", "nasbench201/table.py query 1462", "nasbench201/table.py best"]
 SLOW = ["benchmarks/low_precision.py --space nasbench201"]
 
 
@@ -99,7 +99,7 @@ def test_a_documented_command_is_accepted(words, tmp_path):
         path = passed["script"] or "scripts/reproduce.py"
         arguments = arguments if passed["script"] else ["--table", passed["table"], *arguments]
     own_code = re.search(
-        r"## Add a cell.*?```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+        r"## Your own cell.*?```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
     )
     (tmp_path / "mine.py").write_text(own_code[1] + EXAMPLES["A search space"], encoding="utf-8")
     result = run(path, arguments, tmp_path, parse_only=True)

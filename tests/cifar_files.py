@@ -9,7 +9,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def write_cifar(root: Path) -> np.ndarray:
-    """CIFAR-10 and CIFAR-100 in their official layout, of a few random images. Returns the first batch's (20, 3072)."""
+    """Write CIFAR-10 and CIFAR-100 with a few random images. Return the pixels of the first batch, (20, 3072)."""
     generator = np.random.default_rng(0)
 
     def write(name, content):

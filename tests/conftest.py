@@ -1,4 +1,4 @@
-"""Settings of every test process, made before torch is imported."""
+"""Settings of every test process, which take effect before torch is imported."""
 
 import os
 import signal
@@ -6,24 +6,24 @@ import signal
 import pytest
 from hypothesis import settings
 
-# The tests' networks are tiny: one thread is as fast as several, and does not wait for others on a busy machine.
-# Set before torch is imported, and inherited by the scripts that the tests run.
+# The networks of the tests are tiny. One thread is as fast as several, and never waits for others on a busy machine.
+# torch reads this variable when it is imported. The scripts that the tests run inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Ray gives way to all else on a machine, which beside another core's tests would keep its workers from going on.
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (as Ray reads it)
+# Ray runs its workers at low priority by default. Other tests that run at the same time would starve them.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray reads this spelling)
 
-# A shell's background jobs ignore Ctrl-C, and so would what the tests start, and send it to.
+# Background jobs of a shell ignore SIGINT, and so would the processes to which the tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A busy machine takes longer than hypothesis allows an example, and fails nothing by that.
+# On a busy machine an example may exceed the deadline of hypothesis, which is no failure.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 
 @pytest.fixture
 def same_noise(monkeypatch):
-    """The operation `noise` in the same numbers, whatever the order of the edges."""
+    """Make the operation `noise` return the same values, whatever the order of the edges."""
 
     import torch
 
@@ -35,9 +35,10 @@ def same_noise(monkeypatch):
 
 @pytest.fixture(scope="module")
 def no_figures():
-    """Runs that draw neither curves nor cells, which takes almost half the time of the smallest one.
+    """Skip the drawing of curves and cells, which takes almost half the time of the smallest run.
 
-    For a whole file, so that its module fixtures draw nothing either: `pytestmark = pytest.mark.usefixtures(...)`.
+    Use it for a whole file, so that its module fixtures draw nothing either:
+    `pytestmark = pytest.mark.usefixtures("no_figures")`.
     """
     from tests.helpers import without_figures
 

@@ -45,15 +45,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def local_data() -> Path:
-    """A local copy of the published cells, fixtures and images; tests that need it skip where it is absent."""
+    """Return the folder with the published cells, fixtures and images. Skip the test if it does not exist."""
     folder = Path(os.environ.get("LAMBDA_DARTS_DATA", ROOT.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"no local copy of the data at {folder}; LAMBDA_DARTS_DATA names another place")
+        pytest.skip(f"there is no folder {folder}; set LAMBDA_DARTS_DATA to the folder of the test data")
     return folder
 
 
 def slower() -> float:
-    """How many times longer Python may take: tools/coverage.sh has every line of the root's modules counted."""
+    """Return the factor by which time limits are extended. tools/coverage.sh traces every line, which slows Python."""
     return 1.0 if sys.gettrace() is None else 4.0
 
 
@@ -82,7 +82,7 @@ EXAMPLES = {
 
 @contextmanager
 def own_plugins() -> Iterator[None]:
-    """Plugins that are loaded here, and what they register, end here."""
+    """Unload the plugins that the block loads, and remove their entries from the registries."""
     before, loaded = [dict(registry) for registry in REGISTRIES], list(plugins.LOADED)
     try:
         yield
@@ -96,7 +96,7 @@ def own_plugins() -> Iterator[None]:
 
 @contextmanager
 def settings_put_back() -> Iterator[pytest.MonkeyPatch]:
-    """Put back what a script sets in its process: environment, paths, signals, warnings, loggers and plugins."""
+    """Restore what a script sets in its process: environment, paths, signals, warnings, loggers and plugins."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     loggers = {logger: logger.level for logger in logging.root.manager.loggerDict.values() if hasattr(logger, "level")}
     environment = dict(os.environ)
@@ -108,14 +108,14 @@ def settings_put_back() -> Iterator[pytest.MonkeyPatch]:
         os.environ.clear()
         os.environ.update(environment)
         for number, handler in signals.items():
-            if handler is not None:  # one that Python has not set
+            if handler is not None:  # None if Python did not set it
                 signal.signal(number, handler)
         for logger, level in loggers.items():
             logger.setLevel(level)
 
 
 def script_in_process(command: object, *arguments: object) -> subprocess.CompletedProcess:
-    """Run a script as `script` does, but in this process: torch is imported once for all calls."""
+    """Run a script like `script`, but in this process, so that torch is imported only once."""
     out, err = io.StringIO(), io.StringIO()
     line = [str(command), *map(str, arguments)]
     with settings_put_back() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -130,7 +130,7 @@ def script_in_process(command: object, *arguments: object) -> subprocess.Complet
 
 
 def run_main(main, *arguments: object) -> None:
-    """Run a script's main function in this process, which is ten times as fast as `script`."""
+    """Run the main function of a script in this process. This is ten times as fast as `script`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [main.__code__.co_filename, *map(str, arguments)])
         main()
@@ -142,7 +142,7 @@ def run_derive(*arguments: object, main=derive.main) -> None:
 
 
 def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:
-    """Wrong input: status 2, nothing but one line on stderr, and in it all of `mentions`."""
+    """Assert that a script rejected its input: status 2, and one line on stderr that contains all `mentions`."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr
@@ -152,7 +152,7 @@ def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:
 
 @contextmanager
 def without_figures() -> Iterator[None]:
-    """Have searches and retrainings draw nothing, which takes a second of each: tests/test_pictures.py looks at it."""
+    """Keep searches and retrainings from drawing, which takes a second each. tests/test_pictures.py tests it."""
     with pytest.MonkeyPatch.context() as patch:
         for drawing in ("analysis.curves.plot_search", "analysis.draw.draw_genotype"):
             patch.setattr(drawing, lambda *arguments: None)
@@ -162,12 +162,12 @@ def without_figures() -> Iterator[None]:
 
 
 def last_checkpoint(run: Path) -> Path:
-    """The file of a run's last checkpoint; one that is not there where the run has none."""
+    """Return the path of the last checkpoint of a run. If it has none, the path does not exist."""
     return max(checkpoints.paths(run / "checkpoints"), default=run / "checkpoints/none")
 
 
 def flat(value, name=""):
-    """The leaves of a tree of dictionaries and lists by their paths, tensors as bytes."""
+    """Return the leaves of a tree of dictionaries and lists by path, with tensors as bytes."""
     if isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return {path: leaf for key, item in items for path, leaf in flat(item, f"{name}/{key}").items()}
@@ -203,7 +203,7 @@ def write_folder(root, classes=("cat", "dog"), per_class=3, size=(8, 8)):
     return root
 
 
-#: the smallest search that has two normal cells: two steps an epoch on the digits
+#: the smallest search that has two normal cells, with two steps per epoch on the digits
 SMALL = SearchSettings(
     dataset="digits",
     space="s2",
@@ -225,14 +225,14 @@ def run_search(settings, run, resumed=False):
 
 
 def metrics(run):
-    """The rows of a run's metrics but for what the machine decides."""
+    """Return the rows of metrics.csv without the columns that depend on the machine."""
     machine = ("seconds", "peak_memory_mib")
     with open(run / "metrics.csv", newline="") as file:
         return [{name: value for name, value in row.items() if name not in machine} for row in csv.DictReader(file)]
 
 
 def assert_same_run(a, b):
-    """Weights, optimizers, alphas, metrics and genotypes, bit for bit; the seconds are those of a clock."""
+    """Assert that weights, optimizers, alphas, metrics and genotypes are equal bit for bit. Times may differ."""
     first, second = (flat({**checkpoints.load(last_checkpoint(run)), "history": None}) for run in (a, b))
     assert first == second
     with np.load(a / "alphas.npz") as x, np.load(b / "alphas.npz") as y:
@@ -266,13 +266,13 @@ def settings_of(method="darts", **changes):
 
 
 def few_images(folder):
-    """Settings under which a perturbation selection takes seconds: two steps an epoch, of twelve tiny images each."""
+    """Write tiny images. Return settings for a fast perturbation selection: two steps of 12 images per epoch."""
     root = write_folder(folder, per_class=24, size=(4, 4))
     return {"dataset": "folder", "data": str(root), "batch_size": 12, "epochs": 1}
 
 
 def interrupt(monkeypatch, owner, name, call):
-    """Ctrl-C at the end of the call-th call of a method."""
+    """Raise KeyboardInterrupt at the end of call number `call` of a method, counted from 1."""
     original, calls = getattr(owner, name), []
 
     def stop(*arguments, **named):
@@ -286,14 +286,14 @@ def interrupt(monkeypatch, owner, name, call):
 
 
 def select(space, weights, rule, threshold=0.85):
-    """The genotype that a rule reads off mixing weights."""
+    """Return the genotype that a selection rule derives from mixing weights."""
     return selection.to_genotype(space, selection.select(space, weights, rule, threshold), pairs=rule == "argmax")
 
 
 CELL = "LambdaDARTS_cifar10_s2"
 
 
-#: three steps an epoch on the digits
+#: three steps per epoch on the digits
 RETRAINING = TrainSettings(
     arch=CELL,
     dataset="digits",
@@ -324,7 +324,7 @@ def retrain(settings, run, resumed=False):
 
 
 def weights_of(run):
-    """The weights of a retraining's last checkpoint, as bytes."""
+    """Return the weights in the last checkpoint of a retraining, as bytes."""
     return flat(checkpoints.load(last_checkpoint(run))["state_dict"])
 
 

@@ -1,7 +1,9 @@
-"""imagenet/train.py with a record of the pictures it decodes, and with a fault where the environment asks for one.
+"""Run imagenet/train.py, record the images that it decodes, and inject a fault if the environment asks for one.
 
-RECORD is the folder of the record. FAULT is a JSON list: a kind, and its rank, epoch and step. The kinds are the keys
-of SIGNALS ("stop" is in a step of the test) and "spoil" (the loss is NaN).
+Environment variables:
+    RECORD: Folder of the record.
+    FAULT: JSON list of a kind, a rank, an epoch and a step. The kind is a key of SIGNALS, or "spoil", which makes the
+        loss NaN. The fault occurs in a training step, or in a validation step if the kind is "stop".
 """
 
 import json
@@ -23,7 +25,7 @@ SIGNALS = {
     "preempt": signal.SIGUSR1,
     "interrupt": signal.SIGINT,
 }
-#: (epoch, picture) for each training picture that this process decodes
+#: (epoch, number) of each training image that this process decodes
 seen: list = []
 
 
@@ -34,7 +36,7 @@ def decode(decoder: Decoder, epoch: int, number: int, decode=Decoder.decode) -> 
 
 
 def fail(kind: str, *moment: int) -> None:
-    """Do so once."""
+    """Inject a fault of this kind once, at (rank, epoch, step)."""
     name = "validation_step" if kind == "stop" else "training_step"
     own = getattr(Retraining, name)
     once = Path(os.environ["RECORD"]) / "failed"

@@ -1,4 +1,4 @@
-"""What the tests of ImageNet's retraining share: tiny pictures, and runs on them in this process and in others."""
+"""Helpers of the ImageNet retraining tests: tiny images, and runs on them in this process and in others."""
 
 import os
 import shutil
@@ -18,15 +18,15 @@ from tests.helpers import ROOT, last_checkpoint, script_in_process, without_figu
 
 CELL = "LambdaDARTS_corr_0"
 TRAIN, TEST = "imagenet/train.py", "imagenet/test.py"
-#: three steps an epoch, of 16, 16 and 13 pictures
+#: three steps per epoch, with 16, 16 and 13 images
 SMALL = (
     "--arch", CELL, "--init_channels", 4, "--layers", 3, "--image_size", 32, "--no_auxiliary", "--batch_size", 16,
     "--epochs", 3, "--workers", 0, "--device", "cpu", "--precision", "64-true",
 )  # fmt: skip
 CLASSES = ("n01440764", "n01443537", "n01484850")
-#: float64, with sums in another order
+#: tolerances for float64 sums in another order
 CLOSE = {"rtol": 1e-6, "atol": 1e-9}
-#: the environment of a job of SLURM with one process
+#: environment variables of a SLURM job with one process
 JOB = {
     "SLURM_JOB_ID": 4711, "SLURM_JOB_NAME": "retrain", "SLURM_NTASKS": 1, "SLURM_NNODES": 1, "SLURM_STEP_ID": 0,
     "SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_NODEID": 0, "SLURM_STEP_NODELIST": "localhost",
@@ -35,7 +35,7 @@ JOB = {
 
 
 def make_tree(root):
-    """Fifteen and four pictures of three classes, of a colour each, in several sizes."""
+    """Write 15 training and 4 validation images for each of three classes. Each class has a color; sizes vary."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 15), ("val", 4)):
         for label, name in enumerate(CLASSES):
@@ -50,7 +50,7 @@ def make_tree(root):
 
 
 def with_truncated(tree, root):
-    """A copy of the pictures, and the one of them that is cut short."""
+    """Copy the images, truncate one of them, and return its path."""
     shutil.copytree(tree, root)
     truncated = root / "Data/CLS-LOC/train" / CLASSES[1] / f"{CLASSES[1]}_3.JPEG"
     truncated.write_bytes(truncated.read_bytes()[:300])
@@ -71,7 +71,7 @@ def train(*arguments, figures=False):
 
 
 def trained(*arguments, **options):
-    """Call imagenet/train.py to the end of the training."""
+    """Call imagenet/train.py and assert that the training finishes."""
     result = train(*arguments, **options)
     assert result.returncode == 0, result.stderr
     return result
@@ -97,14 +97,14 @@ def stopped(*arguments, signum=signal.SIGTERM):
 
 
 def environment(**more):
-    """That of a process which nobody has launched."""
+    """Return the environment without the variables of launchers (SLURM, torchrun), and with `more`."""
     launchers = ("SLURM", "TORCHELASTIC", "MASTER", "RANK", "LOCAL", "WORLD", "GROUP", "ROLE", "NODE_RANK")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
     return {**clean, **{name: str(value) for name, value in more.items()}}
 
 
 def recorded(record, *arguments, env=None, launcher=()):
-    """Start imagenet/train.py with a record of the pictures that it decodes."""
+    """Start imagenet/train.py in a process that records the images that it decodes."""
     os.makedirs(record, exist_ok=True)
     return subprocess.Popen(
         [sys.executable, *map(str, (*launcher, "tests/imagenet_process.py", *arguments))],
@@ -117,7 +117,7 @@ def recorded(record, *arguments, env=None, launcher=()):
 
 
 def finish(*processes):
-    """The exit status, the output and the errors of each process."""
+    """Wait for the processes. Return the exit status, the output and the errors of each."""
     said = [process.communicate(timeout=240) for process in processes]
     return [(process.returncode, *output) for process, output in zip(processes, said, strict=True)]
 

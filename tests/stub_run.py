@@ -1,8 +1,8 @@
-"""A run that trains nothing, for tests of tables: it leaves the files of a run, and can fail, die or wait.
+"""A stub for tests of tables. It trains nothing, writes the files of a run, and can fail, die or wait.
 
 python tests/stub_run.py --save RUN --epochs 3 --seed 0 [--arch SEARCH]    # with --arch, a retraining
 python tests/stub_run.py --resume RUN
-python tests/stub_run.py RUN                                               # the score of a retraining
+python tests/stub_run.py RUN                                               # print the score of a retraining
 """
 
 import argparse
@@ -27,16 +27,18 @@ def parse(line: list[str]) -> argparse.Namespace:
     parser.add_argument("--arch", default="")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds of an epoch")
-    parser.add_argument("--fail_at", type=int, default=0, help="the epoch in which the run fails")
-    parser.add_argument("--die_at", type=int, default=0, help="the epoch in which the run kills its process")
-    parser.add_argument("--wait_at", type=int, default=0, help="the epoch in which the run waits for ten minutes")
-    parser.add_argument("--times", type=int, default=1, help="how often it dies or waits")
+    parser.add_argument("--pause", type=float, default=0.0, help="Duration of an epoch in seconds.")
+    parser.add_argument("--fail_at", type=int, default=0, help="Epoch in which the run fails. 0 for none.")
+    parser.add_argument("--die_at", type=int, default=0, help="Epoch in which the run kills its process. 0 for none.")
+    parser.add_argument(
+        "--wait_at", type=int, default=0, help="Epoch in which the run waits for ten minutes. 0 for none."
+    )
+    parser.add_argument("--times", type=int, default=1, help="Number of times that the run dies or waits.")
     return parser.parse_args(line)
 
 
 def resolve(line: list[str], script: str) -> argparse.Namespace:
-    """Check a command line, for scripts/grid.py."""
+    """Check a command line. scripts/reproduce.py calls this function."""
     return parse(line)
 
 
@@ -48,14 +50,14 @@ def run(given: dict[str, Any], folder: Path) -> None:
         begin = time.monotonic()
         time.sleep(given["pause"])
         if epoch == given["fail_at"]:
-            sys.exit("stub_run.py: error: --fail_at: the run fails, as it was told to")
+            sys.exit("stub_run.py: error: --fail_at: the run fails in this epoch, as requested")
         if epoch in (given["die_at"], given["wait_at"]) and len(list(folder.glob("time-*"))) < given["times"]:
             (folder / f"time-{time.time_ns()}").touch()
             if epoch == given["die_at"]:
                 os.kill(os.getpid(), signal.SIGKILL)
             for _ in range(6000):  # ray.cancel cannot interrupt a long sleep
                 time.sleep(0.1)
-        # Each epoch's value follows from all before it: a run that lost or repeated one ends in another genotype.
+        # The value of an epoch depends on all earlier ones, so a run that loses or repeats one gets another genotype.
         before = rows[-1]["value"] if rows else f"{value} {given['seed']}"
         after = hashlib.sha256(f"{before} {epoch}".encode()).hexdigest()[:8]
         rows.append({"epoch": epoch, "value": after, "seconds": time.monotonic() - begin})

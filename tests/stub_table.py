@@ -1,4 +1,4 @@
-"""scripts/reproduce.py with one more script that a table may run: tests/stub_run.py."""
+"""Run scripts/reproduce.py with tables that may also use tests/stub_run.py."""
 
 from lib import cli
 from lib.grid import SCRIPTS
@@ -7,9 +7,9 @@ from tests.stub_run import SCRIPT
 
 
 def allow() -> None:
-    """Let tables of this process name tests/stub_run.py."""
+    """Allow tables in this process to use tests/stub_run.py."""
     SCRIPTS["search"][SCRIPT] = ""
-    SCRIPTS["retrain"][SCRIPT] = SCRIPT  # which scores it, too
+    SCRIPTS["retrain"][SCRIPT] = SCRIPT  # the same script computes the score
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Supernets, and comparisons of their gradients, that several test files share."""
+"""Supernets, and comparisons of their gradients, for several test files."""
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ DOUBLE = torch.float64
 
 
 def problem(space="s2", layers=4, size=8):
-    """A small supernet in float64 with random mixing weights, and two batches."""
+    """Return the objective of a small float64 supernet, its random architecture and mixing weights, and two batches."""
     torch.manual_seed(0)
     supernet = Supernet(SPACES[space], init_channels=4, layers=layers).double()
     architecture = Architecture(SPACES[space].counts).double()
@@ -37,7 +37,7 @@ def relative_error(measured, expected):
 
 
 def scramble(architecture):
-    """Random alpha."""
+    """Set alpha to random values."""
     with torch.no_grad():
         for alpha in architecture.parameters():
             alpha.normal_()
@@ -70,14 +70,14 @@ def batch_and_weights(supernet, dtype=DOUBLE, device="cpu", images=6, pixels=12)
 
 
 def in_plain_order(supernet, plain, gradients):
-    """Gradients of a supernet's parameters, as those of its plain twin's."""
+    """Return the gradients of a supernet's parameters in the shapes and order of its plain twin's parameters."""
     names = [name for name, _ in supernet.named_parameters()]
     cut = as_plain(supernet, dict(zip(names, gradients, strict=True)))
     return [cut[name] for name, _ in plain.named_parameters()]
 
 
 def assert_gradients_of(supernet, plain, batch, weights):
-    """All gradients of a pass, in double precision."""
+    """Assert that a supernet and its plain twin have the same loss and gradients in float64."""
     fast, slow = (
         weight_gradient(Objective(network, skip_beta=0.3), weights, batch, layers=True) for network in (supernet, plain)
     )
@@ -85,13 +85,16 @@ def assert_gradients_of(supernet, plain, batch, weights):
     pairs = [*zip(in_plain_order(supernet, plain, fast.gradient), slow.gradient, strict=True)]
     pairs += [*zip(fast.layer_gradients, slow.layer_gradients, strict=True)]
     for measured, expected in pairs:
-        # Some weights do not matter, by batch norm's invariances: their gradient is rounding alone.
+        # Batch norm makes the loss invariant to some weights. Their gradient is pure rounding error.
         assert norm([measured - expected]) < 1e-10 * norm([expected]) + 1e-13
 
 
 def assert_single_precision_gradients_of(supernet, plain, ours, batch, weights, monkeypatch):
-    """The gradients of both, each on the batch in its own memory format."""
-    # Rounding turns a ReLU on or off now and then, which counts for 1e-3 and more in a supernet this small.
+    """Assert that a supernet and its plain twin have close gradients in float32, on `ours` and `batch` respectively.
+
+    The two batches hold the same images in different memory formats.
+    """
+    # Rounding may switch a ReLU, which changes the gradients of a small supernet by 1e-3 or more. Softplus has no kink.
     monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
     monkeypatch.setattr(F, "relu_", F.softplus)
     weights = [weight.softmax(dim=-1) for weight in weights]
@@ -102,13 +105,13 @@ def assert_single_precision_gradients_of(supernet, plain, ours, batch, weights, 
 
 
 def everywhere(*candidates):
-    """A space with DARTS's edges and these candidates on each."""
+    """Return a space with the edges of DARTS and these candidates on each edge."""
     edges = SPACES["s2"].edges
     return Space({kind: (candidates,) * len(edges) for kind in ("normal", "reduce")}, edges, keep=2)
 
 
 def both_paths(space):
-    """A supernet with the fast path as on a GPU, and its plain twin, in float64."""
+    """Return a float64 supernet that takes the fast path as on a GPU, and its plain twin."""
     torch.manual_seed(0)
     supernet = Supernet(space, init_channels=4, layers=5).double()
     for module in supernet.modules():

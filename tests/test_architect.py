@@ -1,4 +1,4 @@
-"""Alpha, its mixing weights and the gradients that move it, against independent computations in float64."""
+"""Alpha, mixing weights and architecture gradients, compared with independent computations in float64."""
 
 from itertools import pairwise
 
@@ -16,11 +16,11 @@ DOUBLE = torch.float64
 
 
 def even(shapes):
-    """The numbers of operations of edges that do not differ in it."""
+    """Return the number of operations of each edge, which is the same for all edges of a kind of cell."""
     return {kind: [operations] * edges for kind, (edges, operations) in shapes.items()}
 
 
-def test_alpha_begins_near_nothing_on_the_softmax_and_at_nothing_on_the_sigmoid():
+def test_alpha_starts_near_zero_for_softmax_and_at_zero_for_sigmoid():
     shapes = {"normal": (14, 7), "reduce": (14, 5)}
     torch.manual_seed(0)
     architecture = Architecture(even(shapes))
@@ -32,13 +32,13 @@ def test_alpha_begins_near_nothing_on_the_softmax_and_at_nothing_on_the_sigmoid(
     assert all(fixed.shape == shapes[kind] and fixed.isnan().all() for kind, fixed in architecture.fixed.items())
 
 
-def test_the_weights_of_the_operations_are_the_last_dimension_of_alpha():
+def test_relax_acts_on_the_last_dimension_of_alpha():
     alpha = torch.randn(2, 3, 4, dtype=DOUBLE)
     torch.testing.assert_close(relax(alpha, "softmax"), alpha.exp() / alpha.exp().sum(dim=2, keepdim=True))
     torch.testing.assert_close(relax(alpha, "sigmoid"), 1 / (1 + (-alpha).exp()))
 
 
-def test_mixing_weights_are_the_softmax_of_each_edge_and_their_gradient_its_chain_rule():
+def test_mixing_weights_are_a_softmax_on_each_edge_and_gradients_follow_the_chain_rule():
     torch.manual_seed(0)
     architecture = Architecture(even({"normal": (14, 7), "reduce": (14, 5)})).double()
     scramble(architecture)
@@ -54,7 +54,7 @@ def test_mixing_weights_are_the_softmax_of_each_edge_and_their_gradient_its_chai
         architecture.gradients(["normal", "reduce", "normal"], layer_gradients[:2])
 
 
-def test_gates_begin_half_open_and_their_gradient_is_the_chain_rule_of_the_sigmoid():
+def test_sigmoid_gates_start_at_one_half_and_gradients_follow_the_chain_rule():
     torch.manual_seed(0)
     architecture = Architecture(even({"normal": (14, 7), "reduce": (14, 7)}), "sigmoid").double()
     assert all(torch.equal(alpha, torch.zeros_like(alpha)) for alpha in architecture.parameters())
@@ -68,7 +68,7 @@ def test_gates_begin_half_open_and_their_gradient_is_the_chain_rule_of_the_sigmo
 
 
 @pytest.mark.parametrize("relaxation", ["softmax", "sigmoid"])
-def test_fixed_mixing_weights_stand_and_their_alpha_no_longer_decides(relaxation):
+def test_fixed_mixing_weights_ignore_alpha_and_its_gradient_is_zero(relaxation):
     architecture = Architecture(even({"normal": (14, 3)}), relaxation).double()
     scramble(architecture)
     before = architecture.mixing_weights()["normal"].detach()
@@ -82,12 +82,12 @@ def test_fixed_mixing_weights_stand_and_their_alpha_no_longer_decides(relaxation
     assert (gradient[others] != 0).all()
 
 
-#: the weights' optimizer
+#: learning rate, momentum and weight decay of the weights
 XI, MOMENTUM, WEIGHT_DECAY = 0.2, 0.9, 3e-2
 
 
 class Regression(nn.Module):
-    """Softmax regression of 3 classes on 4 features, which two "layers" of 2 x 2 mixing weights make of the image."""
+    """Softmax regression with 3 classes and 4 features. Two "layers" of 2 x 2 mixing weights compute the features."""
 
     kinds = ("normal", "reduce")
 
@@ -103,7 +103,7 @@ class Regression(nn.Module):
 
 
 class Toy:
-    """The regression, and everything the implicit gradient is made of, as matrices."""
+    """The regression, and the parts of the implicit gradient as dense vectors and matrices."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -126,7 +126,7 @@ class Toy:
         self.gamma = 1 / torch.linalg.eigvalsh(self.hessian).max().item()
 
     def loss(self, w, p, batch):
-        """L(w, p) written out."""
+        """Compute L(w, p) from its equation."""
         x = batch.images.reshape(-1, 4)
         matrix = torch.eye(4, dtype=DOUBLE) + (p[:, None, None] * self.module.maps).sum(dim=0)
         logits = x @ matrix.T @ w[:12].reshape(3, 4).T + w[12:]
@@ -147,7 +147,7 @@ class Toy:
         )
 
     def ahead(self):
-        """w' of the unrolled gradient, written out."""
+        """Compute w' of the unrolled gradient from its equation."""
         gradient = torch.autograd.functional.jacobian(lambda w: self.loss(w, flat(self.weights), self.train), self.w)
         return self.w - XI * (MOMENTUM * flat(self.buffers) + gradient + WEIGHT_DECAY * self.w)
 
@@ -157,11 +157,11 @@ def flat(tensors):
 
 
 class Spy(Objective):
-    """An objective that keeps how it is asked for the loss of a batch.
+    """An objective that records its calls on one batch.
 
     Attributes:
-        points: the weights at which, beside the supernet's own.
-        twice: at the supernet's own: whether for a loss that is to be differentiated twice.
+        points: The weights of each call at other weights than the supernet's.
+        twice: `create_graph` of each call at the supernet's weights.
     """
 
     def watch(self, batch):
@@ -177,7 +177,7 @@ class Spy(Objective):
         return super().__call__(weights, batch, parameters, create_graph)
 
 
-def test_the_first_order_gradient_is_that_of_the_validation_loss_and_has_no_other_term():
+def test_the_first_order_gradient_is_the_gradient_of_the_validation_loss_alone():
     toy = Toy()
     result = first_order(toy.objective, toy.weights, toy.valid)
     assert [g.shape for g in result.total] == [(2, 2), (2, 2)]
@@ -188,7 +188,7 @@ def test_the_first_order_gradient_is_that_of_the_validation_loss_and_has_no_othe
     torch.testing.assert_close(result.logits, toy.module(toy.valid.images, toy.weights, 0, 0).detach())
 
 
-def test_the_first_order_gradient_takes_none_in_the_weights(monkeypatch):
+def test_the_first_order_gradient_computes_no_weight_gradient(monkeypatch):
     toy, asked = Toy(), []
     gradients = Objective.gradients
     monkeypatch.setattr(
@@ -199,7 +199,7 @@ def test_the_first_order_gradient_takes_none_in_the_weights(monkeypatch):
 
 
 @pytest.mark.parametrize(("derivatives", "radius", "tolerance"), [("exact", 0.01, 1e-9), ("difference", 1e-5, 1e-4)])
-def test_the_unrolled_gradient_is_the_closed_form(derivatives, radius, tolerance):
+def test_the_unrolled_gradient_equals_its_closed_form(derivatives, radius, tolerance):
     """dL_val/dp - xi d2L_train/dp dw . v at w' = w - xi (momentum b + grad_w L_train + weight_decay w)."""
     toy = Toy()
     ahead, p = toy.ahead(), flat(toy.weights)
@@ -224,7 +224,7 @@ def test_the_unrolled_gradient_is_the_closed_form(derivatives, radius, tolerance
     assert torch.equal(flat(toy.module.parameters()), toy.w)
 
 
-def test_the_unrolled_gradient_takes_differences_a_hundredth_away_where_nothing_else_is_said():
+def test_differences_of_the_unrolled_gradient_step_by_one_hundredth_by_default():
     toy = Toy()
     ahead, p = toy.ahead(), flat(toy.weights)
     v = torch.autograd.functional.jacobian(lambda w: toy.loss(w, p, toy.valid), ahead)
@@ -236,15 +236,15 @@ def test_the_unrolled_gradient_takes_differences_a_hundredth_away_where_nothing_
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_momentum_buffer_too_few_or_too_many_is_an_error(count):
+def test_a_wrong_number_of_momentum_buffers_is_an_error(count):
     toy = Toy()
     toy.buffers = [*toy.buffers, toy.buffers[0]][:count]
     with pytest.raises(ValueError, match="zip"):
         toy.unrolled()
 
 
-def test_the_loss_that_is_differentiated_twice_is_asked_for_as_such():
-    """A compiled supernet has no second derivative."""
+def test_exact_derivatives_request_a_loss_that_can_be_differentiated_twice():
+    """A compiled supernet has no second derivative, so such a request runs the supernet eagerly."""
     toy = Toy()
     toy.objective = Spy(toy.module).watch(toy.train)
     toy.unrolled(derivatives="exact")
@@ -255,7 +255,7 @@ def test_the_loss_that_is_differentiated_twice_is_asked_for_as_such():
 
 
 @pytest.mark.parametrize("derivatives", ["exact", "difference"])
-def test_an_architecture_gradient_is_numbers_without_a_graph(derivatives):
+def test_an_architecture_gradient_is_detached_from_the_graph(derivatives):
     toy = Toy()
     for result in (
         first_order(toy.objective, toy.weights, toy.valid),
@@ -266,9 +266,9 @@ def test_an_architecture_gradient_is_numbers_without_a_graph(derivatives):
         assert not any(part.requires_grad for part in [*parts, *result.total])
 
 
-def test_the_implicit_gradient_converges_to_that_of_the_implicit_function_theorem():
+def test_the_implicit_gradient_converges_to_the_implicit_function_theorem():
     toy = Toy()
-    # H is singular: the same added to the scores of all classes changes nothing; v_0 has no part along that.
+    # H is singular: adding a number to all logits changes nothing. v_0 is orthogonal to its null space.
     pseudo_inverse = torch.linalg.pinv(toy.hessian, rtol=1e-10, hermitian=True)
     assert torch.linalg.matrix_rank(toy.hessian, rtol=1e-10, hermitian=True) == 10
     torch.testing.assert_close(toy.hessian @ pseudo_inverse @ toy.v_0, toy.v_0, rtol=1e-9, atol=1e-12)
@@ -284,7 +284,7 @@ def test_the_implicit_gradient_converges_to_that_of_the_implicit_function_theore
 
 @pytest.mark.parametrize("terms", [0, 1, 2, 7])
 @pytest.mark.parametrize(("derivatives", "radius", "tolerance"), [("exact", 0.01, 1e-9), ("difference", 1e-5, 1e-4)])
-def test_the_implicit_gradient_of_k_terms_is_the_closed_form(terms, derivatives, radius, tolerance):
+def test_the_implicit_gradient_of_k_terms_equals_its_closed_form(terms, derivatives, radius, tolerance):
     """With K = 0 it is dL_val/dp - gamma * d2L_train/dp dw . dL_val/dw."""
     toy = Toy()
     result = toy.implicit(terms, derivatives=derivatives, radius=radius)
@@ -304,18 +304,18 @@ def test_the_implicit_gradient_of_k_terms_is_the_closed_form(terms, derivatives,
 
 @pytest.mark.parametrize("derivatives", ["exact", "difference"])
 @pytest.mark.parametrize("terms", [0, 2, 9])
-def test_the_neumann_residual_is_what_the_series_leaves_of_the_vector(terms, derivatives):
+def test_the_neumann_residual_is_the_relative_residual_of_the_linear_system(terms, derivatives):
     toy = Toy()
     rest = toy.v_0 - toy.hessian @ (toy.gamma * toy.series(terms))
     measured = toy.implicit(terms, derivatives=derivatives, residual=True)
     assert measured.residual.item() == pytest.approx((rest.norm() / toy.v_0.norm()).item(), rel=1e-9)
-    # to measure it changes nothing else
+    # measuring the residual does not change the gradient
     assert torch.equal(flat(measured.total), flat(toy.implicit(terms, derivatives=derivatives).total))
     assert toy.implicit(terms, derivatives=derivatives).residual is None
 
 
 @pytest.mark.parametrize("terms", [0, 2])
-def test_the_differences_step_by_r_s_and_the_noise_is_what_a_step_back_by_r_v_0_leaves(terms):
+def test_differences_step_by_r_s_and_the_noise_is_the_error_of_stepping_back_by_r_v_0(terms):
     toy = Toy()
     toy.objective = Spy(toy.module).watch(toy.train)
     result = toy.implicit(terms)
@@ -327,16 +327,16 @@ def test_the_differences_step_by_r_s_and_the_noise_is_what_a_step_back_by_r_v_0_
     assert (norm(result.noise) > 1e-4) == (terms > 0)
 
 
-class Deaf(Regression):
-    """The regression, which says the same of every black image."""
+class ZeroOnBlack(Regression):
+    """The regression, with logits of 0 for black images."""
 
     def forward(self, images, *others):
         return super().forward(images, *others) * (images != 0).any()
 
 
-def test_where_the_weights_do_not_matter_to_the_validation_loss_nothing_is_added():
+def test_the_indirect_part_is_zero_if_the_validation_loss_ignores_the_weights():
     toy = Toy()
     black = Batch(torch.zeros_like(toy.valid.images), toy.valid.labels, 2)
-    result = implicit(Objective(Deaf()), toy.weights, toy.train, black, 0.1, 2)
+    result = implicit(Objective(ZeroOnBlack()), toy.weights, toy.train, black, 0.1, 2)
     for part in (result.mixed, result.indirect, result.noise):
         assert part and not flat(part).any()

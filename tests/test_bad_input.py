@@ -1,4 +1,4 @@
-"""Wrong input that a line of tests/invocations.txt cannot set up."""
+"""Wrong input that needs more setup than a line of tests/invocations.txt."""
 
 import re
 from dataclasses import replace
@@ -10,14 +10,14 @@ from tests.helpers import SMALL, assert_refused, run_search, script, script_in_p
 SEARCH = "search/train_search.py"
 
 
-def test_a_wrong_flag_is_refused_before_torch_is_loaded():
+def test_a_wrong_flag_is_rejected_before_torch_is_imported():
     result = script("-X", "importtime", SEARCH, "--lamda", 1)
     imports = re.findall(r"^import time:.*\| +(\S+)$", result.stderr, re.MULTILINE)
     assert result.returncode == 2 and "--lamda" in result.stderr.splitlines()[-1]
     assert "argparse" in imports and "torch" not in imports
 
 
-def test_a_finished_search_is_left_alone_and_a_checkpoint_of_other_settings_refused(tmp_path):
+def test_resuming_leaves_a_finished_search_alone_and_rejects_a_checkpoint_of_other_settings(tmp_path):
     settings = replace(SMALL, epochs=1, images=64, batch_size=30)
     with without_figures():
         run = run_search(settings, tmp_path / "run")

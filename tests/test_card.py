@@ -1,4 +1,4 @@
-"""A model card as a reader of Markdown shows it."""
+"""Model cards, as rendered from Markdown."""
 
 import re
 from html import unescape
@@ -14,7 +14,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_card_shows_names_as_they_are(name):
+def test_a_card_shows_names_with_special_characters_unchanged(name):
     markdown_it = pytest.importorskip("markdown_it")
     origin = {
         "command": f"python train/train.py --arch '{name}'",

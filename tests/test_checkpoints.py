@@ -1,4 +1,4 @@
-"""Checkpoint files: what is written comes back; corrupt files are noticed, and the one before is used."""
+"""Checkpoint files: they load bit for bit. If the last one is corrupt, the previous one is used."""
 
 import pytest
 import torch
@@ -17,14 +17,14 @@ TENSORS = {
 STATE = {"tensors": TENSORS, "rows": [{"epoch": 1, "loss": 0.1, "none": None}], "text": 'a "quoted" \\ λ\n'}
 
 
-def test_what_is_written_comes_back_bit_for_bit_and_in_its_memory_format(tmp_path):
+def test_a_checkpoint_loads_bit_for_bit_and_keeps_memory_formats(tmp_path):
     save(tmp_path / "step_1.ckpt", STATE)
     state = load(tmp_path / "step_1.ckpt")
     assert flat(state) == flat(STATE)
     assert all(state["tensors"][name].stride() == tensor.stride() for name, tensor in TENSORS.items())
 
 
-def test_a_bit_changed_within_a_tensor_is_noticed(tmp_path):
+def test_a_flipped_bit_in_a_tensor_is_detected(tmp_path):
     """torch.load alone would return the changed number."""
     path = tmp_path / "step_1.ckpt"
     save(path, {"weight": torch.full((64,), 0.1)})
@@ -37,7 +37,7 @@ def test_a_bit_changed_within_a_tensor_is_noticed(tmp_path):
         load(path)
 
 
-def test_a_corrupt_last_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys):
+def test_a_corrupt_last_checkpoint_is_named_and_the_previous_one_is_used(tmp_path, capsys):
     first, last = (tmp_path / f"epoch_{epoch:05d}.ckpt" for epoch in (1, 2))
     for epoch, path in enumerate((first, last), 1):
         save(path, {"epoch": epoch})
@@ -51,16 +51,16 @@ def test_a_corrupt_last_checkpoint_is_named_and_the_one_before_used(tmp_path, ca
         load_last(tmp_path)
 
 
-def test_the_last_ones_are_kept_and_those_of_later_steps_go(tmp_path):
+def test_saving_keeps_the_last_two_checkpoints_and_removes_those_of_later_steps(tmp_path):
     assert load_last(tmp_path) is None and load_last(tmp_path / "nowhere") is None
     for step in (9, 99_999, 100_000):
         save(tmp_path / f"step_{step:05d}.ckpt", {})
     assert [number(path) for path in paths(tmp_path)] == [99_999, 100_000]
-    save(tmp_path / "step_00050.ckpt", {})  # of a run that was resumed from an earlier one
+    save(tmp_path / "step_00050.ckpt", {})  # a run that was resumed from an earlier checkpoint
     assert [number(path) for path in paths(tmp_path)] == [50]
 
 
-def test_only_the_official_file_of_imagenet16_is_unpickled_without_limits():
+def test_only_the_official_imagenet16_files_are_unpickled_without_restrictions():
     names = ("pickle.dump", "pickle.load", "allow_pickle=True", "weights_only=False")
     everything = [path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.is_file()]
     sources = [path for path in everything if not path.parts[0].startswith(".") and path.parts[0] != "tests"]

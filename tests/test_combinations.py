@@ -1,4 +1,4 @@
-"""Every method and their free combinations: each runs, logs its own quantities, and resumes exactly."""
+"""Methods and combinations of their ideas: each runs, logs its own quantities, and resumes exactly."""
 
 import math
 from dataclasses import asdict, replace
@@ -35,13 +35,13 @@ ALL_IDEAS = {"relaxation": "sigmoid", "alpha_reg": "zero_one_l2", "reg": "corr",
 ALL_IDEAS |= {"hypergradient": "implicit", "implicit_noise": True}
 COMBINATIONS = {
     "lambda-darts with idarts": {"reg": "corr", "hypergradient": "implicit", "inner_steps": 2, "derivatives": "exact"},
-    "all of them": ALL_IDEAS,
+    "all ideas": ALL_IDEAS,
 }
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Settings of a search on few images: two steps an epoch."""
+    """Settings of a search on few images, with two steps per epoch."""
     return {**few_images(tmp_path_factory.mktemp("images") / "data"), "finetune_epochs": 0}
 
 
@@ -62,13 +62,13 @@ def test_a_method_runs_and_logs_its_own_quantities(images, tmp_path, method):
 @pytest.mark.parametrize(
     ("space", "method", "changes"),
     [
-        ("s1", "fair-darts", {}),  # gates, where edges differ in their candidates
-        ("s3", "darts-pt", {}),  # a removal may leave `none`, but never chooses it
+        ("s1", "fair-darts", {}),  # sigmoid gates, and edges with different candidates
+        ("s3", "darts-pt", {}),  # `none` is a candidate, but is never chosen
         ("s4", "lambda-darts-exact", {}),  # the operation `noise` is differentiated twice
         ("s5", "darts-minus", {"auxiliary_skip": "conv1"}),
     ],
 )
-def test_every_space_is_searched_and_gives_a_cell_without_none(images, tmp_path, space, method, changes):
+def test_a_search_in_every_space_gives_a_cell_without_none(images, tmp_path, space, method, changes):
     one_step = {**images, "batch_size": 24}
     run = run_search(settings_of(method, space=space, **one_step, **changes), tmp_path / "run")
     genotype = load_genotype(str(run))
@@ -77,7 +77,7 @@ def test_every_space_is_searched_and_gives_a_cell_without_none(images, tmp_path,
 
 @pytest.mark.parametrize(
     "combination",
-    [pytest.param(name, marks=pytest.mark.slow if name != "all of them" else ()) for name in COMBINATIONS],
+    [pytest.param(name, marks=pytest.mark.slow if name != "all ideas" else ()) for name in COMBINATIONS],
 )
 def test_ideas_combine_and_an_interrupted_run_ends_like_an_uninterrupted_one(
     images, tmp_path, monkeypatch, combination
@@ -86,7 +86,7 @@ def test_ideas_combine_and_an_interrupted_run_ends_like_an_uninterrupted_one(
     undisturbed = run_search(settings, tmp_path / "undisturbed")
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        interrupt(patch, Meters, "add_weight_step", 3)  # in the second epoch of two steps
+        interrupt(patch, Meters, "add_weight_step", 3)  # in the second epoch; each has two steps
         with pytest.raises(KeyboardInterrupt, match="after 1 of 2 epochs"):
             run_search(settings, run)
     run_search(settings, run, resumed=True)
@@ -104,7 +104,7 @@ def test_all_ideas_combine_with_perturbation_selection_too(images, tmp_path, mon
         if moment == "deciding":
             interrupt(patch, Perturbation, "evaluate", 30)
         else:
-            interrupt(patch, Meters, "add_weight_step", 5)  # one step an epoch: in the fourth of the fine-tuning
+            interrupt(patch, Meters, "add_weight_step", 5)  # one step per epoch: the fourth of fine-tuning
         with pytest.raises(KeyboardInterrupt, match="stages of the selection; resume with"):
             run_search(settings, run)
     assert not (run / "genotype.json").exists()
@@ -117,7 +117,7 @@ def test_all_ideas_combine_with_perturbation_selection_too(images, tmp_path, mon
     assert len(genotype.normal) == len(genotype.reduce) == 8
 
 
-def test_a_flag_overrides_the_config_the_config_the_method_and_the_method_the_defaults(tmp_path):
+def test_flags_override_the_config_which_overrides_the_method_which_overrides_the_defaults(tmp_path):
     config = tmp_path / "mine.yaml"
     config.write_text("learning_rate: 0.1\nlearning_rate_min: 0.01\n")
     save = str(tmp_path / "run")
@@ -134,7 +134,7 @@ def test_a_flag_overrides_the_config_the_config_the_method_and_the_method_the_de
         assert "momentum" in resolved.sources["default"]
 
 
-def test_a_run_says_which_setting_came_from_where_and_its_config_makes_the_same_run(images, tmp_path):
+def test_a_run_records_the_source_of_each_setting_and_its_config_repeats_the_run(images, tmp_path):
     run = tmp_path / "run"
     small = {**SMALL_METHOD, **images, "batch_size": 24}
     flags = [f"--{name}={value}" for name, value in small.items() if name not in ("finetune_epochs", "threshold")]
@@ -147,7 +147,7 @@ def test_a_run_says_which_setting_came_from_where_and_its_config_makes_the_same_
     assert asdict(again.settings) == expected
 
 
-def test_unrolled_is_another_name_of_its_hypergradient(tmp_path):
+def test_the_flag_unrolled_means_hypergradient_unrolled(tmp_path):
     resolved = resolve(["--unrolled", "--save", str(tmp_path / "run")])
     assert resolved.settings.hypergradient == "unrolled"
     assert replace(resolved.settings, save="") == SCRIPT.settings_of("lambda-darts", hypergradient="unrolled")

@@ -1,4 +1,4 @@
-"""Every command of the README and the documentation is one that its script accepts."""
+"""Every command in the README and the documentation is accepted by its script."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from lib import options
 from tests.helpers import EXAMPLES, ROOT, settings_put_back
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
-#: has bash print the commands that follow instead of running them; PATH is empty, so that any other command fails
+#: makes bash print the commands that follow instead of running them; PATH is empty, so any other command fails
 PRINT = r"""
 set -eu
 PATH=
@@ -24,13 +24,13 @@ python() { print python "$@"; }
 bash() { print bash "$@"; }
 sbatch() { print bash "$@"; }
 """
-#: these need no network, no data set and no GPU, and take less than a minute
+#: commands that need no network, data set or GPU, and take less than a minute
 QUICK = ["analysis/draw.py", "nasbench201/table.py query 1462", "nasbench201/table.py best"]
 SLOW = ["benchmarks/low_precision.py --space nasbench201"]
 
 
 def commands() -> list[list[str]]:
-    """The words of each command of the documents: bash expands variables, braces and loops, and drops comments."""
+    """Return the words of each documented command. bash expands variables, braces and loops, and drops comments."""
     found = []
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def run(path: str, arguments: list[str], folder: Path, *, parse_only: bool) -> s
         def parse(*arguments, **named):
             parsers.append(name)
             value = original(*arguments, **named)
-            if parsers[0] == name:  # the outermost one, which also checks how the settings go together
+            if parsers[0] == name:  # the outermost parser, which also rejects incompatible settings
                 raise SystemExit
             return value
 
@@ -77,14 +77,14 @@ def run(path: str, arguments: list[str], folder: Path, *, parse_only: bool) -> s
         if parse_only:
             end_after(options.Parser, "parse_args")
             end_after(options, "parse_given")
-            if "--resume" not in arguments:  # of a run that is not there
+            if "--resume" not in arguments:  # the documented run does not exist
                 end_after(search.command_line, "resolve")
         try:
             runpy.run_path(str(ROOT / path), run_name="__main__")
         except SystemExit as end:
             assert parsers or not parse_only or end.code
             return subprocess.CompletedProcess([path, *arguments], end.code or 0, out.getvalue(), err.getvalue())
-    raise AssertionError(f"{path} ended without a status")
+    raise AssertionError(f"{path} ended without an exit status")
 
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=line) for line, words in ALL.items()])
@@ -113,7 +113,7 @@ def test_a_documented_command_runs(words, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_the_documents_say_what_size_prints(tmp_path):
+def test_the_documents_show_the_output_of_size(tmp_path):
     text = "".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
     documented = re.findall(r"python (analysis/size\.py) ([^#\n]*?)\s*# (\{.*\})", text)
     assert len(documented) == 3

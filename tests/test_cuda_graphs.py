@@ -1,4 +1,4 @@
-"""CUDA graphs without a GPU: stubs take the place of CUDA's, and replay a pass by computing it again."""
+"""CUDA graphs, tested without a GPU: stubs replace the functions of CUDA and replay a pass by computing it again."""
 
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from tests.supernets import make_supernet, mixing_weights_of
 
 
 class FakeCuda:
-    """Stubs of CUDA's graphs: a replay computes the pass again, from the captured tensors into the captured result."""
+    """Stubs of CUDA graphs. A replay computes the pass again from the captured tensors, into the captured result."""
 
     def __init__(self, monkeypatch):
         self.captures, self.pools, self.fails, self.last = [], [], False, None
@@ -58,7 +58,7 @@ def fake_cuda(monkeypatch):
 
 
 def passes(objective, weights, batch):
-    """The four passes of a step, each with what it gave."""
+    """Yield the result of each of the four passes of a step."""
     for shift in (0.0, 0.01, -0.01):
         moved = [weight.detach() + shift for weight in weights]
         yield objective.gradients(moved, batch, [0, 1] if shift == 0 else [])
@@ -73,14 +73,14 @@ def test_graphs_are_captured_once_share_their_memory_and_follow_the_schedule(fak
         now = {"drop_path_prob": 0.1 * epoch, "skip_beta": 1 - 0.2 * epoch}
         captured = list(passes(CapturedObjective(supernet, **now, graphs=graphs), weights, batch))
         eager = list(passes(Objective(supernet, **now), weights, batch))
-        for a, b in zip(captured, eager, strict=True):  # all four at once: none wrote over another
+        for a, b in zip(captured, eager, strict=True):  # all four together: none has overwritten another
             torch.testing.assert_close([a.loss, *a.parameters, *a.layers], [b.loss, *b.parameters, *b.layers])
-    # Three passes, without drop path and with it; not one an epoch.
+    # Three kinds of passes, each without and with drop path. The epochs share them.
     assert len(fake_cuda.captures) == len(graphs.passes) == 6
     assert set(fake_cuda.pools) == {(0, 1)}
 
 
-def test_a_capture_that_fails_ends_the_search_and_names_the_flag(fake_cuda):
+def test_a_failed_capture_ends_the_search_and_names_the_flag(fake_cuda):
     supernet = make_supernet("s2", channels=2, layers=4)
     weights, graphs = mixing_weights_of(supernet), Graphs(8)
     fake_cuda.fails = True

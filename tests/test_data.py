@@ -23,7 +23,7 @@ PLAIN = Augmentation(mean=(0.0,), std=(1 / 255,))
 
 
 def numbered(count, size=8):
-    """Images whose every pixel is their number, labelled with it."""
+    """Return images whose pixels and labels equal their number."""
     images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(count, 1, size, size).contiguous()
     return ImageSet(images, torch.arange(count))
 
@@ -42,7 +42,7 @@ def test_digits_are_split_by_class_and_never_shared_between_training_and_test():
     assert datasets.load("digits", image_size=12).image_size == 12
 
 
-def test_a_folder_becomes_its_images_in_the_order_of_its_classes(tmp_path):
+def test_a_folder_loads_its_images_in_the_order_of_its_classes(tmp_path):
     write_folder(tmp_path, size=(24, 12))
     (tmp_path / "train/.cache").mkdir()
     (tmp_path / "train/cat/._0.png").write_bytes(b"")
@@ -55,7 +55,7 @@ def test_a_folder_becomes_its_images_in_the_order_of_its_classes(tmp_path):
     assert datasets.load("folder", str(tmp_path), image_size=6).train.images.shape[1:] == (3, 6, 6)
 
 
-def test_a_folder_has_one_channel_where_all_its_images_are_gray(tmp_path):
+def test_a_folder_has_one_channel_if_all_its_images_are_gray(tmp_path):
     first, *others = write_folder(tmp_path).rglob("*.png")
     Image.open(first).convert("L").save(first)
     assert datasets.load("folder", str(tmp_path)).in_channels == 3
@@ -64,7 +64,7 @@ def test_a_folder_has_one_channel_where_all_its_images_are_gray(tmp_path):
     assert datasets.load("folder", str(tmp_path)).in_channels == 1
 
 
-def test_a_folder_that_is_not_as_expected_is_named(tmp_path):
+def test_an_invalid_image_folder_is_rejected_with_the_reason(tmp_path):
     root = write_folder(tmp_path)
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(root / "train/cat/0.png")
     with pytest.raises(ValueError, match="more than 8 bits"):
@@ -80,7 +80,7 @@ def test_a_folder_that_is_not_as_expected_is_named(tmp_path):
 
 
 def test_cifar10_and_cifar100_load_from_their_official_layout(tmp_path, monkeypatch):
-    """torchvision's files, of a few images; their checksums are those of the full archives, so not asked for here."""
+    """These files hold a few images, so torchvision's check against the checksums of the full files is disabled."""
     import torchvision.datasets
 
     pixels = write_cifar(tmp_path)
@@ -109,7 +109,7 @@ def test_svhn_loads_from_its_official_layout(tmp_path, monkeypatch):
 
 
 def python2_pickle(pixels, labels):
-    """A batch in the words of Python 2 and its NumPy, protocol 2: text and bytes are one type, dtype flags integers."""
+    """Pickle a batch as Python 2 does: protocol 2, one type for text and bytes, integers for the flags of a dtype."""
 
     def text(content):
         return b"T" + struct.pack("<i", len(content)) + content
@@ -133,7 +133,7 @@ def python3_pickle(pixels, labels):
 @pytest.fixture
 def write_imagenet16(monkeypatch):
     def write(root, pickled=python3_pickle):
-        """Six images in each of the eleven files, two of them of a class beyond the 120; the first is numbered."""
+        """Write six images to each of the eleven files: the first of class 1, 2, ..., two of classes above 120."""
         root.mkdir(exist_ok=True)
         generator = np.random.default_rng(0)
         written = {}
@@ -141,7 +141,7 @@ def write_imagenet16(monkeypatch):
             pixels = generator.integers(0, 256, (6, 768), dtype=np.uint8)
             content = pickled(pixels, [number + 1, 121, 120, 1000, 1, 50])
             (root / name).write_bytes(content)
-            # taken for the official file's
+            # accept this checksum as that of the official file
             files = imagenet16.TEST_FILES if name == "val_data" else imagenet16.TRAIN_FILES
             monkeypatch.setitem(files, name, hashlib.md5(content).hexdigest())
             written[name] = pixels
@@ -164,7 +164,7 @@ def test_imagenet16_keeps_the_first_120_classes_of_its_batch_files(tmp_path, wri
     assert loaded.mean[0] * 255 == pytest.approx(122.68)
 
 
-def test_imagenet16_that_is_missing_or_another_is_not_read_and_may_lie_in_the_folder_itself(tmp_path, write_imagenet16):
+def test_imagenet16_may_lie_in_the_data_folder_and_missing_or_modified_files_are_rejected(tmp_path, write_imagenet16):
     with pytest.raises(ValueError, match=r"no train_data_batch_1.*AutoDL-Projects"):
         datasets.load("imagenet16_120", str(tmp_path))
     write_imagenet16(tmp_path)
@@ -175,7 +175,7 @@ def test_imagenet16_that_is_missing_or_another_is_not_read_and_may_lie_in_the_fo
         datasets.load("imagenet16_120", str(tmp_path))
 
 
-def test_a_split_is_disjoint_and_whole_and_drawn_from_the_seed():
+def test_a_split_is_disjoint_and_complete_and_depends_on_the_seed():
     train, valid = datasets.split(numbered(100), 0.3, seed=1)
     assert len(train) == 30
     assert sorted(train.labels.tolist() + valid.labels.tolist()) == list(range(100))
@@ -192,14 +192,14 @@ def test_a_split_is_disjoint_and_whole_and_drawn_from_the_seed():
         ('{"train": ["int", ["0", "1"]], "valid": ["int", ["3"]]}', "expected each of the 4 images"),
     ],
 )
-def test_halves_that_do_not_divide_the_images_are_refused(tmp_path, content, says):
+def test_halves_that_do_not_divide_the_images_are_rejected(tmp_path, content, says):
     path = tmp_path / "cifar-split.txt"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"cifar-split.txt.*{says}"):
         datasets.benchmark_halves(numbered(4), path)
 
 
-def test_an_epoch_sees_every_image_once_with_its_label_in_an_order_of_its_own():
+def test_each_epoch_visits_every_image_once_with_its_label_in_a_new_order():
     def epoch(number):
         batches = list(Batches(numbered(50), 16, PLAIN, (0, number)))
         assert all(torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels) for batch in batches)
@@ -225,14 +225,14 @@ def test_processes_and_passes_share_the_images_of_an_epoch(count, batch_size, wo
     order = shuffled(count, 3)
     parts = [shares(order, batch_size, rank, world, accumulate) for rank in range(world)]
 
-    # every image once, and as many passes for every process, none of them without images
+    # every image occurs once, all processes have the same number of passes, and no pass is empty
     assert sorted(torch.cat([share.indices for part in parts for share in part]).tolist()) == list(range(count))
     assert len({len(part) for part in parts}) == 1
     assert all(len(share.indices) for part in parts for share in part)
     passes = list(zip(*parts, strict=True))
     assert all(sum(len(share.indices) for share in one) >= smallest for one in passes)
 
-    # `accumulate` passes are a step of the next `batch_size` images of the order, whoever has them
+    # `accumulate` passes make a step, which takes the next `batch_size` images of the order
     steps = [passes[first : first + accumulate] for first in range(0, len(passes), accumulate)]
     images = [[number for one in step for share in one for number in share.indices.tolist()] for step in steps]
     ends = [batch_size * (number + 1) for number in range(len(steps) - 1)] + [count]
@@ -240,7 +240,7 @@ def test_processes_and_passes_share_the_images_of_an_epoch(count, batch_size, wo
         assert sorted(step) == sorted(order[begin:end].tolist())
     assert len(images[-1]) < batch_size + smallest
 
-    # and its weighted losses, as Lightning adds them up, are the mean over its images
+    # the weighted losses of a step, summed as Lightning does, are the mean over its images
     loss = torch.rand(count, dtype=torch.float64)
     for step, chosen in zip(steps, images, strict=True):
         total = sum(share.weight * loss[share.indices].mean() / accumulate / world for one in step for share in one)
@@ -250,7 +250,7 @@ def test_processes_and_passes_share_the_images_of_an_epoch(count, batch_size, wo
     assert [share.indices.tolist() for share in rest] == [share.indices.tolist() for share in parts[0][begun:]]
 
 
-def test_a_short_set_is_passed_again_in_another_order():
+def test_cycle_repeats_a_small_data_set_in_another_order():
     batches = list(cycle(Batches(numbered(8), 4, PLAIN), 5))
     assert len(batches) == 5
     first, second = (torch.cat([b.labels for b in batches[i : i + 2]]) for i in (0, 2))
@@ -263,7 +263,7 @@ def dataset(flip):
     return DataSet(ImageSet(images, torch.zeros(64, dtype=torch.long)), None, ("a", "b"), (0.5,) * 3, (0.25,) * 3, flip)
 
 
-def test_augmentation_is_a_crop_of_the_padded_image_mirrored_for_half():
+def test_augmentation_crops_the_padded_image_and_mirrors_half_of_the_images():
     torch.manual_seed(0)
     source = dataset(flip=True)
     augmentation = Augmentation.training(source)
@@ -305,9 +305,9 @@ def test_cutout_sets_a_square_around_a_random_centre_to_the_mean():
         Augmentation.training(dataset(flip=True), 1)
 
 
-def test_the_first_images_of_each_class_are_taken():
+def test_a_limited_number_of_images_takes_the_first_of_each_class():
     whole, some = datasets.load("digits"), datasets.load("digits", images=105)
-    assert torch.bincount(some.train.labels).tolist() == [10] * 10  # as many of each: 10 x 10
+    assert torch.bincount(some.train.labels).tolist() == [10] * 10  # an equal number of each: 10 x 10
     assert len(some.test) == 100
     for label in range(10):
         first = whole.train.images[whole.train.labels == label][:10]

@@ -1,4 +1,4 @@
-"""The table of differences against exact derivatives, on the initial weights of a small supernet and on a run's."""
+"""analysis/derivatives.py: differences against exact derivatives, after two weight steps and at a run's checkpoint."""
 
 import json
 
@@ -18,7 +18,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("start", [pytest.param("after weight steps", marks=pytest.mark.slow), "at a run's checkpoint"])
-def test_small_differences_are_the_derivative_in_double_precision_and_large_ones_are_not(tmp_path, run, start):
+def test_differences_match_the_derivative_for_small_steps_in_float64_but_not_for_large_ones(tmp_path, run, start):
     place = ("--run", run) if start == "at a run's checkpoint" else (*SMALL, "--steps", 2)
     arguments = ("--epsilons", 1e-10, 1.0, "--batch_size", 8, "--out", tmp_path / "out")
     result = script_in_process("analysis/derivatives.py", *place, *arguments)

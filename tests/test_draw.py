@@ -1,4 +1,4 @@
-"""Drawings of cells: they show the genotype's edges and nothing else, and nothing in them overlaps."""
+"""Drawings of cells show exactly the edges of the genotype, and nothing in them overlaps."""
 
 import re
 
@@ -15,12 +15,12 @@ from tests.helpers import script_in_process
 STATES = {"c_{k-2}": 0, "c_{k-1}": 1, **{str(node - 2): node for node in range(2, 7)}}
 CELLS_201 = [
     "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_1x1~2|",
-    "|none~0|+|none~0|nor_conv_1x1~1|+|none~0|none~1|avg_pool_3x3~2|",  # nothing leads from the input to the output
+    "|none~0|+|none~0|nor_conv_1x1~1|+|none~0|none~1|avg_pool_3x3~2|",  # no path from the input to the output
 ]
 
 
 def parse(source):
-    """(operation, target, source) of a graph's operations, and the nodes that its output concatenates."""
+    """Return the edges of a graph, (operation, target, source), and the nodes that its output concatenates."""
     found = re.findall(r'^\t"?([^"\s]+)"? -> "?([^"\s]+)"? \[(?:label=(\w+) )?', source, re.MULTILINE)
     edges = [(operation, STATES[end], STATES[begin]) for begin, end, operation in found if operation]
     return edges, [STATES[begin] for begin, _, operation in found if not operation]
@@ -40,7 +40,7 @@ def test_only_skip_connections_are_dashed_and_no_two_kinds_share_a_color():
     figure = cell_figure(CELLS["DARTS_V2"], "normal")
     styles = {(arrow.get_linestyle(), arrow.get_edgecolor()) for arrow in figure.axes[0].patches}
     assert [style for style, _ in styles].count("--") == 1
-    # nor_conv_* are NAS-Bench-201's only
+    # nor_conv_* occur in NAS-Bench-201 only
     kinds = {color(operation) for operation in OPERATIONS if not operation.startswith("nor_conv")}
     assert len(kinds) == len(COLORS) - 3
     for own in ("shuffle_conv", "skip_connect_se", "sep_conv_3x3_se", "noise_2"):
@@ -69,7 +69,7 @@ def assert_nothing_overlaps(genotype, kind):
         for text, box in texts.items():
             if ((box.min < line) & (line < box.max)).all(axis=1).any():
                 crossed.append(text.get_text())
-    # an arrow crosses the label of its own lane and begins under the label of its source
+    # an arrow crosses its own label, and starts under the label of its source
     assert sorted(label for label in crossed if "$" not in label) == operations
 
 

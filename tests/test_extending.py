@@ -48,14 +48,14 @@ def test_the_table_of_costs_counts_the_lines_of_the_examples():
 
 @pytest.fixture(autouse=True)
 def own_registries():
-    """Plugins of a test end with it."""
+    """Unload the plugins of a test when it ends."""
     with own_plugins():
         yield
 
 
 @pytest.fixture
 def example(tmp_path):
-    """Writes examples to a plugin, and loads it."""
+    """Return a function that writes examples to a plugin file and loads it."""
 
     def write(*headings, load=True):
         path = tmp_path / "mine.py"
@@ -67,7 +67,7 @@ def example(tmp_path):
     return write
 
 
-def test_a_cell_of_a_plugin_has_its_name(example):
+def test_a_cell_of_a_plugin_loads_by_its_name(example):
     example("A cell")
     assert load_genotype("mine").edges("normal")[0] == ("sep_conv_3x3", 2, 0)
 
@@ -78,7 +78,7 @@ def test_a_custom_operation_computes_the_same_in_the_supernet_the_fast_path_and_
     supernet, plain = both_paths(SPACES["se"])
     assert_gradients_of(supernet, plain, *batch_and_weights(supernet))
 
-    # The network of one cell is the supernet whose mixing weights choose that cell's edges.
+    # The network of a cell equals the supernet if mixing weights are 1 for the operations of that cell and 0 otherwise.
     kinds = ("normal", "reduce")
     chosen = {kind: [("sep_conv_3x3_se", edge) for edge in (0, 1, 2, 3, 5, 6, 9, 10)] for kind in kinds}
     weights = {kind: torch.zeros(14, 3, dtype=DOUBLE) for kind in kinds}
@@ -98,7 +98,7 @@ def test_a_custom_operation_computes_the_same_in_the_supernet_the_fast_path_and_
 
 
 def copy_chosen(plain, network, chosen):
-    """Copy the weights of a plain supernet to a network in training mode, whose batch norms scale by 1."""
+    """Copy the chosen weights of a plain supernet to a network, whose batch norms scale by 1, and set training mode."""
     network.stem.load_state_dict(plain.stem.state_dict(), strict=False)
     network.classifier.load_state_dict(plain.classifier.state_dict())
     for cell, mixed in zip(network.cells, plain.cells, strict=True):
@@ -109,7 +109,7 @@ def copy_chosen(plain, network, chosen):
     network.train()
 
 
-def test_the_value_of_a_regularizer_of_the_weights_is_the_direct_one(example, tmp_path):
+def test_the_logged_regularizer_of_the_weights_equals_a_direct_computation(example, tmp_path):
     path = example("A regularizer of the weights", load=False)
     common = ("--dataset", "digits", "--images", "100", "--batch_size", "50", "--layers", "4", "--init_channels", "4")
     run = tmp_path / "run"
@@ -130,7 +130,7 @@ def test_the_value_of_a_regularizer_of_the_weights_is_the_direct_one(example, tm
     assert float(row["regularizer"]) == pytest.approx(np.mean(pairs), rel=1e-4)
 
 
-def test_my_beta_darts_is_the_built_in_method(example):
+def test_the_beta_darts_example_equals_the_built_in_method(example):
     example("A regularizer of alpha: beta-DARTS")
     torch.manual_seed(0)
     alpha = {"normal": torch.randn(5, 3, dtype=DOUBLE), "reduce": torch.randn(5, 3, dtype=DOUBLE)}
@@ -145,8 +145,8 @@ def test_my_beta_darts_is_the_built_in_method(example):
 
 @pytest.mark.parametrize("name", ["random", "adversarial", "my_random"])
 @pytest.mark.parametrize("space", [SPACES["s5"], uneven_space()])
-def test_the_perturbed_p_is_on_the_simplex_and_its_clipped_form_in_the_ball(example, name, space):
-    """SmoothDARTS divides by the sum after it has clipped, so p' is in the ball up to a factor for each edge."""
+def test_the_perturbed_p_is_on_the_simplex_and_up_to_a_factor_in_the_ball(example, name, space):
+    """SmoothDARTS clips and then divides by the sum, so p' is in the ball only up to a factor for each edge."""
     example("A hook on the mixing weights: SDARTS-RS")
     torch.manual_seed(0)
     architecture = Architecture(space.counts).double()
@@ -161,7 +161,7 @@ def test_the_perturbed_p_is_on_the_simplex_and_its_clipped_form_in_the_ball(exam
         assert (weights[~places] == 0).all() and (weights >= 0).all()
         torch.testing.assert_close(weights.sum(dim=1), torch.ones(len(weights), dtype=DOUBLE))
         assert (weights - p[kind]).abs().max() > 0.01 or name == "adversarial"
-        # a factor c with c q in the ball: the intervals of c that each weight allows have a common point
+        # c q is in the ball for some factor c: each weight allows an interval of c, and the intervals intersect
         low = ((p[kind] - 0.1) / weights).where(places & (weights > 0), -torch.inf).amax(dim=1)
         high = ((p[kind] + 0.1) / weights).where(places & (weights > 0), torch.inf).amin(dim=1)
         assert (low <= high + 1e-12).all()
@@ -216,14 +216,14 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "message"), BAD.items())
-def test_a_bad_plugin_is_one_line(tmp_path, text, message):
+def test_a_bad_plugin_is_rejected_in_one_line(tmp_path, text, message):
     path = tmp_path / "mine.py"
     path.write_text(text)
     result = script_in_process("search/train_search.py", "--plugin", path, "--dataset", "digits")
     assert_refused(result, f"--plugin: {path}: {message}")
 
 
-def test_a_missing_plugin_and_an_unknown_setting_of_a_method_are_one_line(tmp_path):
+def test_a_missing_plugin_and_an_unknown_setting_of_a_method_are_rejected_in_one_line(tmp_path):
     result = script_in_process("search/train_search.py", "--plugin", tmp_path / "mine.py")
     assert_refused(result, "--plugin: there is no file")
     (tmp_path / "other.py").write_text("from search.methods import *\nMETHODS['a'] = Method('A', {'lamda': 1})")

@@ -1,4 +1,4 @@
-"""Faults that users have reported: output that cannot be written, files that block, messages that explain nothing."""
+"""Faults that users have reported: output that cannot be written, files that block, unclear messages."""
 
 import json
 import os
@@ -33,7 +33,7 @@ RETRAIN = ("train/train.py", "--arch", CELL, "--dataset", "digits", "--init_chan
 
 
 def start_run(*arguments):
-    """Start a run, and wait for its first epoch to end."""
+    """Start a run and wait until its first epoch has ended."""
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -54,7 +54,7 @@ def run_with_output(output, *arguments, **variables):
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [QUERY, (sys.executable, "search/train_search.py", "--help")])
-def test_a_full_or_closed_output_is_one_line(command, unbuffered):
+def test_a_full_or_closed_output_is_reported_in_one_line(command, unbuffered):
     reader, writer = os.pipe()
     os.close(reader)  # as `| head` does
     with open("/dev/full", "w") as full, os.fdopen(writer, "w") as closed:
@@ -65,7 +65,7 @@ def test_a_full_or_closed_output_is_one_line(command, unbuffered):
             assert result.returncode == 1
 
 
-def test_a_search_whose_output_is_closed_says_how_to_resume(tmp_path):
+def test_a_search_whose_output_is_closed_fails_with_one_line(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as closed:
@@ -73,7 +73,7 @@ def test_a_search_whose_output_is_closed_says_how_to_resume(tmp_path):
     assert result.returncode == 1 and result.stderr.count(b"\n") == 1 and b"Broken pipe" in result.stderr
 
 
-def test_letters_that_an_encoding_lacks_are_escaped():
+def test_characters_that_the_encoding_lacks_are_escaped():
     result = run_with_output(
         subprocess.PIPE, sys.executable, "search/train_search.py", "--help", PYTHONIOENCODING="ascii"
     )
@@ -82,7 +82,7 @@ def test_letters_that_an_encoding_lacks_are_escaped():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [SEARCH, RETRAIN], ids=["search", "retraining"])
-def test_ctrl_c_twice_leaves_one_line(tmp_path, command):
+def test_repeated_ctrl_c_prints_one_line(tmp_path, command):
     process = start_run(*command, "--epochs", 500, "--save", tmp_path / "run")
     for pause in (0.0, 0.05, 0.3):
         time.sleep(pause)
@@ -109,11 +109,11 @@ def test_ctrl_c_twice_leaves_one_line(tmp_path, command):
     ],
     ids=lambda arguments: " ".join(arguments),
 )
-def test_a_pipe_is_no_input_file(tmp_path, arguments):
+def test_a_pipe_is_rejected_as_an_input_file(tmp_path, arguments):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     rest = ("1462",) if arguments[-1] == "--table" else ()
-    if "--halves" in arguments:  # read after the images
+    if "--halves" in arguments:  # the script would load the images first
         with pytest.raises(ValueError, match="is a pipe, a socket or a device; expected a regular file"):
             datasets.benchmark_halves(datasets.load("digits").train, pipe)
         return
@@ -121,7 +121,7 @@ def test_a_pipe_is_no_input_file(tmp_path, arguments):
     assert_refused(script_in_process(*arguments, pipe, *rest), says)
 
 
-def test_an_empty_file_that_a_full_disk_has_left_may_be_written_again(tmp_path):
+def test_an_empty_file_left_by_a_full_disk_may_be_overwritten(tmp_path):
     figure = tmp_path / "figure.png"
     check_new_file(figure)
     figure.touch()
@@ -135,7 +135,7 @@ def test_an_empty_file_that_a_full_disk_has_left_may_be_written_again(tmp_path):
 # Explanations
 
 
-def test_a_finished_run_that_is_to_be_longer_is_explained(tmp_path):
+def test_extending_a_finished_run_is_rejected_with_an_explanation(tmp_path):
     run = run_search(settings_of(epochs=1, batch_size=240), tmp_path / "run")
     result = script_in_process("search/train_search.py", "--resume", run, "--epochs", 100)
     longer = f"a longer run is another one: --config {run}/config.yaml --epochs 100"
@@ -143,7 +143,7 @@ def test_a_finished_run_that_is_to_be_longer_is_explained(tmp_path):
     assert "The schedules" not in script_in_process("search/train_search.py", "--resume", run, "--seed", 1).stderr
 
 
-def test_a_second_cell_by_the_same_rule_is_refused_without_blaming_a_flag_that_was_not_given(tmp_path):
+def test_deriving_a_cell_twice_is_rejected_and_blames_a_flag_only_if_it_was_given(tmp_path):
     run = run_search(settings_of(epochs=1, batch_size=240), tmp_path / "run")
     command = ("search/derive.py", run, "--selection", "argmax", "--device", "cpu")
     assert script_in_process(*command).returncode == 0
@@ -153,7 +153,7 @@ def test_a_second_cell_by_the_same_rule_is_refused_without_blaming_a_flag_that_w
     assert_refused(result, f"error: --save: {run}/selections/argmax holds a cell already; expected another folder")
 
 
-def test_runs_that_have_no_cell_of_nasbench201_are_named(tmp_path):
+def test_a_folder_of_several_runs_and_a_cell_of_another_space_are_rejected(tmp_path):
     run_search_201(settings_of_201(epochs=1), tmp_path / "series" / "seed-3")
     result = script_in_process("nasbench201/table.py", "query", tmp_path / "series")
     assert_refused(result, hint := f"; it holds runs of several seeds, such as {tmp_path}/series/seed-3")
@@ -165,7 +165,7 @@ def test_runs_that_have_no_cell_of_nasbench201_are_named(tmp_path):
         assert_refused(result, "a genotype of DARTS's cells; expected a cell of NAS-Bench-201")
 
 
-def test_a_regularizer_that_drowns_the_loss_is_warned_of_once():
+def test_a_regularizer_gradient_far_longer_than_that_of_the_loss_gives_one_warning():
     def row(lambda_, regularizer):
         return {"lambda": lambda_, "regularizer_gradient_norm": regularizer, "loss_gradient_norm": 2.0}
 
@@ -200,7 +200,7 @@ def test_the_size_of_a_run_is_that_of_its_network(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_loader_is_one_line_and_the_run_resumes(tmp_path):
+def test_a_killed_loader_process_is_reported_in_one_line_that_tells_how_to_resume(tmp_path):
     data = write_folder(tmp_path / "data", per_class=30, size=(40, 40))
     command = ("imagenet/train.py", "--arch", CELL, "--data", data, "--classes", 0, "--image_size", 32, "--workers", 2)
     command += (

@@ -1,4 +1,4 @@
-"""Genotypes: the forms of text, names, what is refused, and the rule that derives them."""
+"""Genotypes: text forms, names, invalid input, and selection by argmax."""
 
 import json
 import re
@@ -39,14 +39,14 @@ def darts_v2(**changes):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cell_comes_back_from_json_and_from_the_printed_form(name):
+def test_a_cell_survives_a_round_trip_through_json_and_its_printed_form(name):
     assert parse_genotype(CELLS[name].to_json()) == CELLS[name]
     assert parse_genotype(str(CELLS[name])) == CELLS[name]
     assert parse_genotype(f"\n {CELLS[name]}\n") == CELLS[name]
 
 
 def test_the_cells_are_the_published_ones():
-    """Without the fixed weights of DARTS_EXP*, (operation, source, weight)."""
+    """The fixed weights of DARTS_EXP*, (operation, source, weight), are left out."""
     published = json.loads((local_data() / "published/architectures.json").read_text())
     assert list(published) == list(CELLS)
     for name, cell in published.items():
@@ -61,7 +61,7 @@ def test_every_published_cell_has_a_source():
         assert cell["source"] and {*cell} <= {*Genotype._fields, "source", "note"}, name
 
 
-def test_the_form_of_darts_logs_is_read_with_its_range():
+def test_the_form_of_darts_logs_is_parsed_including_range():
     text = (
         "Genotype(normal=[('sep_conv_3x3', 1), ('skip_connect', 0)], normal_concat=range(2, 3), "
         "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1)], reduce_concat=range(2, 3))"
@@ -71,13 +71,13 @@ def test_the_form_of_darts_logs_is_read_with_its_range():
     assert genotype.concat("reduce") == [2]
 
 
-def test_a_cell_with_targets_sums_its_nodes_as_fair_darts_does():
+def test_a_cell_whose_edges_have_targets_sums_its_nodes_as_in_fair_darts():
     cell = make_genotype(darts_v2(reduce=[["skip_connect", 2, 1]], reduce_concat=[2]))
     assert cell.kinds == ("normal", "reduce")
     assert [cell.sums_nodes(kind) for kind in cell.kinds] == [False, True]
 
 
-def test_the_states_have_the_papers_names_and_are_those_with_a_live_edge():
+def test_states_have_the_names_of_the_paper_and_leave_out_dead_nodes():
     assert CELLS["FairDARTS_g"].states("normal") == {
         0: ("c_{k-2}", "input"),
         1: ("c_{k-1}", "input"),
@@ -89,12 +89,12 @@ def test_the_states_have_the_papers_names_and_are_those_with_a_live_edge():
     assert list(CELLS["DARTS_V2"].states("reduce")) == [0, 1, 2, 3, 4, 5, "output"]
 
 
-def test_a_node_behind_dead_nodes_alone_is_dead_in_whatever_order_the_edges_stand():
-    # node 3 of FairDARTS_g's normal cell has no edge, so its skip connection into node 4 goes too
+def test_a_node_with_inputs_from_dead_nodes_only_is_dead_in_any_order_of_the_edges():
+    # no edge enters node 3 of FairDARTS_g's normal cell, so its skip connection to node 4 is removed too
     assert Edge("skip_connect", 4, 3) in [Edge(*entry) for entry in CELLS["FairDARTS_g"].normal]
     assert Edge("skip_connect", 4, 3) not in CELLS["FairDARTS_g"].edges("normal")
     assert CELLS["FairDARTS_g"].concat("normal") == [2, 4, 5]
-    # 3 has no edge: so 4 has none, nor 5; 6 has one from an input, and 7 one from 6
+    # no edge enters node 3, so nodes 4 and 5 are dead; node 6 has an edge from an input, and node 7 one from node 6
     cell = [(7, 6), (5, 4), (4, 3), (6, 5), (6, 1)]
     genotype = make_genotype(darts_v2(normal=[["skip_connect", *states] for states in cell], normal_concat=[7, 6, 5]))
     assert genotype.edges("normal") == [Edge("skip_connect", 7, 6), Edge("skip_connect", 6, 1)]
@@ -124,7 +124,7 @@ def test_a_node_behind_dead_nodes_alone_is_dead_in_whatever_order_the_edges_stan
         ({"normal": [["none", 0], ["none", 1]], "normal_concat": [2]}, "normal_concat: no node in it has a path from"),
         ({"normal_concat": [2, 2]}, "normal_concat: expected distinct nodes from 2 to 5, got [2, 2]"),
         ({"reduce_concat": [1, 2]}, "reduce_concat: expected distinct nodes from 2 to 5, got [1, 2]"),
-        # a cell of one node, and one of FairDARTS's form, which may list nodes without edges
+        # a cell with one node, and a cell in FairDARTS's form, whose concat may list nodes without edges
         ({"normal": [["skip_connect", 0], ["skip_connect", 1]]}, "normal_concat: expected distinct nodes from 2 to 2"),
         (
             {"normal": [["skip_connect", 6, 0]], "normal_concat": [7]},
@@ -132,7 +132,7 @@ def test_a_node_behind_dead_nodes_alone_is_dead_in_whatever_order_the_edges_stan
         ),
     ],
 )
-def test_a_wrong_genotype_is_refused_with_the_reason(changes, reason):
+def test_a_wrong_genotype_is_rejected_with_the_reason(changes, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):
         make_genotype(darts_v2(**changes))
 
@@ -158,7 +158,7 @@ def test_a_wrong_genotype_is_refused_with_the_reason(changes, reason):
     ],
     ids=range(12),
 )
-def test_text_that_is_no_genotype_is_refused_and_never_run(text, reason):
+def test_text_that_is_not_a_genotype_is_rejected_and_never_executed(text, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):
         parse_genotype(text)
 
@@ -191,14 +191,14 @@ FORMS = {
     "lists": str(Genotype(*(list(part) for part in CELLS["DARTS_V2"]))),
     "qualified": f"genotypes.{V2}",
     "range": V2.replace("(2, 3, 4, 5)", "range(2, 6)", 1).replace("(2, 3, 4, 5)", "list(range(2, 6))"),
-    "lines": f"# the cell (of mine):\r\nmine = {LINES},\r\n",
-    "log of lines": f"12:00 mine = {LINES}\r\n12:01 (done\r\n",
-    "mark": f"\ufeff{V2}\n",
+    "several lines": f"# the cell (of mine):\r\nmine = {LINES},\r\n",
+    "log of several lines": f"12:00 mine = {LINES}\r\n12:01 (done\r\n",
+    "byte order mark": f"\ufeff{V2}\n",
     "JSON": "\ufeff\r\n" + CELLS["DARTS_V2"].to_json().replace("\n", "\r\n"),
     "log": f"2020-01-01 12:00:01,123 don't\n2020-01-01 12:00:01,123 genotype = {V1}\n[12:00] genotype = {V2} (best)\n",
     "plain log": f"Genotype: {V1}\nGenotype: {V2}\n",
 }
-#: a genotypes.py as DARTS has it
+#: genotypes.py in the form of DARTS
 DARTS_FILE = f'''"""Cells, such as Genotype(normal=...)."""
 from collections import namedtuple
 Genotype = namedtuple('Genotype', 'normal normal_concat reduce reduce_concat')
@@ -245,7 +245,7 @@ def own_cells(monkeypatch):
 
 
 def add_plugin(names):
-    """Load a plugin with these names."""
+    """Add a plugin whose module defines these names."""
     module = ModuleType("plugin")
     vars(module).update(names)
     plugins.LOADED.append(plugins.Plugin(Path("plugin.py"), "", module))
@@ -261,7 +261,7 @@ def test_cells_of_genotypes_py_and_of_plugins_are_found_by_name(own_cells):
 
 def test_a_name_belongs_to_one_cell(own_cells):
     add_plugin({"mine": MINE, "DARTS_V2": CELLS["DARTS_V2"]})
-    add_plugin({"mine": MINE})  # such as a plugin that imports it
+    add_plugin({"mine": MINE})  # the same cell, as in a plugin that imports it
     assert named_cells() == {**CELLS, "mine": MINE}
     for name in ("DARTS_V2", "mine"):
         add_plugin({name: CELLS["DARTS_V1"]})
@@ -273,7 +273,7 @@ def test_a_name_belongs_to_one_cell(own_cells):
         load_genotype("DARTS_V1")
 
 
-def test_an_unknown_name_is_answered_with_the_nearest_ones(own_cells):
+def test_an_unknown_name_is_rejected_with_the_nearest_names(own_cells):
     add_plugin({"my_cell": MINE})
     with pytest.raises(
         ValueError, match=r"^'my_cel', expected a cell of genotypes.py \(such as my_cell\), a genotype file"
@@ -290,7 +290,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones(own_cells):
         ("attention", "unknown operation 'attention'. An operation of your own needs --plugin FILE.py"),
     ],
 )
-def test_an_unknown_operation_is_named_with_its_cell_edge_and_the_nearest_one(own_cells, operation, answer):
+def test_an_unknown_operation_is_rejected_with_its_cell_its_edge_and_the_nearest_name(own_cells, operation, answer):
     cell = MINE._replace(reduce=[("noise", 0), (operation, 1)])
     add_plugin({"mine": cell})
     for spec, name in (("mine", "mine"), (str(cell), "genotype")):
@@ -315,7 +315,7 @@ def test_edges_of_none_are_left_out_with_a_warning_and_the_others_keep_their_nod
     assert capsys.readouterr().err == "warning: one: 1 edge of none is left out\n"
 
 
-def test_scripts_take_the_text_of_a_genotype():
+def test_scripts_accept_a_genotype_as_text():
     by_name, by_text, by_json = (
         script_in_process("analysis/size.py", spec)
         for spec in ("DARTS_V2", f"mine = {V2}", CELLS["DARTS_V2"].to_json())
@@ -356,7 +356,7 @@ def test_a_file_without_a_genotype_is_named(tmp_path):
             load_genotype(str(spec))
 
 
-def test_argmax_takes_the_two_strongest_edges_of_each_node_by_each_edge_own_candidates():
+def test_argmax_keeps_the_two_strongest_edges_of_each_node_with_their_strongest_operations():
     space = SPACES["s1"]
     weights = {kind: np.full((len(EDGES), 2), 0.5) for kind in ("normal", "reduce")}
     for kind in weights:
@@ -365,7 +365,7 @@ def test_argmax_takes_the_two_strongest_edges_of_each_node_by_each_edge_own_cand
     weights["normal"][9] = [0.2, 0.8]  # 0 -> 5: skip_connect or sep_conv_3x3
     genotype = select(space, weights, "argmax")
     assert genotype.normal[6:] == (("dil_conv_5x5", 3), ("sep_conv_3x3", 0))
-    # among equals the earlier edges, with the first of their own candidates
+    # ties go to the earlier edge and the earlier candidate
     assert genotype.normal[:2] == (("skip_connect", 0), ("skip_connect", 1))
     assert genotype.reduce[:2] == (("max_pool_3x3", 0), ("max_pool_3x3", 1))
     assert genotype.reduce[2:4] == (("max_pool_3x3", 0), ("max_pool_3x3", 1))

@@ -1,4 +1,4 @@
-"""The promises, on a GPU. All of these are skipped where there is none.
+"""Tests on a GPU: gradients, kernels, CUDA graphs, determinism and low precision. Skipped without a GPU.
 
 python -m pytest tests/test_gpu.py --numprocesses 4
 """
@@ -40,7 +40,7 @@ from tests.helpers import (
 )
 from tests.supernets import assert_gradients_of, assert_single_precision_gradients_of, batch_and_weights, relative_error
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 DOUBLE = torch.float64
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
@@ -48,14 +48,14 @@ LAYOUTS = [torch.channels_last, torch.contiguous_format]
 
 @pytest.fixture(autouse=True)
 def full_precision():
-    """torch rounds convolutions to TF32 unless it is told otherwise, as every script does."""
+    """Disable TF32, as every script does by default. torch itself enables it for convolutions."""
     set_up_libraries(tf32=False)
     yield
     set_up_libraries(tf32=False)
 
 
 def twins(space, auxiliary_skip, dtype, layout, channels, together=None):
-    """A supernet on the GPU, and its plain twin."""
+    """Return a supernet on the GPU and its plain twin."""
     torch.manual_seed(0)
     if space == "nasbench201":
         supernet = Supernet201(channels, 2, auxiliary_skip=auxiliary_skip)
@@ -73,19 +73,19 @@ def twins(space, auxiliary_skip, dtype, layout, channels, together=None):
     ("space", "auxiliary_skip"),
     [("s1", "none"), ("s2", "conv1"), ("s3", "none"), ("s4", "skip"), ("s5", "skip"), ("nasbench201", "conv1")],
 )
-def test_every_gradient_in_double_precision_is_that_of_the_plain_supernet(space, auxiliary_skip, layout, same_noise):
+def test_every_gradient_in_double_precision_matches_the_plain_supernet(space, auxiliary_skip, layout, same_noise):
     supernet, plain = twins(space, auxiliary_skip, DOUBLE, layout, channels=4)
     batch, weights = batch_and_weights(supernet, device="cuda")
     assert_gradients_of(supernet, plain, batch._replace(images=batch.images.to(memory_format=layout)), weights)
 
 
-# cuDNN compiles kernels as they are asked for, channels last: up to 25 s for a case.
+# With channels last, cuDNN compiles kernels on first use, which takes up to 25 s for a case.
 @pytest.mark.parametrize(
     ("space", "layout", "together"),
     [("s5", LAYOUTS[0], True), ("s5", LAYOUTS[1], True), ("s5", LAYOUTS[1], False), ("s1", LAYOUTS[0], False)]
     + [("nasbench201", layout, together) for layout in LAYOUTS for together in (True, False)],
 )
-def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, layout, together, monkeypatch):
+def test_the_gradient_in_single_precision_matches_the_plain_supernet(space, layout, together, monkeypatch):
     supernet, plain = twins(space, "none", torch.float32, layout, channels=8, together=together)
     batch, weights = batch_and_weights(supernet, torch.float32, "cuda", images=16, pixels=16)
     ours = batch._replace(images=batch.images.to(memory_format=layout))
@@ -94,8 +94,8 @@ def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, l
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_average_pooling_and_its_gradient_are_those_of_the_cpu(layout, stride):
-    """torch's gradient is wrong channels last with padding (pytorch issue 188344)."""
+def test_average_pooling_and_its_gradient_match_the_cpu(layout, stride):
+    """With channels last and padding, torch's own gradient is wrong (pytorch issue 188344)."""
     torch.manual_seed(0)
     x, found = torch.randn(3, 4, 7, 8, dtype=DOUBLE), []
     for device in ("cpu", "cuda"):
@@ -110,7 +110,7 @@ def test_average_pooling_and_its_gradient_are_those_of_the_cpu(layout, stride):
     ("groups", "kernel_size", "stride", "dilation"),
     [(12, 3, 1, 1), (12, 5, 2, 1), (12, 5, 1, 2), (12, 3, 2, 2), (3, 1, 1, 1)],
 )
-def test_grouped_convolutions_and_their_derivatives_are_those_of_the_cpu(groups, kernel_size, stride, dilation, layout):
+def test_grouped_convolutions_and_their_derivatives_match_the_cpu(groups, kernel_size, stride, dilation, layout):
     torch.manual_seed(0)
     numbers = [torch.randn(2, 12, 8, 8, dtype=DOUBLE), torch.randn(12, 12 // groups, kernel_size, kernel_size).double()]
     found = []
@@ -126,8 +126,8 @@ def test_grouped_convolutions_and_their_derivatives_are_those_of_the_cpu(groups,
 
 @pytest.mark.parametrize("derivatives", ["difference", "exact"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_of_every_method_is_that_of_the_cpu(method, derivatives):
-    """In double precision, alpha's step and the weights'."""
+def test_a_step_of_every_method_matches_the_cpu(method, derivatives):
+    """The test compares the alpha step and the weight step in float64."""
     changes = {"space": "s5", "layers": 4, "init_channels": 2, "batch_size": 8, "epochs": 2, "derivatives": derivatives}
     settings = SCRIPT.settings_of(method, **changes, precision="64-true")
     torch.manual_seed(0)
@@ -150,14 +150,14 @@ def test_a_step_of_every_method_is_that_of_the_cpu(method, derivatives):
         weight_step(state, objective, train_batch, now._replace(lambda_t=lambda_t), layers=False)
     for name in ("supernet", "architecture"):
         for a, b in zip(getattr(states[0], name).parameters(), getattr(states[1], name).parameters(), strict=True):
-            # Kinks: in a difference, a unit that rounding moves over 0 counts for more than rounding.
+            # ReLUs have kinks: if rounding moves a unit across 0, a difference changes by more than rounding.
             torch.testing.assert_close(a, b.cpu(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
     ("space", "layout"), [("s5", LAYOUTS[1]), ("nasbench201", LAYOUTS[0]), ("nasbench201", LAYOUTS[1])]
 )
-def test_captured_passes_are_the_eager_ones_under_every_epochs_schedule(space, layout):
+def test_captured_passes_match_eager_ones_under_the_schedule_of_every_epoch(space, layout):
     supernet, _ = twins(space, "skip", torch.float32, layout, channels=8)
     batch, weights = batch_and_weights(supernet, torch.float32, "cuda", images=32, pixels=16)
     batch = batch._replace(images=batch.images.to(memory_format=layout))
@@ -166,7 +166,7 @@ def test_captured_passes_are_the_eager_ones_under_every_epochs_schedule(space, l
         now = {"drop_path_prob": 0.1 * epoch, "skip_beta": 1 - 0.3 * epoch}
         eager, captured = Objective(supernet, **now), CapturedObjective(supernet, **now, graphs=graphs)
         fresh = [weight + 0.1 * epoch for weight in weights]
-        # Both kinds of passes before either is looked at: they share their memory.
+        # Run all passes before comparing any, because captured passes share their memory.
         found = [weight_gradient(each, fresh, batch, layers=True) for each in (eager, captured)]
         steps = [first_order(each, fresh, batch).total for each in (eager, captured)]
         again = [weight_gradient(each, weights, batch) for each in (eager, captured)]
@@ -178,7 +178,7 @@ def test_captured_passes_are_the_eager_ones_under_every_epochs_schedule(space, l
 
 
 def small_search(**changes):
-    """A search on a few images, on the GPU."""
+    """Return the state of a search on a few images, on the GPU."""
     settings = SCRIPT.settings_of(
         "lambda-darts",
         **{"space": "s2", "layers": 4, "init_channels": 4, "batch_size": 8, "epochs": 2, "device": "cuda"} | changes,
@@ -189,13 +189,13 @@ def small_search(**changes):
     return SearchState(settings, dataset, prepare_device(settings.device, settings.tf32))
 
 
-def test_graphs_search_as_eager_passes_do():
+def test_a_search_with_graphs_matches_an_eager_one():
     found = [weights_after_an_epoch(small_search(cuda_graphs=graphs, epsilon_0=1e-2)) for graphs in (False, True)]
     assert relative_error(found[1], found[0]) < 1e-3
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
-def test_the_second_gpu_searches_with_graphs():
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_search_with_graphs_runs_on_the_second_gpu():
     state = small_search(device="cuda:1", cuda_graphs=True)
     assert torch.cuda.current_device() == 1
     weights = weights_after_an_epoch(state)
@@ -203,7 +203,7 @@ def test_the_second_gpu_searches_with_graphs():
     assert {weight.device for weight in weights} == {torch.device("cuda", 1)}
 
 
-def test_deterministic_searches_and_retrainings_give_the_same_bits_twice_and_resume_to_them(tmp_path, monkeypatch):
+def test_deterministic_searches_and_retrainings_repeat_and_resume_bit_for_bit(tmp_path, monkeypatch):
     settings = replace(SMALL, device="cuda", deterministic=True, epochs=2)
     whole, again, stopped = (tmp_path / name for name in ("whole", "again", "stopped"))
     assert_same_run(run_search(settings, whole), run_search(settings, again))
@@ -228,7 +228,7 @@ def test_deterministic_searches_and_retrainings_give_the_same_bits_twice_and_res
 
 
 def retrain_until(settings, run, stopping):
-    """Retrain; where it is to stop, interrupt the third epoch's second step, and resume."""
+    """Retrain. With `stopping`, interrupt the second step of the third epoch and resume."""
     step = Retraining.training_step
 
     def stop(module, batch, batch_idx):
@@ -244,7 +244,7 @@ def retrain_until(settings, run, stopping):
     return retrain(settings, run, resumed=stopping)
 
 
-def test_a_number_that_is_not_finite_ends_a_search_before_its_checkpoint(tmp_path, monkeypatch):
+def test_a_nan_loss_ends_a_search_before_the_checkpoint_of_the_epoch(tmp_path, monkeypatch):
     step = train_search.weight_step
 
     def spoil(state, *rest, **named):
@@ -269,14 +269,14 @@ def test_a_bfloat16_retraining_learns_and_resumes(tmp_path):
 
 
 @pytest.mark.parametrize("low", [{"tf32": True}, {"precision": "bf16-mixed"}])
-def test_a_search_in_low_precision_is_near_the_one_in_float32(low):
+def test_a_search_in_low_precision_is_close_to_one_in_float32(low):
     """One epoch of five steps with exact derivatives; bfloat16 has three decimal digits."""
     found = [weights_after_an_epoch(small_search(derivatives="exact", **changes)) for changes in ({}, low)]
     assert all(weight.isfinite().all() for weight in found[1])
     assert relative_error(found[1], found[0]) < 0.05
 
 
-def test_alphas_gradient_in_bfloat16_is_near_that_in_float32():
+def test_the_gradient_of_alpha_in_bfloat16_is_close_to_float32():
     supernet, _ = twins("s5", "none", torch.float32, torch.contiguous_format, channels=8)
     batch, weights = batch_and_weights(supernet, torch.float32, "cuda", images=32, pixels=16)
     weights = [weight.softmax(dim=-1) for weight in weights]

@@ -28,7 +28,7 @@ from tests.supernets import make_supernet, mixing_weights_of
 DOUBLE = torch.float64
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
 NO_LABELS = torch.zeros(4, dtype=torch.long)
-#: of depthwise weights of 3 x 3 pixels
+#: layout -> the strides of depthwise 3x3 weights
 STRIDES = {torch.channels_last: {(9, 1, 3, 1)}, torch.contiguous_format: {(9, 9, 3, 1)}}
 
 
@@ -37,7 +37,7 @@ def other(wanted):
 
 
 def strides_of(network):
-    """The strides of a network's depthwise weights of 3 x 3 pixels."""
+    """Return the strides of the depthwise 3x3 weights of a network."""
     return {w.stride() for w in network.parameters() if w.dim() == 4 and w.shape[1:] == (1, 3, 3)}
 
 
@@ -61,7 +61,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.fixture
 def torchs_batch_norm(monkeypatch):
-    """As on a GPU."""
+    """Use torch's batch norm, as on a GPU."""
     for module in (kernels, side_by_side):
         monkeypatch.setattr(module, "batch_norm", F.batch_norm)
 
@@ -77,7 +77,7 @@ def torchs_batch_norm(monkeypatch):
         ("nasbench201", "conv1", 0.2),
     ],
 )
-def test_every_batch_norm_of_a_supernet_sees_the_layout_asked_for(
+def test_every_batch_norm_of_a_supernet_gets_the_requested_layout(
     space, auxiliary_skip, wanted, drop_path_prob, torchs_batch_norm
 ):
     supernet = make_supernet(space, auxiliary_skip, layers=4).to(memory_format=wanted)
@@ -90,8 +90,8 @@ def test_every_batch_norm_of_a_supernet_sees_the_layout_asked_for(
 
 
 @pytest.mark.parametrize("wanted", LAYOUTS)
-def test_every_batch_norm_of_a_retrained_network_sees_the_layout_asked_for(wanted, torchs_batch_norm):
-    """Given images in the other layout."""
+def test_every_batch_norm_of_a_retrained_network_gets_the_requested_layout(wanted, torchs_batch_norm):
+    """The images have the other layout."""
     network = NetworkCIFAR(load_genotype("DARTS_V2"), 4, 6, auxiliary=True)
     module = Retraining(network, 10, replace(RECIPE, drop_path_prob=0.0), wanted)
     images = torch.randn(4, 3, 32, 32).to(memory_format=other(wanted))
@@ -100,13 +100,13 @@ def test_every_batch_norm_of_a_retrained_network_sees_the_layout_asked_for(wante
         torch.autograd.grad(loss, list(network.parameters()))
     assert strides_of(network) == STRIDES[wanted]
     assert len(calls.layouts) > 30
-    # Of 1 x 1 pixels, where the auxiliary head ends, both formats are one.
+    # The auxiliary head ends with 1x1 pixels, for which both formats are the same.
     assert sum(seen != {wanted} for seen in calls.layouts) <= 1
 
 
 @pytest.mark.parametrize("wanted", LAYOUTS)
 def test_depthwise_weights_have_the_strides_of_the_layout_and_keep_them_when_a_run_is_resumed(wanted, tmp_path):
-    """With the other layout's strides, torch calls another library's kernels."""
+    """With the strides of the other layout, torch calls the kernels of another library."""
     supernet = make_supernet("s2", layers=3).to(memory_format=other(wanted)).to(memory_format=wanted)
     depthwise = [w for w in supernet.parameters() if w.dim() == 4 and w.shape[1] == 1]
     assert len(depthwise) > 10
@@ -123,21 +123,21 @@ def test_depthwise_weights_have_the_strides_of_the_layout_and_keep_them_when_a_r
         assert buffer.stride() == w.stride() and torch.equal(buffer, torch.ones_like(w))
 
 
-def test_auto_is_channels_last_on_a_cpu_alone():
+def test_the_auto_memory_format_is_channels_last_on_a_cpu_only():
     devices = [torch.device(name) for name in ("cpu", "cuda", "mps")]
     assert [memory_format("auto", device) for device in devices] == [LAYOUTS[0], LAYOUTS[1], LAYOUTS[1]]
     for device in devices:
         assert [memory_format(name, device) for name in ("channels_last", "contiguous")] == LAYOUTS
 
 
-def test_images_of_one_channel_take_the_layout_too():
-    """torch cannot tell their layout by their strides."""
+def test_images_with_one_channel_get_the_layout_too():
+    """torch cannot infer their layout from their strides."""
     state = small_search(memory_format="contiguous", channels=1)
     images = state.cast(next(iter(state.batches(0)[0]))).images
     assert images.stride() == (64, 64, 8, 1)
 
 
-def test_a_search_takes_the_layout_of_its_flag_and_finds_the_same_in_either():
+def test_a_search_uses_the_requested_layout_and_computes_the_same_in_both():
     one_step = {"images": 16, "precision": "64-true"}
     states = [small_search(memory_format=name, **one_step) for name in ("channels_last", "contiguous")]
     assert [strides_of(state.supernet) for state in states] == [STRIDES[wanted] for wanted in LAYOUTS]
@@ -152,7 +152,7 @@ def test_a_search_takes_the_layout_of_its_flag_and_finds_the_same_in_either():
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_average_pooling_is_torchs_without_its_wrong_gradient_on_cuda(size, stride, device, monkeypatch):
+def test_average_pooling_matches_torch_and_avoids_its_wrong_gradient_on_cuda(size, stride, device, monkeypatch):
     """With channels last, CUDA's gradient is wrong (pytorch issue 188344)."""
     if device == "cuda":
         monkeypatch.setattr(kernels, "pools_well", lambda x, stride: False)
@@ -167,7 +167,7 @@ def test_average_pooling_is_torchs_without_its_wrong_gradient_on_cuda(size, stri
     torch.testing.assert_close(measured, *torch.autograd.grad(expected, x, direction))
 
 
-def test_only_contiguous_images_are_pooled_by_cuda():
+def test_only_contiguous_images_use_torch_pooling_on_cuda():
     image = {wanted: torch.empty(2, 4, 8, 8, device="meta").to(memory_format=wanted) for wanted in LAYOUTS}
     assert all(kernels.pools_well(image[torch.contiguous_format], stride) for stride in (1, 2))
     assert not any(kernels.pools_well(image[torch.channels_last], stride) for stride in (1, 2))
@@ -179,7 +179,7 @@ def test_only_contiguous_images_are_pooled_by_cuda():
 @pytest.mark.parametrize("wanted", LAYOUTS)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("groups", "kernel_size", "dilation"), [(2, 1, 1), (12, 3, 1), (12, 5, 2), (4, 3, 1)])
-def test_grouped_convolutions_and_their_derivatives_are_torchs(groups, kernel_size, dilation, stride, wanted):
+def test_grouped_convolutions_and_their_derivatives_match_torch(groups, kernel_size, dilation, stride, wanted):
     torch.manual_seed(0)
     x = torch.randn(2, 12, 6, 7, dtype=DOUBLE).to(memory_format=wanted).requires_grad_()
     weight = torch.randn(12, 12 // groups, kernel_size, kernel_size, dtype=DOUBLE).to(memory_format=wanted)
@@ -198,7 +198,7 @@ def test_grouped_convolutions_and_their_derivatives_are_torchs(groups, kernel_si
 
 
 @pytest.mark.slow
-def test_exact_derivatives_take_as_many_convolutions_whatever_the_number_of_channels():
+def test_the_number_of_convolutions_of_exact_derivatives_does_not_depend_on_the_channels():
     """torch's own second derivative of a grouped convolution is a loop over its groups."""
     counts = [
         search_step.count_calls(
@@ -216,8 +216,8 @@ def test_exact_derivatives_take_as_many_convolutions_whatever_the_number_of_chan
 
 
 @pytest.mark.slow
-def test_tf32_makes_noise_of_a_difference_but_not_of_the_exact_derivative():
-    """Why the one is refused, and the other is not; rounding is emulated."""
+def test_tf32_turns_differences_into_noise_but_not_exact_derivatives():
+    """This is why low precision requires exact derivatives. The test emulates the rounding."""
     settings = low_precision.LowPrecisionSettings(
         space="s2", init_channels=4, layers=4, batch_size=16, image_size=8, epsilon_0=1e-3
     )
@@ -229,7 +229,7 @@ def test_tf32_makes_noise_of_a_difference_but_not_of_the_exact_derivative():
 
 @pytest.mark.parametrize("low", [{"tf32": True}, {"precision": "bf16-mixed"}])
 @pytest.mark.parametrize("method", ["lambda-darts", "darts-2nd", "idarts"])
-def test_differences_in_low_precision_are_refused(method, low):
+def test_differences_in_low_precision_are_rejected(method, low):
     with pytest.raises(InputError, match=r"cannot be combined with --derivatives difference: .* exact"):
         check(SCRIPT.settings_of(method, **low))
     check(SCRIPT.settings_of(method, derivatives="exact", **low))
@@ -237,7 +237,7 @@ def test_differences_in_low_precision_are_refused(method, low):
 
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(3, 1), (3, 2), (5, 2)])
 def test_depthwise_convolutions_are_right_in_bfloat16(kernel_size, dilation):
-    """torch's own gradient in a dilated weight is wrong on a CPU with channels last."""
+    """On a CPU with channels last, torch's own gradient of a dilated weight is wrong."""
     torch.manual_seed(0)
     numbers = (torch.randn(16, 4, 7, 7), torch.randn(4, 1, kernel_size, kernel_size))
     found = []
@@ -249,8 +249,8 @@ def test_depthwise_convolutions_are_right_in_bfloat16(kernel_size, dilation):
         assert torch.linalg.vector_norm(rounded.double() - expected) < 0.02 * torch.linalg.vector_norm(expected)
 
 
-def test_tf32_is_for_convolutions_alone():
-    """Mixing weights go through a matrix product."""
+def test_tf32_applies_to_convolutions_only():
+    """Matrix products keep full precision because mixing weights go through one."""
     for tf32 in (True, False):
         set_up_libraries(tf32)
         assert torch.backends.cudnn.allow_tf32 is tf32
@@ -265,14 +265,14 @@ def test_autocast_does_not_round_mixing_weights(wanted):
         measured = side_by_side.mix(outputs, weights)
     for edge, y in enumerate(measured):
         expected = sum(weights[2 * number + edge] * output for number, output in enumerate(outputs))
-        torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)  # bfloat16's unit is 4e-3
+        torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)  # bfloat16 rounds by up to 4e-3
         assert layout(y) is wanted
 
 
 # Devices and libraries
 
 
-def test_the_second_gpu_is_the_current_device_of_its_search(monkeypatch):
+def test_a_search_on_the_second_gpu_makes_it_the_current_device(monkeypatch):
     """CUDA graphs are captured on the current device."""
     chosen = []
     monkeypatch.setattr(devices, "check_device", lambda device: ("cuda", [1]))
@@ -282,7 +282,7 @@ def test_the_second_gpu_is_the_current_device_of_its_search(monkeypatch):
 
 
 def small_search(method="lambda-darts", channels=3, images=40, **changes):
-    """A search on a few images."""
+    """Return the state of a search on a few images."""
     settings = SCRIPT.settings_of(
         method,
         **{"space": "s5", "layers": 4, "init_channels": 2, "batch_size": 8, "epochs": 2, "device": "cpu"} | changes,

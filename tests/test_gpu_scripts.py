@@ -1,4 +1,4 @@
-"""The scripts that run on a GPU, at toy size on a CPU."""
+"""The scripts for GPUs, run at toy size on a CPU."""
 
 import json
 import os
@@ -13,7 +13,7 @@ SCRIPTS = ("first_gpu_run.sh", "second_gpu_run.sh")
 
 
 def run_script(name, out):
-    """Run a script for a GPU on the CPU, at toy size; its summary and results."""
+    """Run a GPU script at toy size on the CPU. Return its summary and its results."""
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": ""}
     command = ["bash", f"benchmarks/{name}", out, "--device", "cpu", "--seconds", "500"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
@@ -24,7 +24,7 @@ def run_script(name, out):
 
 
 @pytest.mark.slow
-def test_the_first_run_on_a_gpu_at_toy_size(tmp_path):
+def test_the_first_gpu_run_succeeds_at_toy_size_on_a_cpu(tmp_path):
     summary, results = run_script(SCRIPTS[0], tmp_path / "out")
     names = ["tests", "search", "resume", "resumed", "s5", "nasbench201", "depthwise", "s5_channels_last", "methods"]
     assert summary == dict.fromkeys(names, "ok")
@@ -35,8 +35,8 @@ def test_the_first_run_on_a_gpu_at_toy_size(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_second_run_on_a_gpu_at_toy_size(tmp_path):
-    """The compiler takes minutes, and is stopped on a CPU."""
+def test_the_second_gpu_run_succeeds_at_toy_size_on_a_cpu(tmp_path):
+    """Compiling takes minutes, so the script stops it on a CPU. The compiled parts may have any status."""
     summary, results = run_script(SCRIPTS[1], tmp_path / "out")
     names = ["low_precision_s2", "low_precision_s5", "search_tf32", "search_bf16"]
     names += ["retraining", "retraining_tf32", "retraining_bf16", "imagenet"]
@@ -48,8 +48,8 @@ def test_the_second_run_on_a_gpu_at_toy_size(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_smoke_run_imports_all_and_takes_a_step_of_each_kind():
-    """Without the script's limit of a minute, which a busy machine may exceed."""
+def test_the_smoke_run_imports_all_modules_and_takes_a_step_of_each_kind():
+    """The limit of one minute does not apply here because a busy machine may exceed it."""
     done = script("benchmarks/smoke.py", "--device", "cpu", env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout + done.stderr
     parts = ["imports", "depthwise", "nasbench201", "s5", "retraining, bf16-mixed", "resumed search", "low precision"]
@@ -65,7 +65,7 @@ def test_the_smoke_run_imports_all_and_takes_a_step_of_each_kind():
         (["tests"], "OUT: tests is not empty"),
     ],
 )
-def test_the_gpu_scripts_refuse_what_they_do_not_know(arguments, says):
+def test_the_gpu_scripts_reject_wrong_arguments(arguments, says):
     for name in SCRIPTS:
         done = subprocess.run(
             ["bash", f"benchmarks/{name}", *arguments], cwd=ROOT, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Layer alignment and the derivatives, against independent computations in float64."""
+"""Layer alignment and architecture gradients, compared with independent computations in float64."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ KINDS = ("corr", "signcorr")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("space", ["s1", "s2", "s4"])
 def test_regularizer_gradient_by_differences_equals_the_exact_one(space, kind):
-    """In s4 the noise is the same in all passes, or the difference would be that of two functions."""
+    """In s4 all passes draw the same noise; otherwise the difference would compare two functions."""
     objective, _, weights, batch, _ = problem(space)
     exact = regularized_gradient(objective, weights, batch, kind, "exact")
     difference = regularized_gradient(objective, weights, batch, kind, "difference", epsilon_0=1e-9)
@@ -27,7 +27,7 @@ def test_regularizer_gradient_by_differences_equals_the_exact_one(space, kind):
 
 
 def test_exact_regularizer_gradient_is_the_slope_of_the_alignment_along_a_step_of_the_weights():
-    """d/dt Lambda(g(w + t d)) at 0, from values of the alignment alone."""
+    """The slope is d/dt Lambda(g(w + t d)) at t = 0, computed from values of the alignment only."""
     objective, _, weights, batch, _ = problem()
     gradient = regularized_gradient(objective, weights, batch, "corr", "exact").regularizer_gradient
     parameters = [parameter.detach().clone() for parameter in objective.parameters]
@@ -68,7 +68,7 @@ def test_central_difference_steps_by_the_radius_whatever_the_length_of_the_direc
     torch.testing.assert_close(slope, 2 * point[0] * direction[0], rtol=1e-4, atol=0)
 
 
-def test_first_order_gradient_is_that_of_the_validation_loss_in_alpha():
+def test_the_first_order_gradient_is_the_gradient_of_the_validation_loss_in_alpha():
     objective, architecture, weights, _, batch = problem()
     result = first_order(objective, weights, batch)
     measured = architecture.gradients(objective.supernet.kinds, result.total)
@@ -81,7 +81,7 @@ def test_first_order_gradient_is_that_of_the_validation_loss_in_alpha():
 
 @pytest.mark.parametrize("derivatives", ["exact", "difference"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_unrolled_gradient_is_a_direct_differentiation_through_the_inner_step(derivatives, momentum):
+def test_the_unrolled_gradient_equals_differentiation_through_the_inner_step(derivatives, momentum):
     objective, architecture, weights, train_batch, valid_batch = problem(layers=3)
     xi, weight_decay = 0.1, 3e-4
     buffers = [0.1 * torch.randn_like(parameter) for parameter in objective.parameters]
@@ -104,7 +104,7 @@ def test_unrolled_gradient_is_a_direct_differentiation_through_the_inner_step(de
         torch.nn.functional.cross_entropy(logits, valid_batch.labels), list(architecture.parameters())
     )
     assert relative_error(measured, expected) < (1e-9 if derivatives == "exact" else 1e-4)
-    # the inner step matters here: the first-order gradient at w' is another one
+    # the inner step matters here: the first-order gradient at w' differs
     direct = architecture.gradients(objective.supernet.kinds, result.direct)
     assert relative_error(direct, expected) > 0.01
 
@@ -120,14 +120,14 @@ def test_a_supernet_keeps_no_running_statistics(make):
 
 
 @pytest.mark.parametrize("reg", ["corr", "signcorr"])
-def test_only_normal_cells_take_part(reg):
+def test_only_normal_cells_are_aligned(reg):
     objective, _, weights, batch, _ = problem(layers=5)
     result = regularized_gradient(objective, weights, batch, reg, "exact")
     assert aligned_layers(objective.supernet.kinds) == [0, 2, 4]
     assert len(result.layer_gradients) == 3
 
 
-def test_a_new_regularizer_is_a_function_and_a_line_and_is_differentiated_both_ways(monkeypatch):
+def test_a_new_regularizer_needs_only_a_function_and_is_differentiated_both_ways(monkeypatch):
     def gradient_balance(layer_gradients):
         """Minus the variance of the logarithm of the layers' gradient norms."""
         norms = torch.stack([gradient.norm() for gradient in layer_gradients])

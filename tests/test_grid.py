@@ -1,4 +1,4 @@
-"""Tables as grids of runs: their flags, their entries, and the tables that are refused."""
+"""Tables as grids of runs: their flags, their entries, and tables that are rejected."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from lib.grid import TABLES, expand, load_table
 from tests.helpers import ROOT, TABLE, assert_refused, script_in_process, write_table
 
 
-def test_flags_of_the_scale_win_over_the_methods_over_the_columns_over_those_of_all():
+def test_flags_of_a_scale_override_the_method_which_overrides_the_column_which_overrides_the_table():
     table = {
         **TABLE,
         "search": {"layers": 4, "init_channels": 2, "momentum": 0.5, "epochs": 9},
@@ -42,7 +42,7 @@ def test_a_table_expands_into_every_method_in_every_column_with_every_seed():
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in TABLES.glob("*.yaml")))
-def test_the_tables_that_come_along_are_taken_by_their_scripts(name):
+def test_the_scripts_accept_the_tables_of_the_repository(name):
     table = load_table(name)
     assert {"small", "study" if name in ("collapse", "idarts") else "paper"} <= set(table["scales"])
     for scale in table["scales"]:
@@ -50,7 +50,7 @@ def test_the_tables_that_come_along_are_taken_by_their_scripts(name):
         assert len(set(folders)) == len(folders) > 0
 
 
-def test_a_table_of_accuracies_reaches_the_searches_and_their_scores(tmp_path):
+def test_the_accuracy_table_is_passed_to_the_searches_and_their_scores(tmp_path):
     (tmp_path / "mine.npz").touch()
     flags = ["--table", "nasbench201", "--seeds", 1, "--methods", "darts", "--dry_run"]
     mine = ["--nasbench_table", tmp_path / "mine.npz"]
@@ -60,33 +60,33 @@ def test_a_table_of_accuracies_reaches_the_searches_and_their_scores(tmp_path):
         assert score.startswith("python nasbench201/table.py query") and score.endswith(end)
 
 
-def test_the_paper_scale_of_s1_to_s4_is_that_of_the_papers():
+def test_the_paper_scale_of_s1_to_s4_has_the_settings_of_the_papers():
     units = {(u.column, u.method): u for u in expand(load_table("robust"), "paper", seeds=1)}
     for column, channels, layers in (("S1 CIFAR-10", 36, 20), ("S2 CIFAR-10", 16, 20), ("S4 SVHN", 16, 8)):
         flags = units[column, "DARTS"].steps["retrain"]
         assert (flags["init_channels"], flags["layers"], flags["auxiliary"]) == (channels, layers, True)
-        assert "epochs" not in flags  # train/train.py's own 600
+        assert "epochs" not in flags  # the default of train/train.py, 600
     assert "epochs" not in units["S2 CIFAR-10", "FairDARTS"].steps["search"]
-    for column in ("S1 CIFAR-10", "S2 CIFAR-10", "S3 CIFAR-10", "S4 CIFAR-10"):  # DARTS-PT's own protocol
+    for column in ("S1 CIFAR-10", "S2 CIFAR-10", "S3 CIFAR-10", "S4 CIFAR-10"):  # the protocol of DARTS-PT
         for method in ("DARTS-PT", "blank-PT"):
             flags = units[column, method].steps["retrain"]
             assert (flags["init_channels"], flags["layers"]) == (36, 20)
     assert units["S4 SVHN", "DARTS-PT"].steps["retrain"] == units["S4 SVHN", "DARTS"].steps["retrain"]
 
 
-def test_methods_have_their_names_in_the_table_and_those_of_method():
+def test_methods_are_chosen_by_their_name_in_the_table_or_by_their_value_of_method():
     def rows(name: str, *methods: str) -> list[str]:
         return list(dict.fromkeys(unit.method for unit in expand(load_table(name), "small", 1, (), methods)))
 
     assert rows("robust", "lambda-darts", "darts-pt") == ["Λ-DARTS", "DARTS-PT"]
     assert rows("robust", "Λ-DARTS, exact", "darts") == ["DARTS", "Λ-DARTS, exact"]
-    assert len(rows("lambda", "lambda-darts")) == 6  # the method of all runs
+    assert len(rows("lambda", "lambda-darts")) == 6  # all runs use this method
     with pytest.raises(InputError, match="--methods: 'lambda', expected some of"):
         rows("robust", "lambda")
 
 
-def test_table_scripts_answer_without_installing_anything(tmp_path):
-    """In a copy of the repository without .venv; the second Python has no packages."""
+def test_table_scripts_print_help_and_dry_runs_without_installing_anything(tmp_path):
+    """The test uses a copy of the repository without .venv. The Python called `bare` has no packages."""
     for table in TABLES.glob("*.yaml"):
         scripts = [path for path in (ROOT / "scripts").glob("*.sh") if f'/table.sh" {table.stem} ' in path.read_text()]
         assert len(scripts) == 1, table
@@ -109,7 +109,7 @@ def test_table_scripts_answer_without_installing_anything(tmp_path):
     assert not (root / ".venv").exists() and not (tmp_path / "o").exists()
 
 
-#: flags and values in a table's file and in --set, and a part of the message
+#: flag and value, given in a table or with --set, and a part of the message
 REJECTED = [
     ("space", "!!python/object/apply:os.system [touch executed]", "not plain YAML"),
     ("space", "!mine s2", "not plain YAML"),
@@ -128,7 +128,7 @@ REJECTED = [
 
 
 @pytest.mark.parametrize(("name", "value", "reason"), REJECTED)
-def test_a_flag_of_a_table_or_of_set_has_a_known_name_and_a_plain_value(tmp_path, name, value, reason):
+def test_a_table_and_set_accept_only_known_flags_with_plain_values(tmp_path, name, value, reason):
     text = yaml.safe_dump(changed(columns={"S2": {"search": {"name": "value"}}}))
     (tmp_path / "table.yaml").write_text(text.replace("name: value", f"{name}: {value}"))
     given = ("--scale", "tiny", "--out", tmp_path / "out", "--dry_run")
@@ -139,7 +139,7 @@ def test_a_flag_of_a_table_or_of_set_has_a_known_name_and_a_plain_value(tmp_path
 
 
 @pytest.mark.parametrize("text", ["=3", "search.=1", "search.search.epochs=1"])
-def test_set_names_a_flag_and_maybe_its_step(tmp_path, text):
+def test_set_expects_a_flag_with_an_optional_step(tmp_path, text):
     result = script_in_process("scripts/reproduce.py", "--table", write_table(tmp_path), "--dry_run", "--set", text)
     assert_refused(result, "--set", "expected flag=value")
 
@@ -162,7 +162,7 @@ def changed(**parts) -> dict:
         (changed(scales={"x": {"seeds": 1, "override": {"PT": {}}}}), ["PT"]),
     ],
 )
-def test_a_table_that_makes_no_grid_is_refused_in_a_line(tmp_path, table, mentions):
+def test_an_invalid_table_is_rejected_with_the_reason(tmp_path, table, mentions):
     path = tmp_path / "table.yaml"
     path.write_text(yaml.safe_dump(table), encoding="utf-8")
     with pytest.raises(InputError) as error:

@@ -1,4 +1,4 @@
-"""The Hessian of the validation loss in alpha and the landscape around it, against dense ones of the plain supernet."""
+"""Hessian of the validation loss in alpha, and its landscape, compared with dense computations on plain supernets."""
 
 import csv
 import shutil
@@ -29,7 +29,7 @@ from tests.helpers import (
 
 SMALLEST = replace(SMALL, init_channels=2, reg="none", epochs=2)
 AUXILIARY = {"auxiliary_skip": "skip", "skip_beta": 1.0, "decay": "linear"}
-#: name -> how its search is run; beta is 1/2 in the last epoch of two
+#: name -> function that runs the search; beta is 1/2 in the last of two epochs
 SEARCHES = {
     "softmax": lambda run: run_search(SMALLEST, run),
     "sigmoid": lambda run: run_search(replace(SMALLEST, relaxation="sigmoid", **AUXILIARY), run),
@@ -41,7 +41,7 @@ EVERY_SEARCH = [pytest.param(name, marks=[] if name == "nasbench201" else pytest
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Finished searches, made when first asked for."""
+    """Return a function that runs a search on first use and returns its folder."""
     folder, made = tmp_path_factory.mktemp("hessian"), {}
 
     def run_of(name):
@@ -53,7 +53,7 @@ def runs(tmp_path_factory):
 
 
 class OwnNorm(nn.Module):
-    """Batch norm by its equations. In evaluation mode its statistics are the means of those of all images so far."""
+    """Batch norm by its equations. Evaluation mode uses the mean statistics over all images of training mode."""
 
     def __init__(self, norm):
         super().__init__()
@@ -73,7 +73,7 @@ class OwnNorm(nn.Module):
 
 
 def measured(run, batches, batch_size):
-    """The last checkpoint's validation loss as the scripts take it, and alpha."""
+    """Return the validation loss of the last checkpoint as the scripts compute it, and its alpha."""
     given = MeasurementSettings(batch_size=batch_size, precision="64-true", device="cpu")
     valid = ValidationLoss(run, search_settings(run, given), batches)
     return valid, valid.restore(valid.epochs[-1])
@@ -85,9 +85,9 @@ def rows_of(path):
 
 
 def plain_loss(valid, name, centre=None):
-    """alpha -> loss and accuracy, with a module for every operation of every edge and layers of the library alone.
+    """Return a function alpha -> (loss, accuracy) of the plain supernet, which consists of torch's own layers only.
 
-    With an alpha as centre in evaluation mode, with the statistics of the training images there.
+    If `centre` is given, evaluation mode is on, with the statistics of the training images at that alpha.
     """
     search, supernet = valid.search, valid.search.supernet
     plain = plain_supernet(supernet).train()
@@ -119,13 +119,13 @@ def plain_loss(valid, name, centre=None):
 
 
 def dense_hessian(valid, name, alpha):
-    """d2 loss / d alpha2, (n, n)."""
+    """Compute d2 loss / d alpha2, (n, n)."""
     loss = plain_loss(valid, name)
     return torch.autograd.functional.hessian(lambda point: loss(point)[0], alpha.detach())
 
 
 @pytest.mark.parametrize("name", EVERY_SEARCH)
-def test_the_eigenvalues_are_those_of_the_dense_hessian(runs, name):
+def test_the_eigenvalues_match_the_dense_hessian(runs, name):
     valid, alpha = measured(runs(name), batches=2, batch_size=12)
     loss, _ = valid(alpha.requires_grad_())
     expected = np.linalg.eigvalsh(dense_hessian(valid, name, alpha).numpy())
@@ -135,7 +135,7 @@ def test_the_eigenvalues_are_those_of_the_dense_hessian(runs, name):
 
 
 def test_the_eigenvalues_of_largest_magnitude_may_be_negative():
-    """Of a quadratic form they are known, signs and all."""
+    """The loss is a quadratic form with known eigenvalues."""
     basis = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
     spectrum = torch.tensor([-3.0, 2.0, -1.5, 1.0, *([0.1] * 8)], dtype=torch.float64)
     alpha = torch.ones(12, dtype=torch.float64, requires_grad=True)
@@ -144,7 +144,7 @@ def test_the_eigenvalues_of_largest_magnitude_may_be_negative():
     np.testing.assert_allclose(dominant_eigenvalues(loss, alpha, 2, algebraic=True), [2, 1], rtol=1e-9)
 
 
-def test_darts_minuss_eigenvalues_are_the_largest_of_the_hessian_with_the_weight_decay(runs, tmp_path):
+def test_darts_minus_takes_the_largest_eigenvalues_of_the_hessian_plus_the_weight_decay(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs("nasbench201"), run)
     arguments = ("--count", 3, "--batch_size", 12, "--precision", "64-true", "--device", "cpu")
@@ -158,12 +158,12 @@ def test_darts_minuss_eigenvalues_are_the_largest_of_the_hessian_with_the_weight
     assert row["epoch"] == valid.epochs[-1]
     np.testing.assert_allclose([row[f"eigenvalue_{n}"] for n in (1, 2, 3)], expected[:-4:-1], rtol=1e-6)
     assert row["loss"] == pytest.approx(plain_loss(valid, "nasbench201")(alpha)[0].item(), rel=1e-12)
-    assert not (run / "hessian.csv").exists()  # our definition has files of its own
+    assert not (run / "hessian.csv").exists()  # the definition `ours` has its own files
 
 
 @pytest.mark.parametrize("name", EVERY_SEARCH)
-def test_the_landscape_has_the_loss_at_its_centre_and_the_hessian_for_its_curvature(runs, name):
-    """So near alpha that hardly a ReLU switches: farther out their kinks bend the surface, and the Hessian has none."""
+def test_the_landscape_has_the_loss_at_its_center_and_the_curvature_of_the_hessian(runs, name):
+    """The radius is so small that hardly any ReLU switches. Their kinks add curvature that the Hessian lacks."""
     run, radius = runs(name), 1e-5
     arguments = ("--points", 3, "--radius", radius, "--batch_size", 4, "--precision", "64-true", "--device", "cpu")
     result = script_in_process("analysis/landscape.py", run, *arguments)
@@ -185,13 +185,13 @@ def test_the_landscape_has_the_loss_at_its_centre_and_the_hessian_for_its_curvat
     hessian = plane.t() @ dense_hessian(valid, name, alpha) @ plane
     for axis, line in enumerate((surface[:, 1], surface[1, :])):
         second = (line[0] - 2 * line[1] + line[2]) / radius**2
-        # rounding alone is some 1e-15 / radius^2 = 1e-5 of a curvature of 0.01 and more
+        # rounding adds about 1e-15 / radius^2 = 1e-5 to a curvature of 0.01 or more
         assert second == pytest.approx(hessian[axis, axis].item(), rel=1e-2)
 
 
 @pytest.mark.parametrize("name", EVERY_SEARCH)
-def test_evaluation_mode_has_the_statistics_of_the_training_images_at_the_checkpoints_alpha(runs, name):
-    """Also where edges are computed side by side, as on a GPU. The last batch is smaller than the others."""
+def test_evaluation_mode_uses_the_statistics_of_the_training_images_at_the_alpha_of_the_checkpoint(runs, name):
+    """This also holds if edges are computed side by side, as on a GPU. The last batch is smaller than the others."""
     given = MeasurementSettings(batch_size=200, precision="64-true", device="cpu")
     settings = search_settings(runs(name), given)
     training, evaluation = (ValidationLoss(runs(name), settings, None, mode) for mode in (False, True))
@@ -202,14 +202,14 @@ def test_evaluation_mode_has_the_statistics_of_the_training_images_at_the_checkp
         for module in evaluation.search.supernet.modules():
             if isinstance(module, FastEdges):
                 module.together = together
-        evaluation.restore(evaluation.epochs[0])  # whose statistics do not stay
+        evaluation.restore(evaluation.epochs[0])  # its statistics must not remain
         assert torch.equal(evaluation.restore(evaluation.epochs[-1]), alpha)
         ours, right = evaluation(alpha)
         assert abs(ours - loss) < 1e-11 * loss
-        assert abs(right - accuracy) < 1e-6  # an accuracy is in single precision
+        assert abs(right - accuracy) < 1e-6  # accuracies are in float32
 
 
-def test_darts_minuss_landscape_is_of_all_images_in_evaluation_mode_along_directions_as_long_as_alpha(runs):
+def test_the_darts_minus_landscape_uses_all_images_evaluation_mode_and_directions_as_long_as_alpha(runs):
     run, arguments = runs("nasbench201"), ("--batch_size", 200, "--precision", "64-true", "--device", "cpu")
     result = script_in_process("analysis/landscape.py", run, *arguments, "--definition", "darts-minus", "--points", 3)
     assert result.returncode == 0, result.stderr
@@ -230,7 +230,7 @@ def test_the_directions_are_as_long_as_alpha_on_each_kind_of_cell():
 
 
 @pytest.mark.parametrize(("definition", "points", "images"), [("ours", 21, 200), ("darts-minus", 51, 719)])
-def test_each_definition_has_its_grid_and_its_images(runs, monkeypatch, definition, points, images):
+def test_each_definition_has_its_own_grid_and_number_of_images(runs, monkeypatch, definition, points, images):
     class Measured(Exception):
         pass
 
@@ -245,10 +245,10 @@ def test_each_definition_has_its_grid_and_its_images(runs, monkeypatch, definiti
     assert raised.value.args == (points, 1.0, images)
 
 
-def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs, tmp_path):
+def test_each_checkpoint_gives_a_row_that_outlives_it(runs, tmp_path):
     run, arguments = tmp_path / "run", ("--count", 2, "--batch_size", 16, "--device", "cpu")
     shutil.copytree(runs("nasbench201"), run)
-    later = (run / "checkpoints/epoch_00003.ckpt").rename(tmp_path / "later")  # not reached yet
+    later = (run / "checkpoints/epoch_00003.ckpt").rename(tmp_path / "later")  # as if the search had not reached it yet
     first = script_in_process("analysis/hessian.py", run, *arguments)
     assert first.returncode == 0, first.stderr
     table = (run / "hessian.csv").read_text()
@@ -263,7 +263,7 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
     assert longer.startswith(table)
     assert [line.split(",")[0] for line in longer.splitlines()] == ["epoch", "1", "2", "3"]
 
-    # Other settings neither mix with these nor replace them.
+    # Other settings are rejected: their rows neither mix with these nor replace them.
     for others, mentions in (
         (("--count", 3), ("--count: 3", "hessian.csv", "2")),
         (("--batches", 2), ("--batches: 2", "hessian.csv", "1")),
@@ -281,5 +281,5 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
         ("landscape", ("--epoch", 7), ("--epoch: 7", "1, 2, 3")),
     ],
 )
-def test_a_wrong_flag_is_refused(runs, command, arguments, mentions):
+def test_a_wrong_flag_is_rejected(runs, command, arguments, mentions):
     assert_refused(script_in_process(f"analysis/{command}.py", runs("nasbench201"), *arguments), *mentions)

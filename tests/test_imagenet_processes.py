@@ -98,7 +98,7 @@ def test_a_stop_while_the_test_pictures_are_scored_costs_one_step(tree, finished
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_devices_between_epochs(tree, finished, tmp_path):
+def test_a_run_resumes_with_another_number_of_devices_between_epochs(tree, finished, tmp_path):
     run = tmp_path / "run"
     stopped_at(tree, run, ["stop", 0, 1, 0])
     assert_refused(train("--resume", run, "--devices", 1, "--accumulate", 2), "--devices, --accumulate")  # within one
@@ -109,7 +109,7 @@ def test_a_run_goes_on_with_another_number_of_devices_between_epochs(tree, finis
 
 
 @pytest.mark.slow
-def test_two_nodes_start_a_killed_process_again_and_the_run_ends_as_if_not(tree, finished, tmp_path):
+def test_two_nodes_restart_a_killed_process_and_the_run_ends_like_an_undisturbed_one(tree, finished, tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -317,7 +317,7 @@ def test_a_released_imagenet_network_is_scored(tmp_path):
     assert_refused(result, "has 2 classes, expected the network's 3")
 
 
-def test_a_file_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path):
+def test_a_file_that_does_not_fit_gives_a_one_line_error_and_writes_nothing(tmp_path):
     layout = LAYOUTS["DARTS, CIFAR-100"]
     network, run, path = layout.make(), tmp_path / "run", tmp_path / "released.pt"
     state, own_cell = network.state_dict(), ("--arch", layout.arch)

@@ -177,7 +177,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize(("shell", "command", "printed", "answer"), invocations())
-def test_a_wrong_invocation_is_answered_in_one_line_and_leaves_nothing(place, capfd, shell, command, printed, answer):
+def test_a_wrong_invocation_gives_a_one_line_error_and_writes_nothing(place, capfd, shell, command, printed, answer):
     before = contents(place), contents(ROOT)
     result = (in_a_shell if shell else in_this_process)(command, place)
     expected = answer.replace("$tmp", str(place)) + "\n"

@@ -87,11 +87,11 @@ def test_imports_point_down_the_layers():
         ({"lib.a": "from lib import b", "lib.b": "import lib.c", "lib.c": "from lib.a import x"}, "in a circle: lib."),
     ],
 )
-def test_imports_up_or_in_a_circle_are_found(sources, message):
+def test_upward_and_circular_imports_are_found(sources, message):
     with pytest.raises((AssertionError, pytest.fail.Exception), match=message):
         check(imports(sources))
 
 
-def test_imports_down_are_allowed():
+def test_downward_imports_are_allowed():
     below = {"nasbench201.cells": "import lib.a", "lib.a": "import torch", "genotypes": "from lib import a"}
     check(imports({"search.state": "from nasbench201 import cells\nimport genotypes, lib.a", **below}))

@@ -97,7 +97,7 @@ def test_a_loaded_network_gives_the_logits_of_the_trained_one(trained, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_transform_gives_what_the_test_loader_gives(trained, kind):
+def test_the_transform_gives_the_images_of_the_test_loader(trained, kind):
     run, _, pictures, images, _ = trained(kind)
     transform = load_network(run).transform
     assert images.shape[1:] == ((1, 16, 16) if kind == "nasbench201" else (3, 32, 32))
@@ -114,7 +114,7 @@ def score(script, run, *flags):
 
 
 @pytest.mark.parametrize("kind", ["cifar", "nasbench201"])
-def test_a_score_does_not_depend_on_the_training_images_beside_the_test_images(trained, tmp_path, kind):
+def test_a_score_does_not_depend_on_the_training_images(trained, tmp_path, kind):
     run, data, *_ = trained(kind)
     other = shutil.copytree(data, tmp_path / "other")
     for path in (other / "train").rglob("*.png"):  # of another size, mean and deviation, and other channels
@@ -126,7 +126,7 @@ def test_a_score_does_not_depend_on_the_training_images_beside_the_test_images(t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_test_images_of_other_classes_are_refused(trained, tmp_path, kind):
+def test_test_images_of_other_classes_are_rejected(trained, tmp_path, kind):
     run, data, *_ = trained(kind)
     other = shutil.copytree(data, tmp_path / "other")
     first = load_network(run).classes[0]
@@ -137,12 +137,12 @@ def test_test_images_of_other_classes_are_refused(trained, tmp_path, kind):
     assert_refused(script_in_process(TEST[kind], run, "--data", other), says)
 
 
-def test_a_network_is_scored_by_the_script_of_its_images(trained):
+def test_each_scoring_script_rejects_networks_for_other_images(trained):
     assert_refused(script_in_process("train/test.py", trained("imagenet").run), "expected imagenet/test.py")
     assert_refused(script_in_process("imagenet/test.py", trained("cifar").run), "expected train/test.py")
 
 
-def test_a_damaged_or_foreign_checkpoint_is_one_line(trained, tmp_path):
+def test_a_damaged_or_foreign_checkpoint_gives_a_one_line_error(trained, tmp_path):
     run = shutil.copytree(trained("cifar").run, tmp_path / "run")
     path, content = last_checkpoint(run), checkpoints.load(last_checkpoint(run))
     about = content["hyper_parameters"]
@@ -198,7 +198,7 @@ def test_an_exported_network_gives_the_logits_of_the_loaded_one(trained, tmp_pat
 
 
 @pytest.mark.slow
-def test_nothing_is_exported_where_the_logits_differ(trained, tmp_path, monkeypatch):
+def test_nothing_is_exported_if_the_logits_differ(trained, tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
     run = onnxruntime.InferenceSession.run
 
@@ -222,7 +222,7 @@ def test_a_created_network_has_the_published_size():
         create_network("DARTS_V3")
 
 
-def test_the_lines_of_the_readme_classify_a_picture(trained, tmp_path, monkeypatch, capsys):
+def test_the_example_of_the_readme_classifies_a_picture(trained, tmp_path, monkeypatch, capsys):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"```python\n([^`]*load_network[^`]*)```", readme)
     run, _, pictures, images, network = trained("cifar")

@@ -53,7 +53,7 @@ def die() -> None:
     ],
     ids=["search", "retraining"],
 )
-def test_a_run_killed_in_any_moment_of_any_write_ends_like_one_that_was_not(tmp_path, begin, settings, writes):
+def test_a_run_killed_at_any_moment_of_any_write_ends_like_an_undisturbed_one(tmp_path, begin, settings, writes):
     undisturbed = begin(settings, tmp_path / "undisturbed")
     for moment in itertools.count():
         run = tmp_path / str(moment)
@@ -85,7 +85,7 @@ def holder(folder, then) -> subprocess.Popen:
     return process
 
 
-def test_a_folder_has_one_writer_until_it_ends(tmp_path):
+def test_a_run_folder_has_one_writer_at_a_time(tmp_path):
     with holder(tmp_path, "time.sleep(99)") as process:
         for flag, new in (("--resume", False), ("--save", True)):
             said = rf"^{flag}: {tmp_path} is in use by another process$"
@@ -96,7 +96,7 @@ def test_a_folder_has_one_writer_until_it_ends(tmp_path):
         pass
 
 
-def test_a_child_does_not_inherit_the_lock(tmp_path):
+def test_a_child_process_does_not_inherit_the_lock(tmp_path):
     """For example the workers that decode images, which outlive their process by seconds."""
     with holder(tmp_path, "os.fork() or time.sleep(30); os._exit(0)") as process:
         assert process.wait() == 0
@@ -129,9 +129,7 @@ def disk(tmp_path):
     ],
     ids=["search", "retraining"],
 )
-def test_a_full_disk_ends_a_run_in_one_line_and_it_resumes_when_there_is_room(
-    tmp_path, disk, monkeypatch, command, flags
-):
+def test_a_full_disk_ends_a_run_with_a_one_line_error_and_it_resumes_later(tmp_path, disk, monkeypatch, command, flags):
     run, ballast, undisturbed = disk / "run", disk / "ballast", tmp_path / "undisturbed"
     line = (command, *flags.split(), "--dataset", "digits", "--device", "cpu", "--save")
     assert script_in_process(*line, undisturbed).returncode == 0

@@ -65,7 +65,7 @@ def test_an_edge_adds_beta_times_the_auxiliary_skip_to_its_mixture(auxiliary, st
     assert (beta == 0) == torch.allclose(measured, mixture)
 
 
-def test_the_auxiliary_convolution_learns_and_an_identity_has_nothing_to_learn():
+def test_the_auxiliary_convolution_has_weights_and_an_identity_has_none():
     candidates = ("max_pool_3x3",)
     (weight,) = single_edge(candidates, 1, "conv1")[0].parameters()
     assert weight.shape == (4, 4, 1, 1) and weight.requires_grad
@@ -74,7 +74,7 @@ def test_the_auxiliary_convolution_learns_and_an_identity_has_nothing_to_learn()
         assert isinstance(single_edge(candidates, 2, auxiliary)[1].auxiliary, FactorizedReduce)
 
 
-def test_the_auxiliary_skip_acts_on_every_edge_of_the_supernet_as_a_larger_weight_of_the_skip_connection():
+def test_the_auxiliary_skip_equals_a_larger_weight_of_the_skip_connection_on_every_edge():
     """With the reductions of both made equal: p_skip op(x) + beta op(x) = (p_skip + beta) op(x)."""
     torch.manual_seed(0)
     with_skip, beta = Supernet(SPACES["s2"], 4, 4, auxiliary_skip="skip").double(), 0.7
@@ -99,7 +99,7 @@ def test_the_auxiliary_skip_acts_on_every_edge_of_the_supernet_as_a_larger_weigh
         ("slow_cosine", math.sqrt(0.5), math.cos(49 * math.pi / 100)),
     ],
 )
-def test_beta_falls_from_its_value_to_nothing_as_in_the_paper(decay, middle, last):
+def test_beta_decays_to_zero_as_in_the_paper(decay, middle, last):
     settings = SearchSettings(auxiliary_skip="skip", skip_beta=0.4, decay=decay, epochs=50)
     measured = [schedule(settings, epoch).skip_beta for epoch in (0, 25, 49)]
     assert measured == pytest.approx([0.4, 0.4 * middle, 0.4 * last], rel=1e-12)
@@ -140,7 +140,7 @@ def test_an_alpha_step_descends_the_validation_loss_and_the_weighted_zero_one_lo
 # iDARTS
 
 
-def test_the_neumann_series_comes_nearer_the_inverse_with_every_term():
+def test_every_term_brings_the_neumann_series_closer_to_the_inverse():
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(6, 6, dtype=DOUBLE, generator=generator)
     hessian = root @ root.T + torch.eye(6, dtype=DOUBLE)
@@ -162,7 +162,7 @@ def test_the_neumann_series_comes_nearer_the_inverse_with_every_term():
     torch.testing.assert_close(gamma * torch.cat(total), exact, rtol=1e-8, atol=1e-8)
 
 
-def test_the_implicit_gradient_of_a_supernet_is_a_direct_differentiation():
+def test_the_implicit_gradient_of_a_supernet_equals_direct_differentiation():
     """K = 1: s = 2 v_0 - gamma H v_0, with H v_0 the gradient of <grad_w L_train, v_0>; exactly and by differences."""
     objective, architecture, weights, train_batch, valid_batch = problem(layers=3)
     gamma, mixing = 0.1, architecture.mixing_weights()
@@ -214,7 +214,7 @@ def test_an_alpha_step_moves_the_weights_by_the_implicit_noise():
         ("first", 4, "AWWWW" * 3),
     ],
 )
-def test_alpha_moves_after_its_inner_steps_with_the_implicit_gradient_and_before_them_otherwise(
+def test_alpha_steps_follow_the_inner_steps_with_the_implicit_gradient_and_precede_them_otherwise(
     monkeypatch, hypergradient, inner_steps, order
 ):
     state = start(hypergradient=hypergradient, inner_steps=inner_steps, batch_size=64)
@@ -247,7 +247,7 @@ def test_alpha_moves_after_its_inner_steps_with_the_implicit_gradient_and_before
 
 
 @pytest.mark.parametrize("kind", ["corr", "signcorr"])
-def test_layer_alignment_goes_with_gates_and_the_auxiliary_skip(kind):
+def test_layer_alignment_works_with_gates_and_the_auxiliary_skip(kind):
     torch.manual_seed(0)
     supernet = Supernet(SPACES["s2"], init_channels=4, layers=4, auxiliary_skip="skip").double()
     weights = [torch.randn(14, 2, dtype=DOUBLE).sigmoid() for _ in supernet.kinds]
@@ -309,7 +309,7 @@ def test_a_method_has_the_settings_of_its_paper(method, space, differences):
     assert preset(method, space) == differences
 
 
-def test_a_setting_that_is_given_wins_over_the_method_and_lambda_darts_is_the_default_one():
+def test_a_given_setting_overrides_the_method_and_the_default_method_is_lambda_darts():
     settings = SCRIPT.settings_of("fair-darts", batch_size=32)
     assert (settings.batch_size, settings.learning_rate, settings.relaxation) == (32, 0.005, "sigmoid")
     assert SCRIPT.preset({}) == {"space": "s5", "reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4}

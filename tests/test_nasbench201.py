@@ -22,7 +22,7 @@ DOUBLE = torch.float64
 # Cells
 
 
-def test_every_cell_is_written_and_read_and_6466_of_them_differ():
+def test_every_cell_is_read_as_it_was_written_and_6466_are_not_isomorphic():
     cells = list(all_cells())
     assert len({cell.arch for cell in cells}) == 5**6
     assert all(parse_cell(cell.arch) == cell and make_cell(cell.operations) == cell for cell in cells)
@@ -32,7 +32,7 @@ def test_every_cell_is_written_and_read_and_6466_of_them_differ():
     assert none_first.canonical() == renamed.canonical()
 
 
-def test_the_string_gives_the_edges_as_the_paper_numbers_them():
+def test_a_cells_string_gives_its_edges_with_the_papers_numbers():
     cell = parse_cell(MIXED)
     assert cell.operations == ("nor_conv_1x1", "none", "skip_connect", "avg_pool_3x3", "nor_conv_3x3", "none")
     assert cell.edges() == [
@@ -50,7 +50,7 @@ def test_the_string_gives_the_edges_as_the_paper_numbers_them():
 # Networks
 
 
-def test_the_size_is_that_of_the_official_logs():
+def test_the_size_equals_that_in_the_official_logs():
     with torch.device("meta"):
         counted = size(Network201(parse_cell(CONVOLUTIONS)))
     assert round(counted["params"] / 1e6, 3) == 1.532
@@ -90,7 +90,7 @@ def plain_logits(supernet, images, weights, beta=0.0):
 
 
 @pytest.mark.parametrize("auxiliary", ["none", "skip"])
-def test_the_supernet_is_the_sum_of_its_operations_under_the_weights(auxiliary):
+def test_the_supernet_computes_the_weighted_sum_of_its_operations(auxiliary):
     torch.manual_seed(0)
     supernet = Supernet201(4, 2, 10, auxiliary_skip=auxiliary).double()
     plain = plain_supernet(supernet)
@@ -107,7 +107,7 @@ def test_the_supernet_is_the_sum_of_its_operations_under_the_weights(auxiliary):
     assert not any(m.affine or m.track_running_stats for m in inside)
 
 
-def test_the_supernet_at_one_hot_weights_is_the_network_of_that_cell():
+def test_the_supernet_with_one_hot_weights_computes_the_network_of_that_cell():
     torch.manual_seed(0)
     cell = parse_cell(MIXED)
     supernet, network = Supernet201(4, 1).double(), Network201(cell, 4, 1).double()
@@ -124,7 +124,7 @@ def test_the_supernet_at_one_hot_weights_is_the_network_of_that_cell():
     torch.testing.assert_close(supernet(images, [one_hot] * 3), network(images)[0])
 
 
-def test_drop_path_spares_identities():
+def test_drop_path_is_not_applied_to_identities():
     torch.manual_seed(0)
     network = Network201(parse_cell(SKIPS), 4, 1).train()
     images = torch.randn(4, 3, 8, 8)

@@ -55,7 +55,7 @@ def start(settings):
     return SearchState201(settings, datasets.load(settings.dataset, settings.data), torch.device("cpu"))
 
 
-def test_all_cells_take_part_in_the_alignment():
+def test_the_alignment_includes_all_cells():
     state = start(settings_of_201("lambda-darts-exact", cells_per_stage=2, precision="64-true"))
     objective = Objective(state.supernet)
     batch = state.cast(next(iter(state.batches(0)[0])))
@@ -70,7 +70,7 @@ def test_all_cells_take_part_in_the_alignment():
         torch.testing.assert_close(measured, known)
 
 
-def test_argmax_is_over_all_five_operations_and_a_threshold_leaves_none():
+def test_argmax_chooses_among_all_five_operations_and_a_threshold_falls_back_to_none():
     state = start(settings_of_201("fair-darts", threshold=0.6))
     weights = np.full((6, 5), 0.1)
     strongest = [(0, 0.9), (1, 0.7), (2, 0.5), (3, 0.6), (4, 0.59), (0, 0.5)]
@@ -87,7 +87,7 @@ def test_argmax_is_over_all_five_operations_and_a_threshold_leaves_none():
 
 
 @pytest.mark.parametrize("weights_first", [False, True])
-def test_the_weights_step_first_where_the_released_code_does_so(monkeypatch, weights_first):
+def test_the_weights_step_first_if_the_released_code_does_so(monkeypatch, weights_first):
     state = start(settings_of_201("lambda-darts-exact", weights_first=weights_first, batch_size=300))
     order = []
     for name in ("weight_step", "alpha_step"):
@@ -151,7 +151,7 @@ def test_perturbation_decides_every_edge_and_may_choose_none(images):
     assert selection.cell().operations == tuple(chosen[edge] for edge in EDGES)
 
 
-def test_the_benchmarks_halves_are_used(tmp_path):
+def test_the_images_are_split_into_the_benchmarks_halves(tmp_path):
     digits, path = datasets.load("digits"), tmp_path / "cifar-split.txt"
     halves = {name: [n for n in range(1437) if (n % 3 == 0) == (name == "train")] for name in ("train", "valid")}
     path.write_text(json.dumps({name: ["int", list(map(str, half[::-1]))] for name, half in halves.items()}))
@@ -168,7 +168,7 @@ def search_201(*flags):
     run_main(nasbench201.train_search.main, *flags)
 
 
-def test_a_stopped_series_of_seeds_goes_on_ends_like_one_that_was_not_and_is_compared(tmp_path, monkeypatch, capsys):
+def test_a_stopped_series_of_seeds_resumes_exactly_and_can_be_compared(tmp_path, monkeypatch, capsys):
     series, run = tmp_path / "series", tmp_path / "run"
     search_201(*FLAGS, "--seeds", 5, 6, "--save", series)
     steps = len(SearchState201.batches(start(settings_of_201()), 0)[0])
@@ -235,7 +235,7 @@ def test_every_epochs_cell_is_looked_up_in_the_table(tmp_path, made_table):
         ("cifar100", "digits", "cifar100"),
     ],
 )
-def test_the_data_set_whose_accuracies_are_looked_up(asked, searched, found):
+def test_the_accuracies_of_the_right_data_set_are_looked_up(asked, searched, found):
     assert table_dataset(asked, searched) == found
     titles = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet16_120": "ImageNet16-120"}
     assert looked_up({"dataset": searched, "table_dataset": asked}) == titles[found]
@@ -252,7 +252,7 @@ def test_the_log_names_the_data_set_that_is_looked_up(tmp_path, capsys):
     assert sum(expected in line for line in printed) == 2  # the epoch's line, and the last ones
 
 
-def test_the_seeds_results_are_the_tables_and_a_moved_table_is_given_again(tmp_path, made_table, capsys):
+def test_the_results_of_the_seeds_come_from_the_table_even_after_it_is_moved(tmp_path, made_table, capsys):
     run, path, moved = tmp_path / "run", tmp_path / "table.npz", tmp_path / "moved.npz"
     shutil.copy(made_table, path)
     search_201(*FLAGS, "--seeds", 1, "--table", path, "--save", run)
@@ -271,7 +271,7 @@ def test_the_seeds_results_are_the_tables_and_a_moved_table_is_given_again(tmp_p
     search_201("--resume", run, "--table", moved)
 
 
-def test_mean_and_deviation_are_the_samples():
+def test_the_deviation_is_the_standard_deviation_of_a_sample():
     assert mean_and_deviation([1.0, 2.0, 4.0]) == "2.33 ± 1.53"
 
 
@@ -289,7 +289,7 @@ def test_a_cell_is_trained_scored_and_resumed(tmp_path, made_table, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
-def test_select_derives_a_cell_again(images, tmp_path):
+def test_another_selection_derives_another_cell_from_a_search(images, tmp_path):
     run = run_search_201(settings_of_201(**{**images, "epochs": 1}), tmp_path / "run")
     run_derive(run, "--selection", "perturbation", "--finetune_epochs", 0, main=nasbench201.derive.main)
     load_cell(str(run / "selections/perturbation"))

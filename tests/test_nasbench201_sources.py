@@ -29,7 +29,7 @@ def test_sources_in_another_order_are_joined_by_cell(tmp_path):
         assert table.column("cifar10", split, 12).tolist() == [least + i for i in range(5)][::-1]
 
 
-def test_csv_files_of_other_programs_are_read(tmp_path):
+def test_csv_files_with_a_byte_order_mark_and_quotes_are_read(tmp_path):
     rows = [f'"{arch.replace("|+|", "| + |")}",{94 + i / 10}' for i, arch in enumerate(ARCHS)]
     (tmp_path / "bom.csv").write_text("\n".join(["arch,cifar10_test", *rows]), encoding="utf-8-sig")
     build([tmp_path / "bom.csv"], tmp_path / "t.npz", [200])
@@ -48,7 +48,7 @@ def test_csv_files_of_other_programs_are_read(tmp_path):
         ([50, 94.37], 200, ""),
     ],
 )
-def test_accuracies_of_another_unit_or_budget_are_warned_of(tmp_path, capsys, accuracies, epochs, says):
+def test_accuracies_in_another_unit_or_of_another_budget_give_a_warning(tmp_path, capsys, accuracies, epochs, says):
     rows = [f"{arch},{accuracy}" for arch, accuracy in zip(ARCHS, accuracies, strict=False)]
     (tmp_path / "some.csv").write_text("\n".join(["arch,cifar10_test", *rows]))
     build([tmp_path / "some.csv"], tmp_path / "t.npz", [epochs])
@@ -82,7 +82,7 @@ def test_spaces_around_the_names_of_columns_are_ignored(tmp_path):
 
 # The official file predates torch's zip files, and NumPy 1 called its module numpy.core.
 @pytest.mark.parametrize(("wrap", "old"), [(float, False), (np.float64, True)])
-def test_the_official_layout_gives_what_the_package_gives(tmp_path, capsys, wrap, old):
+def test_a_table_of_the_official_file_equals_the_official_package(tmp_path, capsys, wrap, old):
     content = write_official(tmp_path / "official.pth", wrap=wrap, _use_new_zipfile_serialization=not old)
     written = (tmp_path / "official.pth").read_bytes()
     assert (b"numpy._core.multiarray" in written) == old
@@ -107,7 +107,7 @@ def test_the_official_layout_gives_what_the_package_gives(tmp_path, capsys, wrap
     assert costs["cifar10_params"] == 0.5 and costs["imagenet16_120_madds"] == 80.25
 
 
-def test_without_cifar10_after_12_epochs_the_half_is_taken_and_the_rest_is_unknown(tmp_path):
+def test_missing_cifar10_results_are_replaced_by_those_of_training_on_half_of_the_images(tmp_path):
     # as in v1_0
     content = write_official(tmp_path / "v1_0.pth", lambda epochs: SETS if epochs == 200 else ["cifar10-valid"])
     build([tmp_path / "v1_0.pth"], tmp_path / "t.npz")
@@ -120,7 +120,7 @@ def test_without_cifar10_after_12_epochs_the_half_is_taken_and_the_rest_is_unkno
         table.column("cifar100", "test", 12)
 
 
-def test_a_file_with_code_is_not_read_unless_trusted(tmp_path, capsys):
+def test_a_file_that_holds_code_is_rejected_without_trust(tmp_path, capsys):
     content = write_official(tmp_path / "plain.pth", lambda epochs: ["cifar10"])
     torch.save({**content, "code": os.getcwd}, tmp_path / "code.pth")
     command = ["build", tmp_path / "code.pth", tmp_path / "t.npz"]

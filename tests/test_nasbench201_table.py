@@ -39,7 +39,7 @@ def small(tmp_path):
     return tmp_path / "small.npz"
 
 
-def test_the_projects_own_table():
+def test_the_projects_table_has_the_published_accuracies_and_ranks():
     table = open_table()
     assert len(table) == 15625
     convolutions, skips = 1462, 1835
@@ -62,14 +62,14 @@ def test_the_projects_own_table():
     assert table.isomorphic(most[-1]) == most
 
 
-def test_the_projects_own_table_is_small_and_opens_in_a_moment():
+def test_the_projects_table_is_small_and_opens_quickly():
     assert SHIPPED.stat().st_size < 400_000
     start = time.perf_counter()
     open_table()
     assert time.perf_counter() - start < 0.1 * slower()
 
 
-def test_the_projects_own_table_rounds_the_published_accuracies_and_keeps_their_ranks(published):
+def test_the_projects_table_rounds_the_published_accuracies_and_keeps_their_ranks(published):
     shipped = open_table()
     assert (shipped.cells == published.cells).all()
     assert shipped.available() == published.available() and len(shipped.available()) == 9
@@ -83,7 +83,7 @@ def test_the_projects_own_table_rounds_the_published_accuracies_and_keeps_their_
 
 
 @pytest.mark.parametrize(("dataset", "classes", "pixels"), [("cifar10", 10, 32), ("imagenet16_120", 120, 16)])
-def test_the_projects_own_table_has_the_sizes_of_the_networks(dataset, classes, pixels):
+def test_the_projects_table_has_the_sizes_of_the_networks(dataset, classes, pixels):
     table = open_table()
     for index in (0, 1462, 1835, 4711, 15624):
         with torch.device("meta"):
@@ -105,7 +105,7 @@ def test_the_projects_own_table_has_the_sizes_of_the_networks(dataset, classes, 
         " [('none', 0), ('avg_pool_3x3', 2), ('nor_conv_1x1', 1)]]",
     ],
 )
-def test_a_cell_is_read_in_the_forms_that_people_have(text, tmp_path):
+def test_a_cell_is_read_in_every_usual_notation(text, tmp_path):
     cell = make_cell(["nor_conv_3x3", "none", "skip_connect", "none", "nor_conv_1x1", "avg_pool_3x3"])
     assert parse_cell(text) == load_cell(text) == load_any(text) == cell
     (tmp_path / "cell.txt").write_text(text)
@@ -130,12 +130,12 @@ def test_a_cell_is_read_in_the_forms_that_people_have(text, tmp_path):
         ("(__import__('os').getcwd(),)", "expected a string such as"),
     ],
 )
-def test_text_that_is_no_cell_is_rejected(text, says):
+def test_text_that_is_not_a_cell_is_rejected(text, says):
     with pytest.raises(ValueError, match=says):
         parse_cell(text)
 
 
-def test_equal_cells_share_the_best_rank_and_unknown_ones_have_none():
+def test_equal_accuracies_share_the_best_rank_and_unknown_ones_have_none():
     accuracies = np.array([50, 70, 70, np.nan, 60], np.float32)
     table = Table(operations_of(map(parse_cell, ARCHS)), {"cifar10_test_200": accuracies})
     assert [table.rank(i, "cifar10") for i in (0, 1, 2, 4)] == [4, 1, 1, 3]
@@ -144,7 +144,7 @@ def test_equal_cells_share_the_best_rank_and_unknown_ones_have_none():
         table.rank(3, "cifar10")
 
 
-def test_another_file_is_no_table(small, tmp_path):
+def test_other_files_are_rejected_as_tables(small, tmp_path):
     with np.load(small) as file:
         whole = dict(file)
     np.save(tmp_path / "array.npy", whole["cells"])
@@ -167,7 +167,7 @@ def test_another_file_is_no_table(small, tmp_path):
 # The command line
 
 
-def test_query_best_and_rank(small, tmp_path, capsys):
+def test_query_best_and_rank_print_accuracies_and_ranks(small, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/genotype.json").write_text(parse_cell(ARCHS[3]).to_json())
     answers = [printed(capsys, "query", cell, "--table", small, "--json") for cell in (3, ARCHS[3], tmp_path / "run")]
@@ -186,7 +186,7 @@ def test_query_best_and_rank(small, tmp_path, capsys):
     assert second.split() == ["1", "4", "54.00", "0.00", ARCHS[4]]
 
 
-def test_every_command_has_a_table_of_its_own(capsys):
+def test_every_command_reads_the_projects_table_by_default(capsys):
     assert "220.1197 M multiply-adds" in printed(capsys, "query", 1462)
     text = printed(capsys, "best", "--dataset", "cifar100", "--split", "valid", "--count", 1)
     assert text.startswith("CIFAR-100 valid accuracy after 12 epochs\n")  # there are none after 200
@@ -194,12 +194,12 @@ def test_every_command_has_a_table_of_its_own(capsys):
     assert (best["dataset"], best["split"], best["epochs"], best["rank"]) == ("cifar10", "test", 200, 167)
 
 
-def test_plot_writes_a_picture_of_the_cells(tmp_path):
+def test_plot_writes_a_picture_of_the_accuracies(tmp_path):
     run_main(main, "plot", tmp_path / "all.png", 1462, 1835, "--dataset", "imagenet16_120")
     assert Image.open(tmp_path / "all.png").size == (1650, 840)
 
 
-def test_a_table_is_opened_without_torch():
+def test_opening_a_table_does_not_import_torch():
     code = "import sys; from nasbench201.accuracies import open_table; open_table().rank(1, 'cifar10'); "
     result = script("-c", code + "print('torch' in sys.modules)")
     assert result.stdout == "False\n", result.stderr

@@ -57,13 +57,13 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
     assert output.mean().item() == pytest.approx(1.0, abs=0.01)
 
 
-def test_reduction_cells_stand_at_a_third_and_two_thirds():
+def test_reduction_cells_are_at_a_third_and_two_thirds():
     assert [layer for layer, kind in enumerate(cell_kinds(8)) if kind == "reduce"] == [2, 5]
     assert [layer for layer, kind in enumerate(cell_kinds(20)) if kind == "reduce"] == [6, 13]
 
 
 @pytest.mark.parametrize("space", DARTS_SPACES)
-def test_supernet_at_one_hot_weights_is_that_operation_alone(space):
+def test_supernet_with_one_hot_weights_computes_that_operation_alone(space):
     """With all weight on one operation an edge is that operation: other edges and operations play no part."""
     torch.manual_seed(0)
     supernet = Supernet(SPACES[space], init_channels=4, layers=3).double()
@@ -110,7 +110,7 @@ def test_supernet_in_s1_has_the_candidates_of_each_edge():
         ("DCO_SPARSE_BS_64", NetworkCIFAR, False, 3.01e6, 469e6, 1e-2),
     ],
 )
-def test_size_is_the_published_one(name, network, auxiliary, params, multiply_adds, tolerance):
+def test_the_size_equals_the_published_one(name, network, auxiliary, params, multiply_adds, tolerance):
     channels, layers, classes, pixels = (36, 20, 10, 32) if network is NetworkCIFAR else (48, 14, 1000, 224)
     with torch.device("meta"):
         built = network(CELLS[name], channels, layers, classes, auxiliary=auxiliary)
@@ -119,7 +119,7 @@ def test_size_is_the_published_one(name, network, auxiliary, params, multiply_ad
     assert measured["multiply_adds"] == pytest.approx(multiply_adds, rel=tolerance)
 
 
-def test_params_of_the_cells_of_darts_pt_are_the_published_ones():
+def test_the_parameter_counts_of_darts_pt_cells_equal_the_published_ones():
     """In millions, beside the cells of its repository; those of CIFAR-100 have 100 classes."""
     published = {"darts_pt_s1_1": 1.87, "darts_pt_s2_1": 3.09, "darts_pt_s4_1": 4.70, "darts_pt_s1_c100_1": 2.47}
     published |= {"darts_pt_s5_0": 2.85, "darts_pt_s5_3": 3.33, "blank_pt_s5_0": 3.04, "blank_pt_s5_3": 3.40}
@@ -129,7 +129,7 @@ def test_params_of_the_cells_of_darts_pt_are_the_published_ones():
         assert size(network, 3, 32)["params"] / 1e6 == pytest.approx(millions, abs=0.006), name
 
 
-def test_every_published_cell_is_trained_in_all_of_its_parameters():
+def test_every_parameter_of_a_published_cell_has_a_gradient():
     torch.manual_seed(0)
     images = torch.randn(4, 3, 8, 8)
     for name, genotype in CELLS.items():

@@ -72,7 +72,7 @@ def no_epoch(*arguments):
     raise AssertionError
 
 
-def test_perturbation_finds_the_planted_cell_and_logs_the_accuracy_that_every_removal_leaves():
+def test_perturbation_finds_the_planted_cell_and_logs_the_accuracy_after_every_removal():
     search = planted_search()
     selection = Perturbation(search, no_epoch)
     assert selection.stages == [("decide", number) for number in range(17)]
@@ -116,7 +116,7 @@ def test_perturbation_finds_the_planted_cell_and_logs_the_accuracy_that_every_re
     assert orders[0] != sorted(orders[0], key=EDGES.index)
 
 
-def test_fine_tuning_stands_between_two_decisions_at_a_tenth_of_the_learning_rate():
+def test_fine_tuning_between_decisions_uses_a_tenth_of_the_learning_rate():
     search, calls = planted_search(epochs=50, finetune_epochs=2), []
     selection = Perturbation(search, lambda epoch, rate, progress, name: calls.append((epoch, rate)))
     assert [what for what, _ in selection.stages] == ["decide", "finetune", "finetune"] * 16 + ["decide"]

@@ -134,7 +134,7 @@ def test_gates_are_drawn_as_sigmoids(tmp_path):
     assert "Entropy of the gates [nats]" in titles and "Entropy of p [nats]" not in titles
 
 
-def test_the_cells_of_two_searches_stand_below_their_alignment_and_skips(tmp_path):
+def test_the_cells_of_two_searches_are_drawn_below_their_alignment_and_skips(tmp_path):
     cells = {"darts": CELLS["DARTS_V2"], "lambda-darts": CELLS["LambdaDARTS_corr_0"]}
     searches = {}
     for method, cell in cells.items():
@@ -159,7 +159,7 @@ def test_cells_of_different_spaces_are_not_drawn_together(tmp_path):
         cells_figure({tmp_path / name: load_course(tmp_path / name) for name in ("a", "b")})
 
 
-def test_searches_with_the_same_title_are_told_apart_by_seed_or_folder(tmp_path):
+def test_searches_with_the_same_title_are_distinguished_by_seed_or_folder(tmp_path):
     for name, seed in (("a", 1), ("b", 2), ("c", 2)):
         make_run(tmp_path / name, epochs=1, seed=seed)
         (tmp_path / name / "genotype.json").write_text(CELLS["DARTS_V2"].to_json())
@@ -168,7 +168,7 @@ def test_searches_with_the_same_title_are_told_apart_by_seed_or_folder(tmp_path)
     assert drawn == ["darts, seed 1", f"darts ({tmp_path / 'b'})", f"darts ({tmp_path / 'c'})"]
 
 
-def test_every_drawing_of_a_cell_has_room_for_all_of_it(tmp_path):
+def test_every_drawing_of_a_cell_fits_into_its_axes(tmp_path):
     alphas = {"cell": np.zeros((2, 6, 5)), "cell_operations": np.array([OPERATIONS] * 6)}
     archs = ["+".join(["|nor_conv_1x1~0|", *MORE]), "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"]
     searches = {}
@@ -186,7 +186,7 @@ def test_every_drawing_of_a_cell_has_room_for_all_of_it(tmp_path):
         assert len(places) >= 5 and all(left < x < right and bottom < y < top for x, y in places)
 
 
-def test_the_figure_of_one_search_holds_its_legend(tmp_path):
+def test_the_legend_fits_into_the_figure_of_one_search(tmp_path):
     make_run(tmp_path / "run", epochs=2)
     (tmp_path / "run/genotype.json").write_text(CELLS["DARTS_V2"].to_json())
     figure = cells_figure({tmp_path / "run": load_course(tmp_path / "run")})

@@ -47,7 +47,7 @@ def sort(root, truth, *flags):
 
 
 @pytest.mark.parametrize("ground_truth", [devkit, kaggle])
-def test_the_raw_pictures_are_sorted_and_a_second_time_only_counted(tmp_path, folder, ground_truth):
+def test_the_raw_pictures_are_sorted_once_and_afterwards_only_counted(tmp_path, folder, ground_truth):
     truth = ground_truth(tmp_path)
     said = sort(tmp_path, truth)
     assert "6 pictures moved" in said and "val: 6 pictures in 3 classes" in said
@@ -55,7 +55,7 @@ def test_the_raw_pictures_are_sorted_and_a_second_time_only_counted(tmp_path, fo
     assert "0 pictures moved" in sort(tmp_path, truth)
 
 
-def test_interrupted_sorting_goes_on_beside_other_files_with_meta_elsewhere(tmp_path, folder):
+def test_interrupted_sorting_continues_and_ignores_other_files(tmp_path, folder):
     for name, label in list(zip(NAMES, LABELS, strict=True))[:2]:
         (folder / CLASSES[label - 1]).mkdir()
         (folder / f"{name}.JPEG").rename(folder / CLASSES[label - 1] / f"{name}.JPEG")
@@ -76,7 +76,7 @@ def assert_nothing_is_moved(root, truth, *mentions):
 
 
 # more wrong input is in invocations.txt
-def test_pictures_that_are_not_those_of_the_ground_truth_are_refused(tmp_path, folder):
+def test_pictures_that_do_not_match_the_ground_truth_are_rejected(tmp_path, folder):
     truth, last = kaggle(tmp_path), folder / f"{NAMES[5]}.JPEG"
     (folder / CLASSES[0]).mkdir()
     last.rename(folder / CLASSES[0] / last.name)

@@ -11,7 +11,7 @@ from tests.helpers import ROOT, script_in_process, without_figures
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_regularizer_of_the_readme_is_searched_with(tmp_path, monkeypatch):
+def test_a_search_runs_with_the_regularizer_of_the_readme(tmp_path, monkeypatch):
     for registry in (REGULARIZERS, METHODS):  # so that the entries go again
         monkeypatch.setattr(registry, "data", dict(registry))
     example = re.search(r"## Add a cell.*?```python\n(.*?)```", README, re.DOTALL).group(1)
@@ -35,7 +35,7 @@ def test_every_picture_and_file_of_the_readme_exists():
         assert (ROOT / path).exists() or any(ROOT.glob(f"*/{path}")), path
 
 
-def test_every_idea_is_where_docs_code_says():
+def test_every_name_in_docs_code_is_in_the_file_that_it_says():
     found = re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", (ROOT / "docs/code.md").read_text(encoding="utf-8"))
     assert len(found) > 20
     for path, names in found:

@@ -12,7 +12,7 @@ KINDS = ("corr", "signcorr")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_alignment_and_its_derivative_are_the_worked_ones(kind):
+def test_alignment_and_its_derivative_equal_worked_examples(kind):
     cases = json.loads((local_data() / "fixtures/alignment.json").read_text())["cases"]
     assert cases
     for case in cases:
@@ -23,7 +23,7 @@ def test_alignment_and_its_derivative_are_the_worked_ones(kind):
             torch.testing.assert_close(measured, wanted, rtol=1e-6, atol=0)
 
 
-def test_alignment_derivatives_are_the_closed_forms():
+def test_alignment_derivatives_equal_the_closed_forms():
     """u_l as the paper writes it, with the projection built as a matrix and the pairs counted one by one."""
     generator = torch.Generator().manual_seed(0)
     g = torch.randn(5, 6, dtype=torch.float64, generator=generator)
@@ -43,7 +43,7 @@ def test_alignment_derivatives_are_the_closed_forms():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_alignment_is_of_directions_whatever_the_lengths_from_minus_one_to_one(kind):
+def test_the_alignment_depends_only_on_directions_and_lies_between_minus_one_and_one(kind):
     g = torch.randn(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert layer_alignment([g[0], 2 * g[0], 5 * g[0]], kind).item() == pytest.approx(1)
     assert layer_alignment([g[0], -3 * g[0]], kind).item() == pytest.approx(-1)
@@ -67,7 +67,7 @@ def test_a_vanished_layer_gradient_contributes_nothing(kind):
     assert all(torch.equal(u, zero) for u in layer_alignment_derivative([zero, zero], kind))
 
 
-def test_the_alignment_is_the_cosine_where_nothing_else_is_said_and_needs_two_layers():
+def test_the_alignment_is_the_cosine_by_default_and_needs_two_layers():
     a, b = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
     assert layer_alignment([a, b]).item() == pytest.approx(24 / 25)
     # u_1 = (n_2 - <n_1, n_2> n_1) / |g_1|
@@ -80,7 +80,7 @@ def test_the_alignment_is_the_cosine_where_nothing_else_is_said_and_needs_two_la
 
 
 @pytest.mark.parametrize("kind", ["zero_one_l2", "zero_one_l1"])
-def test_the_zero_one_loss_and_its_gradient_in_alpha_are_the_closed_forms(kind):
+def test_the_zero_one_loss_and_its_gradient_in_alpha_equal_the_closed_forms(kind):
     torch.manual_seed(0)
     regularizer = ALPHA_REGULARIZERS[kind]
     # the second are those that FairDARTS begins with: gates of a half

@@ -64,7 +64,7 @@ def epoch_of(state):
         ("darts-pt", "s3", {"fresh_batches": "both", "selection_augment": True, "split": "file_order"}),
     ],
 )
-def test_released_settings_depart_from_those_of_the_paper(method, space, departures):
+def test_released_settings_differ_from_those_of_the_paper(method, space, departures):
     paper, released = preset(method, space), preset(method, space, released=True)
     assert {name: released.get(name) for name in departures} == departures
     # apart from the protocol, the method is that of the paper
@@ -134,7 +134,7 @@ def test_the_inner_steps_of_idarts_move_the_weights_and_a_step_of_alpha_does_not
     assert norm(moved(after, weights_of(state))) == 0.0
 
 
-def test_inner_batches_are_those_of_the_epoch_or_fresh_ones():
+def test_inner_batches_are_shared_with_the_epoch_or_fresh():
     shared, fresh = (search_of("idarts", inner_batches=kind) for kind in ("shared", "fresh"))
     batches = len(shared.batches(0)[0])
     turns_of_shared, turns_of_fresh = epoch_of(shared), epoch_of(fresh)
@@ -148,7 +148,7 @@ def test_inner_batches_are_those_of_the_epoch_or_fresh_ones():
     assert len(set(seeds)) == 5 * batches
 
 
-def test_an_unrolled_step_of_nesterov_is_that_of_the_optimizer():
+def test_an_unrolled_nesterov_step_equals_that_of_the_optimizer():
     state = search_of("darts-2nd", nesterov=True, precision="64-true", grad_clip=1e9)
     settings, objective = state.settings, state.objective(0.0, 0.0)
     first, second = epoch_of(state)[:2]
@@ -166,7 +166,7 @@ def test_an_unrolled_step_of_nesterov_is_that_of_the_optimizer():
 # Noise (D4)
 
 
-def test_noise_that_is_drawn_anew_in_each_pass_swamps_a_difference():
+def test_noise_that_is_drawn_anew_in_each_pass_swamps_a_finite_difference():
     def two_gradients(noise):
         state = search_of("lambda-darts", space="s4", noise=noise, precision="64-true", batch_size=32)
         objective, batch = state.objective(0.0, 0.0), epoch_of(state)[0].train
@@ -194,7 +194,7 @@ def test_the_images_are_split_at_random_or_in_file_order():
     assert not torch.equal(first, images[:half]) and not torch.equal(first, second)
 
 
-def test_the_first_images_of_a_folder_are_no_half(tmp_path):
+def test_images_in_folders_cannot_be_split_in_file_order(tmp_path):
     settings = settings_of("darts", split="file_order", **few_images(tmp_path / "data"))
     with pytest.raises(InputError, match="--split: file_order, but the files of a folder are in the order of their"):
         SearchState(settings, datasets.load_dataset(settings), torch.device("cpu"))
@@ -238,7 +238,7 @@ def test_an_epoch_sees_every_image_once_unless_its_batches_are_fresh(fresh, whol
 # NAS-Bench-201 (D12, D14)
 
 
-def test_the_norm_that_lambda_darts_clips_in_nasbench201_includes_the_gradient_of_alpha():
+def test_the_released_lambda_darts_clips_by_a_norm_that_includes_the_gradient_of_alpha():
     def norms(released):
         settings = settings_of_201("lambda-darts", released=released, weights_first=True, precision="64-true")
         state = SearchState201(settings, datasets.load("digits"), torch.device("cpu"))
@@ -312,7 +312,7 @@ def test_the_released_code_may_keep_none_in_s3_and_its_cell_then_has_the_next_op
 
 
 @pytest.mark.parametrize(("released", "before_the_last"), [(False, 5), (True, 4)])
-def test_fine_tuning_before_the_last_decision_in_nasbench201(released, before_the_last):
+def test_the_released_code_fine_tunes_one_epoch_less_before_the_last_decision(released, before_the_last):
     settings = settings_of_201("darts-pt", released=released, finetune_epochs=5)
     state = SearchState201(settings, datasets.load("digits"), torch.device("cpu"))
     stages = [what for what, _ in Perturbation(state, no_epoch).stages]

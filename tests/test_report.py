@@ -93,7 +93,7 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", page)))
 
 
-def test_the_page_sets_measured_beside_published_with_all_seeds(table):
+def test_the_page_shows_measured_and_published_accuracies_of_all_seeds(table):
     entries, problems = load_entries([table])
     finished = [entry for entry in entries if entry.finished]
     assert (len(entries), len(finished), problems) == (16, 14, [])
@@ -115,7 +115,7 @@ def test_the_page_sets_measured_beside_published_with_all_seeds(table):
     assert "python analysis/report.py x y.html" in text
 
 
-def test_only_figures_of_the_same_method_space_and_data_are_set_beside():
+def test_only_published_figures_of_the_same_method_space_and_data_are_shown():
     figures = [{"space": "s5", "dataset": "cifar10", "method": "darts", "metric": "a", "value": 1, "source": "x"}]
     same = {"space": "s5", "dataset": "cifar10", "method": "darts"}
     assert published(figures, same, "a") == "1.00 (x)"
@@ -141,7 +141,7 @@ def test_a_method_searches_the_space_of_its_published_figures(name):
     assert {method: text.split()[0] for method, text in found.items() if text != "not available"} == expected
 
 
-def test_references_are_of_the_rows_spaces_and_data_set():
+def test_references_match_the_spaces_and_the_data_set_of_the_rows():
     figures, darts = load_published(), {"space": "darts", "dataset": "cifar10", "method": "darts"}
     s5, imagenet = ({**darts, **other} for other in ({"space": "s5"}, {"dataset": "imagenet"}))
 
@@ -157,7 +157,7 @@ def test_references_are_of_the_rows_spaces_and_data_set():
     assert names(table, metric="CIFAR-10 test") == ["best cell of the table", "all skip connections"]
 
 
-def test_a_run_that_stands_alone_is_reported_too_and_one_that_goes_on(unit, tmp_path):
+def test_single_runs_and_unfinished_runs_are_reported_too(unit, tmp_path):
     shutil.copytree(unit / "search", tmp_path / "run", ignore=shutil.ignore_patterns("genotype.json"))
     page, _, finished = build([tmp_path / "run"], "c", refresh=5)
     assert "S2 on digits" in page and "location.reload(), 5000" in page and not finished
@@ -184,13 +184,13 @@ def test_runs_of_two_sizes_of_a_table_do_not_share_a_row(unit, tmp_path):
     assert "50.00" in text and "90.00" in text and text.count("1 of 1") == 2
 
 
-def test_what_a_run_says_is_shown_and_never_executed(unit, tmp_path):
+def test_text_from_a_run_is_escaped_and_never_executed(unit, tmp_path):
     place(unit, tmp_path / "runs" / "a", r"<img src=x onerror=alert(1)>\d", r"<script>hacked = 1</script>\d", 0, 90)
     page, _, _ = build([tmp_path / "runs"], "c & d")
     assert "<script>hacked" not in page and "<img src=x" not in page and "c &amp; d" in page
 
 
-def test_each_method_has_one_color_that_any_color_vision_tells_apart():
+def test_the_colors_of_methods_differ_for_every_kind_of_color_vision():
     """Against all others in OKLab, as seen with each kind of dichromacy (Machado et al., 2009), and on the page."""
     assert set(METHODS) <= set(search_methods.METHODS)
 
@@ -219,7 +219,7 @@ def test_each_method_has_one_color_that_any_color_vision_tells_apart():
         assert all(max(own / luminances[0], luminances[0] / own) >= 3 for own in luminances[1:])
 
 
-def test_a_row_has_its_methods_color_and_no_other_row_has_it():
+def test_each_row_has_the_color_of_its_method_and_no_two_rows_share_one():
     assert assign({"A": "idarts", "B": "darts"}) == {"A": "idarts", "B": "darts"}
     ablation = assign({f"λ {number}": "lambda-darts" for number in range(8)})
     assert ablation["λ 0"] == "lambda-darts" and sorted(ablation.values()) == sorted(METHODS)
@@ -234,7 +234,7 @@ def test_tick_labels_are_distinct(low, high, integer):
     assert not integer or all(label.isdigit() for label in labels)
 
 
-def test_an_accuracy_far_below_the_others_is_a_triangle_at_the_foot_of_the_axis():
+def test_an_accuracy_far_below_the_others_is_drawn_as_a_triangle_at_the_bottom_of_the_axis():
     axes = Figure().add_subplot()
     axes.plot(np.arange(12), [10, *range(85, 96)])
     leave_out_outliers(axes)
@@ -242,7 +242,7 @@ def test_an_accuracy_far_below_the_others_is_a_triangle_at_the_foot_of_the_axis(
     np.testing.assert_array_equal(axes.lines[1].get_xydata(), [[0, axes.get_ylim()[0]]])
 
 
-def test_a_chart_follows_the_pages_colors_and_names_its_curves():
+def test_a_chart_uses_the_colors_of_the_page_and_names_its_curves():
     values = np.array([0.1, 0.25, 0.5])
     drawing = line_chart([Line(np.arange(3), values, "idarts", "a <b> & c")], "alignment")
     assert "var(--idarts)" in drawing and "var(--grid)" in drawing and "<title>a &lt;b&gt; &amp; c</title>" in drawing
@@ -254,7 +254,7 @@ def test_a_chart_follows_the_pages_colors_and_names_its_curves():
     assert np.diff(y)[1] / np.diff(y)[0] == pytest.approx(0.25 / 0.15, rel=1e-2)
 
 
-def test_watching_ends_with_the_runs(unit, tmp_path):
+def test_watching_ends_when_the_runs_are_finished(unit, tmp_path):
     shutil.copytree(unit / "search", tmp_path / "run", ignore=shutil.ignore_patterns("genotype.json"))
     out = tmp_path / "page.html"
     command = [sys.executable, "analysis/report.py", tmp_path / "run", out, "--watch", "--every", "1"]
@@ -352,7 +352,7 @@ def test_tables_sort_by_mouse_and_by_keyboard(page):
     assert values() == [93.83, 92.0, 91.0] and heading.get_attribute("aria-sort") == "descending"
 
 
-def test_a_method_is_hidden_and_shown_and_a_column_picked(page):
+def test_a_method_can_be_hidden_and_a_column_selected(page):
     page.click("#tab-curves")
     curve = page.locator("#curves svg .lambda-darts path").first
     page.focus('#curves .key[data-series="lambda-darts"]')

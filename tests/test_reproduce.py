@@ -186,7 +186,7 @@ def test_stopping_a_table_stops_its_runs_and_the_same_command_continues(tmp_path
 
 @pytest.mark.slow
 @linux
-def test_real_runs_of_a_table_end_like_their_plain_commands_though_one_is_killed(tmp_path):
+def test_runs_of_a_table_end_like_their_plain_commands_even_if_one_is_killed(tmp_path):
     out = tmp_path / "out"
     small = ("search.epochs=3", "retrain.epochs=2", "search.batch_size=256", "retrain.batch_size=256")
     arguments = ("--table", write_table(tmp_path), "--scale", "tiny", "--seeds", 1, "--methods", "darts-minus")
@@ -240,7 +240,7 @@ def test_a_job_fails_with_the_last_line_of_its_script(tmp_path, text, reason):
         assert "left no result" in failure(tmp_path, "", kind="search")
 
 
-def test_a_run_does_not_join_the_group_of_its_launcher(tmp_path, monkeypatch):
+def test_a_run_does_not_join_the_process_group_of_its_launcher(tmp_path, monkeypatch):
     """srun often starts Ray; a retraining would wait for the other processes of the SLURM job."""
     names = ("SLURM_NTASKS", "SLURM_STEP_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "KEPT")
     for name in names:

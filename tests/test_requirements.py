@@ -44,7 +44,7 @@ def tracked(*patterns: str) -> list[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
 
 
-def test_every_module_is_installed_but_tests_and_scripts():
+def test_every_module_except_tests_and_scripts_is_installed():
     paths = [Path(name) for name in tracked("*.py")]
     installed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert set(installed["py-modules"]) == {path.stem for path in paths if len(path.parts) == 1} - {"setup"}
@@ -73,7 +73,7 @@ def run(tmp_path_factory):
 PIP = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index")
 
 
-def test_an_editable_install_makes_the_modules_of_the_project_importable_alone(run, tmp_path):
+def test_an_editable_install_makes_only_the_modules_of_the_project_importable(run, tmp_path):
     result = run(*PIP, "-r", "requirements.txt")  # ends in -e .
     assert result.returncode == 0, result.stderr
     names = ["lib.cli", "search.settings", "genotypes", "tests", "scripts", "setup"]
@@ -87,7 +87,7 @@ def test_an_install_that_is_not_editable_fails_and_says_how_to_install(run):
     assert result.returncode == 1 and "install it with: pip install -e ." in result.stderr
 
 
-def test_help_imports_no_torch():
+def test_help_does_not_import_torch():
     runnable = [name for name in tracked("*.py") if '\nif __name__ == "__main__":' in (ROOT / name).read_text("utf-8")]
     scripts = [name for name in runnable if not name.startswith("tests/")]
     result = script("-c", HELPS, *scripts)

@@ -21,7 +21,7 @@ from analysis.samples import compare_paired, interval
         ([0.0, 1.0] * 5, 0.2, 0.8),
     ],
 )
-def test_the_bootstrap_interval_of_the_mean(values, low, high):
+def test_the_bootstrap_interval_of_the_mean_equals_cases_worked_out_by_hand(values, low, high):
     assert interval(values) == (pytest.approx(low), pytest.approx(high))
     assert interval(values[:1]) == (None, None)
 
@@ -34,7 +34,7 @@ def test_the_bootstrap_interval_of_the_mean(values, low, high):
         ([5.0, 4.0, -1.0], 0.5),  # sums of 8 or more: 10 and 8, and their negatives, of 8
     ],
 )
-def test_the_paired_test_counts_the_signs(differences, p):
+def test_the_paired_test_equals_cases_counted_by_hand(differences, p):
     first = {seed: 90.0 + seed for seed in range(len(differences))}
     second = {seed: first[seed] + difference for seed, difference in enumerate(differences)}
     paired = compare_paired(first, second)
@@ -44,7 +44,7 @@ def test_the_paired_test_counts_the_signs(differences, p):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 17])
-def test_the_paired_test_is_that_of_all_signs(seed):
+def test_the_paired_test_equals_an_enumeration_of_all_signs(seed):
     """Hundredths of a percent in floats: equal differences are ties although their floats differ."""
     random = np.random.default_rng(seed)
     first, second = (np.round(random.normal(90, 0.1, size=6), 2) for _ in range(2))
@@ -61,7 +61,7 @@ def test_only_seeds_that_both_methods_have_are_compared():
     assert compare_paired({0: 1.0}, {0: 3.0}) == (1, 2.0, None)
 
 
-def test_many_pairs_are_sampled_and_never_give_zero():
+def test_the_p_value_of_many_pairs_is_sampled_and_never_zero():
     first = dict.fromkeys(range(20), 0.0)
     paired = compare_paired(first, {seed: 1.0 + 0.01 * seed for seed in range(20)})
     assert 0 < paired.p < 0.001

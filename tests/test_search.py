@@ -90,7 +90,7 @@ def test_an_alpha_step_is_adam_on_the_validation_gradient_and_leaves_the_weights
     assert len(meters.compute()["layer_gradient_norms"]) == SMALL.layers
 
 
-def test_while_lambda_is_zero_no_regularizer_pass_is_run(monkeypatch):
+def test_no_regularizer_pass_is_run_while_lambda_is_zero(monkeypatch):
     state = start()
     batch = batches_of(state)[0]
     passes = []
@@ -111,7 +111,7 @@ def test_measuring_layer_gradients_does_not_change_the_step():
     assert not plain.layer_gradients and len(measured.layer_gradients) == 2
 
 
-def test_entropy_is_that_of_each_edge_or_of_independent_gates():
+def test_entropy_is_the_mean_over_edges_of_a_distribution_or_of_independent_gates():
     weights = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     assert entropy(weights, sigmoid=False) == pytest.approx(math.log(2) / 2)
     gates = torch.tensor([[0.5, 0.5], [0.25, 1.0]])
@@ -158,7 +158,7 @@ def test_a_run_folder_holds_the_whole_run(finished):
     assert shown == pytest.approx({epoch: float(row["train_loss"]) for epoch, row in enumerate(rows, 1)})
 
 
-def test_a_figure_that_fails_is_a_warning_and_the_cell_is_there(tmp_path, monkeypatch, capsys):
+def test_a_figure_that_fails_gives_a_warning_and_the_cell_is_saved(tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise ValueError("no figure today")
 
@@ -208,7 +208,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(
         {"precision": "bf16-mixed"},
     ],
 )
-def test_the_other_switches_run_to_the_end(tmp_path, no_figures, changes):
+def test_searches_with_other_settings_finish(tmp_path, no_figures, changes):
     comparing = "precision" not in changes  # differences are refused in low precision
     settings = replace(FEW, epochs=2, init_channels=2, compare_derivatives=comparing, **changes)
     run = run_search(settings, tmp_path / "run")

@@ -46,7 +46,7 @@ def contents(run):
     }
 
 
-def test_the_run_s_own_rule_gives_its_own_cell_and_leaves_the_run_as_it_was(tiny):
+def test_the_rule_of_the_search_derives_the_same_cell_and_does_not_change_the_run(tiny):
     run, _ = tiny
     before = contents(run)
     run_derive(run)
@@ -57,7 +57,7 @@ def test_the_run_s_own_rule_gives_its_own_cell_and_leaves_the_run_as_it_was(tiny
         run_derive(run)
 
 
-def test_a_threshold_keeps_the_gates_over_it_in_fair_darts_form(gates, tmp_path):
+def test_a_threshold_keeps_the_gates_above_it_in_a_fair_darts_genotype(gates, tmp_path):
     run_derive(gates, "--selection", "threshold_edge", "--threshold", 0.4, "--save", tmp_path / "cell")
     genotype = load_genotype(str(tmp_path / "cell"))
     assert genotype.sums_nodes("normal") and all(len(edge) == 3 for edge in genotype.normal)
@@ -65,14 +65,16 @@ def test_a_threshold_keeps_the_gates_over_it_in_fair_darts_form(gates, tmp_path)
     assert set(sparse.normal) <= set(genotype.normal)
 
 
-def test_a_threshold_that_leaves_no_cell_is_named_with_the_largest_gate(gates):
+def test_a_threshold_that_leaves_no_cell_is_rejected_and_the_largest_gate_reported(gates):
     with pytest.raises(InputError, match=r"--threshold: 0.9999 .* largest gate"):
         run_derive(gates, "--threshold", 0.9999)
     assert not (gates / "selections/threshold_sparse-0.9999").exists()
 
 
 @pytest.mark.slow
-def test_an_interrupted_search_gives_a_cell_by_perturbation_which_resumes(images, tmp_path, monkeypatch, capsys):
+def test_perturbation_derives_a_cell_from_an_interrupted_search_and_can_be_resumed(
+    images, tmp_path, monkeypatch, capsys
+):
     settings = settings_of("darts", **{**images, "epochs": 3})
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -100,7 +102,7 @@ def test_an_interrupted_search_gives_a_cell_by_perturbation_which_resumes(images
 FLAGS = ("--selection", "perturbation", "--finetune_epochs", 0)
 
 
-def test_perturbation_prints_a_line_a_decision_and_leaves_the_run_as_it_was(tiny, tmp_path, monkeypatch, capsys):
+def test_perturbation_prints_a_line_for_each_decision_and_does_not_change_the_run(tiny, tmp_path, monkeypatch, capsys):
     run, _ = tiny
     before, folder, stopped = contents(run), run / "selections/perturbation", tmp_path / "stopped"
     run_derive(run, *FLAGS)
@@ -122,7 +124,7 @@ def test_perturbation_prints_a_line_a_decision_and_leaves_the_run_as_it_was(tiny
 
 
 @pytest.mark.slow
-def test_a_selection_by_the_run_s_own_perturbation_finds_the_run_s_own_cell(images, tmp_path):
+def test_perturbation_finds_the_cell_of_a_search_by_perturbation_again(images, tmp_path):
     run = run_search(settings_of("darts-pt", **images), tmp_path / "run")
     run_derive(run)
     selection = run / "selections/perturbation"

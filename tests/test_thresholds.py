@@ -52,7 +52,7 @@ WORKED = {
 }
 
 
-def test_threshold_sparse_keeps_of_the_two_strongest_edges_those_over_the_threshold():
+def test_threshold_sparse_keeps_the_two_strongest_edges_of_a_node_that_reach_the_threshold():
     genotype = select(SPACES["s5"], WORKED, "threshold_sparse", 0.85)
     assert sorted(genotype.normal) == [
         ("dil_conv_3x3", 4, 1),
@@ -108,7 +108,7 @@ def test_no_rule_chooses_none(rule, operations, count):
         assert len(cell) == count
 
 
-def test_a_cell_that_its_inputs_do_not_reach_is_missed():
+def test_a_cell_without_a_path_from_its_inputs_is_reported_missing():
     nothing, cell = np.full((14, 7), 0.8), WORKED["reduce"]
     # node 2 has no edge, so the only gate that is open leads from nowhere
     unreached = gates({(2, 3): {"sep_conv_3x3": 0.99}})

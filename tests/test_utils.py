@@ -27,7 +27,7 @@ def test_provenance_is_unknown_without_git_and_without_a_package(monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux reports two figures to compare")
-def test_peak_memory_without_proc_is_that_of_the_process(monkeypatch):
+def test_peak_memory_is_known_without_proc(monkeypatch):
     peak = devices.peak_memory(torch.device("cpu"))
     monkeypatch.setattr(Path, "exists", lambda path: False)
     # getrusage starts at the memory of the process that started this one, so it can only be larger.

@@ -14,6 +14,7 @@ from nasbench201.table import main
 from tests.helpers import run_main
 
 ARCHS = [cell.arch for cell in all_cells()][4321:4326]
+#: data set of the training -> the sets on which the network is evaluated
 SETS = {
     "cifar10-valid": ("x-valid", "ori-test"),
     "cifar10": ("ori-test",),
@@ -23,6 +24,7 @@ SETS = {
 
 
 def write_csv(path, archs=ARCHS):
+    """Write a CSV file with two accuracies for each cell, and return its path."""
     rows = [[arch, 50 + i, 60.25 + i] for i, arch in enumerate(archs)]
     with gzip.open(path, "wt") if path.suffix == ".gz" else open(path, "w") as file:
         csv.writer(file).writerows([("arch", "cifar10_valid", "cifar10_test"), *rows])
@@ -37,7 +39,7 @@ def printed(capsys, *arguments):
 
 
 def trial(dataset, arch, seed, epochs, generator, wrap=float):
-    """The package's own record of one training, with random figures; `wrap` makes its parameters and multiply-adds."""
+    """The official package's record of one training, with random accuracies; `wrap` converts its costs."""
     per_epoch = [OrderedDict((i, generator.uniform(20, 90)) for i in range(epochs)) for _ in range(4)]
     config = {"channel": 16, "num_cells": 5, "arch_str": arch, "class_num": 10}
     result = ResultsCount(dataset, None, *per_epoch[:2], wrap(0.5), wrap(80.25), config, seed, epochs, [0.01])
@@ -48,7 +50,17 @@ def trial(dataset, arch, seed, epochs, generator, wrap=float):
 
 
 def write_official(path, trained=lambda epochs: SETS, wrap=float, **options):
-    """Write a file in the official layout: the results of each cell after 12 and after 200 epochs, of 1 to 3 seeds."""
+    """Write a file in the official layout, with results of each cell after 12 and 200 epochs, for 1 to 3 seeds.
+
+    Args:
+        path: The file.
+        trained: Return the data sets that have results after a number of epochs.
+        wrap: Convert parameters and multiply-adds to a type.
+        options: Options of torch.save.
+
+    Returns:
+        The content of the file.
+    """
     generator = np.random.default_rng(0)
     infos = {}
     for index, arch in enumerate(ARCHS):

@@ -1,4 +1,4 @@
-"""Retraining on ImageNet in one process: its recipe, its pictures, its runs, interruption, and wrong input."""
+"""Retraining on ImageNet in one process: the recipe, the pictures, runs, interruptions and wrong input."""
 
 import json
 import os
@@ -64,9 +64,9 @@ def test_the_learning_rate_equals_a_table_computed_by_hand():
     def schedule(epoch):
         return 0.5 * factor(epoch)
 
-    # 0.5 * (245 - epoch) / 245, under (epoch + 1) / 5 before the sixth epoch
+    # 0.5 * (245 - epoch) / 245, times (epoch + 1) / 5 during the five epochs of warm-up
     first = [0.1, 0.2 * 244 / 245, 0.3 * 243 / 245, 0.4 * 242 / 245, 0.5 * 241 / 245, 0.5 * 240 / 245]
-    # 1/490 is one step of that line; then five epochs fall by a fifth of it each
+    # epochs 244 and 245 have 1/490, one step of that line; in the last five epochs it falls by a fifth of 1/490 each
     last = [1 / 490, 1 / 490, 4 / 2450, 3 / 2450, 2 / 2450, 1 / 2450]
     assert [schedule(epoch) for epoch in range(6)] == pytest.approx(first, rel=1e-12)
     assert [schedule(epoch) for epoch in range(244, 250)] == pytest.approx(last, rel=1e-12)
@@ -90,7 +90,7 @@ def test_drop_path_is_not_applied_to_identities(monkeypatch):
     dropped = []
     monkeypatch.setattr(model, "drop_path", lambda x, p: dropped.append(p) or x)
     network.train()(torch.randn(2, 3, 64, 64), drop_path_prob=0.3)
-    # in a reduction cell a skip connection of an input is a factorized reduction, which is no identity
+    # on the inputs of a reduction cell, a skip connection is a factorized reduction and not an identity
     identities = sum(
         edge.operation == "skip_connect" and (kind == "normal" or edge.source >= 2)
         for kind in ("normal", "reduce", "reduce")
@@ -113,7 +113,7 @@ def test_the_defaults_are_the_settings_of_the_papers():
 # The pictures
 
 
-#: of a test picture: 37 is to 32 what 256 is to 224
+#: preprocessing of a test picture, with 37 and 32 pixels in the proportion of the papers' 256 and 224
 PAPERS_TEST = v2.Compose([v2.Resize(37), v2.CenterCrop(32), v2.PILToTensor()])
 
 
@@ -160,7 +160,7 @@ def test_sigterm_saves_after_the_step_and_the_run_resumes_with_the_next_batch(tr
     run = tmp_path / "run"
     errors = stopped(*settings(tree, run)).stderr
     assert len(errors.splitlines()) == 1 and f"resume with: python {TRAIN} --resume {run}" in errors
-    assert checkpoints.load(last_checkpoint(run))["global_step"] == 5  # of three steps an epoch
+    assert checkpoints.load(last_checkpoint(run))["global_step"] == 5  # there are three steps in an epoch
     assert "the first from batch 3 of 3" in trained("--resume", run, "--workers", 2).stdout
     assert_same_weights(run, finished)
     assert metrics(run) == metrics(finished)
@@ -175,7 +175,7 @@ def test_a_preempted_slurm_job_is_requeued(tree, finished, tmp_path, monkeypatch
     stopped(*settings(tree, run), signum=signal.SIGUSR1)
     assert asked.read_text() == "requeue 4711\n"
     assert checkpoints.load(last_checkpoint(run))["global_step"] == 5
-    trained(*settings(tree, run))  # the same command
+    trained(*settings(tree, run))  # the same command resumes the run
     assert_same_weights(run, finished)
     assert asked.read_text() == "requeue 4711\n"
     assert_refused(train(*settings(tree, run, "--seed", 1)), "--save", "another --seed")
@@ -190,12 +190,12 @@ def test_a_moving_average_of_the_weights_is_saved_and_resumed(tree, tmp_path):
     stopped(*settings(tree, run, "--ema_decay", 0.9, "--epochs", 2), signum=signal.SIGINT)
     trained("--resume", run)
     assert_same_weights(run, whole)
-    scored = json.loads(script_in_process(TEST, run, "--workers", 0).stdout)  # scores what is saved
+    scored = json.loads(script_in_process(TEST, run, "--workers", 0).stdout)  # scores the saved weights
     assert scored["accuracy"] == json.loads((run / "result.json").read_text())["accuracy"]
 
 
 def plain_network(run):
-    """The network of a run, made by hand."""
+    """The trained network of a run, loaded without load_network."""
     network = model.NetworkImageNet(load_genotype(CELL), 4, 3, 3).double().eval()
     network.load_state_dict({name.removeprefix("network."): value for name, value in weights(run).items()})
     return network
@@ -232,7 +232,7 @@ def test_the_model_card_describes_the_network_and_its_results(finished):
     assert (finished / "curves.png").exists() and (finished / "cells/reduce.png").exists()
 
 
-# Wrong input; more of it is in invocations.txt
+# Wrong input; invocations.txt has more
 
 
 def test_a_truncated_picture_is_reported_and_the_run_resumes_after_its_repair(tree, finished, tmp_path):

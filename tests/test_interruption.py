@@ -1,4 +1,4 @@
-"""Kills, then --resume: the end is that of the uninterrupted run. Once for each mechanism that keeps a state."""
+"""A run that is killed and resumed ends like an undisturbed one, for each mechanism that keeps a state."""
 
 import random
 import signal
@@ -14,7 +14,7 @@ from tools.kill_drill import KINDS, differences, kill_repeatedly
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lambda-darts", "darts-2nd", "nasbench201", "retraining", "imagenet"])
 def test_killed_runs_end_like_undisturbed_ones(tmp_path, name):
-    """Two kills each; tools/kill_drill.sh repeats this for all kinds of runs."""
+    """Each run is killed twice. tools/kill_drill.sh repeats this for all kinds of runs."""
     figures = kill_repeatedly(name, 2, tmp_path, random.Random(list(KINDS).index(name)))
     assert figures.faults == [] and figures.kills.total() == 2 and figures.files > 5
 

@@ -1,4 +1,4 @@
-"""A retrained network outside of its training: load_network, its transform, scores on other folders, exports."""
+"""Using a retrained network: load_network, its transform, scores on other folders, and exports."""
 
 import functools
 import json
@@ -31,9 +31,9 @@ class Trained(NamedTuple):
 
     run: Path
     data: Path
-    pictures: list[Path]  # of the test
-    images: Tensor  # of the test, as its loader gave them to the network
-    network: nn.Module  # as the training left it, in evaluation mode
+    pictures: list[Path]  # the test pictures
+    images: Tensor  # the test images as the network received them
+    network: nn.Module  # the trained network, in evaluation mode
 
 
 def make_gray(folder: Path) -> Path:
@@ -45,13 +45,13 @@ def make_gray(folder: Path) -> Path:
 def retrain(kind: str, folder: Path) -> Trained:
     run = folder / "run"
     small = ("--init_channels", 4, "--epochs", 1, "--batch_size", 6, "--device", "cpu", "--save", run)
-    if kind == "cifar":  # resized to 36 x 32, then cropped
+    if kind == "cifar":  # the pictures are resized to 36 x 32, then cropped
         data = write_folder(folder / "data", size=(45, 40))
         command = ("train/train.py", "--arch", CELL, "--layers", 3, "--auxiliary", "--image_size", 32, *small)
-    elif kind == "nasbench201":  # gray, of their own size
+    elif kind == "nasbench201":  # gray pictures in their original size
         data = make_gray(write_folder(folder / "data", size=(20, 16)))
         command = ("nasbench201/train.py", "--arch", CELL_201, "--cells_per_stage", 1, *small)
-    else:  # in float64
+    else:  # trains in float64
         data = make_tree(folder / "data") / "Data/CLS-LOC"
         command = ("imagenet/train.py", *settings(data, run, "--epochs", 1))
     if kind != "imagenet":
@@ -117,7 +117,7 @@ def score(script, run, *flags):
 def test_a_score_does_not_depend_on_the_training_images(trained, tmp_path, kind):
     run, data, *_ = trained(kind)
     other = shutil.copytree(data, tmp_path / "other")
-    for path in (other / "train").rglob("*.png"):  # of another size, mean and deviation, and other channels
+    for path in (other / "train").rglob("*.png"):  # another size, mean, deviation and number of channels
         Image.new("RGB" if kind == "nasbench201" else "L", (30, 30), 200).save(path)
     expected = json.loads((run / "result.json").read_text())["accuracy"]
     scored = score(TEST[kind], run, "--data", other)
@@ -161,7 +161,9 @@ def test_a_damaged_or_foreign_checkpoint_gives_a_one_line_error(trained, tmp_pat
             load_network(path)
     path.write_bytes(path.read_bytes()[:-100])
     assert_refused(script_in_process(EXPORT, run), "is corrupt or not a checkpoint")
-    shutil.copy(last_checkpoint(trained("cifar").run), path.with_name("step_00000.ckpt"))  # an earlier one
+    shutil.copy(
+        last_checkpoint(trained("cifar").run), path.with_name("step_00000.ckpt")
+    )  # an earlier checkpoint, which is intact
     assert load_network(run).classes == ("cat", "dog")
 
 

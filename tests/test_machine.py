@@ -1,4 +1,4 @@
-"""Run folders on machines that fail: killed processes, two of them in one folder, full disks, changed images."""
+"""Run folders when things go wrong: killed processes, two processes in one folder, full disks, changed images."""
 
 import itertools
 import os
@@ -29,14 +29,14 @@ from tests.helpers import (
 from tools.die_in_write import cut_short
 from tools.kill_drill import differences
 
-#: one step an epoch
+#: one step in each epoch
 TINY = replace(SMALL, init_channels=2, reg="none", epochs=1, images=64, batch_size=30)
 TINY_RETRAINING = replace(RETRAINING, epochs=1, images=100, batch_size=40)
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 class Killed(BaseException):
-    """Stands for the death of the process: nothing catches it."""
+    """Stand-in for the death of the process, which no code catches."""
 
 
 def die() -> None:
@@ -46,9 +46,9 @@ def die() -> None:
 @pytest.mark.parametrize(
     ("begin", "settings", "writes"),
     [
-        # config.yaml, the checkpoint, metrics.csv, genotypes.jsonl, alphas.npz and genotype.json at least
+        # at least config.yaml, the checkpoint, metrics.csv, genotypes.jsonl, alphas.npz and genotype.json
         (run_search, TINY, 6),
-        # config.yaml, genotype.json, the checkpoint, result.json and model_card.md (CSVLogger writes metrics.csv)
+        # config.yaml, genotype.json, the checkpoint, result.json and model_card.md; CSVLogger writes metrics.csv
         pytest.param(retrain, TINY_RETRAINING, 5, marks=pytest.mark.slow),
     ],
     ids=["search", "retraining"],
@@ -58,7 +58,7 @@ def test_a_run_killed_at_any_moment_of_any_write_ends_like_an_undisturbed_one(tm
     for moment in itertools.count():
         run = tmp_path / str(moment)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "fsync", os.fsync)  # to be put back
+            patch.setattr(os, "fsync", os.fsync)  # so that the patch restores it afterwards
             patch.setattr(os, "replace", os.replace)
             cut_short(moment, die)
             try:
@@ -73,7 +73,7 @@ def test_a_run_killed_at_any_moment_of_any_write_ends_like_an_undisturbed_one(tm
 
 
 def holder(folder, then) -> subprocess.Popen:
-    """A process that holds a run folder while it executes `then`."""
+    """Start a process that locks a run folder while it executes the statement `then`."""
     code = (
         "import os, sys, time; from pathlib import Path; from lib.files import hold\n"
         f"with hold(Path(sys.argv[1])):\n print(1, flush=True); {then}"
@@ -97,7 +97,7 @@ def test_a_run_folder_has_one_writer_at_a_time(tmp_path):
 
 
 def test_a_child_process_does_not_inherit_the_lock(tmp_path):
-    """For example the workers that decode images, which outlive their process by seconds."""
+    """Workers that decode images, for example, outlive their parent by seconds."""
     with holder(tmp_path, "os.fork() or time.sleep(30); os._exit(0)") as process:
         assert process.wait() == 0
         try:
@@ -109,11 +109,11 @@ def test_a_child_process_does_not_inherit_the_lock(tmp_path):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of three MiB."""
+    """The folder of a file system with a size of 3 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("this test mounts a small file system, which this user may not")
+        pytest.skip("this user may not mount a file system, which the test needs")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 

@@ -58,7 +58,7 @@ def test_the_size_equals_that_in_the_official_logs():
 
 
 def plain_logits(supernet, images, weights, beta=0.0):
-    """The plain supernet's logits from its modules, edge by edge, as section 2 of the paper has them."""
+    """The logits of the plain supernet, computed edge by edge from its modules (NAS-Bench-201, section 2)."""
 
     def conv_bn(block, x):
         _, convolution, norm = block

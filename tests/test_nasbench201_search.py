@@ -1,4 +1,4 @@
-"""NAS-Bench-201: searches, series of seeds, and the accuracies that the table has for their cells."""
+"""NAS-Bench-201: searches, series of seeds, the table's accuracies of their cells, and retraining."""
 
 import json
 import math
@@ -45,7 +45,7 @@ from tests.helpers import (
 )
 from tests.test_nasbench201 import CONVOLUTIONS
 
-#: of the smallest search on the command line: three steps
+#: settings of the smallest search, which has three steps
 SMALLEST = {"dataset": "digits", "init_channels": 2, "cells_per_stage": 1, "batch_size": 256, "epochs": 1}
 FLAGS = [*(f"--{name}={value}" for name, value in SMALLEST.items()), "--method=darts"]
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -105,11 +105,11 @@ def test_the_weights_step_first_if_the_released_code_does_so(monkeypatch, weight
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Settings of a search on few images: two steps an epoch."""
+    """Settings of a search on few images, with two steps in each epoch."""
     return {**few_images(tmp_path_factory.mktemp("images") / "data"), "epochs": 2}
 
 
-#: what a method reports, beyond what all of them do
+#: columns of metrics.csv that only some methods have
 COLUMNS = {
     "darts-2nd": ["indirect_gradient_norm"],
     "lambda-darts": ["regularizer_gradient_norm"],
@@ -128,7 +128,7 @@ def test_every_method_searches_and_resumes_bit_for_bit(images, tmp_path, method)
     assert all(math.isfinite(float(value)) for row in rows for value in row.values() if value)
     assert all(rows[-1][name] for name in COLUMNS.get(method, ()))
     load_cell(str(whole))
-    # Interrupted after the first epoch: nothing of the second is left.
+    # Remove the results of the second epoch, as after an interruption.
     shutil.copytree(whole, part)
     sorted((part / "checkpoints").iterdir())[-1].unlink()
     for name in ("genotype.json", "genotypes.jsonl", "metrics.csv", "alphas.npz"):
@@ -164,7 +164,7 @@ def test_the_images_are_split_into_the_benchmarks_halves(tmp_path):
 
 
 def search_201(*flags):
-    """nasbench201/train_search.py in this process."""
+    """Run nasbench201/train_search.py in this process."""
     run_main(nasbench201.train_search.main, *flags)
 
 
@@ -196,7 +196,7 @@ def test_a_stopped_series_of_seeds_resumes_exactly_and_can_be_compared(tmp_path,
 
 @pytest.fixture(scope="module")
 def made_table(tmp_path_factory):
-    """A table in which a cell's accuracy is a function of its operations, and CIFAR-100 has only its test images."""
+    """A table with accuracies that are a function of a cell's operations; CIFAR-100 has test accuracies only."""
     folder = tmp_path_factory.mktemp("table")
     value = dict(zip(OPERATIONS, (0, 1, 2, 3, 1.5), strict=True))
     lines = ["arch,cifar10_valid,cifar10_test,cifar100_test"]
@@ -249,7 +249,7 @@ def test_the_log_names_the_data_set_that_is_looked_up(tmp_path, capsys):
     accuracy, rank = table.accuracy(index, "cifar100", "test"), table.rank(index, "cifar100")
     printed = capsys.readouterr().out.splitlines()
     expected = f"CIFAR-100 accuracy in NAS-Bench-201 {accuracy:.2f} %, rank {rank:,}, regret "
-    assert sum(expected in line for line in printed) == 2  # the epoch's line, and the last ones
+    assert sum(expected in line for line in printed) == 2  # in the line of the epoch and at the end
 
 
 def test_the_results_of_the_seeds_come_from_the_table_even_after_it_is_moved(tmp_path, made_table, capsys):

@@ -80,7 +80,7 @@ def test_spaces_around_the_names_of_columns_are_ignored(tmp_path):
 # The official file
 
 
-# The official file predates torch's zip files, and NumPy 1 called its module numpy.core.
+# The official file has torch's format before zip files, and NumPy 1's module name numpy.core.
 @pytest.mark.parametrize(("wrap", "old"), [(float, False), (np.float64, True)])
 def test_a_table_of_the_official_file_equals_the_official_package(tmp_path, capsys, wrap, old):
     content = write_official(tmp_path / "official.pth", wrap=wrap, _use_new_zipfile_serialization=not old)
@@ -108,7 +108,7 @@ def test_a_table_of_the_official_file_equals_the_official_package(tmp_path, caps
 
 
 def test_missing_cifar10_results_are_replaced_by_those_of_training_on_half_of_the_images(tmp_path):
-    # as in v1_0
+    # the file v1_0 has no CIFAR-10 results after 12 epochs
     content = write_official(tmp_path / "v1_0.pth", lambda epochs: SETS if epochs == 200 else ["cifar10-valid"])
     build([tmp_path / "v1_0.pth"], tmp_path / "t.npz")
     table, package = open_table(tmp_path / "t.npz"), NASBench201API(content, verbose=False)
@@ -132,7 +132,7 @@ def test_a_file_that_holds_code_is_rejected_without_trust(tmp_path, capsys):
     assert len(open_table(tmp_path / "t.npz")) == 5
 
 
-# Bad input; more of it is in invocations.txt
+# Bad input; invocations.txt has more
 
 
 def test_sources_that_cannot_be_read_or_joined_are_rejected(tmp_path):

@@ -1,4 +1,4 @@
-"""The accuracy table: the figures of its sources, and one line for each kind of bad input."""
+"""The accuracy table of NAS-Bench-201: its figures, the notations of cells, and the commands that read it."""
 
 import json
 import time
@@ -22,7 +22,7 @@ TEST = ("cifar10", "cifar100", "imagenet16_120")
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A table of all cells, built on the command line from a local copy of the accuracies."""
+    """A table of all cells, built by nasbench201/table.py from a local copy of the published accuracies."""
     folder = local_data() / "data" / "nasbench201"
     out = tmp_path_factory.mktemp("table") / "table.npz"
     sources = [folder / "epochs200.csv.gz", folder / "epochs12.csv.gz"]
@@ -76,7 +76,7 @@ def test_the_projects_table_rounds_the_published_accuracies_and_keeps_their_rank
     ranks = []
     for asked in published.available():
         errors = np.abs(shipped.column(*asked) - published.column(*asked).astype(np.float64))
-        assert errors.max() < 1 / 1200 + 1e-5  # float32 holds the published figures
+        assert errors.max() < 1 / 1200 + 1e-5  # 1e-5 for the float32 of the published accuracies
         for values in (shipped.column(*asked), published.column(*asked)):
             ranks.append(len(values) - np.searchsorted(np.sort(values), values, side="right"))
         assert (ranks[-1] == ranks[-2]).all()
@@ -189,7 +189,7 @@ def test_query_best_and_rank_print_accuracies_and_ranks(small, tmp_path, capsys)
 def test_every_command_reads_the_projects_table_by_default(capsys):
     assert "220.1197 M multiply-adds" in printed(capsys, "query", 1462)
     text = printed(capsys, "best", "--dataset", "cifar100", "--split", "valid", "--count", 1)
-    assert text.startswith("CIFAR-100 valid accuracy after 12 epochs\n")  # there are none after 200
+    assert text.startswith("CIFAR-100 valid accuracy after 12 epochs\n")  # the table has none after 200 epochs
     (best,) = json.loads(printed(capsys, "rank", 1462, "--json"))
     assert (best["dataset"], best["split"], best["epochs"], best["rank"]) == ("cifar10", "test", 200, 167)
 

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, alphas that no longer move, layers without a gradient, and the same bits twice."""
+"""Numerical faults: values that are not finite, saturated alphas and vanished gradients; and deterministic runs."""
 
 from dataclasses import replace
 
@@ -25,24 +25,24 @@ def undisturbed(tmp_path_factory):
 
 
 def test_the_check_names_the_first_number_that_is_not_finite_with_its_epoch_and_step():
-    watch = FiniteCheck(torch.device("cpu"))
-    watch.add(0, 0, {"loss": torch.tensor(1.0), "gradient": torch.tensor(2.0)})
+    checker = FiniteCheck(torch.device("cpu"))
+    checker.add(0, 0, {"loss": torch.tensor(1.0), "gradient": torch.tensor(2.0)})
     with pytest.raises(FloatingPointError, match=r"^gradient is inf in epoch 3, step 8$"):
-        watch.add(
+        checker.add(
             2, 7, {"loss": torch.tensor(1.0), "gradient": torch.tensor(torch.inf), "alpha": torch.tensor(torch.nan)}
         )
 
 
 def test_on_a_gpu_the_check_runs_every_fifty_steps_and_before_a_checkpoint():
-    watch = FiniteCheck(torch.device("cuda"))  # nothing is put there
+    checker = FiniteCheck(torch.device("cuda"))  # no tensor is on that device
     for step in range(49):
-        watch.add(0, step, {"loss": torch.tensor(torch.nan if step >= 3 else 0.0)})
+        checker.add(0, step, {"loss": torch.tensor(torch.nan if step >= 3 else 0.0)})
     with pytest.raises(FloatingPointError, match="loss is nan in epoch 1, step 4"):
-        watch.check()
+        checker.check()
     for step in range(49):
-        watch.add(1, step, {"loss": torch.tensor(torch.nan)})
+        checker.add(1, step, {"loss": torch.tensor(torch.nan)})
     with pytest.raises(FloatingPointError, match="loss is nan in epoch 2, step 1"):
-        watch.add(1, 49, {"loss": torch.tensor(0.0)})
+        checker.add(1, 49, {"loss": torch.tensor(0.0)})
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_on_a_gpu_the_check_runs_every_fifty_steps_and_before_a_checkpoint():
     ],
 )
 def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, undisturbed, monkeypatch, what, named):
-    """And resumes from the checkpoint before it, once the cause is gone, to the same end."""
+    """Without the fault, the run resumes from the previous checkpoint and ends like an undisturbed one."""
     run, calls = tmp_path / "run", []
     name = "alpha_step" if what == "alpha" else "weight_step"
     own = getattr(train_search, name)
 
     def step(state, objective, *batches, **named):
         calls.append(name)
-        if len(calls) == 5:  # of three an epoch
+        if len(calls) == 5:  # an epoch has three steps
             if what == "weights":
                 with torch.no_grad():
                     next(state.supernet.parameters()).fill_(torch.nan)

@@ -1,4 +1,4 @@
-"""Command lines and settings files: what is rejected, and in which words."""
+"""Command lines and settings files: rejected flags and values, and their messages."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Operations, regularizers and perturbations of users: the registered code is computed, whatever it does."""
+"""Operations, regularizers and perturbations of users: the project calls the registered code."""
 
 from dataclasses import replace
 
@@ -20,13 +20,13 @@ from tests.supernets import assert_gradients_of, batch_and_weights, both_paths, 
 
 @pytest.fixture(autouse=True)
 def own_registries():
-    """Entries of a test end with it."""
+    """Remove the registry entries of a test afterwards."""
     with own_plugins():
         yield
 
 
 class Doubled(nn.Module):
-    """Twice the input, averaged over strides."""
+    """Twice the input, subsampled by the stride."""
 
     def __init__(self, channels, stride, affine):
         super().__init__()
@@ -37,7 +37,7 @@ class Doubled(nn.Module):
 
 
 class WithLayer(SepConv):
-    """A separable convolution by its class, with another forward pass."""
+    """A subclass of SepConv with another forward pass."""
 
     def __init__(self, channels, stride, affine):
         super().__init__(channels, 3, stride, affine)
@@ -47,19 +47,19 @@ class WithLayer(SepConv):
 
 
 def longer_separable(channels, stride, affine):
-    """A SepConv that somebody has appended to."""
+    """A SepConv with an appended layer."""
     operation = SepConv(channels, 3, stride, affine)
     operation.append(nn.Softplus())
     return operation
 
 
 def by_channels(channels, stride, affine):
-    """Another operation for wide cells."""
+    """Doubled for wide cells, SepConv for others."""
     return Doubled(channels, stride, affine) if channels > 4 else SepConv(channels, 5, stride, affine)
 
 
 def hooked(channels, stride, affine):
-    """A SepConv with a hook, and with initial values of its own."""
+    """A SepConv with a hook and other initial values."""
     operation = SepConv(channels, 3, stride, affine)
     nn.init.ones_(operation[1].weight)
     operation.register_forward_hook(lambda module, inputs, output: 3 * output)
@@ -79,7 +79,7 @@ def test_a_registered_class_is_used_whatever_its_name(name, make):
 
 
 class Blur(nn.Module):
-    """A fixed blur, and a convolution that is used at stride 2 only."""
+    """A blur with frozen weights, and a convolution that is unused at stride 1."""
 
     def __init__(self, channels, stride, affine):
         super().__init__()

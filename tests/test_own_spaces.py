@@ -1,4 +1,4 @@
-"""Spaces of users: nodes, and edges that differ in the number of their candidates."""
+"""Search spaces of users: any number of nodes, and a different number of candidates on each edge."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pictures in folders: which files count, and what their pixels are."""
+"""Pictures in folders: the files that are read, and their pixels."""
 
 import os
 import unicodedata
@@ -25,7 +25,7 @@ def save(path, value=100, mode="RGB", size=(8, 8), **options):
 
 
 def save_splits(root, names, held_out="test", **options):
-    """One picture in each class, for each name, in both splits."""
+    """Save a picture of each name in both classes of both splits."""
     for split in ("train", held_out):
         for kind in ("cat", "dog"):
             for name in names:
@@ -64,7 +64,7 @@ def test_each_loader_prefers_the_name_that_its_data_sets_use(tmp_path):
     save_splits(tmp_path, ["a.png"], "test")
     save_splits(tmp_path, ["a.png", "b.png"], "val")
     assert len(datasets.load("folder", str(tmp_path)).test) == 2
-    assert len(read_splits(tmp_path)[1]) == 4  # the labels of ImageNet's test pictures are not public
+    assert len(read_splits(tmp_path)[1]) == 4  # ImageNet uses val, because its test labels are not public
     (tmp_path / "val").rename(tmp_path / "elsewhere")
     (tmp_path / "test").rename(tmp_path / "testing")
     with pytest.raises(ValueError, match=r"no folder .*test; expected test/<class>/\* \(val, valid, validation will"):
@@ -77,13 +77,13 @@ def test_other_files_are_ignored_and_counted(tmp_path, capsys):
     (cat / "notes.txt").touch()
     (cat / ".hidden.png").touch()
     os.mkfifo(cat / "pipe.png")
-    os.symlink(tmp_path / "train", cat / "loop")  # would never end
+    os.symlink(tmp_path / "train", cat / "loop")  # following it would never end
     os.symlink("a.png", cat / "link.png")
     tree = read_tree(tmp_path / "train")
     assert [tree.path(number).name for number in range(len(tree))] == ["a.png", "link.png", "a.png"]
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "2 file(s) ignored, such as cat/notes.txt; expected regular files" in error
-    assert len(datasets.load("folder", str(tmp_path)).train) == 3  # and the pipe does not stop it
+    assert len(datasets.load("folder", str(tmp_path)).train) == 3  # reading the pipe would block
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

@@ -1,4 +1,4 @@
-"""The curves of a run show its figures."""
+"""The figures of runs show the values of their files."""
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,21 @@ from genotypes import CELLS
 from nasbench201.cells import OPERATIONS, parse_cell
 from spaces import SPACES
 
-#: the second and third state of a cell without `none`
+#: the edges into the second and third node of a cell without `none`
 MORE = ["|nor_conv_3x3~0|skip_connect~1|", "|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"]
 
 
 def make_run(folder, epochs, space="s1", own=(), given=(), **changes):
-    """Write a run folder; `own` are columns of a method, and `given` settings that the command line set."""
+    """Write a run folder with random metrics and alphas, and return the metrics.
+
+    Args:
+        folder: The run folder.
+        epochs: Number of epochs.
+        space: The search space.
+        own: Columns of metrics.csv that only the method has.
+        given: Settings that the command line gave.
+        changes: Values of settings.
+    """
     generator = np.random.default_rng(0)
     columns = ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "train_alignment", "valid_alignment"]
     columns += ["loss_gradient_norm", *(f"gradient_norm_layer_{layer}" for layer in range(5))]
@@ -69,7 +78,7 @@ def test_the_panels_show_the_columns_of_the_metrics(tmp_path, epochs):
     np.testing.assert_allclose(layers.lines[4].get_ydata(), rows["gradient_norm_layer_4"])
     np.testing.assert_array_equal(skips.lines[0].get_ydata(), rows["skip_connect_normal"])
     assert layers.get_yscale() == gradients.get_yscale() == "log"
-    # a regularizer that was never measured has no curve
+    # there is no curve for a regularizer without values
     assert [line.get_label() for line in gradients.lines] == (["loss", "regularizer"] if epochs > 1 else ["loss"])
     assert all(len(line.get_xdata()) == epochs + 1 for line in normal.lines)
 
@@ -118,7 +127,7 @@ def test_each_quantity_of_a_method_has_a_panel_and_no_panels_overlap(tmp_path, c
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
     assert not any(a.overlaps(b) for a, b in pairs)
-    for axes in figure.axes:  # a legend covers neither a curve nor the axis's label
+    for axes in figure.axes:  # the legend overlaps neither the curves nor the axis label
         legend = axes.get_legend() and axes.get_legend().get_window_extent()
         assert not legend or not any(legend.overlaps(b) for b in (axes.bbox, axes.xaxis.label.get_window_extent()))
 

@@ -1,4 +1,4 @@
-"""What the README says is so."""
+"""The examples and paths in the README and docs/code.md are correct."""
 
 import re
 
@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_search_runs_with_the_regularizer_of_the_readme(tmp_path, monkeypatch):
-    for registry in (REGULARIZERS, METHODS):  # so that the entries go again
+    for registry in (REGULARIZERS, METHODS):  # so that the new entries are removed afterwards
         monkeypatch.setattr(registry, "data", dict(registry))
     example = re.search(r"## Add a cell.*?```python\n(.*?)```", README, re.DOTALL).group(1)
     program = tmp_path / "balance.py"

@@ -1,4 +1,4 @@
-"""The regularizers, against independent computations in float64."""
+"""The regularizers against independent computations in float64."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_alignment_and_its_derivative_equal_worked_examples(kind):
 
 
 def test_alignment_derivatives_equal_the_closed_forms():
-    """u_l as the paper writes it, with the projection built as a matrix and the pairs counted one by one."""
+    """u_l by the paper's formula: the projection as a matrix, and a sum over the pairs of layers."""
     generator = torch.Generator().manual_seed(0)
     g = torch.randn(5, 6, dtype=torch.float64, generator=generator)
     pairs = 10
@@ -57,7 +57,7 @@ def test_the_alignment_depends_only_on_directions_and_lies_between_minus_one_and
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_vanished_layer_gradient_contributes_nothing(kind):
     a, b, zero = torch.randn(3, 4), torch.randn(3, 4), torch.zeros(3, 4)
-    # one pair of three is left
+    # only one of the three pairs remains
     torch.testing.assert_close(layer_alignment([a, zero, b], kind), layer_alignment([a, b], kind) / 3)
     first, at_zero, second = layer_alignment_derivative([a, zero, b], kind)
     assert torch.equal(at_zero, zero)
@@ -83,7 +83,7 @@ def test_the_alignment_is_the_cosine_by_default_and_needs_two_layers():
 def test_the_zero_one_loss_and_its_gradient_in_alpha_equal_the_closed_forms(kind):
     torch.manual_seed(0)
     regularizer = ALPHA_REGULARIZERS[kind]
-    # the second are those that FairDARTS begins with: gates of a half
+    # the second is FairDARTS's initial alpha, whose gates are 1/2
     alphas = [make(14, 7, dtype=torch.float64, requires_grad=True) for make in (torch.randn, torch.zeros)]
     named = dict(zip(("normal", "reduce"), alphas, strict=True))
     value = regularizer(named, {kind: alpha.sigmoid() for kind, alpha in named.items()})

@@ -1,4 +1,4 @@
-"""The differences between the papers and the released codes, in both modes; D1 to D14 as in docs/faithfulness.md."""
+"""The differences between the papers and the released codes; docs/faithfulness.md explains D1 to D14."""
 
 import shutil
 from dataclasses import asdict, replace
@@ -31,7 +31,7 @@ from tests.test_perturbation import no_epoch, planted_search
 
 
 def search_of(method, space="s2", **changes):
-    """A small search on the digits, at its start."""
+    """A small search on the digits, before its first step."""
     settings = settings_of(method, space=space, **{"batch_size": 64, "layers": 4, "init_channels": 4, **changes})
     return SearchState(settings, datasets.load("digits"), torch.device("cpu"))
 
@@ -67,7 +67,7 @@ def epoch_of(state):
 def test_released_settings_differ_from_those_of_the_paper(method, space, departures):
     paper, released = preset(method, space), preset(method, space, released=True)
     assert {name: released.get(name) for name in departures} == departures
-    # apart from the protocol, the method is that of the paper
+    # all other settings of the method equal those of the paper
     assert {name: released[name] for name in paper if name not in departures} == {
         name: value for name, value in paper.items() if name not in departures
     }
@@ -117,7 +117,7 @@ def test_the_inner_steps_of_idarts_released_code_move_nothing_and_its_noise_desc
     v_0 = torch.autograd.grad(objective(state.layer_weights(), turn.valid)[0], objective.parameters)
     alpha_step(state, objective, turn.train, turn.valid, now)
     noise = moved(start, weights_of(state))
-    # s is about three times v_0, so the residue R (v_0 - s) is about -0.02 v_0 / |v_0|
+    # s is about 3 v_0, so the noise R (v_0 - s) is about -0.02 v_0 / |v_0|
     assert norm(noise) == pytest.approx(0.02, rel=0.05)
     assert cosine_similarity(noise, list(v_0)) == pytest.approx(-0.99, abs=0.01)
 
@@ -138,10 +138,10 @@ def test_inner_batches_are_shared_with_the_epoch_or_fresh():
     shared, fresh = (search_of("idarts", inner_batches=kind) for kind in ("shared", "fresh"))
     batches = len(shared.batches(0)[0])
     turns_of_shared, turns_of_fresh = epoch_of(shared), epoch_of(fresh)
-    # the training images once, four batches for each step of alpha, the last of which serves the Hessian
+    # an epoch uses each training batch once: four for each alpha step, and the last of them also for the Hessian
     assert [len(turn.weights) for turn in turns_of_shared] == [4] * (batches // 4) + [batches % 4] * (batches % 4 > 0)
     assert all(turn.train is turn.weights[-1] for turn in turns_of_shared)
-    # a step of alpha for each batch, four fresh batches for each, and another one for the Hessian
+    # an alpha step for each batch, with four fresh batches and one more for the Hessian
     assert [len(turn.weights) for turn in turns_of_fresh] == [4] * batches
     assert all(turn.train.seed not in {batch.seed for batch in turn.weights} for turn in turns_of_fresh)
     seeds = [batch.seed for turn in turns_of_fresh for batch in (*turn.weights, turn.train)]
@@ -152,7 +152,7 @@ def test_an_unrolled_nesterov_step_equals_that_of_the_optimizer():
     state = search_of("darts-2nd", nesterov=True, precision="64-true", grad_clip=1e9)
     settings, objective = state.settings, state.objective(0.0, 0.0)
     first, second = epoch_of(state)[:2]
-    weight_step(state, objective, first.train, schedule(settings, 0), layers=False)  # now there is momentum
+    weight_step(state, objective, first.train, schedule(settings, 0), layers=False)  # so that the momentum is not zero
     rate, weights = settings.learning_rate, state.layer_weights()
     arguments = (rate, state.momentum_buffers(), settings.momentum, settings.weight_decay, "exact")
     ahead = unrolled(objective, weights, second.train, second.valid, *arguments, nesterov=True)
@@ -209,7 +209,7 @@ def test_fresh_batches_are_drawn_from_all_images_without_replacement_within_a_ba
     assert all(len(set(batch)) == 128 for batch in drawn)
     assert all(set(a) != set(b) for a, b in pairwise(drawn))
     counts = np.bincount(np.concatenate(drawn), minlength=len(labelled))
-    # binomial: 40 draws of 128 of 718 images
+    # binomial: 40 draws, each with 128 of the 718 images
     share = 128 / len(labelled)
     assert counts.mean() == pytest.approx(40 * share) and counts.std() == pytest.approx(
         np.sqrt(40 * share * (1 - share)), rel=0.15
@@ -298,12 +298,12 @@ def test_the_released_code_may_keep_none_in_s3_and_its_cell_then_has_the_next_op
     paper, released = select(False), select(True)
     assert "none" not in {row["removed"] for row in paper.scores}
     kept = [row["removed"] for row in released.scores if row["outcome"] == "kept"]
-    # an edge whose operations all leave the same accuracy keeps the first one
+    # if all operations of an edge leave the same accuracy, it keeps the first one, which is `none`
     assert kept.count("none") == 28 - 16
     assert released.cell() == paper.cell()
 
-    # Node 3 has dropped its first edge and keeps `none` on its second. Both count as dropped, so the first one is in
-    # the cell, with the first operation but `none`.
+    # Node 3 has dropped its first edge and keeps `none` on its second one. Both count as dropped, so the cell takes the
+    # first one, with its first operation other than `none`.
     fixed = released.state.architecture.fixed["normal"]
     edges = released.state.space.edges_of[3]
     fixed[edges] = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])

@@ -1,4 +1,4 @@
-"""The page of a folder of runs, read as a person reads it: in a browser."""
+"""The report page of a folder of runs: its content, its charts, and its use in a browser."""
 
 import json
 import re
@@ -32,7 +32,7 @@ NAMES = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-darts"
 
 @pytest.fixture(scope="module")
 def unit(tmp_path_factory) -> Path:
-    """A search and a retraining, as in an entry of a table."""
+    """The folder of a search and a retraining, like that of an entry in a table."""
     folder = tmp_path_factory.mktemp("unit")
     small = ("--dataset", "digits", "--init_channels", "2", "--batch_size", "256", "--epochs", "2")
     own = ("--space", "s2", "--layers", 4, "--keep_checkpoints", 2, "--save", folder / "search")
@@ -45,7 +45,7 @@ def unit(tmp_path_factory) -> Path:
 
 
 def place(unit: Path, folder: Path, column: str, method: str, seed: int, accuracy: float, epochs: int = 2) -> None:
-    """Copy the unit as another entry, with another accuracy and number of epochs."""
+    """Copy the unit as another entry of a table, with the given accuracy and number of epochs."""
     shutil.copytree(unit, folder, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "*.png", "*.gv"))
     about = {
         "table": "S1 to S4",
@@ -73,7 +73,7 @@ def place(unit: Path, folder: Path, column: str, method: str, seed: int, accurac
 
 @pytest.fixture(scope="module")
 def table(unit, tmp_path_factory) -> Path:
-    """Two columns, three methods, two or three seeds; one entry has begun, and one has not."""
+    """A table of two columns and three methods with two or three seeds; one entry is unfinished and one not begun."""
     out = tmp_path_factory.mktemp("table")
     values = {"DARTS": (90.0, 91.0, 92.0), "Λ-DARTS": (92.0, 93.5, 96.0), "FairDARTS": (95.0, 89.0)}
     for column, name in (("S5 CIFAR-10", "s5-cifar-10"), ("S2", "s2")):
@@ -106,9 +106,9 @@ def test_the_page_shows_measured_and_published_accuracies_of_all_seeds(table):
     assert not problems and not finished
     assert "14 of 16 entries finished" in text
     assert "91.00 ± 1.00" in text  # DARTS, 90 91 92
-    assert "90.00 – 92.00" in text  # its interval: 1/27 = 3.7 % for either end
+    assert "90.00 – 92.00" in text  # its interval: each end has a probability of 1/27 = 3.7 %
     assert "90.00, 91.00, 92.00" in text
-    # differences 2, 2.5, 4: all signs alike, 2 of 8
+    # the differences 2, 2.5 and 4 have equal signs, like 2 of the 8 assignments of signs
     assert "+2.83 p = 0.25, 3 pairs" in text
     assert "97.46 ± 0.049 (mean of seven runs; FairDARTS's repository)" in text
     assert text.count("not available") >= 4
@@ -126,7 +126,7 @@ def test_only_published_figures_of_the_same_method_space_and_data_are_shown():
 
 @pytest.mark.parametrize("name", ["darts", "imagenet"])
 def test_a_method_searches_the_space_of_its_published_figures(name):
-    """DARTS and DARTS- have `none` among their candidates, the others do not."""
+    """The spaces of DARTS and DARTS- contain `none`; those of the other methods do not."""
     table, figures = load_table(name), load_published()
     units = expand(table, "paper", seeds=1, columns=[next(iter(table["columns"]))])
     for unit in units:
@@ -191,10 +191,10 @@ def test_text_from_a_run_is_escaped_and_never_executed(unit, tmp_path):
 
 
 def test_the_colors_of_methods_differ_for_every_kind_of_color_vision():
-    """Against all others in OKLab, as seen with each kind of dichromacy (Machado et al., 2009), and on the page."""
+    """Every two colors differ in OKLab for each kind of dichromacy (Machado et al., 2009), and from the background."""
     assert set(METHODS) <= set(search_methods.METHODS)
 
-    def rgb(color: str) -> np.ndarray:  # linear
+    def rgb(color: str) -> np.ndarray:  # linear RGB
         parts = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
 
@@ -213,7 +213,7 @@ def test_the_colors_of_methods_differ_for_every_kind_of_color_vision():
         colors = [rgb(pair[theme]) for pair in METHODS.values()]
         for vision in map(np.array, visions.values()):
             seen = [oklab(vision @ color) for color in colors]
-            # Okabe and Ito's eight colors are 0.076 apart
+            # for Okabe and Ito's eight colors, the minimum is 0.076
             assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 0.1
         luminances = [np.dot((0.2126, 0.7152, 0.0722), color) + 0.05 for color in (rgb(background), *colors)]
         assert all(max(own / luminances[0], luminances[0] / own) >= 3 for own in luminances[1:])
@@ -229,7 +229,7 @@ def test_each_row_has_the_color_of_its_method_and_no_two_rows_share_one():
 @pytest.mark.parametrize(("low", "high", "integer"), [(-0.0004, 0.0001, False), (0, 1, True), (93.001, 93.004, False)])
 def test_tick_labels_are_distinct(low, high, integer):
     drawing = line_chart([Line(np.arange(3), np.array([low, high, low]), "darts", "a")], "chart", integer)
-    labels = re.findall(r"text-anchor: end[^>]*>([^<]*)</text>", drawing)  # those of the y axis
+    labels = re.findall(r"text-anchor: end[^>]*>([^<]*)</text>", drawing)  # labels of the y axis
     assert len(labels) == len(set(labels)) >= 2
     assert not integer or all(label.isdigit() for label in labels)
 
@@ -247,7 +247,7 @@ def test_a_chart_uses_the_colors_of_the_page_and_names_its_curves():
     drawing = line_chart([Line(np.arange(3), values, "idarts", "a <b> & c")], "alignment")
     assert "var(--idarts)" in drawing and "var(--grid)" in drawing and "<title>a &lt;b&gt; &amp; c</title>" in drawing
     assert 'class="idarts"' in drawing and 'aria-label="alignment"' in drawing
-    # the curve itself: three points, equally far apart, rising (y falls)
+    # the curve has three equally spaced points and rises, so y in the SVG falls
     path = re.search(r'class="idarts"><title>.*?</title>\s*<path d="([^"]+)"', drawing)[1]
     x, y = np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", path), dtype=float).T
     assert np.diff(x)[0] == pytest.approx(np.diff(x)[1], abs=0.02) and (np.diff(y) < 0).all()
@@ -269,7 +269,7 @@ def test_watching_ends_when_the_runs_are_finished(unit, tmp_path):
     assert "location.reload" not in out.read_text(encoding="utf-8")
 
 
-#: runs a script and prints the seconds of computing and the GiB that its process used
+#: runs a script and prints its CPU time in seconds and its peak memory in GiB
 MEASURED = """
 import resource, runpy, sys
 sys.argv = sys.argv[1:]
@@ -283,7 +283,7 @@ finally:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads peak memory from Linux's /proc")
 def test_three_hundred_runs_take_less_than_20_seconds_and_a_gigabyte(unit, tmp_path):
     for number in range(300):
         column, method, seed = number // 50, number // 5 % 10, number % 5
@@ -292,17 +292,19 @@ def test_three_hundred_runs_take_less_than_20_seconds_and_a_gigabyte(unit, tmp_p
     out = tmp_path / "page.html"
     result = script("-c", MEASURED, "analysis/report.py", tmp_path / "runs", out)
     assert result.returncode == 0, result.stderr
-    seconds, memory = map(float, result.stdout.splitlines()[-1].split())  # seconds: a busy machine does not count
+    seconds, memory = map(
+        float, result.stdout.splitlines()[-1].split()
+    )  # CPU time, so that a busy machine does not matter
     assert seconds < 20 * slower() and memory < 1
     assert "300 of 300" in text_of(out.read_text(encoding="utf-8"))
 
 
-# --- in a browser
+# In a browser
 
 
 @pytest.fixture(scope="module")
 def page(table, tmp_path_factory):
-    """The page of the table in a browser. It must write nothing to the console and fetch nothing."""
+    """The page of the table in a browser. The page must not write to the console or load other files."""
     if CHROMIUM is None:
         pytest.skip("no Chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright

@@ -1,4 +1,4 @@
-"""Installation, and scripts without packages that they need only later, or not at all."""
+"""Installation, imports at start-up, and missing optional packages."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers import ROOT, assert_refused, script, script_in_process
 
-#: runs --help of scripts; fails where one prints no usage or imports torch
+#: runs --help of scripts; fails if one prints no usage or imports torch
 HELPS = """
 import contextlib, io, runpy, sys
 
@@ -27,7 +27,7 @@ for script in sys.argv[1:]:
     assert "usage:" in out.getvalue() and "torch" not in sys.modules, script
 """
 
-#: imports modules by name and prints their files; a name that is not there is printed alone
+#: imports modules and prints their names and files; prints only the name of a missing module
 IMPORTS = """
 import importlib, sys
 
@@ -53,7 +53,7 @@ def test_every_module_except_tests_and_scripts_is_installed():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run python in a copy of the checkout, in an environment that has the packages of this one but not the project."""
+    """Run python in a copy of the checkout. Its environment has this one's packages, but not the project."""
     place = tmp_path_factory.mktemp("installed")
     for name in tracked():
         (place / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)

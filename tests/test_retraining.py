@@ -1,6 +1,6 @@
-"""Retraining: its recipe, its run folder, interruption and resuming, several processes, scoring a checkpoint.
+"""Retraining: the recipe, the run folder, interruptions, several processes, and the score of a checkpoint.
 
-Run as a script, it is one of the processes of `test_two_processes_train_and_score_a_compiled_network_like_one`.
+`test_two_processes_train_and_score_a_compiled_network_like_one` runs this file as a script.
 """
 
 import json
@@ -56,9 +56,9 @@ def finished(tmp_path_factory):
 
 
 class Recorder(nn.Module):
-    """A linear network without batch norm that remembers what it is given.
+    """A linear network without batch norm that records the numbers of its images and the drop path probabilities.
 
-    The images of `numbered` have their number in every pixel.
+    Every pixel of an image of `numbered` holds the image's number.
     """
 
     def __init__(self):
@@ -80,7 +80,7 @@ def numbered(count):
 
 
 def fit_numbered(run, devices=1, accumulate=1, compile=False):
-    """Train the recorder on 40 numbered images and test it on 11, 10 images a step."""
+    """Train the recorder on 40 numbered images, in batches of 10, and test it on 11."""
     dataset = DataSet(numbered(40), numbered(11), ("a", "b", "c"), (0.0,), (40 / 255,), flip=False)
     settings = replace(
         RETRAINING, epochs=4, batch_size=10, devices=devices, accumulate=accumulate, compile=compile, cutout=False
@@ -142,7 +142,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished,
         stopped = script_in_process("train/train.py", "--config", finished / "config.yaml", "--save", run)
     assert stopped.returncode == 130
     assert re.fullmatch(f".*after 1 of 3 epochs; resume with: python train/train.py --resume {run}\n", stopped.stderr)
-    assert "\r" not in stopped.stdout and "\x1b" not in stopped.stdout  # no bars without a terminal
+    assert "\r" not in stopped.stdout and "\x1b" not in stopped.stdout  # there are no progress bars without a terminal
     assert not (run / "result.json").exists()
     resumed = script_in_process("train/train.py", "--resume", run)
     assert f"run {run}: 2 epochs of 3 left on cpu" in resumed.stdout
@@ -226,10 +226,10 @@ def test_two_processes_train_and_score_a_compiled_network_like_one(tmp_path):
     for run in (one, two):
         run.mkdir()
     network, rows = fit_numbered(one)
-    both = script("tests/test_retraining.py", two, env={**os.environ, "PYTHONPATH": str(ROOT)})  # for `tests`
+    both = script("tests/test_retraining.py", two, env={**os.environ, "PYTHONPATH": str(ROOT)})  # to import `tests`
     assert both.returncode == 0, both.stderr
     tested = [json.loads((two / f"tested_{rank}.json").read_text()) for rank in (0, 1)]
-    assert [len(part) for part in tested] == [6 * 4, 5 * 4]  # unequal shares, in unequal numbers of batches
+    assert [len(part) for part in tested] == [6 * 4, 5 * 4]  # the shares and their numbers of batches differ
     assert sorted(tested[0] + tested[1]) == sorted(network.tested)
     checkpoint = checkpoints.load(last_checkpoint(two))
     for name, weight in network.state_dict().items():

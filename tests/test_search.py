@@ -1,4 +1,4 @@
-"""The search: its steps and schedules, its run folder, interruption and resuming."""
+"""The search: its steps and schedules, its run folder, and interruptions."""
 
 import json
 import math
@@ -23,9 +23,9 @@ from search.train_search import Schedule, alpha_step, schedule, weight_step
 from tests.helpers import SMALL, assert_same_run, batches_of, metrics, run_search, script_in_process, without_figures
 from tools.kill_drill import scalars
 
-#: two steps an epoch, of few images
+#: few images, with two steps in each epoch
 FEW = replace(SMALL, images=100, batch_size=25)
-#: for what a single step shows
+#: for tests of a single step
 STEP = replace(SMALL, precision="64-true", init_channels=2, batch_size=32)
 
 
@@ -83,7 +83,7 @@ def test_an_alpha_step_is_adam_on_the_validation_gradient_and_leaves_the_weights
     meters.add_alpha_step(alpha_step(state, objective, train_batch, valid_batch, schedule(SMALL, 0)))
     assert all(torch.equal(a, b) for a, b in zip(weights, state.supernet.parameters(), strict=True))
     for alpha, start_value in zip(state.architecture.parameters(), before, strict=True):
-        # Adam's first step is the learning rate along the sign of gradient + weight_decay * alpha
+        # Adam's first step has the length of the learning rate, against the sign of gradient + weight_decay * alpha
         gradient = alpha.grad + SMALL.arch_weight_decay * start_value
         expected = start_value - SMALL.arch_learning_rate * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(alpha.detach(), expected)
@@ -192,7 +192,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(
         stopped = script_in_process("search/train_search.py", "--config", finished / "config.yaml", "--save", run)
     assert stopped.returncode == 130
     assert len(stopped.stderr.splitlines()) == 1 and f"python search/train_search.py --resume {run}" in stopped.stderr
-    assert "\r" not in stopped.stdout and "\x1b" not in stopped.stdout  # no bars without a terminal
+    assert "\r" not in stopped.stdout and "\x1b" not in stopped.stdout  # there are no progress bars without a terminal
     assert not (run / "genotype.json").exists()
     resumed = script_in_process("search/train_search.py", "--resume", run)
     assert resumed.returncode == 0, resumed.stderr
@@ -209,7 +209,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(
     ],
 )
 def test_searches_with_other_settings_finish(tmp_path, no_figures, changes):
-    comparing = "precision" not in changes  # differences are refused in low precision
+    comparing = "precision" not in changes  # finite differences are rejected in low precision
     settings = replace(FEW, epochs=2, init_channels=2, compare_derivatives=comparing, **changes)
     run = run_search(settings, tmp_path / "run")
     if comparing:

@@ -1,4 +1,4 @@
-"""Another cell of a search: search/derive.py."""
+"""Deriving another cell from a search with search/derive.py."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Settings of a search on few images: one step an epoch."""
+    """Settings of a search on few images, with one step in each epoch."""
     return {
         **few_images(tmp_path_factory.mktemp("images") / "data"),
         "batch_size": 24,
@@ -26,19 +26,19 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gates(images, tmp_path_factory):
-    """A finished FairDARTS search, whose gates are all about 1/2."""
+    """A finished FairDARTS search, in which all gates are about 1/2."""
     return run_search(settings_of("fair-darts", **images), tmp_path_factory.mktemp("gates") / "run")
 
 
 @pytest.fixture(scope="module")
 def tiny(images, tmp_path_factory):
-    """A finished DARTS search, and its settings with the perturbation rule."""
+    """A finished DARTS search, and its settings with selection by perturbation."""
     settings = settings_of("darts", **images)
     return run_search(settings, tmp_path_factory.mktemp("tiny") / "run"), replace(settings, selection="perturbation")
 
 
 def contents(run):
-    """The files of a run, but for its selections."""
+    """The content of each file of a run, except those of its selections."""
     return {
         path: path.read_bytes()
         for path in sorted(run.rglob("*"))
@@ -95,7 +95,7 @@ def test_perturbation_derives_a_cell_from_an_interrupted_search_and_can_be_resum
     for name in ("genotype.json", "scores.csv"):
         assert (tmp_path / "undisturbed" / name).read_text() == (tmp_path / "stopped" / name).read_text()
     lines = (tmp_path / "stopped/scores.csv").read_text().splitlines()
-    # two operations on 14 edges, then 3, 4 + 3 and 5 + 4 + 3 removals at the nodes; in two kinds of cell
+    # in each of two cells: 2 operations on 14 edges, then 3, 4 + 3 and 5 + 4 + 3 removals of edges
     assert len(lines) == 1 + 2 * (14 * 2 + 3 + 7 + 12)
 
 

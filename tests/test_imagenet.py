@@ -1,4 +1,4 @@
-"""Retraining on ImageNet in one process: its recipe, its pictures, its runs, interruption, and wrong input."""
+"""Retraining on ImageNet in one process: the recipe, the pictures, runs, interruptions and wrong input."""
 
 import json
 import os
@@ -58,15 +58,15 @@ def finished(tree, tmp_path_factory):
 # The recipe
 
 
-def test_the_learning_rate_is_that_of_a_table_worked_out_by_hand():
+def test_the_learning_rate_equals_a_table_computed_by_hand():
     factor = warm_up(linear_schedule(250), 5)
 
     def schedule(epoch):
         return 0.5 * factor(epoch)
 
-    # 0.5 * (245 - epoch) / 245, under (epoch + 1) / 5 before the sixth epoch
+    # 0.5 * (245 - epoch) / 245, times (epoch + 1) / 5 during the five epochs of warm-up
     first = [0.1, 0.2 * 244 / 245, 0.3 * 243 / 245, 0.4 * 242 / 245, 0.5 * 241 / 245, 0.5 * 240 / 245]
-    # 1/490 is one step of that line; then five epochs fall by a fifth of it each
+    # epochs 244 and 245 have 1/490, one step of that line; in the last five epochs it falls by a fifth of 1/490 each
     last = [1 / 490, 1 / 490, 4 / 2450, 3 / 2450, 2 / 2450, 1 / 2450]
     assert [schedule(epoch) for epoch in range(6)] == pytest.approx(first, rel=1e-12)
     assert [schedule(epoch) for epoch in range(244, 250)] == pytest.approx(last, rel=1e-12)
@@ -76,7 +76,7 @@ def test_the_learning_rate_is_that_of_a_table_worked_out_by_hand():
     assert warm_up(cosine_schedule(10), 0)(0) == 1
 
 
-def test_label_smoothing_is_the_papers_formula():
+def test_label_smoothing_follows_the_papers_formula():
     logits = torch.randn(8, 10, dtype=torch.float64)
     labels = torch.arange(8)
     ours = Retraining(torch.nn.Linear(1, 1), 10, replace(RECIPE, label_smoothing=0.1)).loss(logits, None, labels)
@@ -84,13 +84,13 @@ def test_label_smoothing_is_the_papers_formula():
     torch.testing.assert_close(ours, -(targets * logits.log_softmax(1)).sum(1).mean())
 
 
-def test_drop_path_is_never_on_an_identity(monkeypatch):
+def test_drop_path_is_not_applied_to_identities(monkeypatch):
     genotype = load_genotype("DARTS_V2")
     network = model.NetworkImageNet(genotype, 4, 3, 10)
     dropped = []
     monkeypatch.setattr(model, "drop_path", lambda x, p: dropped.append(p) or x)
     network.train()(torch.randn(2, 3, 64, 64), drop_path_prob=0.3)
-    # in a reduction cell a skip connection of an input is a factorized reduction, which is no identity
+    # on the inputs of a reduction cell, a skip connection is a factorized reduction and not an identity
     identities = sum(
         edge.operation == "skip_connect" and (kind == "normal" or edge.source >= 2)
         for kind in ("normal", "reduce", "reduce")
@@ -100,7 +100,7 @@ def test_drop_path_is_never_on_an_identity(monkeypatch):
     assert dropped == [0.3] * (3 * 8 - identities)
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_the_settings_of_the_papers():
     from imagenet.train import ImageNetTrainSettings
 
     own = ImageNetTrainSettings()
@@ -113,7 +113,7 @@ def test_the_defaults_are_the_papers():
 # The pictures
 
 
-#: of a test picture: 37 is to 32 what 256 is to 224
+#: preprocessing of a test picture, with 37 and 32 pixels in the proportion of the papers' 256 and 224
 PAPERS_TEST = v2.Compose([v2.Resize(37), v2.CenterCrop(32), v2.PILToTensor()])
 
 
@@ -135,7 +135,7 @@ def test_a_picture_is_augmented_as_in_the_papers(tree):
     torch.testing.assert_close(image, PAPERS_TEST(Image.open(pictures.path(7)).convert("RGB")))
 
 
-def test_workers_do_not_change_what_is_drawn(tree):
+def test_the_number_of_workers_does_not_change_the_images(tree):
     decoder = Decoder(split(tree, "train"), papers_preprocessing(32), seed=0)
     passes = [Pass(np.arange(first, first + 9), 1.0, 1, 0, seed=4) for first in (0, 9, 18)]
 
@@ -156,17 +156,17 @@ def test_workers_do_not_change_what_is_drawn(tree):
 # Runs
 
 
-def test_sigterm_saves_after_the_step_and_the_run_goes_on_with_the_next_batch(tree, finished, tmp_path):
+def test_sigterm_saves_after_the_step_and_the_run_resumes_with_the_next_batch(tree, finished, tmp_path):
     run = tmp_path / "run"
     errors = stopped(*settings(tree, run)).stderr
     assert len(errors.splitlines()) == 1 and f"resume with: python {TRAIN} --resume {run}" in errors
-    assert checkpoints.load(last_checkpoint(run))["global_step"] == 5  # of three steps an epoch
+    assert checkpoints.load(last_checkpoint(run))["global_step"] == 5  # there are three steps in an epoch
     assert "the first from batch 3 of 3" in trained("--resume", run, "--workers", 2).stdout
     assert_same_weights(run, finished)
     assert metrics(run) == metrics(finished)
 
 
-def test_slurm_is_asked_to_start_a_preempted_job_again(tree, finished, tmp_path, monkeypatch):
+def test_a_preempted_slurm_job_is_requeued(tree, finished, tmp_path, monkeypatch):
     run, asked, scontrol = tmp_path / "run", tmp_path / "asked", tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     scontrol.chmod(0o755)
@@ -175,13 +175,13 @@ def test_slurm_is_asked_to_start_a_preempted_job_again(tree, finished, tmp_path,
     stopped(*settings(tree, run), signum=signal.SIGUSR1)
     assert asked.read_text() == "requeue 4711\n"
     assert checkpoints.load(last_checkpoint(run))["global_step"] == 5
-    trained(*settings(tree, run))  # the same command
+    trained(*settings(tree, run))  # the same command resumes the run
     assert_same_weights(run, finished)
     assert asked.read_text() == "requeue 4711\n"
     assert_refused(train(*settings(tree, run, "--seed", 1)), "--save", "another --seed")
 
 
-def test_a_running_mean_of_the_weights_is_saved_and_resumed(tree, tmp_path):
+def test_a_moving_average_of_the_weights_is_saved_and_resumed(tree, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     trained(*settings(tree, whole, "--ema_decay", 0.9, "--epochs", 2))
     saved = checkpoints.load(last_checkpoint(whole))
@@ -190,18 +190,18 @@ def test_a_running_mean_of_the_weights_is_saved_and_resumed(tree, tmp_path):
     stopped(*settings(tree, run, "--ema_decay", 0.9, "--epochs", 2), signum=signal.SIGINT)
     trained("--resume", run)
     assert_same_weights(run, whole)
-    scored = json.loads(script_in_process(TEST, run, "--workers", 0).stdout)  # scores what is saved
+    scored = json.loads(script_in_process(TEST, run, "--workers", 0).stdout)  # scores the saved weights
     assert scored["accuracy"] == json.loads((run / "result.json").read_text())["accuracy"]
 
 
 def plain_network(run):
-    """The network of a run, made by hand."""
+    """The trained network of a run, loaded without load_network."""
     network = model.NetworkImageNet(load_genotype(CELL), 4, 3, 3).double().eval()
     network.load_state_dict({name.removeprefix("network."): value for name, value in weights(run).items()})
     return network
 
 
-def test_the_scores_are_those_of_the_saved_network(tree, finished):
+def test_the_scores_equal_those_computed_from_the_saved_weights(tree, finished):
     pictures = split(tree, "val")
     images = torch.stack([PAPERS_TEST(Image.open(pictures.path(number)).convert("RGB")) for number in range(12)])
     images = v2.functional.normalize(images.double() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -217,7 +217,7 @@ def test_the_scores_are_those_of_the_saved_network(tree, finished):
     assert (said["top5"], said["images"], said["epochs"]) == (1.0, 12, 3)
 
 
-def test_the_card_describes_the_network_and_has_its_figures(finished):
+def test_the_model_card_describes_the_network_and_its_results(finished):
     card = (finished / "model_card.md").read_text()
     result = json.loads((finished / "result.json").read_text())
     origin = yaml.safe_load((finished / "config.yaml").read_text())["provenance"]
@@ -232,10 +232,10 @@ def test_the_card_describes_the_network_and_has_its_figures(finished):
     assert (finished / "curves.png").exists() and (finished / "cells/reduce.png").exists()
 
 
-# Wrong input; more of it is in invocations.txt
+# Wrong input; invocations.txt has more
 
 
-def test_a_truncated_picture_is_named_and_the_run_goes_on_once_it_is_whole(tree, finished, tmp_path):
+def test_a_truncated_picture_is_reported_and_the_run_resumes_after_its_repair(tree, finished, tmp_path):
     truncated, run = with_truncated(tree, tmp_path / "data"), tmp_path / "run"
     refused = train(*settings(tmp_path / "data", run, "--workers", 1))
     assert_refused(refused, "--data", f"{truncated} cannot be read")
@@ -244,7 +244,7 @@ def test_a_truncated_picture_is_named_and_the_run_goes_on_once_it_is_whole(tree,
     assert_same_weights(finished, run)
 
 
-def test_wrong_pictures_are_refused_and_no_run_begun(tree, finished, tmp_path):
+def test_wrong_pictures_are_rejected_and_no_run_starts(tree, finished, tmp_path):
     run, raw = tmp_path / "run", tmp_path / "raw"
     lacking = shutil.copytree(tree, tmp_path / "lacking")
     shutil.rmtree(lacking / "Data/CLS-LOC/val" / CLASSES[2])
@@ -257,7 +257,7 @@ def test_wrong_pictures_are_refused_and_no_run_begun(tree, finished, tmp_path):
     assert not run.exists()
 
 
-def test_a_run_goes_on_with_its_own_pictures_wherever_they_are(tree, finished, tmp_path):
+def test_a_run_resumes_with_moved_pictures_and_rejects_other_classes(tree, finished, tmp_path):
     run = tmp_path / "run"
     stopped(*settings(tree, run))
     moved = shutil.copytree(tree, tmp_path / "moved")
@@ -269,7 +269,7 @@ def test_a_run_goes_on_with_its_own_pictures_wherever_they_are(tree, finished, t
     assert_same_weights(run, finished)
 
 
-def test_a_launch_that_cannot_be_is_refused_and_no_run_begun(tree, tmp_path, monkeypatch):
+def test_an_impossible_launch_is_rejected_and_no_run_starts(tree, tmp_path, monkeypatch):
     asked = settings(tree, tmp_path / "run")
     assert_refused(train(*asked, "--devices", 1000), "--devices: 1000", "expected at most")
     with monkeypatch.context() as patch:

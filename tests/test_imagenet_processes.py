@@ -1,6 +1,6 @@
-"""Retraining on ImageNet in several processes: shares, kills, signals, faults of one process, nodes.
+"""Retraining on ImageNet in several processes: sharing the pictures, kills, signals, faults, and several nodes.
 
-Each process on a CPU normalizes by the statistics of its own images; only GPUs have torch's SyncBatchNorm.
+On a CPU, each process normalizes by the statistics of its own images, because SyncBatchNorm needs GPUs.
 """
 
 import json
@@ -32,20 +32,20 @@ def tree(tmp_path_factory):
 
 
 def two(run, tree, env=None):
-    """Start a run of two processes, with 11 steps an epoch."""
+    """Start a run of two processes, with 11 steps in each epoch."""
     return recorded(f"{run}.record", *settings(tree, run, "--devices", 2, "--batch_size", 4), env=env)
 
 
 @pytest.fixture(scope="module")
 def finished(tree, tmp_path_factory):
-    """A run of two processes."""
+    """A finished run of two processes."""
     run = tmp_path_factory.mktemp("two") / "run"
     ended_well(two(run, tree))
     return run
 
 
 def test_two_processes_share_the_pictures(finished):
-    """Each picture is decoded once an epoch."""
+    """Each picture is decoded once in each epoch."""
     parts = [json.loads(path.read_text()) for path in Path(f"{finished}.record").glob("*.json")]
     assert len(parts) == 2
     assert sorted(parts[0] + parts[1]) == [[epoch, picture] for epoch in range(3) for picture in range(45)]
@@ -56,13 +56,13 @@ def test_two_processes_share_the_pictures(finished):
 
 
 def stopped_at(tree, run, fault):
-    """A run of two processes that a fault has ended: status, errors, and its last checkpoint."""
+    """Run two processes until a fault ends them; return the exit status, stderr and the last checkpoint."""
     ((status, _, errors),) = finish(two(run, tree, env=environment(FAULT=json.dumps(fault))))
     return status, errors, checkpoints.load(last_checkpoint(run))
 
 
 def assert_goes_on(run, finished):
-    """Resumed, the run ends as if it had not been stopped."""
+    """Resume the run and check that it ends like the finished one."""
     ended_well(recorded(run.parent / "again", "--resume", run, "--devices", 2))
     assert_same_weights(run, finished, **CLOSE)
 
@@ -76,7 +76,7 @@ def assert_goes_on(run, finished):
     ],
 )
 def test_a_signal_to_one_of_two_processes_stops_both_within_an_epoch(tree, finished, tmp_path, fault, step, epochs):
-    """They agree on it every ten steps."""
+    """The processes tell each other of signals at every tenth step."""
     run = tmp_path / "run"
     status, errors, checkpoint = stopped_at(tree, run, fault)
     assert (status, len(errors.splitlines())) == (130, 1), errors
@@ -98,10 +98,12 @@ def test_a_stop_while_the_test_pictures_are_scored_costs_one_step(tree, finished
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_devices_between_epochs(tree, finished, tmp_path):
+def test_a_run_resumes_with_another_number_of_devices_between_epochs(tree, finished, tmp_path):
     run = tmp_path / "run"
     stopped_at(tree, run, ["stop", 0, 1, 0])
-    assert_refused(train("--resume", run, "--devices", 1, "--accumulate", 2), "--devices, --accumulate")  # within one
+    assert_refused(
+        train("--resume", run, "--devices", 1, "--accumulate", 2), "--devices, --accumulate"
+    )  # within an epoch
     last_checkpoint(run).unlink()
     assert "2 epochs of 3 left on cpu" in trained("--resume", run, "--devices", 1).stdout
     assert [row["epoch"] for row in metrics(run)] == ["1", "2", "3"]
@@ -109,7 +111,7 @@ def test_a_run_goes_on_with_another_number_of_devices_between_epochs(tree, finis
 
 
 @pytest.mark.slow
-def test_two_nodes_start_a_killed_process_again_and_the_run_ends_as_if_not(tree, finished, tmp_path):
+def test_two_nodes_restart_a_killed_process_and_the_run_ends_like_an_undisturbed_one(tree, finished, tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -119,13 +121,13 @@ def test_two_nodes_start_a_killed_process_again_and_the_run_ends_as_if_not(tree,
     )  # fmt: skip
     run = tmp_path / "run"
     arguments = settings(tree, run, "--checkpoint_steps", 1, "--batch_size", 4)
-    # Rank 1, in the second epoch. Torch's launcher shares its store with those it starts again, which find there what
-    # the dead have written (pytorch issue 135712), unless it is told not to.
+    # Rank 1 is killed in the second epoch. By default, torchrun shares its store with the processes that it restarts,
+    # and they read the values of the killed ones there (pytorch issue 135712).
     env = environment(FAULT='["kill", 1, 1, 5]', TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1)
     ended = finish(*(recorded(tmp_path / "record", *arguments, env=env, launcher=launcher) for _ in range(2)))
     output, errors = ("".join(parts) for parts in list(zip(*ended, strict=True))[1:])
     assert all(status == 0 for status, *_ in ended), errors
-    assert "exitcode: -9" in errors  # it was killed indeed
+    assert "exitcode: -9" in errors  # a process was really killed
     assert output.count(f"run {run}: 2 epochs of 3 left on 2 x cpu, the first from batch 6 of 11") == 1
     assert_same_weights(run, finished, **CLOSE)
     assert [row["epoch"] for row in metrics(run)] == ["1", "2", "3"]
@@ -133,7 +135,7 @@ def test_two_nodes_start_a_killed_process_again_and_the_run_ends_as_if_not(tree,
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_of_two_devices_ends_both(tree, finished, tmp_path):
-    """The run can be resumed from the checkpoint before, as if nothing had been."""
+    """The run can be resumed from the previous checkpoint and ends like an undisturbed one."""
     run = tmp_path / "run"
     status, errors, checkpoint = stopped_at(tree, run, ["spoil", 1, 1, 1])
     assert status and "train.py: failed: gradient_norm is nan in epoch 2, step 2" in errors.splitlines(), errors

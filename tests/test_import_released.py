@@ -1,7 +1,7 @@
-"""Released weights: an imported network gives the logits of the network that it comes from.
+"""Importing released weights: the imported network gives the logits of the released one.
 
-The networks below are written from the papers and have the names of the released codes: DARTS's (quark0/darts), for
-CIFAR and ImageNet, and FairDARTS's (xiaomi-automl/FairDARTS).
+The networks below are written from the papers. Their parameters have the names that the released codes use: DARTS
+(quark0/darts) for CIFAR and ImageNet, and FairDARTS (xiaomi-automl/FairDARTS).
 """
 
 import json
@@ -23,7 +23,7 @@ from tests.helpers import assert_refused, last_checkpoint, script_in_process
 from tests.imagenet_runs import CLASSES, make_tree
 
 IMPORT = "train/import_released.py"
-#: every operation, sources in no order, an edge twice, edges of none, and nodes concatenated in another order
+#: has every operation, unsorted sources, an edge twice, `none`, and a concatenation in another order
 DARTS_CELL = Genotype(
     normal=(
         ("dil_conv_5x5", 1), ("sep_conv_3x3", 0), ("none", 2), ("conv_7x1_1x7", 1),
@@ -36,7 +36,7 @@ DARTS_CELL = Genotype(
     ),
     reduce_concat=(3, 4, 5),
 )  # fmt: skip
-#: nodes in no order, several operations on an edge, and edges from a node that is computed later or never
+#: has unsorted nodes, several operations on one edge, and edges from a node that is computed later or never
 FAIR_CELL = Genotype(
     normal=(
         ("sep_conv_3x3", 5, 1), ("dil_conv_3x3", 2, 1), ("dil_conv_3x3", 5, 0), ("sep_conv_5x5", 5, 1),
@@ -52,7 +52,7 @@ FAIR_CELL = Genotype(
 
 
 class Op(nn.Module):
-    """The level `op` of DARTS's composite operations."""
+    """A sequence of layers whose parameters are named `op.*`, as in DARTS."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -63,6 +63,8 @@ class Op(nn.Module):
 
 
 class Halved(nn.Module):
+    """DARTS's factorized reduction."""
+
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
         self.conv_1 = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
@@ -75,6 +77,8 @@ class Halved(nn.Module):
 
 
 class Nothing(nn.Module):
+    """The operation `none`."""
+
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
@@ -111,7 +115,7 @@ def operation(name: str, c: int, stride: int) -> nn.Module:
 
 
 class DartsCell(nn.Module):
-    """`_ops` is a list in the order of the genotype, two operations for each node."""
+    """A cell whose `_ops` is a list in the order of the genotype, with two operations for each node."""
 
     def __init__(self, edges, concat, c_prev_prev, c_prev, c, reduction, reduction_prev) -> None:
         super().__init__()
@@ -133,7 +137,7 @@ class DartsCell(nn.Module):
 
 
 class FairCell(DartsCell):
-    """`_ops` has a dictionary of lists for each node: the operations from each source."""
+    """A cell whose `_ops` maps each node to a dictionary: source -> list of operations."""
 
     def make_operations(self, c: int, stride: Callable[[int], int]) -> None:
         self._ops = nn.ModuleDict()
@@ -167,7 +171,7 @@ class Head(nn.Module):
 
 
 class Released(nn.Module):
-    """NetworkCIFAR or NetworkImageNet, with an auxiliary head and random weights and statistics."""
+    """DARTS's network for CIFAR or ImageNet, with an auxiliary head, random weights and random statistics."""
 
     def __init__(self, genotype: Genotype, c: int, layers: int, classes: int, imagenet: bool) -> None:
         super().__init__()
@@ -195,11 +199,11 @@ class Released(nn.Module):
                 self.auxiliary_head = Head(c_prev, classes, imagenet)
         self.classifier = nn.Linear(c_prev, classes)
         for tensor in self.state_dict().values():
-            if tensor.is_floating_point() and tensor.dim() < 2:  # of batch norms and classifiers
+            if tensor.is_floating_point() and tensor.dim() < 2:  # batch norms and classifiers
                 tensor.uniform_(0.5, 1.5)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and those of the auxiliary head."""
+        """Return the logits and the logits of the auxiliary head."""
         s0 = self.stem0(x) if self.imagenet else self.stem(x)
         s1 = self.stem1(s0) if self.imagenet else s0
         for layer, cell in enumerate(self.cells):
@@ -211,7 +215,15 @@ class Released(nn.Module):
 
 
 class Layout(NamedTuple):
-    """A released network, and its file. `arch` is the value of --arch."""
+    """A released network and the layout of its file.
+
+    Attributes:
+        arch: The value of --arch.
+        imagenet: True for the network for ImageNet.
+        classes: Number of classes.
+        save: Return the object that the file stores.
+        zipped: Use the file format of torch 1.6 and later.
+    """
 
     arch: str
     imagenet: bool
@@ -229,12 +241,18 @@ class Layout(NamedTuple):
 
 
 def uncounted(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict in torch 0.3, whose batch norms count nothing."""
+    """The state dict as torch 0.3 saves it: its batch norms have no `num_batches_tracked`."""
     return {name: tensor for name, tensor in network.state_dict().items() if "num_batches" not in name}
 
 
 def training_state(network: nn.Module, profiled: bool = False, parallel: bool = False) -> dict[str, object]:
-    """A checkpoint of a training."""
+    """A training checkpoint, with an optimizer and a scheduler.
+
+    Args:
+        network: The trained network.
+        profiled: Add the buffers that the profiler thop leaves.
+        parallel: Save the network in nn.DataParallel.
+    """
     if profiled:
         for module in network.modules():
             module.register_buffer("total_ops", torch.zeros(1, dtype=torch.float64))
@@ -273,12 +291,12 @@ def test_an_imported_network_gives_the_logits_of_the_released_one(tmp_path, layo
     make = NetworkImageNet if layout.imagenet else NetworkCIFAR
     network = make(load_genotype(str(run)), 4, 4, layout.classes, auxiliary=True)
     network.load_state_dict({name.removeprefix("network."): value for name, value in checkpoint["state_dict"].items()})
-    with torch.no_grad():  # in training mode, where our network has an output of the auxiliary head
+    with torch.no_grad():  # in training mode, because our network computes the auxiliary head only there
         torch.testing.assert_close(network.double()(images), released.train()(images), rtol=1e-6, atol=1e-6)
 
 
 def test_a_released_cifar_network_is_scored(tmp_path, monkeypatch):
-    """With the normalization of DARTS's code; the names of the classes are those of the files."""
+    """The images are normalized as in DARTS's code. With --data, the class names come from the data set's files."""
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
     write_cifar(tmp_path)
     layout = LAYOUTS["DARTS, CIFAR-10"]
@@ -317,11 +335,14 @@ def test_a_released_imagenet_network_is_scored(tmp_path):
     assert_refused(result, "has 2 classes, expected the network's 3")
 
 
-def test_a_file_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path):
+def test_a_file_that_does_not_fit_gives_a_one_line_error_and_writes_nothing(tmp_path):
     layout = LAYOUTS["DARTS, CIFAR-100"]
     network, run, path = layout.make(), tmp_path / "run", tmp_path / "released.pt"
     state, own_cell = network.state_dict(), ("--arch", layout.arch)
-    missing, moved = "cells.1._ops.2.op.1.weight", "cells.0._ops.1.op.1.weight"  # the latter of a skip connection
+    missing, moved = (
+        "cells.1._ops.2.op.1.weight",
+        "cells.0._ops.1.op.1.weight",
+    )  # the second belongs to a skip connection
     no_input = FAIR_CELL._replace(normal=(("skip_connect", 3, 2), ("skip_connect", 2, 0)), normal_concat=(2, 3))
     for content, flags, says in (
         ({name: value for name, value in state.items() if name != missing}, own_cell, f"no tensor {missing}"),

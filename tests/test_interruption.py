@@ -1,4 +1,4 @@
-"""Kills, then --resume: the end is that of the uninterrupted run. Once for each mechanism that keeps a state."""
+"""A run that is killed and resumed ends like an undisturbed one, for each mechanism that keeps a state."""
 
 import random
 import signal
@@ -13,13 +13,13 @@ from tools.kill_drill import KINDS, differences, kill_repeatedly
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lambda-darts", "darts-2nd", "nasbench201", "retraining", "imagenet"])
-def test_runs_that_are_killed_end_like_one_that_was_not(tmp_path, name):
-    """Two kills each; tools/kill_drill.sh repeats this for all kinds of runs."""
+def test_killed_runs_end_like_undisturbed_ones(tmp_path, name):
+    """Each run is killed twice. tools/kill_drill.sh repeats this for all kinds of runs."""
     figures = kill_repeatedly(name, 2, tmp_path, random.Random(list(KINDS).index(name)))
     assert figures.faults == [] and figures.kills.total() == 2 and figures.files > 5
 
 
-def test_a_killed_search_ends_like_one_that_was_not(tmp_path):
+def test_a_killed_search_ends_like_an_undisturbed_one(tmp_path):
     run = tmp_path / "run"
     flags = "--dataset digits --space s2 --layers 4 --init_channels 2 --images 64 --batch_size 30 --device cpu"
     command = ("search/train_search.py", *flags.split(), "--method", "lambda-darts", "--epochs", 5, "--save", run)
@@ -35,7 +35,7 @@ def test_a_killed_search_ends_like_one_that_was_not(tmp_path):
     assert_same_run(undisturbed, run)
 
 
-def test_the_drill_tells_runs_apart_by_all_but_their_places(tmp_path):
+def test_the_kill_drill_ignores_the_folders_of_runs_but_not_their_settings(tmp_path):
     for name, epochs in (("a", 2), ("b", 2), ("c", 3)):
         run = tmp_path / name
         run.mkdir()

@@ -1,8 +1,8 @@
-"""Wrong invocations of every script: one line on stderr, exit status 2, and nothing written.
+"""Wrong invocations of every script: one line on stderr, exit status 2, and no files written.
 
-Each entry of invocations.txt is a command after a dollar sign, what it prints on stdout after a >, and the line that it
-prints on stderr, which may be broken. $tmp is the folder that `place` fills. Commands after `shell$` run in a real
-shell, the others in this process. `slow` precedes the mark of a slow one.
+An entry of invocations.txt is a command after `$`, its lines on stdout after `>`, and its line on stderr, which may be
+wrapped. `...` in the latter stands for any text. $tmp is the folder that the fixture `place` fills. Commands after
+`shell$` run in a shell, the others in this process. `slow ` before these marks a slow test.
 """
 
 import itertools
@@ -32,7 +32,7 @@ CELL = CELLS["DARTS_V2"].to_json()
 
 
 def invocations() -> list:
-    """The rows of the table: whether a shell runs it, the command, what it prints, and the line that answers it."""
+    """The parameters of the entries: run in a shell or not, the command, its stdout and its line on stderr."""
     text = Path(__file__).with_name("invocations.txt").read_text(encoding="utf-8")
     found = []
     entries = re.split(r"^(slow )?(shell)?\$ ", text, flags=re.MULTILINE)[1:]
@@ -47,11 +47,11 @@ def invocations() -> list:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with all that the table's commands are given; none of it is what they expect."""
+    """The folder $tmp of invocations.txt, with the faulty files that its commands read."""
     folder = tmp_path_factory.mktemp("place")
 
     def write(name: str, content: str | bytes | dict | list) -> Path:
-        """A file with bytes or text, or with JSON or YAML, as its name says."""
+        """Write bytes or text, or a dict or list as JSON or YAML by the suffix of the name."""
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, dict | list):
@@ -164,12 +164,12 @@ def in_this_process(command: str, place: Path) -> subprocess.CompletedProcess:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file and folder, but for caches, hidden folders and who last held a run."""
+    """Size and modification time of every file and folder, except caches, hidden folders and lock files."""
     found = {}
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
         for name in {*folders, *files} - {LOCK}:
-            if name.startswith(".coverage."):  # of tools/coverage.sh
+            if name.startswith(".coverage."):  # tools/coverage.sh writes it
                 continue
             about = os.lstat(os.path.join(parent, name))
             found[os.path.join(parent, name)] = (about.st_size if name in files else 0, about.st_mtime_ns)
@@ -177,12 +177,12 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize(("shell", "command", "printed", "answer"), invocations())
-def test_a_wrong_invocation_is_answered_in_one_line_and_leaves_nothing(place, capfd, shell, command, printed, answer):
+def test_a_wrong_invocation_gives_a_one_line_error_and_writes_nothing(place, capfd, shell, command, printed, answer):
     before = contents(place), contents(ROOT)
     result = (in_a_shell if shell else in_this_process)(command, place)
     expected = answer.replace("$tmp", str(place)) + "\n"
     said = result.stderr
     assert said == expected or re.fullmatch(re.escape(expected).replace(r"\.\.\.", ".+"), said), said
     assert (result.returncode, result.stdout) == (2, printed)
-    assert capfd.readouterr() == ("", "")  # what a library writes past Python
+    assert capfd.readouterr() == ("", "")  # libraries write to the file descriptors directly
     assert (contents(place), contents(ROOT)) == before

@@ -1,4 +1,4 @@
-"""Imports point one way: down a table of layers, and never in a circle."""
+"""Modules import only lower layers, and no imports are circular."""
 
 import ast
 import subprocess
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-#: the root's modules, the lowest first; nasbench201/cells.py has the cells of a space, as genotypes.py has
+#: the root's modules, lowest first; nasbench201/cells.py is among them because it defines cells, like genotypes.py
 MODULES = ["utils", "operations", "genotypes", "spaces", "fast_edges", "model_search", "model"]
 MODULES += ["regularizers", "architect", "smoothing", "selection", "nasbench201.cells"]
 FIGURES = ["analysis.colors", "analysis.draw", "analysis.curves", "analysis.card"]
 BELOW_SCRIPTS = ["lib", *MODULES, *FIGURES]
-#: folders and modules that form a layer, and what they may import besides each other
+#: the folders and modules of each layer, and the others that they may import
 LAYERS = [
     (["lib"], []),
     *(([name], ["lib", *MODULES[:number]]) for number, name in enumerate(MODULES)),
@@ -27,7 +27,7 @@ LAYERS = [
 
 
 def imports(sources: dict[str, str]) -> dict[str, set[str]]:
-    """Each module and the modules among them that it imports, also in functions and for type checkers."""
+    """For each module, the given modules that it imports, including imports in functions and for type checkers."""
     graph = {}
     for module, source in sources.items():
         names = set()
@@ -36,12 +36,12 @@ def imports(sources: dict[str, str]) -> dict[str, set[str]]:
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 assert not node.level and all(alias.name != "*" for alias in node.names), (
-                    f"{module}: name what is imported"
+                    f"{module}: expected an absolute import of names"
                 )
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
                 names |= inner & sources.keys() or {node.module}
         folders = {name.partition(".")[0] for name in sources}
-        assert not names & folders - sources.keys(), f"{module}: name the module that is imported"
+        assert not names & folders - sources.keys(), f"{module}: expected the import of a module, not of a folder"
         graph[module] = names & sources.keys()
     return graph
 
@@ -81,17 +81,17 @@ def test_imports_point_down_the_layers():
         ),
         ({"search.state": "import analysis.report", "analysis.report": ""}, "search.state imports analysis.report"),
         ({"analysis.curves": "import spaces", "spaces": ""}, "analysis.curves imports spaces"),
-        ({"lib.a": "from . import b", "lib.b": ""}, "lib.a: name what is imported"),
-        ({"lib.a": "from utils import *", "utils": ""}, "lib.a: name what is imported"),
-        ({"lib.a": "import search", "search.state": ""}, "lib.a: name the module that is imported"),
+        ({"lib.a": "from . import b", "lib.b": ""}, "lib.a: expected an absolute import of names"),
+        ({"lib.a": "from utils import *", "utils": ""}, "lib.a: expected an absolute import of names"),
+        ({"lib.a": "import search", "search.state": ""}, "lib.a: expected the import of a module, not of a folder"),
         ({"lib.a": "from lib import b", "lib.b": "import lib.c", "lib.c": "from lib.a import x"}, "in a circle: lib."),
     ],
 )
-def test_imports_up_or_in_a_circle_are_found(sources, message):
+def test_upward_and_circular_imports_are_found(sources, message):
     with pytest.raises((AssertionError, pytest.fail.Exception), match=message):
         check(imports(sources))
 
 
-def test_imports_down_are_allowed():
+def test_downward_imports_are_allowed():
     below = {"nasbench201.cells": "import lib.a", "lib.a": "import torch", "genotypes": "from lib import a"}
     check(imports({"search.state": "from nasbench201 import cells\nimport genotypes, lib.a", **below}))

@@ -1,4 +1,4 @@
-"""A retrained network outside of its training: load_network, its transform, scores on other folders, exports."""
+"""Using a retrained network: load_network, its transform, scores on other folders, and exports."""
 
 import functools
 import json
@@ -31,9 +31,9 @@ class Trained(NamedTuple):
 
     run: Path
     data: Path
-    pictures: list[Path]  # of the test
-    images: Tensor  # of the test, as its loader gave them to the network
-    network: nn.Module  # as the training left it, in evaluation mode
+    pictures: list[Path]  # the test pictures
+    images: Tensor  # the test images as the network received them
+    network: nn.Module  # the trained network, in evaluation mode
 
 
 def make_gray(folder: Path) -> Path:
@@ -45,13 +45,13 @@ def make_gray(folder: Path) -> Path:
 def retrain(kind: str, folder: Path) -> Trained:
     run = folder / "run"
     small = ("--init_channels", 4, "--epochs", 1, "--batch_size", 6, "--device", "cpu", "--save", run)
-    if kind == "cifar":  # resized to 36 x 32, then cropped
+    if kind == "cifar":  # the pictures are resized to 36 x 32, then cropped
         data = write_folder(folder / "data", size=(45, 40))
         command = ("train/train.py", "--arch", CELL, "--layers", 3, "--auxiliary", "--image_size", 32, *small)
-    elif kind == "nasbench201":  # gray, of their own size
+    elif kind == "nasbench201":  # gray pictures in their original size
         data = make_gray(write_folder(folder / "data", size=(20, 16)))
         command = ("nasbench201/train.py", "--arch", CELL_201, "--cells_per_stage", 1, *small)
-    else:  # in float64
+    else:  # trains in float64
         data = make_tree(folder / "data") / "Data/CLS-LOC"
         command = ("imagenet/train.py", *settings(data, run, "--epochs", 1))
     if kind != "imagenet":
@@ -97,7 +97,7 @@ def test_a_loaded_network_gives_the_logits_of_the_trained_one(trained, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_transform_gives_what_the_test_loader_gives(trained, kind):
+def test_the_transform_gives_the_images_of_the_test_loader(trained, kind):
     run, _, pictures, images, _ = trained(kind)
     transform = load_network(run).transform
     assert images.shape[1:] == ((1, 16, 16) if kind == "nasbench201" else (3, 32, 32))
@@ -114,10 +114,10 @@ def score(script, run, *flags):
 
 
 @pytest.mark.parametrize("kind", ["cifar", "nasbench201"])
-def test_a_score_does_not_depend_on_the_training_images_beside_the_test_images(trained, tmp_path, kind):
+def test_a_score_does_not_depend_on_the_training_images(trained, tmp_path, kind):
     run, data, *_ = trained(kind)
     other = shutil.copytree(data, tmp_path / "other")
-    for path in (other / "train").rglob("*.png"):  # of another size, mean and deviation, and other channels
+    for path in (other / "train").rglob("*.png"):  # another size, mean, deviation and number of channels
         Image.new("RGB" if kind == "nasbench201" else "L", (30, 30), 200).save(path)
     expected = json.loads((run / "result.json").read_text())["accuracy"]
     scored = score(TEST[kind], run, "--data", other)
@@ -126,7 +126,7 @@ def test_a_score_does_not_depend_on_the_training_images_beside_the_test_images(t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_test_images_of_other_classes_are_refused(trained, tmp_path, kind):
+def test_test_images_of_other_classes_are_rejected(trained, tmp_path, kind):
     run, data, *_ = trained(kind)
     other = shutil.copytree(data, tmp_path / "other")
     first = load_network(run).classes[0]
@@ -137,12 +137,12 @@ def test_test_images_of_other_classes_are_refused(trained, tmp_path, kind):
     assert_refused(script_in_process(TEST[kind], run, "--data", other), says)
 
 
-def test_a_network_is_scored_by_the_script_of_its_images(trained):
+def test_each_scoring_script_rejects_networks_for_other_images(trained):
     assert_refused(script_in_process("train/test.py", trained("imagenet").run), "expected imagenet/test.py")
     assert_refused(script_in_process("imagenet/test.py", trained("cifar").run), "expected train/test.py")
 
 
-def test_a_damaged_or_foreign_checkpoint_is_one_line(trained, tmp_path):
+def test_a_damaged_or_foreign_checkpoint_gives_a_one_line_error(trained, tmp_path):
     run = shutil.copytree(trained("cifar").run, tmp_path / "run")
     path, content = last_checkpoint(run), checkpoints.load(last_checkpoint(run))
     about = content["hyper_parameters"]
@@ -161,7 +161,9 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(trained, tmp_path):
             load_network(path)
     path.write_bytes(path.read_bytes()[:-100])
     assert_refused(script_in_process(EXPORT, run), "is corrupt or not a checkpoint")
-    shutil.copy(last_checkpoint(trained("cifar").run), path.with_name("step_00000.ckpt"))  # an earlier one
+    shutil.copy(
+        last_checkpoint(trained("cifar").run), path.with_name("step_00000.ckpt")
+    )  # an earlier checkpoint, which is intact
     assert load_network(run).classes == ("cat", "dog")
 
 
@@ -198,7 +200,7 @@ def test_an_exported_network_gives_the_logits_of_the_loaded_one(trained, tmp_pat
 
 
 @pytest.mark.slow
-def test_nothing_is_exported_where_the_logits_differ(trained, tmp_path, monkeypatch):
+def test_nothing_is_exported_if_the_logits_differ(trained, tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
     run = onnxruntime.InferenceSession.run
 
@@ -222,7 +224,7 @@ def test_a_created_network_has_the_published_size():
         create_network("DARTS_V3")
 
 
-def test_the_lines_of_the_readme_classify_a_picture(trained, tmp_path, monkeypatch, capsys):
+def test_the_example_of_the_readme_classifies_a_picture(trained, tmp_path, monkeypatch, capsys):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"```python\n([^`]*load_network[^`]*)```", readme)
     run, _, pictures, images, network = trained("cifar")

@@ -1,4 +1,4 @@
-"""Run folders on machines that fail: killed processes, two of them in one folder, full disks, changed images."""
+"""Run folders when things go wrong: killed processes, two processes in one folder, full disks, changed images."""
 
 import itertools
 import os
@@ -29,14 +29,14 @@ from tests.helpers import (
 from tools.die_in_write import cut_short
 from tools.kill_drill import differences
 
-#: one step an epoch
+#: one step in each epoch
 TINY = replace(SMALL, init_channels=2, reg="none", epochs=1, images=64, batch_size=30)
 TINY_RETRAINING = replace(RETRAINING, epochs=1, images=100, batch_size=40)
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 class Killed(BaseException):
-    """Stands for the death of the process: nothing catches it."""
+    """Stand-in for the death of the process, which no code catches."""
 
 
 def die() -> None:
@@ -46,19 +46,19 @@ def die() -> None:
 @pytest.mark.parametrize(
     ("begin", "settings", "writes"),
     [
-        # config.yaml, the checkpoint, metrics.csv, genotypes.jsonl, alphas.npz and genotype.json at least
+        # at least config.yaml, the checkpoint, metrics.csv, genotypes.jsonl, alphas.npz and genotype.json
         (run_search, TINY, 6),
-        # config.yaml, genotype.json, the checkpoint, result.json and model_card.md (CSVLogger writes metrics.csv)
+        # config.yaml, genotype.json, the checkpoint, result.json and model_card.md; CSVLogger writes metrics.csv
         pytest.param(retrain, TINY_RETRAINING, 5, marks=pytest.mark.slow),
     ],
     ids=["search", "retraining"],
 )
-def test_a_run_killed_in_any_moment_of_any_write_ends_like_one_that_was_not(tmp_path, begin, settings, writes):
+def test_a_run_killed_at_any_moment_of_any_write_ends_like_an_undisturbed_one(tmp_path, begin, settings, writes):
     undisturbed = begin(settings, tmp_path / "undisturbed")
     for moment in itertools.count():
         run = tmp_path / str(moment)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "fsync", os.fsync)  # to be put back
+            patch.setattr(os, "fsync", os.fsync)  # so that the patch restores it afterwards
             patch.setattr(os, "replace", os.replace)
             cut_short(moment, die)
             try:
@@ -73,7 +73,7 @@ def test_a_run_killed_in_any_moment_of_any_write_ends_like_one_that_was_not(tmp_
 
 
 def holder(folder, then) -> subprocess.Popen:
-    """A process that holds a run folder while it executes `then`."""
+    """Start a process that locks a run folder while it executes the statement `then`."""
     code = (
         "import os, sys, time; from pathlib import Path; from lib.files import hold\n"
         f"with hold(Path(sys.argv[1])):\n print(1, flush=True); {then}"
@@ -85,7 +85,7 @@ def holder(folder, then) -> subprocess.Popen:
     return process
 
 
-def test_a_folder_has_one_writer_until_it_ends(tmp_path):
+def test_a_run_folder_has_one_writer_at_a_time(tmp_path):
     with holder(tmp_path, "time.sleep(99)") as process:
         for flag, new in (("--resume", False), ("--save", True)):
             said = rf"^{flag}: {tmp_path} is in use by another process$"
@@ -96,8 +96,8 @@ def test_a_folder_has_one_writer_until_it_ends(tmp_path):
         pass
 
 
-def test_a_child_does_not_inherit_the_lock(tmp_path):
-    """For example the workers that decode images, which outlive their process by seconds."""
+def test_a_child_process_does_not_inherit_the_lock(tmp_path):
+    """Workers that decode images, for example, outlive their parent by seconds."""
     with holder(tmp_path, "os.fork() or time.sleep(30); os._exit(0)") as process:
         assert process.wait() == 0
         try:
@@ -109,11 +109,11 @@ def test_a_child_does_not_inherit_the_lock(tmp_path):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of three MiB."""
+    """The folder of a file system with a size of 3 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("this test mounts a small file system, which this user may not")
+        pytest.skip("this user may not mount a file system, which the test needs")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 
@@ -129,9 +129,7 @@ def disk(tmp_path):
     ],
     ids=["search", "retraining"],
 )
-def test_a_full_disk_ends_a_run_in_one_line_and_it_resumes_when_there_is_room(
-    tmp_path, disk, monkeypatch, command, flags
-):
+def test_a_full_disk_ends_a_run_with_a_one_line_error_and_it_resumes_later(tmp_path, disk, monkeypatch, command, flags):
     run, ballast, undisturbed = disk / "run", disk / "ballast", tmp_path / "undisturbed"
     line = (command, *flags.split(), "--dataset", "digits", "--device", "cpu", "--save")
     assert script_in_process(*line, undisturbed).returncode == 0

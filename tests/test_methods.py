@@ -1,4 +1,4 @@
-"""DARTS-, FairDARTS, iDARTS and the presets of all methods, against independent computations."""
+"""DARTS-, FairDARTS and iDARTS against independent computations, and the presets of all methods."""
 
 import math
 from dataclasses import asdict, replace
@@ -44,7 +44,7 @@ def start(**changes):
 
 
 def single_edge(candidates, stride, auxiliary):
-    """A cell of one edge, and the plain twin of that edge."""
+    """A cell with one edge, and the plain version of that edge."""
     cell = FastEdges([(0, 1)], [candidates], 4, [stride], auxiliary).double()
     return cell, plain_supernet(nn.Sequential(cell, nn.Linear(1, 1).double()))[0].mixed_ops[0]
 
@@ -58,14 +58,14 @@ def test_an_edge_adds_beta_times_the_auxiliary_skip_to_its_mixture(auxiliary, st
     mixture = torch.zeros(3, 4, 6 // stride, 6 // stride, dtype=DOUBLE)
     for weight, operation in zip(p.tolist(), edge.operations, strict=True):
         mixture += weight * operation(x)
-    # the 1x1 convolution begins as the identity
+    # the 1x1 convolution is initialized as the identity
     shortcut = x if stride == 1 else edge.auxiliary(x)
     _, measured = cell([x], p[None], 0.0, beta)
     torch.testing.assert_close(measured, mixture + beta * shortcut, rtol=1e-12, atol=1e-12)
     assert (beta == 0) == torch.allclose(measured, mixture)
 
 
-def test_the_auxiliary_convolution_learns_and_an_identity_has_nothing_to_learn():
+def test_the_auxiliary_convolution_has_weights_and_an_identity_has_none():
     candidates = ("max_pool_3x3",)
     (weight,) = single_edge(candidates, 1, "conv1")[0].parameters()
     assert weight.shape == (4, 4, 1, 1) and weight.requires_grad
@@ -74,8 +74,8 @@ def test_the_auxiliary_convolution_learns_and_an_identity_has_nothing_to_learn()
         assert isinstance(single_edge(candidates, 2, auxiliary)[1].auxiliary, FactorizedReduce)
 
 
-def test_the_auxiliary_skip_acts_on_every_edge_of_the_supernet_as_a_larger_weight_of_the_skip_connection():
-    """With the reductions of both made equal: p_skip op(x) + beta op(x) = (p_skip + beta) op(x)."""
+def test_the_auxiliary_skip_equals_a_larger_weight_of_the_skip_connection_on_every_edge():
+    """If both reductions have equal weights, p_skip op(x) + beta op(x) = (p_skip + beta) op(x)."""
     torch.manual_seed(0)
     with_skip, beta = Supernet(SPACES["s2"], 4, 4, auxiliary_skip="skip").double(), 0.7
     for cell in with_skip.cells:
@@ -99,7 +99,7 @@ def test_the_auxiliary_skip_acts_on_every_edge_of_the_supernet_as_a_larger_weigh
         ("slow_cosine", math.sqrt(0.5), math.cos(49 * math.pi / 100)),
     ],
 )
-def test_beta_falls_from_its_value_to_nothing_as_in_the_paper(decay, middle, last):
+def test_beta_decays_to_zero_as_in_the_paper(decay, middle, last):
     settings = SearchSettings(auxiliary_skip="skip", skip_beta=0.4, decay=decay, epochs=50)
     measured = [schedule(settings, epoch).skip_beta for epoch in (0, 25, 49)]
     assert measured == pytest.approx([0.4, 0.4 * middle, 0.4 * last], rel=1e-12)
@@ -140,7 +140,7 @@ def test_an_alpha_step_descends_the_validation_loss_and_the_weighted_zero_one_lo
 # iDARTS
 
 
-def test_the_neumann_series_comes_nearer_the_inverse_with_every_term():
+def test_every_term_brings_the_neumann_series_closer_to_the_inverse():
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(6, 6, dtype=DOUBLE, generator=generator)
     hessian = root @ root.T + torch.eye(6, dtype=DOUBLE)
@@ -162,8 +162,11 @@ def test_the_neumann_series_comes_nearer_the_inverse_with_every_term():
     torch.testing.assert_close(gamma * torch.cat(total), exact, rtol=1e-8, atol=1e-8)
 
 
-def test_the_implicit_gradient_of_a_supernet_is_a_direct_differentiation():
-    """K = 1: s = 2 v_0 - gamma H v_0, with H v_0 the gradient of <grad_w L_train, v_0>; exactly and by differences."""
+def test_the_implicit_gradient_of_a_supernet_equals_direct_differentiation():
+    """For K = 1, s = 2 v_0 - gamma H v_0, where H v_0 is the gradient of <grad_w L_train, v_0>.
+
+    Both the exact derivatives and the finite differences are compared.
+    """
     objective, architecture, weights, train_batch, valid_batch = problem(layers=3)
     gamma, mixing = 0.1, architecture.mixing_weights()
     alphas, shared = list(architecture.parameters()), [mixing[kind] for kind in objective.supernet.kinds]
@@ -214,7 +217,7 @@ def test_an_alpha_step_moves_the_weights_by_the_implicit_noise():
         ("first", 4, "AWWWW" * 3),
     ],
 )
-def test_alpha_moves_after_its_inner_steps_with_the_implicit_gradient_and_before_them_otherwise(
+def test_alpha_steps_follow_the_inner_steps_with_the_implicit_gradient_and_precede_them_otherwise(
     monkeypatch, hypergradient, inner_steps, order
 ):
     state = start(hypergradient=hypergradient, inner_steps=inner_steps, batch_size=64)
@@ -239,15 +242,15 @@ def test_alpha_moves_after_its_inner_steps_with_the_implicit_gradient_and_before
     run_epoch(state, 0, Schedule(0.025), StepProgress("epoch", 12, 0), "epoch 1")
     assert "".join(calls) == order
     assert len({batch.seed for batch in trained}) == 12
-    # the residual is measured once an epoch
+    # the residual is measured once in each epoch
     assert residuals == [hypergradient == "implicit"] + [False] * (len(residuals) - 1)
 
 
-# The methods together
+# Combinations and presets
 
 
 @pytest.mark.parametrize("kind", ["corr", "signcorr"])
-def test_layer_alignment_goes_with_gates_and_the_auxiliary_skip(kind):
+def test_layer_alignment_works_with_gates_and_the_auxiliary_skip(kind):
     torch.manual_seed(0)
     supernet = Supernet(SPACES["s2"], init_channels=4, layers=4, auxiliary_skip="skip").double()
     weights = [torch.randn(14, 2, dtype=DOUBLE).sigmoid() for _ in supernet.kinds]
@@ -260,7 +263,7 @@ def test_layer_alignment_goes_with_gates_and_the_auxiliary_skip(kind):
     assert norm(exact) > 0.01 and relative_error(without, exact) > 0.01
 
 
-#: first-order DARTS; the other methods differ from it by the settings of each case
+#: the settings of first-order DARTS; each case below lists the differences of another method
 DARTS = {"relaxation": "softmax", "auxiliary_skip": "none", "hypergradient": "first", "inner_steps": 1, "reg": "none"}
 DARTS |= {"alpha_reg": "none", "selection": "argmax", "epochs": 50, "batch_size": 64, "init_channels": 16, "layers": 8}
 DARTS |= {"learning_rate": 0.025, "learning_rate_min": 0.001, "momentum": 0.9, "weight_decay": 3e-4, "grad_clip": 5.0}
@@ -305,11 +308,11 @@ def test_a_method_has_the_settings_of_its_paper(method, space, differences):
     settings = asdict(SCRIPT.settings_of(method, space=space))
     expected = {**DARTS, **differences, "method": method, "space": space}
     assert {name: settings[name] for name in expected} == expected
-    # what a method sets is what its paper sets, and no more
+    # the preset has no other settings
     assert preset(method, space) == differences
 
 
-def test_a_setting_that_is_given_wins_over_the_method_and_lambda_darts_is_the_default_one():
+def test_a_given_setting_overrides_the_method_and_the_default_method_is_lambda_darts():
     settings = SCRIPT.settings_of("fair-darts", batch_size=32)
     assert (settings.batch_size, settings.learning_rate, settings.relaxation) == (32, 0.005, "sigmoid")
     assert SCRIPT.preset({}) == {"space": "s5", "reg": "corr", "lambda_": 0.125, "epsilon_0": 1e-4}

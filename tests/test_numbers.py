@@ -1,4 +1,4 @@
-"""Numbers that are not finite, alphas that no longer move, layers without a gradient, and the same bits twice."""
+"""Numerical faults: values that are not finite, saturated alphas and vanished gradients; and deterministic runs."""
 
 from dataclasses import replace
 
@@ -24,25 +24,25 @@ def undisturbed(tmp_path_factory):
     return run_search(TINY, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
-def test_the_watch_names_the_first_number_that_is_not_finite_with_its_epoch_and_step():
-    watch = FiniteCheck(torch.device("cpu"))
-    watch.add(0, 0, {"loss": torch.tensor(1.0), "gradient": torch.tensor(2.0)})
+def test_the_check_names_the_first_number_that_is_not_finite_with_its_epoch_and_step():
+    checker = FiniteCheck(torch.device("cpu"))
+    checker.add(0, 0, {"loss": torch.tensor(1.0), "gradient": torch.tensor(2.0)})
     with pytest.raises(FloatingPointError, match=r"^gradient is inf in epoch 3, step 8$"):
-        watch.add(
+        checker.add(
             2, 7, {"loss": torch.tensor(1.0), "gradient": torch.tensor(torch.inf), "alpha": torch.tensor(torch.nan)}
         )
 
 
-def test_on_a_gpu_the_watch_looks_every_fifty_steps_and_before_a_checkpoint():
-    watch = FiniteCheck(torch.device("cuda"))  # nothing is put there
+def test_on_a_gpu_the_check_runs_every_fifty_steps_and_before_a_checkpoint():
+    checker = FiniteCheck(torch.device("cuda"))  # no tensor is on that device
     for step in range(49):
-        watch.add(0, step, {"loss": torch.tensor(torch.nan if step >= 3 else 0.0)})
+        checker.add(0, step, {"loss": torch.tensor(torch.nan if step >= 3 else 0.0)})
     with pytest.raises(FloatingPointError, match="loss is nan in epoch 1, step 4"):
-        watch.check()
+        checker.check()
     for step in range(49):
-        watch.add(1, step, {"loss": torch.tensor(torch.nan)})
+        checker.add(1, step, {"loss": torch.tensor(torch.nan)})
     with pytest.raises(FloatingPointError, match="loss is nan in epoch 2, step 1"):
-        watch.add(1, 49, {"loss": torch.tensor(0.0)})
+        checker.add(1, 49, {"loss": torch.tensor(0.0)})
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_on_a_gpu_the_watch_looks_every_fifty_steps_and_before_a_checkpoint():
     ],
 )
 def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, undisturbed, monkeypatch, what, named):
-    """And resumes from the checkpoint before it, once the cause is gone, to the same end."""
+    """Without the fault, the run resumes from the previous checkpoint and ends like an undisturbed one."""
     run, calls = tmp_path / "run", []
     name = "alpha_step" if what == "alpha" else "weight_step"
     own = getattr(train_search, name)
 
     def step(state, objective, *batches, **named):
         calls.append(name)
-        if len(calls) == 5:  # of three an epoch
+        if len(calls) == 5:  # an epoch has three steps
             if what == "weights":
                 with torch.no_grad():
                     next(state.supernet.parameters()).fill_(torch.nan)
@@ -80,7 +80,7 @@ def test_a_search_stops_at_the_first_number_that_is_not_finite(tmp_path, undistu
     assert_same_run(undisturbed, run)
 
 
-def test_a_selection_stops_where_a_loss_is_not_finite(monkeypatch):
+def test_a_selection_stops_if_a_loss_is_not_finite(monkeypatch):
     search = SearchState(TINY, datasets.load("digits"), torch.device("cpu"))
     state = Perturbation(search, lambda *arguments: None)
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_a_retraining_stops_at_a_gradient_that_is_not_finite(tmp_path, monkeypat
     assert weights_of(run) == weights_of(undisturbed)
 
 
-def test_a_retraining_stops_where_the_loss_of_the_test_images_is_not_finite(tmp_path, monkeypatch):
+def test_a_retraining_stops_if_the_test_loss_is_not_finite(tmp_path, monkeypatch):
     score = Retraining.validation_step
 
     def spoil(module, batch, batch_idx):
@@ -120,7 +120,7 @@ def test_a_retraining_stops_where_the_loss_of_the_test_images_is_not_finite(tmp_
         retrain(RETRAINING, tmp_path / "run")
 
 
-def test_an_edge_is_saturated_where_its_mixing_weights_are_near_0_and_1():
+def test_an_edge_is_saturated_if_its_mixing_weights_are_near_0_and_1():
     softmax = torch.tensor([[0.995, 0.005], [0.98, 0.02], [0.001, 0.999], [0.5, 0.5]])
     assert saturated(softmax, sigmoid=False) == 0.5
     gates = torch.tensor([[0.995, 0.995], [0.995, 0.5], [0.005, 0.992], [0.0, 0.98]])
@@ -143,7 +143,7 @@ def test_each_warning_is_given_once():
 
 
 @pytest.mark.slow
-def test_deterministic_gives_the_same_bits_twice_and_those_without_it_on_a_cpu(tmp_path):
+def test_deterministic_runs_are_equal_bit_for_bit_and_equal_ordinary_runs_on_a_cpu(tmp_path):
     settings = replace(SMALL, epochs=1, init_channels=2)
     plain, first, second = (
         run_search(replace(settings, deterministic=on), tmp_path / name)

@@ -1,4 +1,4 @@
-"""Operations, the supernet and the discrete network: shapes, sizes and the published figures."""
+"""Operations, the supernet and the discrete network: shapes, values and published sizes."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_factorized_reduction_equals_two_strided_convolutions(image_size):
 
 
 def test_no_pointwise_convolution_is_strided():
-    """oneDNN's overwrites memory in its backward pass with few channels, channels last (oneDNN issue 6035)."""
+    """With few channels in channels last, its backward pass in oneDNN overwrites memory (oneDNN issue 6035)."""
     networks = [Supernet(SPACES[space], 4, 5) for space in DARTS_SPACES]
     networks += [NetworkCIFAR(CELLS["DARTS_V2"], 4, 5), NetworkImageNet(CELLS["DARTS_V2"], 4, 5)]
     for network in networks:
@@ -57,20 +57,20 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
     assert output.mean().item() == pytest.approx(1.0, abs=0.01)
 
 
-def test_reduction_cells_stand_at_a_third_and_two_thirds():
+def test_reduction_cells_are_at_a_third_and_two_thirds():
     assert [layer for layer, kind in enumerate(cell_kinds(8)) if kind == "reduce"] == [2, 5]
     assert [layer for layer, kind in enumerate(cell_kinds(20)) if kind == "reduce"] == [6, 13]
 
 
 @pytest.mark.parametrize("space", DARTS_SPACES)
-def test_supernet_at_one_hot_weights_is_that_operation_alone(space):
-    """With all weight on one operation an edge is that operation: other edges and operations play no part."""
+def test_supernet_with_one_hot_weights_computes_that_operation_alone(space):
+    """If one operation of one edge has weight 1 and all others 0, only that operation contributes."""
     torch.manual_seed(0)
     supernet = Supernet(SPACES[space], init_channels=4, layers=3).double()
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     weights = [torch.zeros(supernet.alpha_shapes[kind], dtype=torch.float64) for kind in supernet.kinds]
     assert torch.equal(supernet(images, weights), supernet.classifier.bias.expand(2, 10))
-    # the last cell's edge 0 -> 2, and its last candidate: an operation that is not noise in every space
+    # the last candidate of edge 0 -> 2 in the last cell, which is not `noise` in any space
     weights[-1][0, -1] = 1.0
     cell = supernet.cells[-1]
     operation = plain_supernet(supernet).cells[-1].edges.mixed_ops[0].operations[-1]
@@ -88,7 +88,7 @@ def test_supernet_in_s1_has_the_candidates_of_each_edge():
     for cell, kind in zip(supernet.cells, supernet.kinds, strict=True):
         for edge, candidates in zip(cell.edges.mixed_ops, SPACES["s1"].cells[kind], strict=True):
             for operation, name in zip(edge.operations, candidates, strict=True):
-                inner = operation[0] if "pool" in name else operation  # pools are followed by batch norm
+                inner = operation[0] if "pool" in name else operation  # batch norm follows pooling
                 expected = nn.AvgPool2d if name == "avg_pool_3x3" else type(OPERATIONS[name](4, 2, False))
                 assert type(inner) is expected or (name == "skip_connect" and isinstance(inner, nn.Identity))
 
@@ -100,7 +100,7 @@ def test_supernet_in_s1_has_the_candidates_of_each_edge():
         ("LambdaDARTS_corr_0", NetworkCIFAR, False, 3.321e6, 522.6e6, 2e-4),
         ("DARTS_V2", NetworkImageNet, False, 4.719e6, 529.9e6, 2e-4),
         ("LambdaDARTS_corr_0", NetworkImageNet, False, 4.793e6, 530.7e6, 2e-4),
-        # with the auxiliary head, as FairDARTS counts
+        # FairDARTS counts the auxiliary head
         ("FairDARTS_a", NetworkCIFAR, True, 2.83e6, 373e6, 1e-2),
         ("FairDARTS_b", NetworkCIFAR, True, 3.88e6, 536e6, 1e-2),
         ("FairDARTS_d", NetworkCIFAR, True, 3.84e6, 532e6, 1e-2),
@@ -110,7 +110,7 @@ def test_supernet_in_s1_has_the_candidates_of_each_edge():
         ("DCO_SPARSE_BS_64", NetworkCIFAR, False, 3.01e6, 469e6, 1e-2),
     ],
 )
-def test_size_is_the_published_one(name, network, auxiliary, params, multiply_adds, tolerance):
+def test_the_size_equals_the_published_one(name, network, auxiliary, params, multiply_adds, tolerance):
     channels, layers, classes, pixels = (36, 20, 10, 32) if network is NetworkCIFAR else (48, 14, 1000, 224)
     with torch.device("meta"):
         built = network(CELLS[name], channels, layers, classes, auxiliary=auxiliary)
@@ -119,8 +119,8 @@ def test_size_is_the_published_one(name, network, auxiliary, params, multiply_ad
     assert measured["multiply_adds"] == pytest.approx(multiply_adds, rel=tolerance)
 
 
-def test_params_of_the_cells_of_darts_pt_are_the_published_ones():
-    """In millions, beside the cells of its repository; those of CIFAR-100 have 100 classes."""
+def test_the_parameter_counts_of_darts_pt_cells_equal_the_published_ones():
+    """The repository of DARTS-PT gives them in millions; the networks of CIFAR-100 have 100 classes."""
     published = {"darts_pt_s1_1": 1.87, "darts_pt_s2_1": 3.09, "darts_pt_s4_1": 4.70, "darts_pt_s1_c100_1": 2.47}
     published |= {"darts_pt_s5_0": 2.85, "darts_pt_s5_3": 3.33, "blank_pt_s5_0": 3.04, "blank_pt_s5_3": 3.40}
     for name, millions in published.items():
@@ -129,7 +129,7 @@ def test_params_of_the_cells_of_darts_pt_are_the_published_ones():
         assert size(network, 3, 32)["params"] / 1e6 == pytest.approx(millions, abs=0.006), name
 
 
-def test_every_published_cell_is_trained_in_all_of_its_parameters():
+def test_every_parameter_of_a_published_cell_has_a_gradient():
     torch.manual_seed(0)
     images = torch.randn(4, 3, 8, 8)
     for name, genotype in CELLS.items():

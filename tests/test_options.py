@@ -1,4 +1,4 @@
-"""Command lines and settings files: what is rejected, and in which words."""
+"""Command lines and settings files: rejected flags and values, and their messages."""
 
 import re
 
@@ -49,7 +49,7 @@ SCRIPTS = {"search/train_search.py": SCRIPT, "nasbench201/train_search.py": SCRI
 @pytest.mark.parametrize(
     ("script", "words", "flag", "need"), [(script, *row) for script, rows in NO_EFFECT.items() for row in rows]
 )
-def test_a_flag_that_nothing_reads_is_rejected(script, words, flag, need):
+def test_a_flag_without_effect_is_rejected(script, words, flag, need):
     with pytest.raises(InputError) as caught:
         resolve(words.split(), SCRIPTS[script])
     begin = f"{flag}: this flag has no effect here; it needs "
@@ -57,7 +57,7 @@ def test_a_flag_that_nothing_reads_is_rejected(script, words, flag, need):
 
 
 @pytest.mark.parametrize("settings", [TrainSettings, ImageNetTrainSettings])
-def test_a_retrainings_flag_that_nothing_reads_is_rejected(settings):
+def test_a_retraining_flag_without_effect_is_rejected(settings):
     with pytest.raises(InputError, match="--auxiliary_weight: this flag has no effect here; it needs --auxiliary"):
         parse(settings, "train.py", "", ["--arch", "DARTS_V2", "--no_auxiliary", "--auxiliary_weight", "0.3"])
 
@@ -80,7 +80,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("name", "value", "message"), VALUES)
-def test_a_value_that_cannot_work_is_rejected_from_a_flag_and_from_a_file(tmp_path, name, value, message):
+def test_an_invalid_value_is_rejected_in_a_flag_and_in_a_file(tmp_path, name, value, message):
     config = tmp_path / "settings.yaml"
     config.write_text(yaml.safe_dump({name: value}))
     with pytest.raises(InputError) as caught:
@@ -124,7 +124,7 @@ def test_a_wrong_settings_file_is_rejected(tmp_path, content, message):
         ("--qqqqq", "; --help lists all flags"),
     ],
 )
-def test_an_unknown_flag_names_the_nearest_ones(flag, nearest):
+def test_an_unknown_flag_suggests_the_nearest_one(flag, nearest):
     with pytest.raises(InputError) as caught:
         resolve([flag, "1"])
     assert str(caught.value).startswith(f"{flag}: unknown flag{nearest}")
@@ -139,7 +139,7 @@ def test_a_flag_with_several_values_can_be_repeated(tmp_path):
     assert parse(SearchSettings201, "", "", ["--config", str(config), *words]).seeds == [1, 2, 3]
 
 
-def test_dashes_and_underscores_are_equal_in_flags(tmp_path):
+def test_dashes_and_underscores_in_flags_are_equivalent(tmp_path):
     save = str(tmp_path / "run")
     dashes = resolve(["--learning-rate", "0.1", "--arch-beta1=0.4", "--no-cutout", "--save", save])
     assert (
@@ -149,7 +149,7 @@ def test_dashes_and_underscores_are_equal_in_flags(tmp_path):
     assert dashes.sources["command line"] == ["arch_beta1", "cutout", "learning_rate"]
 
 
-def test_print_config_shows_the_settings_of_the_method_and_makes_the_same_run(tmp_path):
+def test_print_config_shows_the_settings_of_the_method_and_can_be_given_back(tmp_path):
     words = ["--method", "fair-darts", "--space", "s2", "--epochs", "7"]
     printed = script_in_process("search/train_search.py", *words, "--print_config").stdout
     settings = yaml.safe_load(printed)

@@ -1,4 +1,4 @@
-"""Operations, regularizers and perturbations of users: the registered code is computed, whatever it does."""
+"""Operations, regularizers and perturbations of users: the project calls the registered code."""
 
 from dataclasses import replace
 
@@ -20,13 +20,13 @@ from tests.supernets import assert_gradients_of, batch_and_weights, both_paths, 
 
 @pytest.fixture(autouse=True)
 def own_registries():
-    """Entries of a test end with it."""
+    """Remove the registry entries of a test afterwards."""
     with own_plugins():
         yield
 
 
 class Doubled(nn.Module):
-    """Twice the input, averaged over strides."""
+    """Twice the input, subsampled by the stride."""
 
     def __init__(self, channels, stride, affine):
         super().__init__()
@@ -37,7 +37,7 @@ class Doubled(nn.Module):
 
 
 class WithLayer(SepConv):
-    """A separable convolution by its class, with another forward pass."""
+    """A subclass of SepConv with another forward pass."""
 
     def __init__(self, channels, stride, affine):
         super().__init__(channels, 3, stride, affine)
@@ -47,19 +47,19 @@ class WithLayer(SepConv):
 
 
 def longer_separable(channels, stride, affine):
-    """A SepConv that somebody has appended to."""
+    """A SepConv with an appended layer."""
     operation = SepConv(channels, 3, stride, affine)
     operation.append(nn.Softplus())
     return operation
 
 
 def by_channels(channels, stride, affine):
-    """Another operation for wide cells."""
+    """Doubled for wide cells, SepConv for others."""
     return Doubled(channels, stride, affine) if channels > 4 else SepConv(channels, 5, stride, affine)
 
 
 def hooked(channels, stride, affine):
-    """A SepConv with a hook, and with initial values of its own."""
+    """A SepConv with a hook and other initial values."""
     operation = SepConv(channels, 3, stride, affine)
     nn.init.ones_(operation[1].weight)
     operation.register_forward_hook(lambda module, inputs, output: 3 * output)
@@ -68,7 +68,7 @@ def hooked(channels, stride, affine):
 
 @pytest.mark.parametrize("name", ["lp_pool_3x3", "sep_conv_3x3_se3", "sep_conv_se"])
 @pytest.mark.parametrize("make", [Doubled, WithLayer, longer_separable, by_channels, hooked])
-def test_the_registered_class_is_computed_whatever_its_name(name, make):
+def test_a_registered_class_is_used_whatever_its_name(name, make):
     OPERATIONS[name] = make
     SPACES["trap"] = everywhere("skip_connect", name, "max_pool_3x3")
     supernet, plain = both_paths(SPACES["trap"])
@@ -79,7 +79,7 @@ def test_the_registered_class_is_computed_whatever_its_name(name, make):
 
 
 class Blur(nn.Module):
-    """A fixed blur, and a convolution that is used at stride 2 only."""
+    """A blur with frozen weights, and a convolution that is unused at stride 1."""
 
     def __init__(self, channels, stride, affine):
         super().__init__()
@@ -93,7 +93,7 @@ class Blur(nn.Module):
 
 @pytest.mark.parametrize("method", ["lambda-darts", "lambda-darts-exact", "darts-2nd", "idarts"])
 @pytest.mark.parametrize("exact", [False, True])
-def test_frozen_weights_stay_and_unused_weights_and_inputs_are_no_error(method, exact):
+def test_frozen_weights_do_not_change_and_unused_weights_and_inputs_are_allowed(method, exact):
     OPERATIONS["blur"] = Blur
     edges, cell = ((1, 2), (2, 3)), (("skip_connect", "blur"), ("sep_conv_3x3", "blur"))  # state 0 is not used
     SPACES["blurred"] = Space({"normal": cell, "reduce": cell}, edges, keep=1)
@@ -107,7 +107,7 @@ def test_frozen_weights_stay_and_unused_weights_and_inputs_are_no_error(method, 
     assert all(alpha.isfinite().all() and alpha.abs().max() > 0 for alpha in state.architecture.parameters())
 
 
-def test_a_regularizer_may_read_a_part_and_must_return_a_scalar_that_depends_on_it():
+def test_a_regularizer_may_ignore_some_inputs_but_must_return_a_scalar_that_depends_on_others():
     REGULARIZERS["first"] = lambda gradients: gradients[0].square().sum()
     ALPHA_REGULARIZERS["normal"] = lambda alpha, p: p["normal"].square().sum()
     settings = settings_of("lambda-darts", reg="first", alpha_reg="normal", images=64, batch_size=16)
@@ -130,7 +130,7 @@ def test_a_regularizer_may_read_a_part_and_must_return_a_scalar_that_depends_on_
             weights_after_an_epoch(open_search(replace(settings, **changes)))
 
 
-def test_smoothing_keeps_edges_that_are_clipped_to_nothing_and_those_that_are_decided():
+def test_smoothing_keeps_edges_that_are_clipped_to_zero_and_edges_that_are_decided():
     architecture = Architecture({"normal": [3, 3, 2], "reduce": [3, 3, 3]})
     architecture.fixed["normal"][0] = torch.tensor([0.0, 1.0, 0.0])
     architecture.fixed["reduce"][2] = 0  # an edge that DARTS-PT has dropped

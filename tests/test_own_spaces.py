@@ -1,4 +1,4 @@
-"""Spaces of users: nodes, and edges that differ in the number of their candidates."""
+"""Search spaces of users: any number of nodes, and a different number of candidates on each edge."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ DOUBLE = torch.float64
 
 
 @pytest.mark.parametrize("relaxation", ["softmax", "sigmoid"])
-def test_alphas_gradient_in_an_uneven_space_of_two_nodes_is_that_of_differences(relaxation):
+def test_the_gradient_of_alpha_in_an_uneven_space_equals_finite_differences(relaxation):
     space = uneven_space()
     supernet, plain = both_paths(space)
     architecture = Architecture(space.counts, relaxation).double()
@@ -57,7 +57,7 @@ def test_alphas_gradient_in_an_uneven_space_of_two_nodes_is_that_of_differences(
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_the_derived_cell_of_an_uneven_space_is_the_strongest_of_each_nodes_own_candidates(keep):
+def test_the_derived_cell_of_an_uneven_space_keeps_the_strongest_edges_of_each_node(keep):
     space = uneven_space(keep)
     generator = np.random.default_rng(0)
     weights = {kind: generator.random((5, 3)) for kind in space.cells}
@@ -76,7 +76,7 @@ def test_the_derived_cell_of_an_uneven_space_is_the_strongest_of_each_nodes_own_
         assert len(cell.edges(kind)[0]) == 3 and len(getattr(cell, kind)[0]) == (2 if keep == 2 else 3)
 
 
-def test_ideas_of_five_papers_search_an_uneven_space_and_resume_exactly(tmp_path, monkeypatch):
+def test_a_search_of_an_uneven_space_that_combines_five_papers_resumes_exactly(tmp_path, monkeypatch):
     monkeypatch.setattr(SPACES, "data", dict(SPACES))
     SPACES["uneven"] = uneven_space()
     settings = settings_of(
@@ -103,7 +103,7 @@ def test_ideas_of_five_papers_search_an_uneven_space_and_resume_exactly(tmp_path
     assert all(float(row["alpha_regularizer"]) > 0 for row in rows)
 
 
-def test_places_without_an_operation_stay_where_they_are_whatever_moves_alpha():
+def test_alpha_stays_zero_at_places_without_an_operation():
     architecture = Architecture(uneven_space().counts)
     optimizer = torch.optim.Adam(architecture.parameters(), 0.1, weight_decay=0.1)
     for _ in range(5):
@@ -135,13 +135,13 @@ def test_places_without_an_operation_stay_where_they_are_whatever_moves_alpha():
         ({"cells": {"normal": (("a",), ("none",)), "reduce": (("a",), ("b",))}}, "an operation besides none"),
     ],
 )
-def test_an_invalid_space_says_what_is_wrong_when_it_is_made(changes, message):
+def test_an_invalid_space_raises_an_error_when_it_is_constructed(changes, message):
     cell = (("a",), ("b",))
     with pytest.raises(EntryError, match=message):
         Space(**{"cells": {"normal": cell, "reduce": cell}, "edges": ((0, 2), (1, 2)), "keep": 2, **changes})
 
 
-def test_a_space_takes_lists_and_kinds_in_any_order():
+def test_a_space_accepts_lists_and_kinds_in_any_order():
     space = Space({"reduce": [["a"], ["b"]], "normal": [["c"], ["d"]]}, [[0, 2], [1, 2]], keep=1)
     assert [*space.cells.items()] == [("normal", (("c",), ("d",))), ("reduce", (("a",), ("b",)))]
     assert space.edges == ((0, 2), (1, 2)) and space.nodes == (2,) and space.inputs == 2

@@ -1,4 +1,4 @@
-"""DARTS-PT's selection, on a search whose images ask for known operations."""
+"""DARTS-PT's selection, on a stand-in supernet for which the best cell is known."""
 
 import numpy as np
 import pytest
@@ -18,9 +18,9 @@ EDGES = SPACES["s5"].edges
 
 DOUBLE = torch.float64
 
-#: by cell: the useful operation of each edge, in the columns of S3 (none, skip_connect, sep_conv_3x3)
+#: the useful operation of each edge, as an index into the candidates of S3: none, skip_connect, sep_conv_3x3
 PLANTED = {"normal": (1, 2, 2, 1, 2, 1, 1, 2, 2, 1, 2, 1, 2, 1), "reduce": (2, 2, 1, 1, 2, 2, 1, 2, 1, 2, 2, 1, 1, 2)}
-#: by cell: the edges that images depend on, two a node
+#: the edges that images depend on, two for each node
 USED = {
     "normal": ((0, 2), (1, 2), (0, 3), (2, 3), (1, 4), (3, 4), (0, 5), (4, 5)),
     "reduce": ((0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4), (1, 5), (3, 5)),
@@ -29,9 +29,9 @@ GROUPS = [(kind, EDGES.index(edge)) for kind in ("normal", "reduce") for edge in
 
 
 class Planted(nn.Module):
-    """A stand-in for the supernet that gets an image right by the planted operation of the image's own edge.
+    """A stand-in for the supernet: an image is classified correctly if its edge has weight on its planted operation.
 
-    The planted operations of the other edges only make it a little surer of itself.
+    The planted operations of edges without images only scale the logits a little.
     """
 
     def __init__(self, supernet):
@@ -52,7 +52,7 @@ class Planted(nn.Module):
 
 
 def planted_search(**changes):
-    """A search whose images are nothing but their label and the number of the edge that they depend on."""
+    """A search whose images hold two numbers: their label and the index in GROUPS of the edge that they depend on."""
     generator = np.random.default_rng(0)
     images = torch.zeros(600, 1, 8, 8, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.from_numpy(generator.integers(0, 10, 600))
@@ -72,7 +72,7 @@ def no_epoch(*arguments):
     raise AssertionError
 
 
-def test_perturbation_finds_the_planted_cell_and_logs_the_accuracy_that_every_removal_leaves():
+def test_perturbation_finds_the_planted_cell_and_logs_the_accuracy_after_every_removal():
     search = planted_search()
     selection = Perturbation(search, no_epoch)
     assert selection.stages == [("decide", number) for number in range(17)]
@@ -96,13 +96,13 @@ def test_perturbation_finds_the_planted_cell_and_logs_the_accuracy_that_every_re
         rows = [row for row in selection.scores if row["cell"] == kind]
         edges = [row for row in rows if row["decision"] <= 14]
         nodes = [row for row in rows if row["decision"] > 14]
-        # every operation but `none` of every edge, each edge in a decision of its own
+        # each edge has one decision, among all of its operations except `none`
         assert sorted((row["source"], row["target"], row["removed"]) for row in edges) == sorted(
             (*edge, name) for edge in EDGES for name in names[1:]
         )
         orders.append([(row["source"], row["target"]) for row in edges if row["outcome"] == "kept"])
         assert sorted(orders[-1]) == sorted(EDGES)
-        # 3 edges into node 3; 4 and then 3 into node 4; 5, 4 and 3 into node 5
+        # node 3 tries 3 edges; node 4 tries 4 and then 3; node 5 tries 5, 4 and 3
         assert sorted(row["target"] for row in nodes) == [3] * 3 + [4] * 7 + [5] * 12
         dropped = [(row["source"], row["target"]) for row in nodes if row["outcome"] == "dropped"]
         assert sorted(dropped) == sorted(set(EDGES) - set(USED[kind]))
@@ -116,7 +116,7 @@ def test_perturbation_finds_the_planted_cell_and_logs_the_accuracy_that_every_re
     assert orders[0] != sorted(orders[0], key=EDGES.index)
 
 
-def test_fine_tuning_stands_between_two_decisions_at_a_tenth_of_the_learning_rate():
+def test_fine_tuning_between_decisions_uses_a_tenth_of_the_learning_rate():
     search, calls = planted_search(epochs=50, finetune_epochs=2), []
     selection = Perturbation(search, lambda epoch, rate, progress, name: calls.append((epoch, rate)))
     assert [what for what, _ in selection.stages] == ["decide", "finetune", "finetune"] * 16 + ["decide"]

@@ -1,4 +1,4 @@
-"""Pictures in folders: which files count, and what their pixels are."""
+"""Pictures in folders: the files that are read, and their pixels."""
 
 import os
 import unicodedata
@@ -25,7 +25,7 @@ def save(path, value=100, mode="RGB", size=(8, 8), **options):
 
 
 def save_splits(root, names, held_out="test", **options):
-    """One picture in each class, for each name, in both splits."""
+    """Save a picture of each name in both classes of both splits."""
     for split in ("train", held_out):
         for kind in ("cat", "dog"):
             for name in names:
@@ -42,7 +42,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
-def test_all_pictures_of_a_class_count(tmp_path, names):
+def test_all_pictures_of_a_class_are_loaded(tmp_path, names):
     formats = {".jfif": "JPEG", ".jpe": "JPEG", ".dib": "BMP", ".apng": "PNG", ".pbm": "PPM", ".pnm": "PPM"}
     for name in names:
         save_splits(tmp_path, [name], format=formats.get(os.path.splitext(name)[1].lower(), "PNG"))
@@ -54,7 +54,7 @@ def test_all_pictures_of_a_class_count(tmp_path, names):
 
 
 @pytest.mark.parametrize("held_out", ["test", "val", "valid", "validation"])
-def test_held_out_pictures_may_be_in_folders_of_several_names(tmp_path, held_out):
+def test_the_folder_of_held_out_pictures_may_have_any_of_several_names(tmp_path, held_out):
     save_splits(tmp_path, ["a.png"], held_out)
     assert len(datasets.load("folder", str(tmp_path)).test) == 2
     assert len(read_splits(tmp_path)[1]) == 2
@@ -64,7 +64,7 @@ def test_each_loader_prefers_the_name_that_its_data_sets_use(tmp_path):
     save_splits(tmp_path, ["a.png"], "test")
     save_splits(tmp_path, ["a.png", "b.png"], "val")
     assert len(datasets.load("folder", str(tmp_path)).test) == 2
-    assert len(read_splits(tmp_path)[1]) == 4  # the labels of ImageNet's test pictures are not public
+    assert len(read_splits(tmp_path)[1]) == 4  # ImageNet uses val, because its test labels are not public
     (tmp_path / "val").rename(tmp_path / "elsewhere")
     (tmp_path / "test").rename(tmp_path / "testing")
     with pytest.raises(ValueError, match=r"no folder .*test; expected test/<class>/\* \(val, valid, validation will"):
@@ -77,17 +77,17 @@ def test_other_files_are_ignored_and_counted(tmp_path, capsys):
     (cat / "notes.txt").touch()
     (cat / ".hidden.png").touch()
     os.mkfifo(cat / "pipe.png")
-    os.symlink(tmp_path / "train", cat / "loop")  # would never end
+    os.symlink(tmp_path / "train", cat / "loop")  # following it would never end
     os.symlink("a.png", cat / "link.png")
     tree = read_tree(tmp_path / "train")
     assert [tree.path(number).name for number in range(len(tree))] == ["a.png", "link.png", "a.png"]
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "2 file(s) ignored, such as cat/notes.txt; expected regular files" in error
-    assert len(datasets.load("folder", str(tmp_path)).train) == 3  # and the pipe does not stop it
+    assert len(datasets.load("folder", str(tmp_path)).train) == 3  # reading the pipe would block
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_picture_is_turned_as_its_exif_data_say(tmp_path, orientation):
+def test_a_picture_is_rotated_by_its_exif_orientation(tmp_path, orientation):
     stored = np.zeros((8, 12, 3), np.uint8)
     stored[:4, :6] = 255  # white in the upper left quarter of the stored picture
     exif = Image.Exif()
@@ -130,7 +130,7 @@ def test_each_warning_of_pillow_is_printed_once_with_a_count(tmp_path, capsys):
     assert all(line.startswith(f"warning: {tmp_path}: ") and line.endswith(" times)") for line in lines) and lines
 
 
-def test_names_that_are_encoded_in_another_way_are_one_class(tmp_path):
+def test_class_names_in_composed_and_decomposed_letters_are_equal(tmp_path):
     composed, decomposed = (unicodedata.normalize(form, "vögel") for form in ("NFC", "NFD"))
     assert composed != decomposed
     for split, name in (("train", composed), ("test", decomposed)):
@@ -147,7 +147,7 @@ def test_names_that_are_encoded_in_another_way_are_one_class(tmp_path):
         datasets.load("folder", str(tmp_path))
 
 
-def test_a_test_needs_the_test_images_only(tmp_path):
+def test_scoring_needs_only_the_test_images(tmp_path):
     save_splits(tmp_path, ["a.png"])
     with_training = datasets.load("folder", str(tmp_path), test_only=True).test
     (tmp_path / "train").rename(tmp_path / "away")

@@ -1,4 +1,4 @@
-"""The curves of a run show its figures."""
+"""The figures of runs show the values of their files."""
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,21 @@ from genotypes import CELLS
 from nasbench201.cells import OPERATIONS, parse_cell
 from spaces import SPACES
 
-#: the second and third state of a cell without `none`
+#: the edges into the second and third node of a cell without `none`
 MORE = ["|nor_conv_3x3~0|skip_connect~1|", "|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"]
 
 
 def make_run(folder, epochs, space="s1", own=(), given=(), **changes):
-    """Write a run folder; `own` are columns of a method, and `given` settings that the command line set."""
+    """Write a run folder with random metrics and alphas, and return the metrics.
+
+    Args:
+        folder: The run folder.
+        epochs: Number of epochs.
+        space: The search space.
+        own: Columns of metrics.csv that only the method has.
+        given: Settings that the command line gave.
+        changes: Values of settings.
+    """
     generator = np.random.default_rng(0)
     columns = ["train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "train_alignment", "valid_alignment"]
     columns += ["loss_gradient_norm", *(f"gradient_norm_layer_{layer}" for layer in range(5))]
@@ -69,7 +78,7 @@ def test_the_panels_show_the_columns_of_the_metrics(tmp_path, epochs):
     np.testing.assert_allclose(layers.lines[4].get_ydata(), rows["gradient_norm_layer_4"])
     np.testing.assert_array_equal(skips.lines[0].get_ydata(), rows["skip_connect_normal"])
     assert layers.get_yscale() == gradients.get_yscale() == "log"
-    # a regularizer that was never measured has no curve
+    # there is no curve for a regularizer without values
     assert [line.get_label() for line in gradients.lines] == (["loss", "regularizer"] if epochs > 1 else ["loss"])
     assert all(len(line.get_xdata()) == epochs + 1 for line in normal.lines)
 
@@ -118,7 +127,7 @@ def test_each_quantity_of_a_method_has_a_panel_and_no_panels_overlap(tmp_path, c
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
     assert not any(a.overlaps(b) for a, b in pairs)
-    for axes in figure.axes:  # a legend covers neither a curve nor the axis's label
+    for axes in figure.axes:  # the legend overlaps neither the curves nor the axis label
         legend = axes.get_legend() and axes.get_legend().get_window_extent()
         assert not legend or not any(legend.overlaps(b) for b in (axes.bbox, axes.xaxis.label.get_window_extent()))
 
@@ -134,7 +143,7 @@ def test_gates_are_drawn_as_sigmoids(tmp_path):
     assert "Entropy of the gates [nats]" in titles and "Entropy of p [nats]" not in titles
 
 
-def test_the_cells_of_two_searches_stand_below_their_alignment_and_skips(tmp_path):
+def test_the_cells_of_two_searches_are_drawn_below_their_alignment_and_skips(tmp_path):
     cells = {"darts": CELLS["DARTS_V2"], "lambda-darts": CELLS["LambdaDARTS_corr_0"]}
     searches = {}
     for method, cell in cells.items():
@@ -159,7 +168,7 @@ def test_cells_of_different_spaces_are_not_drawn_together(tmp_path):
         cells_figure({tmp_path / name: load_course(tmp_path / name) for name in ("a", "b")})
 
 
-def test_searches_with_the_same_title_are_told_apart_by_seed_or_folder(tmp_path):
+def test_searches_with_the_same_title_are_distinguished_by_seed_or_folder(tmp_path):
     for name, seed in (("a", 1), ("b", 2), ("c", 2)):
         make_run(tmp_path / name, epochs=1, seed=seed)
         (tmp_path / name / "genotype.json").write_text(CELLS["DARTS_V2"].to_json())
@@ -168,7 +177,7 @@ def test_searches_with_the_same_title_are_told_apart_by_seed_or_folder(tmp_path)
     assert drawn == ["darts, seed 1", f"darts ({tmp_path / 'b'})", f"darts ({tmp_path / 'c'})"]
 
 
-def test_every_drawing_of_a_cell_has_room_for_all_of_it(tmp_path):
+def test_every_drawing_of_a_cell_fits_into_its_axes(tmp_path):
     alphas = {"cell": np.zeros((2, 6, 5)), "cell_operations": np.array([OPERATIONS] * 6)}
     archs = ["+".join(["|nor_conv_1x1~0|", *MORE]), "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"]
     searches = {}
@@ -186,7 +195,7 @@ def test_every_drawing_of_a_cell_has_room_for_all_of_it(tmp_path):
         assert len(places) >= 5 and all(left < x < right and bottom < y < top for x, y in places)
 
 
-def test_the_figure_of_one_search_holds_its_legend(tmp_path):
+def test_the_legend_fits_into_the_figure_of_one_search(tmp_path):
     make_run(tmp_path / "run", epochs=2)
     (tmp_path / "run/genotype.json").write_text(CELLS["DARTS_V2"].to_json())
     figure = cells_figure({tmp_path / "run": load_course(tmp_path / "run")})

@@ -22,7 +22,7 @@ def folder(tmp_path):
 
 
 def devkit(root, text="2\n1\n\n3\n1\n2\n3\n\n"):
-    """The development kit's text file of class numbers; its meta.mat says which class has which number."""
+    """Write the development kit's list of class numbers and its meta.mat, which maps numbers to classes."""
     synsets = [(number, name) for number, name in enumerate(CLASSES, 1)]
     fields = [("ILSVRC2012_ID", int), ("WNID", object)]
     savemat(root / "meta.mat", {"synsets": np.array(synsets, dtype=fields)})
@@ -31,14 +31,14 @@ def devkit(root, text="2\n1\n\n3\n1\n2\n3\n\n"):
 
 
 def kaggle(root):
-    """Kaggle's file, which is in no order."""
+    """Write Kaggle's list of classes, which is not sorted."""
     lines = [f"{name},{CLASSES[label - 1]} 1 2 3 4 " for name, label in zip(NAMES, LABELS, strict=True)]
     (root / "truth.csv").write_text("\r\n".join(["ImageId,PredictionString", *reversed(lines), ""]))
     return root / "truth.csv"
 
 
 def sort(root, truth, *flags):
-    """The standard output of sorting, and the pictures in their folders afterwards."""
+    """Sort the pictures, check that each is in the folder of its class, and return the standard output."""
     result = script_in_process("imagenet/prepare.py", root, "--ground_truth", truth, *flags)
     assert result.returncode == 0, result.stderr
     for number, (name, label) in enumerate(zip(NAMES, LABELS, strict=True)):
@@ -47,7 +47,7 @@ def sort(root, truth, *flags):
 
 
 @pytest.mark.parametrize("ground_truth", [devkit, kaggle])
-def test_the_raw_pictures_are_sorted_and_a_second_time_only_counted(tmp_path, folder, ground_truth):
+def test_the_raw_pictures_are_sorted_once_and_afterwards_only_counted(tmp_path, folder, ground_truth):
     truth = ground_truth(tmp_path)
     said = sort(tmp_path, truth)
     assert "6 pictures moved" in said and "val: 6 pictures in 3 classes" in said
@@ -55,7 +55,7 @@ def test_the_raw_pictures_are_sorted_and_a_second_time_only_counted(tmp_path, fo
     assert "0 pictures moved" in sort(tmp_path, truth)
 
 
-def test_interrupted_sorting_goes_on_beside_other_files_with_meta_elsewhere(tmp_path, folder):
+def test_interrupted_sorting_continues_and_ignores_other_files(tmp_path, folder):
     for name, label in list(zip(NAMES, LABELS, strict=True))[:2]:
         (folder / CLASSES[label - 1]).mkdir()
         (folder / f"{name}.JPEG").rename(folder / CLASSES[label - 1] / f"{name}.JPEG")
@@ -75,8 +75,8 @@ def assert_nothing_is_moved(root, truth, *mentions):
     assert sorted(root.rglob("*")) == before
 
 
-# more wrong input is in invocations.txt
-def test_pictures_that_are_not_those_of_the_ground_truth_are_refused(tmp_path, folder):
+# invocations.txt has more wrong input
+def test_pictures_that_do_not_match_the_ground_truth_are_rejected(tmp_path, folder):
     truth, last = kaggle(tmp_path), folder / f"{NAMES[5]}.JPEG"
     (folder / CLASSES[0]).mkdir()
     last.rename(folder / CLASSES[0] / last.name)

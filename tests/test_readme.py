@@ -11,8 +11,8 @@ from tests.helpers import ROOT, script_in_process, without_figures
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_regularizer_of_the_readme_is_searched_with(tmp_path, monkeypatch):
-    for registry in (REGULARIZERS, METHODS):  # so that the entries go again
+def test_a_search_runs_with_the_regularizer_of_the_readme(tmp_path, monkeypatch):
+    for registry in (REGULARIZERS, METHODS):  # so that the new entries are removed afterwards
         monkeypatch.setattr(registry, "data", dict(registry))
     example = re.search(r"## Your own cell.*?```python\n(.*?)```", README, re.DOTALL).group(1)
     program = tmp_path / "balance.py"
@@ -54,7 +54,7 @@ def test_links_between_documents_lead_somewhere():
         assert not anchor or anchor in headings(target), (document.name, link)
 
 
-def test_every_idea_is_where_docs_code_says():
+def test_every_name_in_docs_code_is_in_the_file_that_it_says():
     found = re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", (ROOT / "docs/code.md").read_text(encoding="utf-8"))
     assert len(found) > 20
     for path, names in found:

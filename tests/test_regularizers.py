@@ -1,4 +1,4 @@
-"""The regularizers, against independent computations in float64."""
+"""The regularizers against independent computations in float64."""
 
 import json
 
@@ -12,7 +12,7 @@ KINDS = ("corr", "signcorr")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_alignment_and_its_derivative_are_the_worked_ones(kind):
+def test_alignment_and_its_derivative_equal_worked_examples(kind):
     cases = json.loads((local_data() / "fixtures/alignment.json").read_text())["cases"]
     assert cases
     for case in cases:
@@ -23,8 +23,8 @@ def test_alignment_and_its_derivative_are_the_worked_ones(kind):
             torch.testing.assert_close(measured, wanted, rtol=1e-6, atol=0)
 
 
-def test_alignment_derivatives_are_the_closed_forms():
-    """u_l as the paper writes it, with the projection built as a matrix and the pairs counted one by one."""
+def test_alignment_derivatives_equal_the_closed_forms():
+    """u_l by the paper's formula: the projection as a matrix, and a sum over the pairs of layers."""
     generator = torch.Generator().manual_seed(0)
     g = torch.randn(5, 6, dtype=torch.float64, generator=generator)
     pairs = 10
@@ -43,7 +43,7 @@ def test_alignment_derivatives_are_the_closed_forms():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_alignment_is_of_directions_whatever_the_lengths_from_minus_one_to_one(kind):
+def test_the_alignment_depends_only_on_directions_and_lies_between_minus_one_and_one(kind):
     g = torch.randn(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert layer_alignment([g[0], 2 * g[0], 5 * g[0]], kind).item() == pytest.approx(1)
     assert layer_alignment([g[0], -3 * g[0]], kind).item() == pytest.approx(-1)
@@ -57,7 +57,7 @@ def test_the_alignment_is_of_directions_whatever_the_lengths_from_minus_one_to_o
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_vanished_layer_gradient_contributes_nothing(kind):
     a, b, zero = torch.randn(3, 4), torch.randn(3, 4), torch.zeros(3, 4)
-    # one pair of three is left
+    # only one of the three pairs remains
     torch.testing.assert_close(layer_alignment([a, zero, b], kind), layer_alignment([a, b], kind) / 3)
     first, at_zero, second = layer_alignment_derivative([a, zero, b], kind)
     assert torch.equal(at_zero, zero)
@@ -67,7 +67,7 @@ def test_a_vanished_layer_gradient_contributes_nothing(kind):
     assert all(torch.equal(u, zero) for u in layer_alignment_derivative([zero, zero], kind))
 
 
-def test_the_alignment_is_the_cosine_where_nothing_else_is_said_and_needs_two_layers():
+def test_the_alignment_is_the_cosine_by_default_and_needs_two_layers():
     a, b = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
     assert layer_alignment([a, b]).item() == pytest.approx(24 / 25)
     # u_1 = (n_2 - <n_1, n_2> n_1) / |g_1|
@@ -80,10 +80,10 @@ def test_the_alignment_is_the_cosine_where_nothing_else_is_said_and_needs_two_la
 
 
 @pytest.mark.parametrize("kind", ["zero_one_l2", "zero_one_l1"])
-def test_the_zero_one_loss_and_its_gradient_in_alpha_are_the_closed_forms(kind):
+def test_the_zero_one_loss_and_its_gradient_in_alpha_equal_the_closed_forms(kind):
     torch.manual_seed(0)
     regularizer = ALPHA_REGULARIZERS[kind]
-    # the second are those that FairDARTS begins with: gates of a half
+    # the second is FairDARTS's initial alpha, whose gates are 1/2
     alphas = [make(14, 7, dtype=torch.float64, requires_grad=True) for make in (torch.randn, torch.zeros)]
     named = dict(zip(("normal", "reduce"), alphas, strict=True))
     value = regularizer(named, {kind: alpha.sigmoid() for kind, alpha in named.items()})

@@ -1,4 +1,4 @@
-"""The differences between the papers and the released codes, in both modes; D1 to D14 as in docs/faithfulness.md."""
+"""The differences between the papers and the released codes; docs/faithfulness.md explains D1 to D14."""
 
 import shutil
 from dataclasses import asdict, replace
@@ -31,7 +31,7 @@ from tests.test_perturbation import no_epoch, planted_search
 
 
 def search_of(method, space="s2", **changes):
-    """A small search on the digits, at its start."""
+    """A small search on the digits, before its first step."""
     settings = settings_of(method, space=space, **{"batch_size": 64, "layers": 4, "init_channels": 4, **changes})
     return SearchState(settings, datasets.load("digits"), torch.device("cpu"))
 
@@ -64,10 +64,10 @@ def epoch_of(state):
         ("darts-pt", "s3", {"fresh_batches": "both", "selection_augment": True, "split": "file_order"}),
     ],
 )
-def test_released_settings_depart_from_those_of_the_paper(method, space, departures):
+def test_released_settings_differ_from_those_of_the_paper(method, space, departures):
     paper, released = preset(method, space), preset(method, space, released=True)
     assert {name: released.get(name) for name in departures} == departures
-    # apart from the protocol, the method is that of the paper
+    # all other settings of the method equal those of the paper
     assert {name: released[name] for name in paper if name not in departures} == {
         name: value for name, value in paper.items() if name not in departures
     }
@@ -117,7 +117,7 @@ def test_the_inner_steps_of_idarts_released_code_move_nothing_and_its_noise_desc
     v_0 = torch.autograd.grad(objective(state.layer_weights(), turn.valid)[0], objective.parameters)
     alpha_step(state, objective, turn.train, turn.valid, now)
     noise = moved(start, weights_of(state))
-    # s is about three times v_0, so the residue R (v_0 - s) is about -0.02 v_0 / |v_0|
+    # s is about 3 v_0, so the noise R (v_0 - s) is about -0.02 v_0 / |v_0|
     assert norm(noise) == pytest.approx(0.02, rel=0.05)
     assert cosine_similarity(noise, list(v_0)) == pytest.approx(-0.99, abs=0.01)
 
@@ -134,25 +134,25 @@ def test_the_inner_steps_of_idarts_move_the_weights_and_a_step_of_alpha_does_not
     assert norm(moved(after, weights_of(state))) == 0.0
 
 
-def test_inner_batches_are_those_of_the_epoch_or_fresh_ones():
+def test_inner_batches_are_shared_with_the_epoch_or_fresh():
     shared, fresh = (search_of("idarts", inner_batches=kind) for kind in ("shared", "fresh"))
     batches = len(shared.batches(0)[0])
     turns_of_shared, turns_of_fresh = epoch_of(shared), epoch_of(fresh)
-    # the training images once, four batches for each step of alpha, the last of which serves the Hessian
+    # an epoch uses each training batch once: four for each alpha step, and the last of them also for the Hessian
     assert [len(turn.weights) for turn in turns_of_shared] == [4] * (batches // 4) + [batches % 4] * (batches % 4 > 0)
     assert all(turn.train is turn.weights[-1] for turn in turns_of_shared)
-    # a step of alpha for each batch, four fresh batches for each, and another one for the Hessian
+    # an alpha step for each batch, with four fresh batches and one more for the Hessian
     assert [len(turn.weights) for turn in turns_of_fresh] == [4] * batches
     assert all(turn.train.seed not in {batch.seed for batch in turn.weights} for turn in turns_of_fresh)
     seeds = [batch.seed for turn in turns_of_fresh for batch in (*turn.weights, turn.train)]
     assert len(set(seeds)) == 5 * batches
 
 
-def test_an_unrolled_step_of_nesterov_is_that_of_the_optimizer():
+def test_an_unrolled_nesterov_step_equals_that_of_the_optimizer():
     state = search_of("darts-2nd", nesterov=True, precision="64-true", grad_clip=1e9)
     settings, objective = state.settings, state.objective(0.0, 0.0)
     first, second = epoch_of(state)[:2]
-    weight_step(state, objective, first.train, schedule(settings, 0), layers=False)  # now there is momentum
+    weight_step(state, objective, first.train, schedule(settings, 0), layers=False)  # so that the momentum is not zero
     rate, weights = settings.learning_rate, state.layer_weights()
     arguments = (rate, state.momentum_buffers(), settings.momentum, settings.weight_decay, "exact")
     ahead = unrolled(objective, weights, second.train, second.valid, *arguments, nesterov=True)
@@ -166,7 +166,7 @@ def test_an_unrolled_step_of_nesterov_is_that_of_the_optimizer():
 # Noise (D4)
 
 
-def test_noise_that_is_drawn_anew_in_each_pass_swamps_a_difference():
+def test_noise_that_is_drawn_anew_in_each_pass_swamps_a_finite_difference():
     def two_gradients(noise):
         state = search_of("lambda-darts", space="s4", noise=noise, precision="64-true", batch_size=32)
         objective, batch = state.objective(0.0, 0.0), epoch_of(state)[0].train
@@ -194,7 +194,7 @@ def test_the_images_are_split_at_random_or_in_file_order():
     assert not torch.equal(first, images[:half]) and not torch.equal(first, second)
 
 
-def test_the_first_images_of_a_folder_are_no_half(tmp_path):
+def test_images_in_folders_cannot_be_split_in_file_order(tmp_path):
     settings = settings_of("darts", split="file_order", **few_images(tmp_path / "data"))
     with pytest.raises(InputError, match="--split: file_order, but the files of a folder are in the order of their"):
         SearchState(settings, datasets.load_dataset(settings), torch.device("cpu"))
@@ -209,7 +209,7 @@ def test_fresh_batches_are_drawn_from_all_images_without_replacement_within_a_ba
     assert all(len(set(batch)) == 128 for batch in drawn)
     assert all(set(a) != set(b) for a, b in pairwise(drawn))
     counts = np.bincount(np.concatenate(drawn), minlength=len(labelled))
-    # binomial: 40 draws of 128 of 718 images
+    # binomial: 40 draws, each with 128 of the 718 images
     share = 128 / len(labelled)
     assert counts.mean() == pytest.approx(40 * share) and counts.std() == pytest.approx(
         np.sqrt(40 * share * (1 - share)), rel=0.15
@@ -238,7 +238,7 @@ def test_an_epoch_sees_every_image_once_unless_its_batches_are_fresh(fresh, whol
 # NAS-Bench-201 (D12, D14)
 
 
-def test_the_norm_that_lambda_darts_clips_in_nasbench201_includes_the_gradient_of_alpha():
+def test_the_released_lambda_darts_clips_by_a_norm_that_includes_the_gradient_of_alpha():
     def norms(released):
         settings = settings_of_201("lambda-darts", released=released, weights_first=True, precision="64-true")
         state = SearchState201(settings, datasets.load("digits"), torch.device("cpu"))
@@ -298,12 +298,12 @@ def test_the_released_code_may_keep_none_in_s3_and_its_cell_then_has_the_next_op
     paper, released = select(False), select(True)
     assert "none" not in {row["removed"] for row in paper.scores}
     kept = [row["removed"] for row in released.scores if row["outcome"] == "kept"]
-    # an edge whose operations all leave the same accuracy keeps the first one
+    # if all operations of an edge leave the same accuracy, it keeps the first one, which is `none`
     assert kept.count("none") == 28 - 16
     assert released.cell() == paper.cell()
 
-    # Node 3 has dropped its first edge and keeps `none` on its second. Both count as dropped, so the first one is in
-    # the cell, with the first operation but `none`.
+    # Node 3 has dropped its first edge and keeps `none` on its second one. Both count as dropped, so the cell takes the
+    # first one, with its first operation other than `none`.
     fixed = released.state.architecture.fixed["normal"]
     edges = released.state.space.edges_of[3]
     fixed[edges] = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
@@ -312,7 +312,7 @@ def test_the_released_code_may_keep_none_in_s3_and_its_cell_then_has_the_next_op
 
 
 @pytest.mark.parametrize(("released", "before_the_last"), [(False, 5), (True, 4)])
-def test_fine_tuning_before_the_last_decision_in_nasbench201(released, before_the_last):
+def test_the_released_code_fine_tunes_one_epoch_less_before_the_last_decision(released, before_the_last):
     settings = settings_of_201("darts-pt", released=released, finetune_epochs=5)
     state = SearchState201(settings, datasets.load("digits"), torch.device("cpu"))
     stages = [what for what, _ in Perturbation(state, no_epoch).stages]

@@ -1,4 +1,4 @@
-"""The page of a folder of runs, read as a person reads it: in a browser."""
+"""The report page of a folder of runs: its content, its charts, and its use in a browser."""
 
 import json
 import re
@@ -32,7 +32,7 @@ NAMES = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-darts"
 
 @pytest.fixture(scope="module")
 def unit(tmp_path_factory) -> Path:
-    """A search and a retraining, as in an entry of a table."""
+    """The folder of a search and a retraining, like that of an entry in a table."""
     folder = tmp_path_factory.mktemp("unit")
     small = ("--dataset", "digits", "--init_channels", "2", "--batch_size", "256", "--epochs", "2")
     own = ("--space", "s2", "--layers", 4, "--keep_checkpoints", 2, "--save", folder / "search")
@@ -45,7 +45,7 @@ def unit(tmp_path_factory) -> Path:
 
 
 def place(unit: Path, folder: Path, column: str, method: str, seed: int, accuracy: float, epochs: int = 2) -> None:
-    """Copy the unit as another entry, with another accuracy and number of epochs."""
+    """Copy the unit as another entry of a table, with the given accuracy and number of epochs."""
     shutil.copytree(unit, folder, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "*.png", "*.gv"))
     about = {
         "table": "S1 to S4",
@@ -73,7 +73,7 @@ def place(unit: Path, folder: Path, column: str, method: str, seed: int, accurac
 
 @pytest.fixture(scope="module")
 def table(unit, tmp_path_factory) -> Path:
-    """Two columns, three methods, two or three seeds; one entry has begun, and one has not."""
+    """A table of two columns and three methods with two or three seeds; one entry is unfinished and one not begun."""
     out = tmp_path_factory.mktemp("table")
     values = {"DARTS": (90.0, 91.0, 92.0), "Λ-DARTS": (92.0, 93.5, 96.0), "FairDARTS": (95.0, 89.0)}
     for column, name in (("S5 CIFAR-10", "s5-cifar-10"), ("S2", "s2")):
@@ -93,7 +93,7 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", page)))
 
 
-def test_the_page_sets_measured_beside_published_with_all_seeds(table):
+def test_the_page_shows_measured_and_published_accuracies_of_all_seeds(table):
     entries, problems = load_entries([table])
     finished = [entry for entry in entries if entry.finished]
     assert (len(entries), len(finished), problems) == (16, 14, [])
@@ -106,16 +106,16 @@ def test_the_page_sets_measured_beside_published_with_all_seeds(table):
     assert not problems and not finished
     assert "14 of 16 entries finished" in text
     assert "91.00 ± 1.00" in text  # DARTS, 90 91 92
-    assert "90.00 – 92.00" in text  # its interval: 1/27 = 3.7 % for either end
+    assert "90.00 – 92.00" in text  # its interval: each end has a probability of 1/27 = 3.7 %
     assert "90.00, 91.00, 92.00" in text
-    # differences 2, 2.5, 4: all signs alike, 2 of 8
+    # the differences 2, 2.5 and 4 have equal signs, like 2 of the 8 assignments of signs
     assert "+2.83 p = 0.25, 3 pairs" in text
     assert "97.46 ± 0.049 (mean of seven runs; FairDARTS's repository)" in text
     assert text.count("not available") >= 4
     assert "python analysis/report.py x y.html" in text
 
 
-def test_only_figures_of_the_same_method_space_and_data_are_set_beside():
+def test_only_published_figures_of_the_same_method_space_and_data_are_shown():
     figures = [{"space": "s5", "dataset": "cifar10", "method": "darts", "metric": "a", "value": 1, "source": "x"}]
     same = {"space": "s5", "dataset": "cifar10", "method": "darts"}
     assert published(figures, same, "a") == "1.00 (x)"
@@ -126,7 +126,7 @@ def test_only_figures_of_the_same_method_space_and_data_are_set_beside():
 
 @pytest.mark.parametrize("name", ["darts", "imagenet"])
 def test_a_method_searches_the_space_of_its_published_figures(name):
-    """DARTS and DARTS- have `none` among their candidates, the others do not."""
+    """The spaces of DARTS and DARTS- contain `none`; those of the other methods do not."""
     table, figures = load_table(name), load_published()
     units = expand(table, "paper", seeds=1, columns=[next(iter(table["columns"]))])
     for unit in units:
@@ -141,7 +141,7 @@ def test_a_method_searches_the_space_of_its_published_figures(name):
     assert {method: text.split()[0] for method, text in found.items() if text != "not available"} == expected
 
 
-def test_references_are_of_the_rows_spaces_and_data_set():
+def test_references_match_the_spaces_and_the_data_set_of_the_rows():
     figures, darts = load_published(), {"space": "darts", "dataset": "cifar10", "method": "darts"}
     s5, imagenet = ({**darts, **other} for other in ({"space": "s5"}, {"dataset": "imagenet"}))
 
@@ -157,7 +157,7 @@ def test_references_are_of_the_rows_spaces_and_data_set():
     assert names(table, metric="CIFAR-10 test") == ["best cell of the table", "all skip connections"]
 
 
-def test_a_run_that_stands_alone_is_reported_too_and_one_that_goes_on(unit, tmp_path):
+def test_single_runs_and_unfinished_runs_are_reported_too(unit, tmp_path):
     shutil.copytree(unit / "search", tmp_path / "run", ignore=shutil.ignore_patterns("genotype.json"))
     page, _, finished = build([tmp_path / "run"], "c", refresh=5)
     assert "S2 on digits" in page and "location.reload(), 5000" in page and not finished
@@ -184,17 +184,17 @@ def test_runs_of_two_sizes_of_a_table_do_not_share_a_row(unit, tmp_path):
     assert "50.00" in text and "90.00" in text and text.count("1 of 1") == 2
 
 
-def test_what_a_run_says_is_shown_and_never_executed(unit, tmp_path):
+def test_text_from_a_run_is_escaped_and_never_executed(unit, tmp_path):
     place(unit, tmp_path / "runs" / "a", r"<img src=x onerror=alert(1)>\d", r"<script>hacked = 1</script>\d", 0, 90)
     page, _, _ = build([tmp_path / "runs"], "c & d")
     assert "<script>hacked" not in page and "<img src=x" not in page and "c &amp; d" in page
 
 
-def test_each_method_has_one_color_that_any_color_vision_tells_apart():
-    """Against all others in OKLab, as seen with each kind of dichromacy (Machado et al., 2009), and on the page."""
+def test_the_colors_of_methods_differ_for_every_kind_of_color_vision():
+    """Every two colors differ in OKLab for each kind of dichromacy (Machado et al., 2009), and from the background."""
     assert set(METHODS) <= set(search_methods.METHODS)
 
-    def rgb(color: str) -> np.ndarray:  # linear
+    def rgb(color: str) -> np.ndarray:  # linear RGB
         parts = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
 
@@ -213,13 +213,13 @@ def test_each_method_has_one_color_that_any_color_vision_tells_apart():
         colors = [rgb(pair[theme]) for pair in METHODS.values()]
         for vision in map(np.array, visions.values()):
             seen = [oklab(vision @ color) for color in colors]
-            # Okabe and Ito's eight colors are 0.076 apart
+            # for Okabe and Ito's eight colors, the minimum is 0.076
             assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 0.1
         luminances = [np.dot((0.2126, 0.7152, 0.0722), color) + 0.05 for color in (rgb(background), *colors)]
         assert all(max(own / luminances[0], luminances[0] / own) >= 3 for own in luminances[1:])
 
 
-def test_a_row_has_its_methods_color_and_no_other_row_has_it():
+def test_each_row_has_the_color_of_its_method_and_no_two_rows_share_one():
     assert assign({"A": "idarts", "B": "darts"}) == {"A": "idarts", "B": "darts"}
     ablation = assign({f"λ {number}": "lambda-darts" for number in range(8)})
     assert ablation["λ 0"] == "lambda-darts" and sorted(ablation.values()) == sorted(METHODS)
@@ -229,12 +229,12 @@ def test_a_row_has_its_methods_color_and_no_other_row_has_it():
 @pytest.mark.parametrize(("low", "high", "integer"), [(-0.0004, 0.0001, False), (0, 1, True), (93.001, 93.004, False)])
 def test_tick_labels_are_distinct(low, high, integer):
     drawing = line_chart([Line(np.arange(3), np.array([low, high, low]), "darts", "a")], "chart", integer)
-    labels = re.findall(r"text-anchor: end[^>]*>([^<]*)</text>", drawing)  # those of the y axis
+    labels = re.findall(r"text-anchor: end[^>]*>([^<]*)</text>", drawing)  # labels of the y axis
     assert len(labels) == len(set(labels)) >= 2
     assert not integer or all(label.isdigit() for label in labels)
 
 
-def test_an_accuracy_far_below_the_others_is_a_triangle_at_the_foot_of_the_axis():
+def test_an_accuracy_far_below_the_others_is_drawn_as_a_triangle_at_the_bottom_of_the_axis():
     axes = Figure().add_subplot()
     axes.plot(np.arange(12), [10, *range(85, 96)])
     leave_out_outliers(axes)
@@ -242,19 +242,19 @@ def test_an_accuracy_far_below_the_others_is_a_triangle_at_the_foot_of_the_axis(
     np.testing.assert_array_equal(axes.lines[1].get_xydata(), [[0, axes.get_ylim()[0]]])
 
 
-def test_a_chart_follows_the_pages_colors_and_names_its_curves():
+def test_a_chart_uses_the_colors_of_the_page_and_names_its_curves():
     values = np.array([0.1, 0.25, 0.5])
     drawing = line_chart([Line(np.arange(3), values, "idarts", "a <b> & c")], "alignment")
     assert "var(--idarts)" in drawing and "var(--grid)" in drawing and "<title>a &lt;b&gt; &amp; c</title>" in drawing
     assert 'class="idarts"' in drawing and 'aria-label="alignment"' in drawing
-    # the curve itself: three points, equally far apart, rising (y falls)
+    # the curve has three equally spaced points and rises, so y in the SVG falls
     path = re.search(r'class="idarts"><title>.*?</title>\s*<path d="([^"]+)"', drawing)[1]
     x, y = np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", path), dtype=float).T
     assert np.diff(x)[0] == pytest.approx(np.diff(x)[1], abs=0.02) and (np.diff(y) < 0).all()
     assert np.diff(y)[1] / np.diff(y)[0] == pytest.approx(0.25 / 0.15, rel=1e-2)
 
 
-def test_watching_ends_with_the_runs(unit, tmp_path):
+def test_watching_ends_when_the_runs_are_finished(unit, tmp_path):
     shutil.copytree(unit / "search", tmp_path / "run", ignore=shutil.ignore_patterns("genotype.json"))
     out = tmp_path / "page.html"
     command = [sys.executable, "analysis/report.py", tmp_path / "run", out, "--watch", "--every", "1"]
@@ -269,7 +269,7 @@ def test_watching_ends_with_the_runs(unit, tmp_path):
     assert "location.reload" not in out.read_text(encoding="utf-8")
 
 
-#: runs a script and prints the seconds of computing and the GiB that its process used
+#: runs a script and prints its CPU time in seconds and its peak memory in GiB
 MEASURED = """
 import resource, runpy, sys
 sys.argv = sys.argv[1:]
@@ -283,7 +283,7 @@ finally:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads peak memory from Linux's /proc")
 def test_three_hundred_runs_take_less_than_20_seconds_and_a_gigabyte(unit, tmp_path):
     for number in range(300):
         column, method, seed = number // 50, number // 5 % 10, number % 5
@@ -292,17 +292,19 @@ def test_three_hundred_runs_take_less_than_20_seconds_and_a_gigabyte(unit, tmp_p
     out = tmp_path / "page.html"
     result = script("-c", MEASURED, "analysis/report.py", tmp_path / "runs", out)
     assert result.returncode == 0, result.stderr
-    seconds, memory = map(float, result.stdout.splitlines()[-1].split())  # seconds: a busy machine does not count
+    seconds, memory = map(
+        float, result.stdout.splitlines()[-1].split()
+    )  # CPU time, so that a busy machine does not matter
     assert seconds < 20 * slower() and memory < 1
     assert "300 of 300" in text_of(out.read_text(encoding="utf-8"))
 
 
-# --- in a browser
+# In a browser
 
 
 @pytest.fixture(scope="module")
 def page(table, tmp_path_factory):
-    """The page of the table in a browser. It must write nothing to the console and fetch nothing."""
+    """The page of the table in a browser. The page must not write to the console or load other files."""
     if CHROMIUM is None:
         pytest.skip("no Chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright
@@ -352,7 +354,7 @@ def test_tables_sort_by_mouse_and_by_keyboard(page):
     assert values() == [93.83, 92.0, 91.0] and heading.get_attribute("aria-sort") == "descending"
 
 
-def test_a_method_is_hidden_and_shown_and_a_column_picked(page):
+def test_a_method_can_be_hidden_and_a_column_selected(page):
     page.click("#tab-curves")
     curve = page.locator("#curves svg .lambda-darts path").first
     page.focus('#curves .key[data-series="lambda-darts"]')

@@ -1,4 +1,4 @@
-"""The runs of a table on machines that die. Most tables are of tests/stub_run.py, which trains nothing."""
+"""The runs of a table when processes and machines die. Most tables run tests/stub_run.py, which trains nothing."""
 
 import json
 import os
@@ -34,14 +34,14 @@ STUBS = {
         "long": {"seeds": 4, "methods": ["Whole"], "search": {"epochs": 6, "pause": 1}, "retrain": {"epochs": 4}},
     },
 }
-#: flags of all runs for one that nothing disturbs
+#: flags with which no run dies, waits or pauses
 UNDISTURBED = ("--set", "search.die_at=0", "search.wait_at=0", "pause=0")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def stubs():
-    """This process accepts tables of tests/stub_run.py."""
+    """Let this process run tables of tests/stub_run.py."""
     allow()
     yield
     for scripts in SCRIPTS.values():
@@ -50,14 +50,14 @@ def stubs():
 
 def start(*arguments: object, program: str = "tests/stub_table.py") -> subprocess.Popen:
     command = [sys.executable, program, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # where stub_table.py finds `tests` and `scripts`
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # so that stub_table.py can import `tests` and `scripts`
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
 def processes(of: object) -> set[int]:
-    """Ray's processes whose command line, or the title of whose job, has a text."""
+    """The ids of Ray's processes whose command line or title contains a text."""
     found = set()
     for entry in Path("/proc").iterdir():
         try:
@@ -72,13 +72,13 @@ def processes(of: object) -> set[int]:
 def wait_for(condition, timeout: float = 240):
     end = time.monotonic() + timeout
     while not (value := condition()):
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, f"the condition did not hold within {timeout} seconds"
         time.sleep(0.1)
     return value
 
 
 def run_commands(out: Path, *arguments: object) -> Path:
-    """A table by its plain commands, one after another: no Ray, nothing dies."""
+    """Run the plain commands of a table one after another, without Ray and without faults."""
     printed = script_in_process("scripts/reproduce.py", *arguments, "--out", out, "--dry_run").stdout
     for line in printed.splitlines():
         _, name, *rest = shlex.split(line)
@@ -91,7 +91,7 @@ def run_commands(out: Path, *arguments: object) -> Path:
 
 
 def assert_same_results(out: Path, reference: Path) -> None:
-    """All results of the runs of `reference`, except time and place."""
+    """Check that the results in `reference` and in `out` are equal, except for times and paths."""
     units = [path.parent.relative_to(reference) for path in reference.rglob("score.json")]
     assert units
     for unit in units:
@@ -104,12 +104,12 @@ def assert_same_results(out: Path, reference: Path) -> None:
 
 
 def attempts(out: Path) -> dict[str, int]:
-    """How often each step was started."""
+    """The number of times that each step was started."""
     return {str(log.relative_to(out)): log.read_text().count("$ python") for log in out.rglob("*.log")}
 
 
 def begun(out: Path) -> bool:
-    """Whether a run has finished an epoch."""
+    """Return True if a run has finished an epoch."""
     return any(path.read_text().count("\n") > 1 for path in out.rglob("metrics.csv"))
 
 
@@ -153,7 +153,7 @@ def test_a_table_on_two_nodes_survives_killed_workers_and_the_loss_of_a_node(tmp
         cluster.shutdown()
     assert run.returncode == 0 and "4 of 4 entries finished" in said, said
     assert_same_results(out, run_commands(tmp_path / "reference", *arguments, *UNDISTURBED))
-    # Every step started once, and once more for each time that it died.
+    # Every step was started once, and again after each death.
     started = attempts(out)
     assert len(started) == 12 and 15 <= sum(started.values()) <= 17, started
     again = script_in_process("scripts/reproduce.py", *arguments, "--out", out)
@@ -166,7 +166,9 @@ def test_stopping_a_table_stops_its_runs_and_the_same_command_continues(tmp_path
     out, arguments = tmp_path / "out", ("--table", write_table(tmp_path, STUBS), "--scale", "stopped")
     for number, signum in enumerate((signal.SIGINT, signal.SIGTERM), start=1):
         run = start(*arguments, "--out", out)
-        wait_for(lambda number=number: len(list(out.rglob("time-*"))) == number)  # its search waits for ten minutes
+        wait_for(
+            lambda number=number: len(list(out.rglob("time-*"))) == number
+        )  # the search has begun to wait, for ten minutes
         if signum == signal.SIGINT:
             other = script_in_process("scripts/reproduce.py", *arguments, "--out", out)
             assert_refused(other, "--out", "in use")
@@ -175,7 +177,7 @@ def test_stopping_a_table_stops_its_runs_and_the_same_command_continues(tmp_path
         assert run.returncode == 130, said
         assert "Traceback" not in said and "the same command continues" in said
         assert not processes(out)
-    # A run that has begun keeps its settings.
+    # The settings of a run that has begun cannot be changed.
     changed = script_in_process("scripts/reproduce.py", *arguments, "--out", out, "--set", "search.epochs=7")
     assert_refused(changed, "--out", "epochs not given", "7")
     run = start(*arguments, "--out", out)
@@ -186,7 +188,7 @@ def test_stopping_a_table_stops_its_runs_and_the_same_command_continues(tmp_path
 
 @pytest.mark.slow
 @linux
-def test_real_runs_of_a_table_end_like_their_plain_commands_though_one_is_killed(tmp_path):
+def test_runs_of_a_table_end_like_their_plain_commands_even_if_one_is_killed(tmp_path):
     out = tmp_path / "out"
     small = ("search.epochs=3", "retrain.epochs=2", "search.batch_size=256", "retrain.batch_size=256")
     arguments = ("--table", write_table(tmp_path), "--scale", "tiny", "--seeds", 1, "--methods", "darts-minus")
@@ -208,7 +210,7 @@ def test_without_ray_a_table_says_how_to_install_it(tmp_path, monkeypatch):
 
 
 def failure(folder: Path, text: str, kind: str = "score") -> str:
-    """The error of a job whose script is `text`, in a process of its own, whose standard output it takes over."""
+    """The error of a job whose script is `text`. It runs in a separate process, because it redirects stdout."""
     (folder / "mine.py").write_text(text)
     lines = (
         "from lib.sweep import Failed, Job, Path, run_job",
@@ -240,8 +242,8 @@ def test_a_job_fails_with_the_last_line_of_its_script(tmp_path, text, reason):
         assert "left no result" in failure(tmp_path, "", kind="search")
 
 
-def test_a_run_does_not_join_the_group_of_its_launcher(tmp_path, monkeypatch):
-    """srun often starts Ray; a retraining would wait for the other processes of the SLURM job."""
+def test_a_run_does_not_join_the_process_group_of_its_launcher(tmp_path, monkeypatch):
+    """srun often starts Ray; with its variables, a retraining would wait for the other processes of the SLURM job."""
     names = ("SLURM_NTASKS", "SLURM_STEP_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "KEPT")
     for name in names:
         monkeypatch.setenv(name, "2")

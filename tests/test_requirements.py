@@ -1,4 +1,4 @@
-"""Installation, and scripts without packages that they need only later, or not at all."""
+"""Installation, imports at start-up, and missing optional packages."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers import ROOT, assert_refused, script, script_in_process
 
-#: runs --help of scripts; fails where one prints no usage or imports torch
+#: runs --help of scripts; fails if one prints no usage or imports torch
 HELPS = """
 import contextlib, io, runpy, sys
 
@@ -27,7 +27,7 @@ for script in sys.argv[1:]:
     assert "usage:" in out.getvalue() and "torch" not in sys.modules, script
 """
 
-#: imports modules by name and prints their files; a name that is not there is printed alone
+#: imports modules and prints their names and files; prints only the name of a missing module
 IMPORTS = """
 import importlib, sys
 
@@ -44,7 +44,7 @@ def tracked(*patterns: str) -> list[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
 
 
-def test_every_module_is_installed_but_tests_and_scripts():
+def test_every_module_except_tests_and_scripts_is_installed():
     paths = [Path(name) for name in tracked("*.py")]
     installed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert set(installed["py-modules"]) == {path.stem for path in paths if len(path.parts) == 1} - {"setup"}
@@ -53,7 +53,7 @@ def test_every_module_is_installed_but_tests_and_scripts():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run python in a copy of the checkout, in an environment that has the packages of this one but not the project."""
+    """Run python in a copy of the checkout. Its environment has this one's packages, but not the project."""
     place = tmp_path_factory.mktemp("installed")
     for name in tracked():
         (place / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def run(tmp_path_factory):
 PIP = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index")
 
 
-def test_an_editable_install_makes_the_modules_of_the_project_importable_alone(run, tmp_path):
+def test_an_editable_install_makes_only_the_modules_of_the_project_importable(run, tmp_path):
     result = run(*PIP, "-r", "requirements.txt")  # ends in -e .
     assert result.returncode == 0, result.stderr
     names = ["lib.cli", "search.settings", "genotypes", "tests", "scripts", "setup"]
@@ -87,7 +87,7 @@ def test_an_install_that_is_not_editable_fails_and_says_how_to_install(run):
     assert result.returncode == 1 and "install it with: pip install -e ." in result.stderr
 
 
-def test_help_imports_no_torch():
+def test_help_does_not_import_torch():
     runnable = [name for name in tracked("*.py") if '\nif __name__ == "__main__":' in (ROOT / name).read_text("utf-8")]
     scripts = [name for name in runnable if not name.startswith("tests/")]
     result = script("-c", HELPS, *scripts)

@@ -1,6 +1,6 @@
-"""Retraining: its recipe, its run folder, interruption and resuming, several processes, scoring a checkpoint.
+"""Retraining: the recipe, the run folder, interruptions, several processes, and the score of a checkpoint.
 
-Run as a script, it is one of the processes of `test_two_processes_train_and_score_a_compiled_network_as_one_does`.
+`test_two_processes_train_and_score_a_compiled_network_like_one` runs this file as a script.
 """
 
 import json
@@ -56,9 +56,9 @@ def finished(tmp_path_factory):
 
 
 class Recorder(nn.Module):
-    """A linear network without batch norm that remembers what it is given.
+    """A linear network without batch norm that records the numbers of its images and the drop path probabilities.
 
-    The images of `numbered` have their number in every pixel.
+    Every pixel of an image of `numbered` holds the image's number.
     """
 
     def __init__(self):
@@ -80,7 +80,7 @@ def numbered(count):
 
 
 def fit_numbered(run, devices=1, accumulate=1, compile=False):
-    """Train the recorder on 40 numbered images and test it on 11, 10 images a step."""
+    """Train the recorder on 40 numbered images, in batches of 10, and test it on 11."""
     dataset = DataSet(numbered(40), numbered(11), ("a", "b", "c"), (0.0,), (40 / 255,), flip=False)
     settings = replace(
         RETRAINING, epochs=4, batch_size=10, devices=devices, accumulate=accumulate, compile=compile, cutout=False
@@ -92,7 +92,7 @@ def fit_numbered(run, devices=1, accumulate=1, compile=False):
     return module.network, fit(trainer, module, images, run, "script")
 
 
-def test_the_learning_rate_is_the_cosine_of_the_paper(finished):
+def test_the_learning_rate_follows_the_papers_cosine_schedule(finished):
     rates = [float(row["learning_rate"]) for row in metrics(finished)]
     assert rates == pytest.approx([0.025, 0.025 * 3 / 4, 0.025 / 4])  # (1 + cos 0, cos 60, cos 120) / 2
     assert cosine_schedule(600)(599) == pytest.approx(math.sin(math.pi / 1200) ** 2)
@@ -101,7 +101,7 @@ def test_the_learning_rate_is_the_cosine_of_the_paper(finished):
     assert (used["momentum"], used["weight_decay"]) == (0.9, 3e-4)
 
 
-def test_drop_path_ramps_up_and_an_epoch_trains_on_every_image_once_in_its_own_order(tmp_path):
+def test_drop_path_ramps_up_and_every_epoch_trains_on_each_image_once_in_a_new_order(tmp_path):
     network, rows = fit_numbered(tmp_path)
     assert len(rows) == 4
     assert network.probabilities == pytest.approx([0.0] * 4 + [0.05] * 4 + [0.1] * 4 + [0.15] * 4)
@@ -111,7 +111,7 @@ def test_drop_path_ramps_up_and_an_epoch_trains_on_every_image_once_in_its_own_o
     assert network.tested == list(range(11)) * 4
 
 
-def test_the_auxiliary_head_counts_with_its_weight():
+def test_the_loss_includes_the_weighted_loss_of_the_auxiliary_head():
     torch.manual_seed(0)
     network = model.NetworkCIFAR(load_genotype(CELL), 4, 3, auxiliary=True).double()
     batch = Batch(torch.randn(4, 3, 29, 29, dtype=torch.float64), torch.tensor([1, 0, 9, 3]))
@@ -142,7 +142,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished,
         stopped = script_in_process("train/train.py", "--config", finished / "config.yaml", "--save", run)
     assert stopped.returncode == 130
     assert re.fullmatch(f".*after 1 of 3 epochs; resume with: python train/train.py --resume {run}\n", stopped.stderr)
-    assert "\r" not in stopped.stdout and "\x1b" not in stopped.stdout  # no bars without a terminal
+    assert "\r" not in stopped.stdout and "\x1b" not in stopped.stdout  # there are no progress bars without a terminal
     assert not (run / "result.json").exists()
     resumed = script_in_process("train/train.py", "--resume", run)
     assert f"run {run}: 2 epochs of 3 left on cpu" in resumed.stdout
@@ -151,7 +151,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(finished,
     assert result(run)["accuracy"] == result(finished)["accuracy"]
 
 
-def test_a_run_folder_says_how_it_was_made_and_what_came_of_it(finished):
+def test_a_run_folder_holds_its_settings_and_results(finished):
     assert options.parse(TrainSettings, PROG, "", ["--config", str(finished / "config.yaml")]) == RETRAINING
     genotype = load_genotype(CELL)
     assert load_genotype(str(finished)) == genotype
@@ -168,7 +168,7 @@ def test_a_run_folder_says_how_it_was_made_and_what_came_of_it(finished):
     assert "is finished" in again.stdout
 
 
-def test_the_score_is_the_share_of_test_images_that_the_saved_network_gets_right(finished):
+def test_the_score_is_the_accuracy_of_the_saved_network_on_the_test_images(finished):
     digits = datasets.load("digits")
     network = model.NetworkCIFAR(load_genotype(CELL), 4, 3, in_channels=1)
     state = checkpoints.load(last_checkpoint(finished))["state_dict"]
@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["DARTS_V2", "MdeNAS", CELL])
-def test_every_weight_of_a_published_cell_learns(name):
+def test_every_weight_of_a_published_cell_has_a_gradient(name):
     torch.manual_seed(0)
     network = model.NetworkCIFAR(load_genotype(name), 4, 3, auxiliary=True)
     logits, auxiliary_logits = network(torch.randn(2, 3, 29, 29), drop_path_prob=0.2)
@@ -208,7 +208,7 @@ def test_every_weight_of_a_published_cell_learns(name):
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in network.parameters())
 
 
-def test_passes_that_are_accumulated_train_as_whole_steps_do(tmp_path):
+def test_accumulated_passes_train_like_whole_batches(tmp_path):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     network, rows = fit_numbered(tmp_path / "whole")
@@ -221,15 +221,15 @@ def test_passes_that_are_accumulated_train_as_whole_steps_do(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_score_a_compiled_network_as_one_does(tmp_path):
+def test_two_processes_train_and_score_a_compiled_network_like_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for run in (one, two):
         run.mkdir()
     network, rows = fit_numbered(one)
-    both = script("tests/test_retraining.py", two, env={**os.environ, "PYTHONPATH": str(ROOT)})  # for `tests`
+    both = script("tests/test_retraining.py", two, env={**os.environ, "PYTHONPATH": str(ROOT)})  # to import `tests`
     assert both.returncode == 0, both.stderr
     tested = [json.loads((two / f"tested_{rank}.json").read_text()) for rank in (0, 1)]
-    assert [len(part) for part in tested] == [6 * 4, 5 * 4]  # unequal shares, in unequal numbers of batches
+    assert [len(part) for part in tested] == [6 * 4, 5 * 4]  # the shares and their numbers of batches differ
     assert sorted(tested[0] + tested[1]) == sorted(network.tested)
     checkpoint = checkpoints.load(last_checkpoint(two))
     for name, weight in network.state_dict().items():
@@ -248,13 +248,13 @@ def test_two_processes_train_and_score_a_compiled_network_as_one_does(tmp_path):
         ({"precision": "16-mixed", "device": "cpu"}, "bf16-mixed"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_before_anything_is_written(tmp_path, changes, says):
+def test_impossible_settings_are_rejected_before_anything_is_written(tmp_path, changes, says):
     with pytest.raises(InputError, match=says):
         retrain(replace(RETRAINING, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_runs_no_code_and_is_one_of_a_retraining(tmp_path):
+def test_checkpoints_with_code_or_of_other_programs_are_rejected(tmp_path):
     class Bomb:
         def __reduce__(self):
             return Path.touch, (tmp_path / "executed",)
@@ -267,7 +267,7 @@ def test_a_checkpoint_runs_no_code_and_is_one_of_a_retraining(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_alike(tmp_path, monkeypatch):
+def test_a_compiled_network_trains_like_an_uncompiled_one(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "COMPILER", "aot_eager")
     plain = retrain(replace(RETRAINING, epochs=1), tmp_path / "plain")
     compiled = retrain(replace(RETRAINING, epochs=1, compile=True), tmp_path / "compiled")

@@ -1,4 +1,4 @@
-"""The search: its steps and schedules, its run folder, interruption and resuming."""
+"""The search: its steps and schedules, its run folder, and interruptions."""
 
 import json
 import math
@@ -23,9 +23,9 @@ from search.train_search import Schedule, alpha_step, schedule, weight_step
 from tests.helpers import SMALL, assert_same_run, batches_of, metrics, run_search, script_in_process, without_figures
 from tools.kill_drill import scalars
 
-#: two steps an epoch, of few images
+#: few images, with two steps in each epoch
 FEW = replace(SMALL, images=100, batch_size=25)
-#: for what a single step shows
+#: for tests of a single step
 STEP = replace(SMALL, precision="64-true", init_channels=2, batch_size=32)
 
 
@@ -83,14 +83,14 @@ def test_an_alpha_step_is_adam_on_the_validation_gradient_and_leaves_the_weights
     meters.add_alpha_step(alpha_step(state, objective, train_batch, valid_batch, schedule(SMALL, 0)))
     assert all(torch.equal(a, b) for a, b in zip(weights, state.supernet.parameters(), strict=True))
     for alpha, start_value in zip(state.architecture.parameters(), before, strict=True):
-        # Adam's first step is the learning rate along the sign of gradient + weight_decay * alpha
+        # Adam's first step has the length of the learning rate, against the sign of gradient + weight_decay * alpha
         gradient = alpha.grad + SMALL.arch_weight_decay * start_value
         expected = start_value - SMALL.arch_learning_rate * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(alpha.detach(), expected)
     assert len(meters.compute()["layer_gradient_norms"]) == SMALL.layers
 
 
-def test_while_lambda_is_zero_no_regularizer_pass_is_run(monkeypatch):
+def test_no_regularizer_pass_is_run_while_lambda_is_zero(monkeypatch):
     state = start()
     batch = batches_of(state)[0]
     passes = []
@@ -111,7 +111,7 @@ def test_measuring_layer_gradients_does_not_change_the_step():
     assert not plain.layer_gradients and len(measured.layer_gradients) == 2
 
 
-def test_entropy_is_that_of_each_edge_or_of_independent_gates():
+def test_entropy_is_the_mean_over_edges_of_a_distribution_or_of_independent_gates():
     weights = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     assert entropy(weights, sigmoid=False) == pytest.approx(math.log(2) / 2)
     gates = torch.tensor([[0.5, 0.5], [0.25, 1.0]])
@@ -158,7 +158,7 @@ def test_a_run_folder_holds_the_whole_run(finished):
     assert shown == pytest.approx({epoch: float(row["train_loss"]) for epoch, row in enumerate(rows, 1)})
 
 
-def test_a_figure_that_fails_is_a_warning_and_the_cell_is_there(tmp_path, monkeypatch, capsys):
+def test_a_figure_that_fails_gives_a_warning_and_the_cell_is_saved(tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise ValueError("no figure today")
 
@@ -192,7 +192,7 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(
         stopped = script_in_process("search/train_search.py", "--config", finished / "config.yaml", "--save", run)
     assert stopped.returncode == 130
     assert len(stopped.stderr.splitlines()) == 1 and f"python search/train_search.py --resume {run}" in stopped.stderr
-    assert "\r" not in stopped.stdout and "\x1b" not in stopped.stdout  # no bars without a terminal
+    assert "\r" not in stopped.stdout and "\x1b" not in stopped.stdout  # there are no progress bars without a terminal
     assert not (run / "genotype.json").exists()
     resumed = script_in_process("search/train_search.py", "--resume", run)
     assert resumed.returncode == 0, resumed.stderr
@@ -208,8 +208,8 @@ def test_an_interrupted_and_resumed_run_ends_like_an_uninterrupted_one(
         {"precision": "bf16-mixed"},
     ],
 )
-def test_the_other_switches_run_to_the_end(tmp_path, no_figures, changes):
-    comparing = "precision" not in changes  # differences are refused in low precision
+def test_searches_with_other_settings_finish(tmp_path, no_figures, changes):
+    comparing = "precision" not in changes  # finite differences are rejected in low precision
     settings = replace(FEW, epochs=2, init_channels=2, compare_derivatives=comparing, **changes)
     run = run_search(settings, tmp_path / "run")
     if comparing:

@@ -1,4 +1,4 @@
-"""Another cell of a search: search/derive.py."""
+"""Deriving another cell from a search with search/derive.py."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Settings of a search on few images: one step an epoch."""
+    """Settings of a search on few images, with one step in each epoch."""
     return {
         **few_images(tmp_path_factory.mktemp("images") / "data"),
         "batch_size": 24,
@@ -26,19 +26,19 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gates(images, tmp_path_factory):
-    """A finished FairDARTS search, whose gates are all about 1/2."""
+    """A finished FairDARTS search, in which all gates are about 1/2."""
     return run_search(settings_of("fair-darts", **images), tmp_path_factory.mktemp("gates") / "run")
 
 
 @pytest.fixture(scope="module")
 def tiny(images, tmp_path_factory):
-    """A finished DARTS search, and its settings with the perturbation rule."""
+    """A finished DARTS search, and its settings with selection by perturbation."""
     settings = settings_of("darts", **images)
     return run_search(settings, tmp_path_factory.mktemp("tiny") / "run"), replace(settings, selection="perturbation")
 
 
 def contents(run):
-    """The files of a run, but for its selections."""
+    """The content of each file of a run, except those of its selections."""
     return {
         path: path.read_bytes()
         for path in sorted(run.rglob("*"))
@@ -46,7 +46,7 @@ def contents(run):
     }
 
 
-def test_the_run_s_own_rule_gives_its_own_cell_and_leaves_the_run_as_it_was(tiny):
+def test_the_rule_of_the_search_derives_the_same_cell_and_does_not_change_the_run(tiny):
     run, _ = tiny
     before = contents(run)
     run_derive(run)
@@ -57,7 +57,7 @@ def test_the_run_s_own_rule_gives_its_own_cell_and_leaves_the_run_as_it_was(tiny
         run_derive(run)
 
 
-def test_a_threshold_keeps_the_gates_over_it_in_fair_darts_form(gates, tmp_path):
+def test_a_threshold_keeps_the_gates_above_it_in_a_fair_darts_genotype(gates, tmp_path):
     run_derive(gates, "--selection", "threshold_edge", "--threshold", 0.4, "--save", tmp_path / "cell")
     genotype = load_genotype(str(tmp_path / "cell"))
     assert genotype.sums_nodes("normal") and all(len(edge) == 3 for edge in genotype.normal)
@@ -65,14 +65,16 @@ def test_a_threshold_keeps_the_gates_over_it_in_fair_darts_form(gates, tmp_path)
     assert set(sparse.normal) <= set(genotype.normal)
 
 
-def test_a_threshold_that_leaves_no_cell_is_named_with_the_largest_gate(gates):
+def test_a_threshold_that_leaves_no_cell_is_rejected_and_the_largest_gate_reported(gates):
     with pytest.raises(InputError, match=r"--threshold: 0.9999 .* largest gate"):
         run_derive(gates, "--threshold", 0.9999)
     assert not (gates / "selections/threshold_sparse-0.9999").exists()
 
 
 @pytest.mark.slow
-def test_an_interrupted_search_gives_a_cell_by_perturbation_which_resumes(images, tmp_path, monkeypatch, capsys):
+def test_perturbation_derives_a_cell_from_an_interrupted_search_and_can_be_resumed(
+    images, tmp_path, monkeypatch, capsys
+):
     settings = settings_of("darts", **{**images, "epochs": 3})
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -93,14 +95,14 @@ def test_an_interrupted_search_gives_a_cell_by_perturbation_which_resumes(images
     for name in ("genotype.json", "scores.csv"):
         assert (tmp_path / "undisturbed" / name).read_text() == (tmp_path / "stopped" / name).read_text()
     lines = (tmp_path / "stopped/scores.csv").read_text().splitlines()
-    # two operations on 14 edges, then 3, 4 + 3 and 5 + 4 + 3 removals at the nodes; in two kinds of cell
+    # in each of two cells: 2 operations on 14 edges, then 3, 4 + 3 and 5 + 4 + 3 removals of edges
     assert len(lines) == 1 + 2 * (14 * 2 + 3 + 7 + 12)
 
 
 FLAGS = ("--selection", "perturbation", "--finetune_epochs", 0)
 
 
-def test_perturbation_prints_a_line_a_decision_and_leaves_the_run_as_it_was(tiny, tmp_path, monkeypatch, capsys):
+def test_perturbation_prints_a_line_for_each_decision_and_does_not_change_the_run(tiny, tmp_path, monkeypatch, capsys):
     run, _ = tiny
     before, folder, stopped = contents(run), run / "selections/perturbation", tmp_path / "stopped"
     run_derive(run, *FLAGS)
@@ -122,7 +124,7 @@ def test_perturbation_prints_a_line_a_decision_and_leaves_the_run_as_it_was(tiny
 
 
 @pytest.mark.slow
-def test_a_selection_by_the_run_s_own_perturbation_finds_the_run_s_own_cell(images, tmp_path):
+def test_perturbation_finds_the_cell_of_a_search_by_perturbation_again(images, tmp_path):
     run = run_search(settings_of("darts-pt", **images), tmp_path / "run")
     run_derive(run)
     selection = run / "selections/perturbation"

@@ -1,4 +1,4 @@
-"""The fast ways compute what the plain ones do."""
+"""The fast implementations compute the same values and derivatives as the plain ones."""
 
 import copy
 from dataclasses import replace
@@ -35,12 +35,12 @@ from tests.supernets import (
 )
 
 DOUBLE = torch.float64
-#: edges computed one after another, or side by side
-WAYS = [False, True]
+#: values of FastEdges.together: compute the edges one after another, or together
+TOGETHER = [False, True]
 
 
 def twins(space, auxiliary_skip, together, dtype=DOUBLE, device="cpu", channels=4, layers=5):
-    """A supernet and its plain twin."""
+    """A supernet, and its plain version with the same weights."""
     torch.manual_seed(0)
     if space == "nasbench201":
         supernet = Supernet201(channels, 2, auxiliary_skip=auxiliary_skip)
@@ -61,21 +61,21 @@ def noise_images(count=24):
     return DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
 
 
-@pytest.mark.parametrize("together", WAYS)
+@pytest.mark.parametrize("together", TOGETHER)
 @pytest.mark.parametrize(
     ("space", "auxiliary_skip"),
     [*((space, "skip") for space in SPACES), ("s3", "none"), ("s2", "conv1"), ("nasbench201", "conv1")],
 )
-def test_every_gradient_is_that_of_the_plain_supernet(space, auxiliary_skip, together, same_noise):
+def test_every_gradient_equals_that_of_the_plain_supernet(space, auxiliary_skip, together, same_noise):
     supernet, plain = twins(space, auxiliary_skip, together, layers=4)
     batch, weights = batch_and_weights(supernet)
     assert_gradients_of(supernet, plain, batch, weights)
 
 
-@pytest.mark.parametrize("together", WAYS)
+@pytest.mark.parametrize("together", TOGETHER)
 # The operations of S2 are those of S3 without `none`, and those of S5 almost those of S1.
 @pytest.mark.parametrize("space", ["s1", "s3", "s4"])
-def test_second_derivatives_are_those_of_the_plain_supernet(space, together, same_noise):
+def test_second_derivatives_equal_those_of_the_plain_supernet(space, together, same_noise):
     supernet, plain = twins(space, "none", together, layers=4)
     batch, weights = batch_and_weights(supernet, images=4, pixels=8)
     for ways in ({"derivatives": "exact"}, {"derivatives": "difference", "epsilon_0": 1e-3}):
@@ -88,7 +88,7 @@ def test_second_derivatives_are_those_of_the_plain_supernet(space, together, sam
 
 @pytest.mark.parametrize("derivatives", ["difference", "exact"])
 @pytest.mark.parametrize("method", ["first", "unrolled", "implicit"])
-def test_the_architecture_gradient_of_every_kind_is_that_of_the_plain_supernet(method, derivatives):
+def test_every_kind_of_architecture_gradient_equals_that_of_the_plain_supernet(method, derivatives):
     supernet, plain = twins("s2", "skip", False, layers=3)
     batch, weights = batch_and_weights(supernet)
     valid, _ = batch_and_weights(supernet, images=5)
@@ -105,10 +105,10 @@ def test_the_architecture_gradient_of_every_kind_is_that_of_the_plain_supernet(m
     assert relative_error(*totals) < 1e-9
 
 
-@pytest.mark.parametrize("together", WAYS)
+@pytest.mark.parametrize("together", TOGETHER)
 # The operations of S2 are those of S3 without `none`, and those of S5 almost those of S1.
 @pytest.mark.parametrize("space", ["s1", "s3", "s4"])
-def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, together, same_noise, monkeypatch):
+def test_the_gradient_in_single_precision_equals_that_of_the_plain_supernet(space, together, same_noise, monkeypatch):
     supernet, plain = twins(space, "none", together, torch.float32, channels=8, layers=4)
     batch, weights = batch_and_weights(supernet, torch.float32, images=16, pixels=16)
     ours = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
@@ -116,8 +116,8 @@ def test_the_gradient_in_single_precision_is_that_of_the_plain_supernet(space, t
 
 
 @pytest.mark.parametrize("method", ["darts-2nd", "lambda-darts", "darts-minus", "fair-darts", "idarts"])
-def test_three_steps_of_a_search_are_those_of_the_plain_supernet(method):
-    """A search in float64, and the same with the plain supernet in its place."""
+def test_three_steps_of_a_search_equal_those_with_the_plain_supernet(method):
+    """Compare two searches in float64, one of them with the plain supernet."""
     settings = SCRIPT.settings_of(
         method, space="s2", layers=4, init_channels=2, batch_size=8, precision="64-true", device="cpu", epochs=2
     )
@@ -134,8 +134,8 @@ def test_three_steps_of_a_search_are_those_of_the_plain_supernet(method):
     assert relative_error(*[[alpha.detach() for alpha in both] for both in alphas]) < 1e-8
 
 
-def test_drop_path_acts_on_every_operation_but_identities(monkeypatch):
-    """Side by side, one after another and plain, where the draw for an image depends on nothing but the image."""
+def test_drop_path_acts_on_every_operation_except_identities(monkeypatch):
+    """The edges together, one after another, and plain agree if the draw depends only on the number of the image."""
 
     def half(x, probability, edges=1):
         keep = torch.arange(len(x)) % 2
@@ -145,7 +145,7 @@ def test_drop_path_acts_on_every_operation_but_identities(monkeypatch):
         monkeypatch.setattr(f"{module}.drop_path", half)
     for space in ("s1", "s5", "nasbench201"):
         logits = []
-        for together in WAYS:
+        for together in TOGETHER:
             supernet, plain = twins(space, "skip", together, layers=3)
             batch, weights = batch_and_weights(supernet, pixels=8)
             logits.append(supernet(batch.images, weights, 0.5, 0.3))
@@ -153,7 +153,7 @@ def test_drop_path_acts_on_every_operation_but_identities(monkeypatch):
         assert not torch.allclose(logits[0], supernet(batch.images, weights, 0.0, 0.3))
 
 
-def test_drop_path_draws_for_each_edge_on_its_own():
+def test_drop_path_draws_independently_for_each_edge():
     torch.manual_seed(0)
     kept = drop_path(torch.ones(4000, 6, 2, 2), 0.3, edges=3) > 0
     per_edge = kept.unflatten(1, (3, 2)).flatten(2)
@@ -165,7 +165,7 @@ def test_drop_path_draws_for_each_edge_on_its_own():
 @pytest.mark.parametrize("size", [1, 5, 8])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 2), (5, 2), (7, 1)])
-def test_a_depthwise_convolution_and_its_derivatives_are_the_librarys(kernel_size, stride, dilation, size):
+def test_a_depthwise_convolution_and_its_derivatives_equal_those_of_torch(kernel_size, stride, dilation, size):
     torch.manual_seed(0)
     x = torch.randn(3, 4, size, size + 2, dtype=DOUBLE).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(4, 1, kernel_size, kernel_size, dtype=DOUBLE, requires_grad=True)
@@ -180,7 +180,10 @@ def test_a_depthwise_convolution_and_its_derivatives_are_the_librarys(kernel_siz
 
 
 def exactness(norm_of):
-    """Relative errors of a batch norm's output and gradients in single precision, by the same in double."""
+    """Relative errors in single precision of a batch norm's output, statistics and gradients.
+
+    The reference is the same batch norm in double precision.
+    """
     torch.manual_seed(0)
     x = (torch.randn(64, 16, 32, 32) + 1).contiguous(memory_format=torch.channels_last)
     weight, bias, direction = torch.rand(16) + 0.5, torch.randn(16), torch.randn_like(x)
@@ -193,15 +196,15 @@ def exactness(norm_of):
     return [relative_error([a.double()], [b]) for a, b in zip(*results, strict=True)]
 
 
-def test_batch_norm_is_more_exact_than_the_librarys_channels_last():
+def test_batch_norm_is_more_accurate_than_that_of_torch_in_channels_last():
     output, mean, variance, to_input, to_weight, to_bias = exactness(batch_norm)
     assert max(output, mean, variance) < 3e-7
     assert max(to_input, to_weight, to_bias) < 1e-5
-    assert exactness(F.batch_norm)[0] > 5 * output  # else the library has become as good: ours can go
+    assert exactness(F.batch_norm)[0] > 5 * output  # if this fails, torch's is as accurate and ours can be removed
 
 
 @pytest.mark.parametrize("affine", [False, True])
-def test_batch_norm_and_its_second_derivatives_are_the_librarys(affine):
+def test_batch_norm_and_its_second_derivatives_equal_those_of_torch(affine):
     torch.manual_seed(0)
     x = torch.randn(8, 4, 5, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
     scale = [torch.rand(4, requires_grad=True), torch.rand(4, requires_grad=True)] if affine else [None, None]
@@ -229,8 +232,8 @@ needs_compiler = pytest.mark.skipif(torch.__version__.startswith("2.10."), reaso
 
 @pytest.mark.slow
 @needs_compiler
-def test_compiled_cells_search_alike(monkeypatch):
-    """Traced and differentiated ahead of time; machine code is not generated here."""
+def test_a_search_with_compiled_cells_equals_one_without(monkeypatch):
+    """The backend aot_eager traces and differentiates the cells, but does not generate machine code."""
     monkeypatch.setattr(devices, "COMPILER", "aot_eager")
     for derivatives in ("difference", "exact"):
         settings = settings_of_201("lambda-darts", batch_size=8, derivatives=derivatives, epsilon_0=1e-2)
@@ -242,7 +245,7 @@ def test_compiled_cells_search_alike(monkeypatch):
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_compiled_edge_of_every_operation_computes_alike(stride):
+def test_a_compiled_edge_of_every_operation_equals_an_uncompiled_one(stride):
     torch.manual_seed(0)
     eager = FastEdges([(0, 1)], [SPACES["s5"].cells["normal"][0]], 4, [stride], "skip")
     compiled = copy.deepcopy(eager)
@@ -258,8 +261,8 @@ def test_a_compiled_edge_of_every_operation_computes_alike(stride):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
-def test_contiguous_gradients_leave_a_cell():
-    """Batch norm's backward is several times slower on others."""
+def test_the_gradients_of_a_cells_nodes_are_contiguous():
+    """They are contiguous in channels last; otherwise batch norm's backward pass is several times slower."""
     supernet, _ = twins("s2", "none", False, torch.float32)
     batch, weights = batch_and_weights(supernet, torch.float32)
     seen, edges = [], supernet.cells[0].edges

@@ -1,4 +1,4 @@
-"""FairDARTS's selection by thresholds, and cells that it leaves without a path."""
+"""FairDARTS's selection by thresholds, and the cells without a path that it may leave."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ DOUBLE = torch.float64
 
 
 def gates(entries):
-    """Gates of S5 by hand: {(source, target): {operation: gate}}, and 0.1 everywhere else."""
+    """The gates of a cell of S5 from {(source, target): {operation: gate}}; the others are 0.1."""
     table = np.full((14, 7), 0.1)
     for edge, operations in entries.items():
         row = EDGES.index(edge)
@@ -23,7 +23,7 @@ def gates(entries):
     return table
 
 
-#: node 3 has no gate of 0.85, node 4 one that is exactly that
+#: in the normal cell, no gate into node 3 reaches 0.85, and one into node 4 equals it
 WORKED = {
     "normal": gates(
         {
@@ -52,7 +52,7 @@ WORKED = {
 }
 
 
-def test_threshold_sparse_keeps_of_the_two_strongest_edges_those_over_the_threshold():
+def test_threshold_sparse_keeps_the_two_strongest_edges_of_a_node_that_reach_the_threshold():
     genotype = select(SPACES["s5"], WORKED, "threshold_sparse", 0.85)
     assert sorted(genotype.normal) == [
         ("dil_conv_3x3", 4, 1),
@@ -66,7 +66,7 @@ def test_threshold_sparse_keeps_of_the_two_strongest_edges_those_over_the_thresh
         *(("max_pool_3x3", node, 0) for node in (2, 3, 4, 5)),
         *(("skip_connect", node, 1) for node in (2, 3, 4)),
     ]
-    # node 3 is gone, and with it the edges that leave it
+    # node 3 has no inputs, so the edges that leave it are removed too
     assert genotype.concat("normal") == [2, 4, 5]
     assert genotype.concat("reduce") == [2, 3, 4, 5]
     assert {(edge.target, edge.source) for edge in genotype.edges("normal")} == {(4, 1), (2, 0), (2, 1), (5, 2)}
@@ -108,9 +108,9 @@ def test_no_rule_chooses_none(rule, operations, count):
         assert len(cell) == count
 
 
-def test_a_cell_that_its_inputs_do_not_reach_is_missed():
+def test_a_cell_without_a_path_from_its_inputs_is_reported_missing():
     nothing, cell = np.full((14, 7), 0.8), WORKED["reduce"]
-    # node 2 has no edge, so the only gate that is open leads from nowhere
+    # node 2 has no inputs, so the only edge leads from a node without values
     unreached = gates({(2, 3): {"sep_conv_3x3": 0.99}})
     for normal, reduce, missed in [
         (nothing, nothing, "normal"),

@@ -1,4 +1,4 @@
-"""How runs describe themselves, where parts of the machine are missing."""
+"""Provenance and peak memory on machines without git, a package or /proc."""
 
 import importlib.metadata
 import subprocess
@@ -26,9 +26,9 @@ def test_provenance_is_unknown_without_git_and_without_a_package(monkeypatch):
     assert said["versions"]["torchvision"] == "unknown" and said["versions"]["torch"] == "1.0"
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux reports two figures to compare")
-def test_peak_memory_without_proc_is_that_of_the_process(monkeypatch):
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux has the second figure to compare")
+def test_peak_memory_is_known_without_proc(monkeypatch):
     peak = devices.peak_memory(torch.device("cpu"))
     monkeypatch.setattr(Path, "exists", lambda path: False)
-    # getrusage starts at the memory of the process that started this one, so it can only be larger.
+    # getrusage includes the memory of the parent process before exec, so it can only be larger.
     assert peak <= devices.peak_memory(torch.device("cpu")) * 1.01 < 4 * peak

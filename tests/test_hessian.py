@@ -276,7 +276,7 @@ def test_there_is_a_row_for_each_checkpoint_and_it_outlives_its_checkpoint(runs,
     ("command", "arguments", "mentions"),
     [
         ("hessian", ("--count", 30), ("--count: 30", "30 alphas of nasbench201")),
-        ("hessian", ("--batches", 4), ("--batches: 4", "3 at most", "719 images")),
+        ("hessian", ("--batches", 4), ("--batches: 4", "at most 3", "719 validation images")),
         ("hessian", ("--batch_size", 720), ("--batch_size: 720", "718")),
         ("landscape", ("--epoch", 7), ("--epoch: 7", "1, 2, 3")),
     ],

@@ -1,7 +1,7 @@
 """Compare several searches in one figure. Seeds of the same search have the same color.
 
 python analysis/compare.py runs/darts runs/lambda-darts --out compare.png
-python analysis/compare.py runs/darts runs/lambda-darts --cells --out cells.png    # with the cells found
+python analysis/compare.py runs/darts runs/lambda-darts --cells --out cells.png    # with the derived cells
 """
 
 from collections.abc import Mapping, Sequence

@@ -130,14 +130,7 @@ def make_step(network: Any, precision: str, layout: Any, device: Any) -> Callabl
 
 
 def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> dict[str, Any]:
-    """Measure the throughput of each stage alone and of all stages together.
-
-    Args:
-        tree: The pictures, a `lib.pictures.PictureFolder`.
-
-    Returns:
-        The device and images per second, for each stage and for each number of workers.
-    """
+    """Measure images per second of each stage and of all stages together, on a `lib.pictures.PictureFolder`."""
     import torch
     from torch.utils.data import DataLoader
 

@@ -1,4 +1,4 @@
-"""The card of a retrained network: model_card.md of its run folder, with the drawing of its cells and its curves.
+"""Write model_card.md of a finished retraining, with drawings of the cells and training curves.
 
 python analysis/card.py runs/imagenet
 """
@@ -15,14 +15,14 @@ from lib.files import read_json, read_yaml, write_atomically
 from nasbench201.cells import load_any
 
 PROG = "card.py"
-#: settings that do not belong to the recipe: where the run was and what it ran on
+#: settings that say where a run was and what it ran on; the recipe leaves them out
 PLACE = ("data", "device", "devices", "num_nodes", "workers", "download", "checkpoint_steps", "table", "provenance")
 
 
 def add_card(run: Path) -> None:
-    """Write the card of a finished retraining if it is missing. An error is a warning, as the result is written."""
+    """Write the card of a finished retraining if it is missing. Errors become warnings, because the result is saved."""
     if not (run / "model_card.md").exists():
-        with cli.warning(f"no model card; python analysis/card.py {run} writes it"):
+        with cli.warning(f"the model card could not be written; to try again, run python analysis/card.py {run}"):
             write_card(run)
 
 
@@ -43,17 +43,17 @@ def write_card(run: Path) -> Path:
 
 
 def escape(value: object) -> str:
-    """A value with Markdown's own characters escaped, such as the pipes of a cell of NAS-Bench-201."""
+    """A value as text, with Markdown's special characters escaped, such as the pipes in a NAS-Bench-201 cell."""
     return re.sub(r"[\\`*\[\]<>#|&~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", str(value))
 
 
 def card(result: dict[str, Any], config: dict[str, Any], kinds: tuple[str, ...]) -> str:
-    """The text of a card.
+    """The text of a model card.
 
     Args:
         result: The content of result.json.
         config: The content of config.yaml.
-        kinds: The kinds of cells.
+        kinds: The kinds of cells, for example normal and reduce.
     """
     origin = config["provenance"]
     data = config.get("dataset", Path(config["data"]).name)
@@ -72,7 +72,7 @@ def card(result: dict[str, Any], config: dict[str, Any], kinds: tuple[str, ...])
     drawings = "\n\n".join(f"![the {kind} cell](cells/{kind}.png)" for kind in kinds)
     return f"""# {escape(cell_label(config["arch"]))} on {escape(data)}
 
-The test images were scored in every epoch, but no choice depends on them: the accuracy is that of the last epoch.
+The test images were scored after every epoch, but no choice depends on them. The accuracy is from the last epoch.
 
 {_table(rows)}
 
@@ -84,7 +84,7 @@ The test images were scored in every epoch, but no choice depends on them: the a
 
 {_table(recipe)}
 
-Made with
+The command that trained this network:
 
 ```bash
 {origin["command"]}

@@ -1,4 +1,4 @@
-"""Charts of the report: matplotlib's SVG with CSS variables as colors, which follow the page's light or dark theme."""
+"""Charts of the report: SVG from matplotlib. CSS variables set the colors, so they follow the light or dark theme."""
 
 import functools
 import io
@@ -21,7 +21,7 @@ from analysis.draw import kind_of
 from analysis.rows import Row
 from analysis.runs import Entry
 
-#: placeholders, which the page's variables replace in the drawing
+#: placeholder colors, which `_svg` replaces with CSS variables of the page
 INK, GRID = "#010101", "#020202"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -36,15 +36,15 @@ class Line(NamedTuple):
 
     x: np.ndarray
     y: np.ndarray
-    series: str  # its class, by which the page hides it, and the variable of its color
-    title: str  # the tooltip
+    series: str  # CSS class, with which the page hides the curve, and name of the color variable
+    title: str  # text of the tooltip
     width: float = 1.0
     dashed: bool = False
     opacity: float = 1.0
 
 
 def curves(rows: Sequence[Row], panel: Quantity) -> Markup | None:
-    """A chart of a quantity for all searches of a column. The mean of a method is thick, and each seed is thin."""
+    """A chart of a quantity for all searches of a column. Thick lines are means of a method; thin lines are seeds."""
     lines = []
     for row in rows:
         measured = [(e.seed, curve_of(e.course.metrics, panel)) for e in row.entries if e.course is not None]
@@ -62,7 +62,7 @@ def curves(rows: Sequence[Row], panel: Quantity) -> Markup | None:
 
 
 def eigenvalues(rows: Sequence[Row]) -> Markup | None:
-    """A chart of the dominant eigenvalue of the Hessian in alpha; None if no search has it measured."""
+    """A chart of the dominant eigenvalue of the Hessian in alpha, or None if it was not measured."""
     lines = []
     for row in rows:
         for entry in row.entries:
@@ -79,7 +79,7 @@ def operation_series(operation: str) -> str:
 
 
 def trajectories(entry: Entry) -> dict[str, Markup]:
-    """kind of cell -> a chart of its operations' mixing weights over the epochs, averaged over the edges."""
+    """kind of cell -> a chart of the mixing weight of each operation over the epochs, averaged over the edges."""
     charts = {}
     for kind, mixing in entry.course.mixing.items() if entry.course is not None else ():
         lines = []
@@ -95,7 +95,7 @@ def line_chart(lines: Sequence[Line], label: str, integer: bool = False, outlier
     """A chart of curves over epochs.
 
     Args:
-        label: The accessible name of the chart.
+        label: Name of the chart for screen readers.
         integer: Place ticks at whole numbers.
         outliers: If False, cut off values far below the others.
     """
@@ -126,7 +126,7 @@ def line_chart(lines: Sequence[Line], label: str, integer: bool = False, outlier
 
 @functools.cache
 def _epochs_figure() -> tuple[Figure, Axes]:
-    """The figure that all line charts share, because axes and ticks take matplotlib most of the time."""
+    """The figure that all line charts share. Matplotlib would spend most of the time on new axes and ticks."""
     figure, axes = _figure()
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -135,7 +135,7 @@ def _epochs_figure() -> tuple[Figure, Axes]:
 
 
 def surface(entry: Entry) -> Markup | None:
-    """A contour plot of the validation loss around alpha; None if it was not measured on a grid."""
+    """A contour plot of the validation loss around alpha, or None if the landscape was not measured."""
     if entry.surface is None:
         return None
     grid = entry.surface.pivot_table(index="y", columns="x", values="loss")
@@ -145,7 +145,7 @@ def surface(entry: Entry) -> Markup | None:
         axes.contourf(x, y, values, levels=14, cmap="viridis")
         lines = axes.contour(x, y, values, levels=14, colors="white", linewidths=0.4, alpha=0.6)
         levels = np.asarray(lines.levels)
-        digits = max(0, math.ceil(-math.log10(levels[1] - levels[0])))  # no two levels have the same label
+        digits = max(0, math.ceil(-math.log10(levels[1] - levels[0])))  # enough to tell two levels apart
         axes.clabel(lines, levels[::3], fontsize=7, fmt=lambda value: number(value, f".{digits}f"), colors="white")
         axes.plot([0], [0], marker="+", color="white", markersize=9)
         axes.grid(False)
@@ -172,7 +172,7 @@ def _svg(figure: Figure, label: str, lines: Sequence[Line]) -> Markup:
     drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing).replace("xlink:href", "href")
     drawing = re.sub(r"font-family: [^;\"]*", "font-family: inherit", drawing)
     drawing = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 inherit", drawing)
-    # coordinates, which are within quotes, to a hundredth; labels stay as they are
+    # Round coordinates, which stand in quotes, to two digits. Labels do not change.
     drawing = re.sub(r'="[^"]*"', lambda quoted: re.sub(r"(\d+\.\d\d)\d+", r"\1", quoted[0]), drawing)
 
     def named(match: re.Match[str]) -> str:

@@ -1,9 +1,9 @@
-"""One color for each method, the same in every figure and on the report's page. Other methods take the colors left."""
+"""Colors of the methods, the same in all figures and in the report. Methods without a color take an unused one."""
 
 from collections.abc import Mapping
 
-#: method -> its color on white and in the report's dark theme. The eight differ under protanopia, deuteranopia and
-#: tritanopia too, and have a contrast of 3 or more with the background.
+#: method -> its color on white and in the report's dark theme. People with protanopia, deuteranopia or tritanopia can
+#: tell the eight colors apart, and each has a contrast of at least 3 with the background.
 METHODS = {
     "darts": ("#5f637b", "#ffffff"),
     "darts-2nd": ("#002c7d", "#3d74ee"),
@@ -17,14 +17,14 @@ METHODS = {
 
 
 def shade(method: str) -> str:
-    """The color of a method on white, in a figure that shows no other method."""
+    """The color of a method on white, for a figure that shows only this method."""
     return METHODS[assign({"": method})[""]][0]
 
 
 def assign(rows: Mapping[str, str]) -> dict[str, str]:
-    """name of a row -> the method whose color it takes: its own method, unless an earlier row has taken that color.
+    """name of a row -> the method whose color the row takes: its own method, unless an earlier row has that color.
 
-    Further rows of a method, such as those of an ablation, take the remaining colors. They repeat after eight rows.
+    More rows of the same method, for example in an ablation, take the remaining colors. Colors repeat after eight rows.
 
     Args:
         rows: name of a row -> its method.

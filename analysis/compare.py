@@ -1,7 +1,7 @@
-"""Draw several searches side by side: the same curves of each, seeds of one search in one color.
+"""Compare several searches in one figure. Seeds of the same search have the same color.
 
 python analysis/compare.py runs/darts runs/lambda-darts --out compare.png
-python analysis/compare.py runs/darts runs/lambda-darts --cells --out cells.png    # with the cells found
+python analysis/compare.py runs/darts runs/lambda-darts --cells --out cells.png    # with the derived cells
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,54 +38,54 @@ PROG = "compare.py"
 
 
 class Quantity(NamedTuple):
-    """A column of metrics.csv, or its columns for the kinds of cells together.
+    """A measured quantity: one column of metrics.csv, or the columns of all kinds of cells, averaged or summed.
 
-    {table} in its title is the data set of NAS-Bench-201 whose accuracies were looked up.
+    {table} in the title stands for the data set of NAS-Bench-201 whose accuracies the search looked up.
     """
 
     title: str
     about: str
-    column: str  # a name, or the prefix of the columns of the kinds
+    column: str  # name of the column, or prefix of the columns of the kinds
     scale: float = 1
-    integer: bool = False  # the kinds are summed, and the ticks are whole numbers
-    outliers: bool = True  # False cuts off values far below the others
+    integer: bool = False  # sum over the kinds, and place ticks at whole numbers
+    outliers: bool = True  # if False, cut off values far below the others
 
 
 QUANTITIES = (
     Quantity(
         "Layer alignment Λ",
-        "Mean cosine between the layers' architecture gradients, on validation batches (Λ-DARTS, figure 1).",
+        "Mean cosine similarity between the layers' architecture gradients on validation batches (Λ-DARTS, figure 1).",
         "valid_alignment",
     ),
     Quantity(
         "Skip connections",
-        "In the cell that each epoch's alpha stands for. A search collapses when they take over.",
+        "Number in the cell derived from alpha after each epoch. A search collapses when they take over.",
         "skip_connect",
         integer=True,
     ),
     Quantity(
         "{table} test accuracy in NAS-Bench-201 [%]",
-        "After 200 epochs of training, for the cell that each epoch's alpha stands for.",
+        "Accuracy after 200 epochs of training, of the cell derived from alpha after each search epoch.",
         "table_test_accuracy",
         outliers=False,
     ),
     Quantity(
         "Accuracy of the supernet (valid) [%]",
-        "On the half of the training images that alpha sees.",
+        "Accuracy on the part of the training images that updates alpha.",
         "valid_accuracy",
         100,
         outliers=False,
     ),
     Quantity(
         "Accuracy of the supernet (train) [%]",
-        "On the half of the training images that the weights see.",
+        "Accuracy on the part of the training images that updates the weights.",
         "train_accuracy",
         100,
         outliers=False,
     ),
-    Quantity("Entropy of p [nats]", "Of an edge's mixing weights, or of its gates: 0 when one is chosen.", "entropy"),
+    Quantity("Entropy of p [nats]", "Mean over edges; 0 when all mixing weights or gates are 0 or 1.", "entropy"),
 )
-#: settings that two seeds of one search may differ in
+#: settings that may differ between runs of the same search
 NOT_COMPARED = {
     *("seed", "seeds", "save", "resume", "device", "data", "download", "halves", "table", "table_dataset"),
     *("keep_checkpoints", "provenance"),
@@ -93,10 +93,10 @@ NOT_COMPARED = {
 
 
 def grouped(courses: list[Course]) -> dict[str, list[Course]]:
-    """title -> the searches that differ in their seed only.
+    """title -> the searches that differ only in their seed.
 
-    A title leaves out the data set and space if all searches share them. Equal titles are followed by the settings that
-    differ.
+    Titles leave out the data set and the space if all searches share them. If two titles are equal, the settings that
+    differ are added.
     """
     kinds: list[tuple[dict[str, Any], list[Course]]] = []
     for course in courses:
@@ -118,7 +118,7 @@ def grouped(courses: list[Course]) -> dict[str, list[Course]]:
 
 
 def compare_figure(courses: list[Course]) -> Figure:
-    """A panel for each measured quantity: the mean over the seeds as a thick line, each seed as a thin one."""
+    """A figure with a panel for each measured quantity. Thick lines are means over the seeds; thin lines are seeds."""
     groups = grouped(courses)
     quantities = measured(courses)
     shades = assign({name: members[0].config["method"] for name, members in groups.items()})
@@ -149,9 +149,9 @@ def compare_figure(courses: list[Course]) -> Figure:
 
 
 def cells_figure(searches: Mapping[Path, Course]) -> Figure:
-    """Alignment and skip connections of a few searches in one space; below them a column for each search.
+    """A figure of a few searches in one space: alignment and skip connections above, a column for each search below.
 
-    A column has the mixing weights and the cell found, of each kind of cell.
+    A column shows the mixing weights and the derived cell for each kind of cell.
 
     Raises:
         ValueError: The spaces differ, or a search has not found its cell yet.
@@ -162,7 +162,7 @@ def cells_figure(searches: Mapping[Path, Course]) -> Figure:
     shades = [METHODS[method][0] for method in assign({n: c.config["method"] for n, c in names.items()}).values()]
     kinds, spaces = list(courses[0].mixing), {course.config["space"] for course in courses}
     if len(spaces) > 1:
-        raise ValueError(f"searches in {', '.join(sorted(spaces))}; expected --cells with searches in one space")
+        raise ValueError(f"the searches are in {', '.join(sorted(spaces))}; --cells expects searches in one space")
     cells = [load_any(str(run)) for run in searches]
     widest = max(cell_size(cell, kind)[0] for cell in cells for kind in kinds)
     scale = max(6 / widest, 0.55)  # smaller letters cannot be read
@@ -196,7 +196,7 @@ def cells_figure(searches: Mapping[Path, Course]) -> Figure:
 
 
 def _names(searches: Mapping[Path, Course]) -> dict[str, Course]:
-    """A title for each search, with its seed, or else its folder, where others have the same title."""
+    """title -> search. The title has the seed, or else the folder, if searches have the same title."""
     titles = {id(course): name for name, members in grouped(list(searches.values())).items() for course in members}
     plain = [titles[id(course)] for course in searches.values()]
     seeded = [f"{name}, seed {course.config['seed']}" for name, course in zip(plain, searches.values(), strict=True)]
@@ -207,7 +207,7 @@ def _names(searches: Mapping[Path, Course]) -> dict[str, Course]:
 
 
 def measured(courses: Sequence[Course]) -> list[Quantity]:
-    """The quantities that some of the searches have measured."""
+    """The quantities that at least one of the searches has measured."""
     table = " or ".join(dict.fromkeys(looked_up(course.config) for course in courses))
     return [
         quantity._replace(title=quantity.title.format(table=table))
@@ -217,7 +217,7 @@ def measured(courses: Sequence[Course]) -> list[Quantity]:
 
 
 def summary(courses: list[Course]) -> list[str]:
-    """A line for each search: the quantities after its last epoch, the mean over the seeds."""
+    """A line for each search, with the quantities after the last epoch, averaged over the seeds."""
     lines = []
     for name, members in grouped(courses).items():
         figures = []
@@ -229,13 +229,13 @@ def summary(courses: list[Course]) -> list[str]:
 
 
 def mean_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean over the seeds, for the epochs that all of them have finished."""
+    """The mean over the seeds, for the epochs that all seeds have finished."""
     shortest = min(map(len, curves), default=0)
     return np.mean([curve[:shortest] for curve in curves], axis=0) if curves else np.empty(0)
 
 
 def curve_of(metrics: "pd.DataFrame", quantity: Quantity) -> np.ndarray | None:
-    """The values of a quantity, (epochs,); None if they were not measured."""
+    """The values of a quantity, (epochs,), or None if it was not measured."""
     names = [name for name in metrics if name == quantity.column or name.startswith(f"{quantity.column}_")]
     values = metrics[names].to_numpy() * quantity.scale
     if not np.isfinite(values).any():
@@ -244,7 +244,7 @@ def curve_of(metrics: "pd.DataFrame", quantity: Quantity) -> np.ndarray | None:
 
 
 def expanded(runs: list[str]) -> list[Path]:
-    """The run folders. A folder of several seeds stands for the folders of its seeds.
+    """The run folders of searches. A folder with several seeds is replaced by the folders of the seeds.
 
     Raises:
         InputError: A folder is given twice.
@@ -254,13 +254,13 @@ def expanded(runs: list[str]) -> list[Path]:
         seeds = sorted(run.glob("seed-*"))
         folders += [run] if (run / "metrics.csv").exists() or not seeds else seeds
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError("runs: a folder is given twice; expected different ones")
+        raise InputError("runs: the same folder is given twice; expected different folders")
     return folders
 
 
 def main() -> None:
     parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=str, nargs="+", help="Run folders of searches, any number of each kind.")
+    parser.add_argument("runs", type=str, nargs="+", help="Run folders of searches, or folders of several seeds.")
     parser.add_argument(
         "--out", type=str, default="compare.png", metavar="PNG", help="Picture to write (default: compare.png)."
     )
@@ -272,7 +272,7 @@ def main() -> None:
         searches = {run: load_course(run) for run in expanded(arguments.runs)}
         courses = list(searches.values())
     if len(grouped(courses)) > len(METHODS):
-        raise InputError(f"runs: {len(grouped(courses))} different searches, expected {len(METHODS)} at most")
+        raise InputError(f"runs: {len(grouped(courses))} different searches, expected at most {len(METHODS)}")
     with cli.blaming("runs"):
         figure = cells_figure(searches) if arguments.cells else compare_figure(courses)
     with cli.blaming("--out"):

@@ -1,4 +1,4 @@
-"""Draw the course of a search or of a retraining: curves.png of its run folder.
+"""Draw the training curves of a search or a retraining, and save them as curves.png in its run folder.
 
 python analysis/curves.py runs/search-...
 python analysis/curves.py runs/imagenet
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PROG = "curves.py"
-#: the first curve of a panel without a method, and the further ones, which are dashed and dotted
+#: color of the first curve, unless the method has a color; color of the other curves, which are dashed and dotted
 FIRST, OTHERS = "#0064a8", "#000000"
-#: settings that the title names if the user gave them
+#: settings that the title shows if the user set them
 IN_TITLE = ("relaxation", "auxiliary_skip", "hypergradient", "alpha_reg", "selection", "reg", "lambda_", "derivatives")
 
 
@@ -42,7 +42,7 @@ class Panel(NamedTuple):
     scale: float = 1
     logarithmic: bool = False
     integer: bool = False  # ticks at whole numbers
-    outliers: bool = True  # False cuts off values far below the others
+    outliers: bool = True  # if False, cut off values far below the others
 
 
 LOSS = Panel("Loss", {"train": "train_loss", "valid": "valid_loss"})
@@ -58,7 +58,7 @@ LOSS_TEST = Panel("Loss", {"train": "train_loss", "test": "test_loss"})
 ACCURACY_TEST = Panel("Accuracy [%]", {"train": "train_accuracy", "test": "test_accuracy"}, scale=100, outliers=False)
 TOP5 = Panel("Top-5 accuracy [%]", {"train": "train_top5", "test": "test_top5"}, scale=100, outliers=False)
 LEARNING_RATE = Panel("Learning rate", {"learning rate": "learning_rate"})
-#: panels of some methods and spaces; {table} is the data set of NAS-Bench-201 whose accuracies were looked up
+#: panels that only some methods and spaces have; {table} is the data set whose accuracies NAS-Bench-201 gives
 OWN = (
     Panel("Weight β of the auxiliary skip", {"β": "skip_beta"}),
     Panel(
@@ -88,37 +88,37 @@ def _by_kind(title: str, column: str, kinds: Iterable[str], scale: float = 1, in
 
 
 class Course(NamedTuple):
-    """A search as its run folder records it."""
+    """The settings and measurements in the run folder of a search."""
 
     config: dict[str, Any]
     metrics: "pd.DataFrame"  # metrics.csv, a row for each epoch; nan if not measured
-    #: kind of cell -> operation -> its mixing weight before the first and after each epoch, (epochs + 1,):
-    #: the mean over those edges that have the operation among their candidates
+    #: kind of cell -> operation -> its mixing weight before the first epoch and after each epoch, (epochs + 1,),
+    #: averaged over the edges that have this candidate
     mixing: dict[str, dict[str, np.ndarray]]
 
 
 def require(run: Path, *names: str) -> None:
-    """Raise a ValueError for a folder that lacks a file of a run."""
+    """Raise a ValueError if the folder lacks one of the files."""
     for name in names:
         if not (run / name).is_file():
-            raise ValueError(f"{run} has no {name}; expected the folder of a run, its first epoch done")
+            raise ValueError(f"{run} has no {name}; expected the folder of a run with a finished epoch")
 
 
 def read_columns(path: Path) -> "pd.DataFrame":
-    """A CSV file of numbers; an empty cell is nan.
+    """Read a CSV file of numbers. Empty fields become nan.
 
     Raises:
         ValueError: The file is not a table of numbers, or has no rows.
         OSError: The file cannot be read.
     """
-    import pandas as pd  # imported here because --help and the start of a training need not wait for it
+    import pandas as pd  # imported here, so that --help and training start faster
 
     try:
         columns = pd.read_csv(path, dtype=float, index_col=False)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if columns.empty:
-        raise ValueError(f"{path}: no rows")
+        raise ValueError(f"{path} has no rows; expected at least one")
     return columns
 
 
@@ -139,16 +139,16 @@ def load_course(run: Path) -> Course:
 
 
 def _mixing_weights(alpha: np.ndarray, relaxation: str) -> np.ndarray:
-    """The same as `architect.relax`, without torch."""
+    """`architect.relax` in NumPy."""
     total = np.logaddexp(0, alpha) if relaxation == "sigmoid" else np.logaddexp.reduce(alpha, axis=-1, keepdims=True)
     return np.exp(alpha - total)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure whole or not at all, in the format that its suffix names.
+    """Write a figure atomically, in the format that the suffix of the path names.
 
     Raises:
-        ValueError: There is no such format.
+        ValueError: Matplotlib does not know the format.
         OSError: The file cannot be written.
     """
     content = io.BytesIO()
@@ -181,12 +181,12 @@ def plot_retraining(run: Path) -> None:
 
 
 def make_figure(width: float, height: float) -> Figure:
-    """An empty figure with space between its panels; the sides are in inches."""
+    """An empty figure with space between its panels. Sizes are in inches."""
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
 
 
 def search_figure(course: Course) -> Figure:
-    """Nine panels: training, gradients and architecture. Further rows, above the last, hold the method's own panels."""
+    """A figure of nine panels of training, gradients and architecture, and of rows with the method's own panels."""
     config, metrics = course.config, course.metrics
     shade = METHODS.get(config["method"], (FIRST,))[0]
     kinds = course.mixing.keys()
@@ -232,10 +232,11 @@ def search_figure(course: Course) -> Figure:
 
 
 def title(config: dict[str, Any], seed: bool = True) -> str:
-    """The data, the method, the settings that the user gave with it, and the seed.
+    """A title with the data set, the space, the method, the settings that the user set, and the seed.
 
     Args:
         config: The content of config.yaml.
+        seed: Add the seed.
     """
     sources = config["provenance"]["settings_from"]
     given = {name for source in ("command line", "config file") for name in sources.get(source, [])}
@@ -245,12 +246,12 @@ def title(config: dict[str, Any], seed: bool = True) -> str:
 
 
 def looked_up(config: dict[str, Any]) -> str:
-    """The data set of NAS-Bench-201 whose accuracies a search looked up, which may not be the one it searched on."""
+    """The data set whose accuracies a search looked up in NAS-Bench-201. The search itself may use another one."""
     return TITLES[table_dataset(config.get("table_dataset", "auto"), config["dataset"])]
 
 
 def dress(axes: Axes, title: str) -> None:
-    """Give a panel its title and its axis of epochs."""
+    """Set the title, the grid and the epoch axis of a panel."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -260,14 +261,14 @@ def dress(axes: Axes, title: str) -> None:
 
 
 def number(value: float, spec: str = "g") -> str:
-    """A number with a typographic minus sign."""
+    """Format a number with a typographic minus sign."""
     return f"{value:{spec}}".replace("-", "−")
 
 
 def leave_out_outliers(axes: Axes) -> None:
-    """Cut off values far below the others. Triangles at the foot of the axis mark where a curve is lower.
+    """Cut off values far below the others. Triangles at the bottom of the axis mark them.
 
-    These are the values below Tukey's fence, 1.5 interquartile ranges below the first quartile.
+    Values are cut off if they are more than 1.5 interquartile ranges below the first quartile (Tukey's fence).
     """
     curves = [np.asarray(line.get_xydata(), dtype=float) for line in axes.lines]
     values = np.array([value for curve in curves for value in curve[:, 1]])
@@ -290,12 +291,12 @@ def leave_out_outliers(axes: Axes) -> None:
 
 
 def _curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> None:
-    """Draw a line, with markers if the epochs are few, so that a single epoch shows too."""
+    """Draw a curve. With fewer than 20 epochs it has markers, so that a single epoch is visible."""
     axes.plot(epochs, values, marker="o" if len(epochs) < 20 else None, markersize=4, linewidth=1.8, **style)
 
 
 def _plot_panel(axes: Axes, panel: Panel, metrics: "pd.DataFrame", shade: str) -> None:
-    """Draw the columns that were measured; several have a legend."""
+    """Draw the measured columns of a panel, with a legend if the panel has several columns."""
     dress(axes, panel.title)
     if panel.integer:
         axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -317,7 +318,7 @@ def _plot_panel(axes: Axes, panel: Panel, metrics: "pd.DataFrame", shade: str) -
 
 
 def plot_mixing(axes: Axes, title: str, mixing: Mapping[str, np.ndarray]) -> None:
-    """Draw the mixing weight of each operation, before the first and after each epoch."""
+    """Draw the mixing weight of each operation before the first epoch and after each epoch."""
     dress(axes, title)
     for operation, weights in mixing.items():
         style = "--" if operation.endswith("5x5") else "-"
@@ -336,7 +337,7 @@ def _plot_layers(axes: Axes, metrics: "pd.DataFrame") -> None:
 
 
 def _legend(axes: Axes, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
-    """A legend below the axis, beside its label, where no curve passes."""
+    """Add a legend below the axis, next to the axis label, so that it covers no curve."""
     style: dict[str, Any] = {"handlelength": 1.6, "columnspacing": 1.2, "frameon": False, "borderpad": 0}
     style |= {"borderaxespad": 0, "bbox_to_anchor": (1, -0.15), "ncols": len(labels)}
     axes.legend(lines, labels, fontsize=9, loc="upper right", **style)
@@ -344,7 +345,7 @@ def _legend(axes: Axes, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
 
 def main() -> None:
     parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=str, help="Run folder of a search or of a retraining.")
+    parser.add_argument("run", type=str, help="Run folder of a search or a retraining.")
     run = Path(parser.parse_args().run)
     with cli.blaming("run"):
         (plot_search if (run / "alphas.npz").exists() else plot_retraining)(run)

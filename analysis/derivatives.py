@@ -1,8 +1,8 @@
-"""Second derivatives by differences against exact ones: norm and cosine at each epsilon, as a table and a picture.
+"""Compare second derivatives by finite differences with exact ones: norm and cosine similarity for each epsilon.
 
-In a ReLU network a step of size epsilon switches the units that are near zero. Each switch adds to the difference of
-gradients an error that the derivative does not have. This script measures how much of the papers' differences is
-derivative.
+In a ReLU network, a step of length epsilon turns some units on or off. Each of these changes adds an error to the
+difference of gradients. This script measures how close the papers' finite differences are to the exact derivatives. It
+prints a table and draws a figure.
 
     python analysis/derivatives.py --run runs/search-...                                 # at the checkpoint of a run
     python analysis/derivatives.py --dataset digits --space s2 --layers 5 --steps 60     # after 60 weight steps
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
 
 PROG = "derivatives.py"
 EPSILONS = (1e-11, 1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-#: settings that may be given with --run
+#: flags that are allowed together with --run
 WITH_RUN = {"run", "batch_size", "reg", "epsilons", "device", "out"}
 
 
 @dataclass
 class DerivativesSettings(ImageSettings):
-    """The settings of a measurement. With --run, those of the data and the supernet are the run's."""
+    """The settings of a measurement. With --run, the settings of the data and the supernet come from the run."""
 
-    run: str = option("", "Run folder whose settings and last checkpoint are used.")
-    steps: NonNegativeInt = option(60, "Weight steps to take first, if --run is not given.")
-    batch_size: PositiveInt = option(48, "Images of the training and of the validation batch.")
-    reg: Literal["corr", "signcorr"] = option("corr", "Layer alignment whose gradient is taken.")
-    epsilons: list[PositiveFloat] | None = option(None, f"Radii to measure. By default {' '.join(map(str, EPSILONS))}.")
+    run: str = option("", "Run folder of a search. Its settings and its last checkpoint are used.")
+    steps: NonNegativeInt = option(60, "Number of weight steps before the measurement, if --run is not given.")
+    batch_size: PositiveInt = option(48, "Number of images in each batch.")
+    reg: Literal["corr", "signcorr"] = option("corr", "Layer alignment whose gradient is measured.")
+    epsilons: list[PositiveFloat] | None = option(None, f"Step lengths. By default {' '.join(map(str, EPSILONS))}.")
     seed: Seed = option(0, "Seed of the weights and the batches, if --run is not given.")
     device: str = option("auto", DEVICE_HELP)
-    out: str = option("derivatives", "Folder for derivatives.json and derivatives.png.")
-    space: SpaceName = option("s5", "Search space.")
-    layers: Layers = option(8, "Number of cells.")
+    out: str = option("derivatives", "New folder for derivatives.json and derivatives.png.")
+    space: SpaceName = option("s5", "Search space of the supernet.")
+    layers: Layers = option(8, "Number of cells in the supernet.")
     init_channels: Channels = option(16, "Channels C of the first cells.")
     noise: Literal["held", "fresh"] = option(
-        "held", "Noise of the operation noise (space s4): the same in the passes of a difference, or drawn in each."
+        "held", "Noise in space s4: the same in all passes over a batch (held), or drawn anew in each (fresh)."
     )
-    train_portion: Fraction = option(0.5, "Share of the training images for the weights.")
+    train_portion: Fraction = option(0.5, "Fraction of the training images that updates the weights.")
 
 
 class Step(NamedTuple):
-    """The place of a search at which derivatives are taken."""
+    """The epoch, the batches and the momentum at which the derivatives are measured."""
 
     epoch: int
     train: "Batch"
@@ -63,7 +63,7 @@ class Step(NamedTuple):
 
 
 def terms_of(search: "SearchState", step: Step, derivatives: "Derivatives", epsilon: float) -> dict[str, "Tensors"]:
-    """The second-order terms of a search's step, in the search's precision."""
+    """term -> its value at a step of the search, in the precision of the search."""
     from architect import implicit, unrolled
     from lib.objective import Objective
     from regularizers import regularized_gradient
@@ -74,7 +74,7 @@ def terms_of(search: "SearchState", step: Step, derivatives: "Derivatives", epsi
         search.supernet,
         drop_path_prob=now.drop_path_prob,
         skip_beta=now.skip_beta,
-        fresh_noise=settings.noise == "fresh",  # the run's own, with --run
+        fresh_noise=settings.noise == "fresh",  # with --run, the setting of the run
     )
     weights, batch, valid = search.layer_weights(), search.cast(step.train), search.cast(step.valid)
     both, how = (objective, weights, batch, valid, now.learning_rate), (derivatives, epsilon)
@@ -89,7 +89,7 @@ def terms_of(search: "SearchState", step: Step, derivatives: "Derivatives", epsi
 
 
 def open_step(settings: DerivativesSettings, search: "SearchState") -> Step:
-    """Restore the last checkpoint of --run, or take the first weight steps; then take a batch of each part."""
+    """Restore the last checkpoint of --run, or take --steps weight steps. Then draw both batches."""
     from lib.batches import cycle
     from lib.checkpoints import load_last
 
@@ -97,7 +97,7 @@ def open_step(settings: DerivativesSettings, search: "SearchState") -> Step:
         with cli.blaming("--run"):
             last = load_last(Path(settings.run) / "checkpoints")
             if last is None:
-                raise ValueError(f"{settings.run} has no checkpoint; expected a run of one epoch or more")
+                raise ValueError(f"{settings.run} has no checkpoint; expected a run with a finished epoch")
         search.restore(last[1])
     else:
         from search.train_search import schedule, weight_step
@@ -112,11 +112,12 @@ def open_step(settings: DerivativesSettings, search: "SearchState") -> Step:
 
 
 def compare_derivatives(settings: DerivativesSettings, search_settings: CommonSettings) -> list[dict[str, Any]]:
-    """A row for each term, precision and epsilon: the difference's norm, the exact norm, the cosine between them.
+    """Rows with the norm of the difference, the norm of the exact term, and the cosine similarity of both.
 
-    The exact terms are computed in float64. Terms: "regularizer", grad_w R (Λ-DARTS, section 4); "unrolled",
-    d2L_train / dp dw . v (DARTS, equation 7), and "implicit", d2L_train / dp dw . s (iDARTS, equation 9), whose usual
-    epsilon is 0.01. The Hessian's products in s are always exact; epsilon is the radius of the difference along s.
+    There is a row for each term, precision and epsilon. The exact terms are computed in float64. The terms are
+    "regularizer", grad_w R (Λ-DARTS, section 4); "unrolled", d2L_train / dp dw . v (DARTS, equation 7); "implicit",
+    d2L_train / dp dw . s (iDARTS, equation 9), for which the usual epsilon is 0.01. The Hessian-vector products that
+    give s are always exact; epsilon is the step length of the difference along s.
     """
     from lib.datasets import load_dataset
     from lib.devices import prepare_device
@@ -144,7 +145,7 @@ def compare_derivatives(settings: DerivativesSettings, search_settings: CommonSe
 
 
 def plot_derivatives(rows: list[dict[str, Any]], path: Path) -> None:
-    """Norm and cosine against epsilon, a column for each term."""
+    """Plot norm and cosine similarity against epsilon, with a column for each term."""
     from matplotlib.figure import Figure
 
     from analysis.curves import save
@@ -162,7 +163,7 @@ def plot_derivatives(rows: list[dict[str, Any]], path: Path) -> None:
         for precision, color in (("float64", "#0072B2"), ("float32", "#D55E00")):
             chosen = [row for row in rows if row["term"] == term and row["precision"] == precision]
             epsilons = [row["epsilon"] for row in chosen]
-            # a difference too small for the precision is 0 and has no place on a log scale
+            # a difference that rounds to 0 cannot be drawn on a log scale
             norms.plot(epsilons, [row["norm"] or None for row in chosen], "o-", color=color, label=precision)
             cosines.plot(epsilons, [row["cosine"] for row in chosen], "o-", color=color, label=precision)
         norms.axhline(chosen[0]["exact_norm"], color="#000000", linestyle="--", label="exact")
@@ -185,7 +186,7 @@ def main() -> None:
     if settings.run:
         if parsed.flags - WITH_RUN:
             flags = ", ".join(f"--{name}" for name in sorted(parsed.flags - WITH_RUN))
-            raise InputError(f"--run: the run keeps its own settings; {flags} cannot be given beside it")
+            raise InputError(f"--run: the settings come from the run; {flags} cannot be given with --run")
         search_settings = options.load_settings(SCRIPT.settings, SCRIPT.path, Path(settings.run), "--run")
     else:
         own = {field.name for field in fields(SearchSettings)}

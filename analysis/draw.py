@@ -1,4 +1,4 @@
-"""Draw the cells of a genotype, as the DARTS papers print them.
+"""Draw the cells of a genotype as in the DARTS papers.
 
 python analysis/draw.py LambdaDARTS_corr_0
 python analysis/draw.py runs/search-... --out cells/mine
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROG = "draw.py"
 
-#: a color for each kind of operation: Okabe and Ito's palette, for any color vision, darkened for text on white
+#: a color for each kind of operation, from the color-blind safe palette of Okabe and Ito, darkened for text on white
 COLORS = {
     "skip_connect": "#c24a00",
     "sep_conv": "#0064a8",
@@ -36,7 +36,7 @@ COLORS = {
     "none": "#a0a0a0",
     "other": "#333333",
 }
-#: fill and border of the cell's inputs, its intermediate nodes and its output
+#: fill and border color of the inputs, the intermediate nodes and the output of a cell
 NODE_COLORS = {"input": ("#dcefe3", "#6fa583"), "node": ("#dbe8f6", "#6d94bd"), "output": ("#fbf0cd", "#c2a548")}
 CONCAT_COLOR = "#9aa3ad"
 
@@ -47,12 +47,12 @@ def color(operation: str) -> str:
 
 
 def kind_of(operation: str) -> str:
-    """The kind of an operation in COLORS, which has any kernel size. An operation of a user is "other"."""
+    """The key of an operation in COLORS, whatever its kernel size. User-defined operations are "other"."""
     sizes = r"(_\d+x\d+)*"
     return next((kind for kind in COLORS if re.fullmatch(kind + sizes, operation)), "other")
 
 
-# Lengths in inches.
+# Lengths are in inches.
 COLUMN = 3.2  # from one column of nodes to the next
 OUTPUT = 2.2  # from the last column to an output that concatenates
 LANE = 0.55  # from one lane to the next
@@ -71,22 +71,22 @@ class Layout(NamedTuple):
 
 
 def layout(genotype: AnyCell, kind: str) -> Layout:
-    """Place a cell in layers.
+    """Arrange the states of a cell in columns and its edges in lanes.
 
-    Each state stands in the column after its last source. Each edge runs on a lane of its own, and a node stands in the
+    Each state is in the column after its last source. Each edge has a separate horizontal lane, and a node is in the
     middle of the lanes that end in it, so no line crosses a node or a label.
     """
     states = genotype.states(kind)
     columns: dict[int | str, int] = {}
     heights: dict[int | str, float] = {}
     lanes: list[tuple[Edge, float]] = []
-    count = 0  # of the lanes so far
+    count = 0  # number of lanes so far
     for state, (_, role) in states.items():
         edges = sorted((edge for edge in genotype.edges(kind) if edge.target == state), key=lambda edge: edge.source)
         columns[state] = 0 if role == "input" else 1 + max((columns[edge.source] for edge in edges), default=0)
         if role == "input" or state == "output":
             continue
-        own = [-LANE * (count + index) for index in range(max(len(edges), 1))]  # a state without edges has a lane too
+        own = [-LANE * (count + index) for index in range(max(len(edges), 1))]  # a state without edges also gets a lane
         lanes += zip(edges, own, strict=False)
         heights[state] = sum(own) / len(own)
         count += len(own)
@@ -127,10 +127,10 @@ def draw_cell(axes: "Axes", genotype: AnyCell, kind: str, scale: float = 1.0) ->
 
     Args:
         axes: Empty axes, `scale` times as wide and high as `cell_size`.
-        scale: Below 1 the letters shrink less than the lines, so that they can be read.
+        scale: Size relative to `cell_size`. Below 1, text shrinks less than lines, so that it stays legible.
     """
     letters = max(scale, min(1.0, 0.4 + 0.6 * scale))
-    head = {"mutation_scale": 13 * scale}  # of an arrow
+    head = {"mutation_scale": 13 * scale}  # size of an arrow head
     places, lanes = layout(genotype, kind)
     (left, right), (bottom, top) = _limits(Layout(places, lanes))
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
@@ -169,7 +169,7 @@ def _arrow(axes: "Axes", source: Point, lane: float, target: Point, **style: Any
 
 
 def cell_graph(genotype: AnyCell, kind: str) -> "graphviz.Digraph":
-    """A Graphviz graph of one kind of cell, which `dot -Tpdf normal.gv` draws."""
+    """A Graphviz graph of one kind of cell. `dot -Tpdf normal.gv` draws it."""
     import graphviz
 
     graph = graphviz.Digraph(kind, graph_attr={"rankdir": "LR"})
@@ -188,9 +188,9 @@ def cell_graph(genotype: AnyCell, kind: str) -> "graphviz.Digraph":
 
 
 def draw_genotype(genotype: AnyCell, folder: Path) -> None:
-    """Write the pictures (.png, .svg) and the Graphviz source (.gv) of each kind of cell to a new or existing folder.
+    """Write pictures (.png, .svg) and the Graphviz source (.gv) of each kind of cell to a folder.
 
-    The files are called normal and reduce, or cell for a cell of NAS-Bench-201.
+    The folder is created if necessary. The files are called normal and reduce, or cell for a NAS-Bench-201 cell.
 
     Raises:
         OSError: A file cannot be written.
@@ -213,9 +213,9 @@ def _name(spec: str) -> str:
 def main() -> None:
     parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument(
-        "genotype", type=str, help="A named cell, a genotype or its file, a string of NAS-Bench-201, or a run folder."
+        "genotype", type=str, help="Name of a cell, a genotype, its file, a NAS-Bench-201 string, or a run folder."
     )
-    parser.add_argument("--out", type=str, metavar="DIR", help="Folder of the pictures. By default cells/<genotype>.")
+    parser.add_argument("--out", type=str, metavar="DIR", help="Folder for the pictures. By default cells/<genotype>.")
     arguments = parser.parse_args()
     with cli.blaming("genotype"):
         genotype = load_any(arguments.genotype)

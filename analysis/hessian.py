@@ -1,22 +1,22 @@
-"""Dominant eigenvalues of the validation loss's Hessian in alpha, at each checkpoint that a search has kept.
+"""Compute the dominant eigenvalues of the Hessian of the validation loss in alpha, at each checkpoint of a search.
 
-They are those of largest magnitude of d2 L_val / d alpha2 at fixed weights, over the alphas of all kinds of cells
-together. RobustDARTS (Zela et al., ICLR 2020) finds that a search whose dominant eigenvalue grows gives cells that
-generalize badly; DARTS- (Chu et al., ICLR 2021) measures it too. The Hessian's products with vectors are exact, by a
-second backward pass, and Lanczos iterations find the eigenvalues with some tens of them.
+The Hessian is d2 L_val / d alpha2 at fixed weights, with the alphas of all kinds of cells in one vector. The dominant
+eigenvalues have the largest magnitude. RobustDARTS (Zela et al., ICLR 2020) finds that the derived cells generalize
+badly if the dominant eigenvalue grows during the search. DARTS- (Chu et al., ICLR 2021) measures it too. A second
+backward pass computes exact Hessian-vector products. The Lanczos algorithm needs some tens of them.
 
-The Hessian is the curvature between the kinks of a ReLU network. Farther away the loss also bends at the kinks, where
-units switch, so its differences at a larger step (analysis/landscape.py) differ from the Hessian.
+A ReLU network has kinks where units turn on or off. The Hessian measures the curvature between kinks only. Over larger
+distances the loss also bends at kinks, so second differences of analysis/landscape.py differ from the Hessian.
 
-    python analysis/hessian.py runs/search-...                  # at the checkpoints that --keep_checkpoints has kept
-    python analysis/hessian.py runs/search-... --count 5        # the five of largest magnitude
-    python analysis/hessian.py runs/search-... --definition darts-minus        # as in DARTS-'s figures
+    python analysis/hessian.py runs/search-...                  # all checkpoints that --keep_checkpoints kept
+    python analysis/hessian.py runs/search-... --count 5        # the five eigenvalues of largest magnitude
+    python analysis/hessian.py runs/search-... --definition darts-minus        # as in the figures of DARTS-
 
-DARTS-'s figures use RobustDARTS's code, which adds alpha's weight decay to the diagonal and takes the algebraically
-largest eigenvalue. Its Hessian, too, is that of one validation batch in training mode, but the batch is augmented, and
-another one at each checkpoint.
+The figures of DARTS- use RobustDARTS's code. It adds alpha's weight decay to the diagonal and takes the algebraically
+largest eigenvalue. As here, it uses one validation batch in training mode. Unlike here, the batch is augmented and
+differs between checkpoints.
 
-If RUN/hessian.csv exists, the command adds the new checkpoints to it. DARTS-'s definition has a file of its own,
+If RUN/hessian.csv exists, the command adds the new checkpoints to it. With --definition darts-minus the file is
 RUN/hessian-darts-minus.csv.
 """
 
@@ -46,42 +46,42 @@ Definition = Literal["ours", "darts-minus"]
 
 @dataclass
 class MeasurementSettings:
-    """The settings of a measurement of a search, of its Hessian or its landscape."""
+    """The settings that hessian.py and landscape.py share."""
 
     run: str = argument("Run folder of search/train_search.py or nasbench201/train_search.py.")
     definition: Definition = option(
         "ours",
-        "Definition of the measure. With darts-minus it is that of DARTS-'s figures. hessian.py then adds alpha's "
-        "weight decay to the diagonal and takes the algebraically largest eigenvalues, not those of largest magnitude. "
-        "landscape.py takes the supernet in evaluation mode, all validation images, and directions as long as alpha.",
+        "Definition of the measurement. darts-minus is the definition of the figures in DARTS-: hessian.py adds "
+        "alpha's weight decay to the diagonal and takes the algebraically largest eigenvalues. landscape.py uses the "
+        "supernet in evaluation mode, all validation images, and directions that are as long as alpha.",
     )
-    batch_size: NonNegativeInt = option(0, "Images of a batch. 0 takes the number of the search.")
+    batch_size: NonNegativeInt = option(0, "Number of images per batch. 0 takes the batch size of the search.")
     precision: Literal["32-true", "64-true"] = option("32-true", "Precision of the supernet's passes.")
     data: str = option("", "Folder of the data set's files. By default the folder of the search.")
     device: str = option("auto", DEVICE_HELP)
 
     def file(self, measure: str, suffix: str = ".csv") -> Path:
-        """A file of the run folder, of this definition."""
+        """The path of a result of this definition in the run folder."""
         return Path(self.run) / f"{measure}{'' if self.definition == 'ours' else f'-{self.definition}'}{suffix}"
 
     def heading(self, title: str) -> str:
-        """The heading of the figure of a search with this title."""
+        """The heading of the figure for a search with this title."""
         return title if self.definition == "ours" else f"{title}, DARTS-'s definition"
 
 
 @dataclass
 class HessianSettings(MeasurementSettings):
-    """The settings of a measurement of eigenvalues."""
+    """The settings of hessian.py."""
 
-    count: PositiveInt = option(1, "Number of eigenvalues.")
-    batches: PositiveInt = option(1, "Batches of the validation images over which the loss is averaged.")
+    count: PositiveInt = option(1, "Number of eigenvalues to compute.")
+    batches: PositiveInt = option(1, "Number of validation batches over which the loss is averaged.")
 
 
 def search_settings(run: Path, given: MeasurementSettings) -> CommonSettings:
-    """The settings of a search in either space, on the device, data and precision of the measurement.
+    """Load the settings of a search, with the device, data and precision of the measurement.
 
     Raises:
-        InputError: `run` is no run folder of a search.
+        InputError: `run` is not the run folder of a search.
     """
     of_201 = stored_settings(run, "run").get("space") == "nasbench201"
     script = SCRIPT_201 if of_201 else SCRIPT
@@ -94,10 +94,10 @@ def search_settings(run: Path, given: MeasurementSettings) -> CommonSettings:
 def read_command_line(
     kind: type[Measurement], prog: str, description: str
 ) -> tuple[Measurement, Path, CommonSettings, dict[str, Any]]:
-    """The settings of a measurement, the run folder of a search, its settings for it, and its config.yaml.
+    """Return the settings of the measurement, the run folder, the settings of the search, and its config.yaml.
 
     Raises:
-        InputError: It is no run folder of a search.
+        InputError: The folder is not the run folder of a search.
     """
     settings = parse(kind, prog, description)
     run = Path(settings.run)
@@ -105,12 +105,12 @@ def read_command_line(
 
 
 def dominant_eigenvalues(loss: "Tensor", alpha: "Tensor", count: int, algebraic: bool = False) -> "np.ndarray":
-    """The eigenvalues of d2 loss / d alpha2 of largest magnitude, the largest first, (count,).
+    """The eigenvalues of d2 loss / d alpha2 with the largest magnitude, in descending order of magnitude, (count,).
 
     Args:
-        loss: A scalar whose graph leads to alpha.
+        loss: A scalar that depends on alpha.
         alpha: (n,), n > count.
-        algebraic: Take the algebraically largest ones, signs and all.
+        algebraic: Return the algebraically largest eigenvalues, in descending order.
 
     Raises:
         FloatingPointError: The Hessian is not finite, or the iterations do not converge.
@@ -130,24 +130,24 @@ def dominant_eigenvalues(loss: "Tensor", alpha: "Tensor", count: int, algebraic:
 
     n = len(alpha)
     hessian = LinearOperator((n, n), matvec=product, dtype=np.float64)
-    start = np.random.default_rng(0).standard_normal(n)  # ARPACK's own differs from call to call
-    # tolerance of the residual; an eigenvalue's error is quadratic in it
+    start = np.random.default_rng(0).standard_normal(n)  # ARPACK's default start is random
+    # tolerance of the residual; the error of an eigenvalue is quadratic in it
     tolerance = torch.finfo(alpha.dtype).eps ** 0.5
     try:
         which = "LA" if algebraic else "LM"
         values = eigsh(hessian, count, which=which, v0=start, tol=tolerance, return_eigenvectors=False)
     except ArpackNoConvergence as error:
         raise FloatingPointError(
-            f"only {len(error.eigenvalues)} of {count} eigenvalues converged; fewer, or --precision 64-true, may do"
+            f"only {len(error.eigenvalues)} of {count} eigenvalues converged; try fewer, or --precision 64-true"
         ) from error
     return values[np.argsort(-values if algebraic else -np.abs(values))]
 
 
 def measure_eigenvalues(run: Path, settings: HessianSettings, stored: CommonSettings) -> list[dict[str, Any]]:
-    """A row for each checkpoint, in order of epoch. RUN/hessian.csv is written after each of them.
+    """Measure each checkpoint and return the rows in order of epoch. Write RUN/hessian.csv after each checkpoint.
 
     The columns are epoch, eigenvalue_1 to eigenvalue_<count>, and loss, the validation loss without weight decay.
-    RUN/hessian.json has the settings of the measurement.
+    RUN/hessian.json stores the settings of the measurement.
 
     Raises:
         InputError: There is no checkpoint, or hessian.csv was measured with other settings.
@@ -186,7 +186,7 @@ def measure_eigenvalues(run: Path, settings: HessianSettings, stored: CommonSett
 
 
 def kept_rows(path: Path, made: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The rows of hessian.csv by epoch, if there are any.
+    """epoch -> its row in hessian.csv; empty if there is no such file.
 
     Raises:
         InputError: They were not measured with the settings `made`.
@@ -201,7 +201,7 @@ def kept_rows(path: Path, made: dict[str, Any]) -> dict[int, dict[str, Any]]:
         earlier = read_json(path.with_suffix(".json"))
     for name, value in made.items():
         if earlier[name] != value:
-            raise InputError(f"--{name}: {value}, but {path} was measured with {earlier[name]}; expected the same")
+            raise InputError(f"--{name}: {value}, expected {earlier[name]}, with which {path} was measured")
     return {row["epoch"]: row for row in rows}
 
 
@@ -211,7 +211,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def plot_eigenvalues(rows: list[dict[str, Any]], heading: str, shade: str, path: Path) -> None:
-    """Draw the eigenvalues over the epochs, from the largest (dark) to the smallest (light), and the loss."""
+    """Plot the loss and the eigenvalues, from the largest (dark) to the smallest (light), over the epochs."""
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure

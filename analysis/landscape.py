@@ -1,14 +1,14 @@
-"""Validation loss and accuracy around the alpha of a search, on a plane of two random orthonormal directions.
+"""Measure the validation loss and accuracy around the alpha of a search, along two random orthonormal directions.
 
-The weights are those of the checkpoint. DARTS- (Chu et al., ICLR 2021) has such pictures, after Li et al., "Visualizing
-the Loss Landscape of Neural Nets" (NeurIPS 2018).
+The weights come from the checkpoint and stay fixed. DARTS- (Chu et al., ICLR 2021) shows such figures, following Li et
+al., "Visualizing the Loss Landscape of Neural Nets" (NeurIPS 2018).
 
-    python analysis/landscape.py runs/search-...                                # at the last checkpoint
-    python analysis/landscape.py runs/search-... --epoch 25 --radius 3          # at another one, farther out
-    python analysis/landscape.py runs/search-... --definition darts-minus       # as in DARTS-'s figures
+    python analysis/landscape.py runs/search-...                                # around the last checkpoint
+    python analysis/landscape.py runs/search-... --epoch 25 --radius 3          # a larger area around epoch 25
+    python analysis/landscape.py runs/search-... --definition darts-minus       # as in the figures of DARTS-
 
-DARTS-'s code takes the supernet in evaluation mode, all validation images, and directions that are as long as alpha on
-each kind of cell. It augments the images anew at each point; here they are not augmented. The result is in
+The code of DARTS- uses the supernet in evaluation mode, all validation images, and directions that are as long as alpha
+on each kind of cell. It augments the images anew at each point; this script does not augment them. The result is in
 RUN/landscape-darts-minus.csv.
 """
 
@@ -37,28 +37,28 @@ Points = Annotated[int, Limit("2 to 1000", lambda n: 2 <= n <= 1000)]
 
 @dataclass
 class LandscapeSettings(MeasurementSettings):
-    """The settings of a landscape."""
+    """The settings of landscape.py."""
 
-    epoch: NonNegativeInt = option(0, "Epoch whose checkpoint is the center. 0 takes the last one.")
+    epoch: NonNegativeInt = option(0, "Epoch of the checkpoint at the center. 0 takes the last checkpoint.")
     points: Points | None = option(
         None,
-        "Points along each side of the grid. The center is one of them if the number is odd. By default 21, or 51 for "
+        "Number of grid points along each side. An odd number includes the center. By default 21, or 51 for "
         "darts-minus.",
     )
     radius: PositiveFloat = option(
         1.0,
-        "Half a side of the grid, in units of alpha. A direction spreads over all n alphas: at its end they have moved "
-        "by RADIUS / sqrt(n) in root mean square, 0.07 for the 196 of s5 and 0.18 for the 30 of NAS-Bench-201. For "
-        "darts-minus the unit is the length of alpha.",
+        "Half the side length of the grid, in units of alpha. A step of length RADIUS changes the n alphas by "
+        "RADIUS / sqrt(n) in root mean square: with radius 1, by 0.07 in s5 (n = 196) and by 0.18 in NAS-Bench-201 "
+        "(n = 30). For darts-minus the unit is the norm of alpha.",
     )
     batches: PositiveInt | None = option(
         None,
-        "Batches of the validation images over which the loss is averaged. By default 1, or all for darts-minus.",
+        "Number of validation batches over which the loss is averaged. By default 1, or all for darts-minus.",
     )
 
 
 def directions(count: int, seed: int) -> "Tensor":
-    """Two random orthonormal directions of a seed, (count, 2) float64."""
+    """Two random orthonormal directions, (count, 2) float64."""
     import torch
 
     from lib.seeds import random_numbers
@@ -68,13 +68,13 @@ def directions(count: int, seed: int) -> "Tensor":
 
 
 def as_long_as(alphas: "Sequence[Tensor]", plane: "Tensor") -> "Tensor":
-    """Orthogonal directions that are as long as alpha on each kind of cell, (n, 2) float64 (DARTS-'s code).
+    """Orthogonal directions that are as long as alpha on each kind of cell, (n, 2) float64 (code of DARTS-).
 
-    In DARTS-'s code the directions are not orthogonal: it divides by a norm in place of the norm's square.
+    In the code of DARTS- the directions are not orthogonal, because it divides by a norm instead of its square.
 
     Args:
         alphas: The alpha of each kind of cell, (n_kind,) each.
-        plane: Two directions, (n, 2), whose parts on each kind of cell are made orthonormal.
+        plane: Two directions, (n, 2). The parts for each kind of cell are orthonormalized first.
     """
     import torch
 
@@ -85,12 +85,12 @@ def as_long_as(alphas: "Sequence[Tensor]", plane: "Tensor") -> "Tensor":
 def measure_landscape(
     valid: "ValidationLoss", epoch: int, points: int, radius: float, definition: Definition
 ) -> list[dict[str, Any]]:
-    """Loss and accuracy at alpha + x d_1 + y d_2 for x and y from -radius to radius, a row for each point.
+    """Measure loss and accuracy at alpha + x d_1 + y d_2 for x and y from -radius to radius. Return a row per point.
 
-    The columns are epoch, x, y, loss and accuracy (a share of 1). y varies fastest.
+    The columns are epoch, x, y, loss and accuracy (0 to 1). y varies fastest.
 
     Raises:
-        InputError: The epoch's checkpoint is damaged or of other settings.
+        InputError: The checkpoint is corrupt or has other settings.
         FloatingPointError: A loss is not finite.
     """
     import torch
@@ -115,7 +115,7 @@ def measure_landscape(
 
 
 def plot_landscape(rows: list[dict[str, Any]], heading: str, unit: str, shade: str, path: Path) -> None:
-    """Draw the contours of loss and accuracy, and the checkpoint's alpha as a dot."""
+    """Plot contours of loss and accuracy, with a dot at the alpha of the checkpoint."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -140,7 +140,7 @@ def plot_landscape(rows: list[dict[str, Any]], heading: str, unit: str, shade: s
 def main() -> None:
     settings, run, stored, config = read_command_line(LandscapeSettings, PROG, __doc__.splitlines()[0])
 
-    # Imported here: --help and a wrong flag are answered before torch is loaded.
+    # imported here, so that --help and errors in flags need not load torch
     from analysis.curves import title
     from analysis.validation import ValidationLoss
 
@@ -150,7 +150,7 @@ def main() -> None:
     epoch = settings.epoch or valid.epochs[-1]
     if epoch not in valid.epochs:
         kept = ", ".join(map(str, valid.epochs))
-        raise InputError(f"--epoch: {epoch}, but {run} keeps the checkpoints of {kept}; expected one of these")
+        raise InputError(f"--epoch: {epoch}, expected one of {kept}, the epochs of the checkpoints in {run}")
     rows = measure_landscape(valid, epoch, settings.points or points, settings.radius, settings.definition)
     table, about, picture = (settings.file("landscape", suffix) for suffix in (".csv", ".json", ".png"))
     with cli.blaming("run"):

@@ -1,4 +1,4 @@
-"""The page of a report, from run folders and the template report.html."""
+"""Build the page of a report from run folders and the template report.html."""
 
 import re
 import time
@@ -24,17 +24,17 @@ from lib.files import read_yaml
 from spaces import SPACES
 
 HERE = Path(__file__).resolve().parent
-#: characters that need no quoting in a data URI
+#: characters that a data URI may contain unquoted
 SAFE = " =/:;,.()-+'"
 
 
 def small(text: object, note: str) -> str:
-    """The text of a cell, followed by a note."""
+    """The text of a table cell, with an optional note in small letters."""
     return Markup("{} <small>{}</small>").format(text, note) if note else str(text)
 
 
 def results(rows: list[Row], metric: str, figures: list[dict[str, Any]]) -> pd.DataFrame:
-    """Measured and published scores. The other methods are compared with the first one."""
+    """A table of measured and published scores. All methods are compared with the first one."""
     lines = []
     for row in rows:
         values = row.values(metric)
@@ -58,7 +58,7 @@ def results(rows: list[Row], metric: str, figures: list[dict[str, Any]]) -> pd.D
 
 
 def difference(pair: Paired | None) -> str:
-    """The mean difference of two methods and its p-value."""
+    """The text for the mean difference of two methods and its p-value."""
     if pair is None:
         return "–"
     note = "" if pair.p is None else f"p = {number(pair.p, '.3g')}, {pair.pairs} pairs"
@@ -66,7 +66,7 @@ def difference(pair: Paired | None) -> str:
 
 
 def others(rows: list[Row], names: list[str], figures: list[dict[str, Any]]) -> pd.DataFrame:
-    """The other scores of a column."""
+    """A table of the other scores in a column."""
 
     def cell(row: Row, name: str) -> str:
         found = row.published(figures, name)
@@ -76,7 +76,7 @@ def others(rows: list[Row], names: list[str], figures: list[dict[str, Any]]) -> 
 
 
 def pairs(rows: list[Row], metric: str) -> pd.DataFrame:
-    """Every method against every other: the row's values minus the column's."""
+    """A table that compares each pair of methods: the method of the row minus the method of the column."""
     values = {row.method: row.values(metric).to_dict() for row in rows}
 
     def cell(own: dict[int, float], against: dict[int, float]) -> str:
@@ -86,7 +86,7 @@ def pairs(rows: list[Row], metric: str) -> pd.DataFrame:
 
 
 def cost(rows: list[Row], figures: list[dict[str, Any]]) -> pd.DataFrame:
-    """Time and memory of each method's runs so far."""
+    """A table of the time and memory that the runs of each method have used so far."""
     lines = []
     for row in rows:
         search, epochs = row.values("search"), row.values("search_epochs").sum()
@@ -103,7 +103,7 @@ def cost(rows: list[Row], figures: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def state(rows: list[Row], metric: str) -> pd.DataFrame:
-    """The state and the commands of every entry."""
+    """A table of the state and the commands of each entry."""
     opening, lines = Markup('<details><summary>{}</summary><pre tabindex="0">{}</pre></details>'), []
     for entry in (entry for row in rows for entry in row.entries):
         progress = ", ".join(f"{step} {done} of {total} epochs" for step, (done, total) in entry.progress.items())
@@ -119,7 +119,7 @@ def state(rows: list[Row], metric: str) -> pd.DataFrame:
 
 
 def section(index: int, entries: list[Entry], order: dict[str, Any], figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """The part of the page for one column of a table."""
+    """The template variables for one column of a table."""
     rows, metric = rows_of(entries), first_metric(entries)
     quantities = measured([entry.course for entry in entries if entry.course is not None])
     names = [name for name in dict.fromkeys(name for e in entries for name in e.scores) if name != metric]
@@ -149,17 +149,18 @@ def section(index: int, entries: list[Entry], order: dict[str, Any], figures: li
 
 
 def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, list[str], bool]:
-    """The page of some run folders.
+    """Build the page for run folders.
 
     Args:
-        command: The command that makes the page.
+        paths: Folders that contain runs.
+        command: The command that writes the page. The page shows it.
         refresh: Seconds after which the page reloads itself; 0 for never.
 
     Returns:
-        The page, the reasons why runs could not be read, and whether all runs are finished.
+        The page, a message for each run that could not be read, and True if all runs are finished.
 
     Raises:
-        ValueError: There is no run.
+        ValueError: The folders contain no readable run.
         OSError: A folder cannot be read.
     """
     entries, problems = load_entries(list(paths))
@@ -198,7 +199,7 @@ def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, l
 
 
 def _orders(entries: list[Entry]) -> dict[Path | None, dict[str, Any]]:
-    """folder of a table -> its scale and source, and the order of its columns and methods."""
+    """folder of a table -> its scale, its source, and the order of its columns and methods."""
     orders: dict[Path | None, dict[str, Any]] = {}
     for root in {entry.root for entry in entries if entry.root is not None}:
         if (root / "table.yaml").is_file():
@@ -209,7 +210,7 @@ def _orders(entries: list[Entry]) -> dict[Path | None, dict[str, Any]]:
 
 
 def _place(entry: Entry, orders: dict[Path | None, dict[str, Any]]) -> tuple[Any, ...]:
-    """The position of an entry: that in its table's file, then by name."""
+    """The sort key of an entry: position in the file of its table, then name and seed."""
     order = orders.get(entry.root, {"columns": [], "methods": []})
     column, method = (
         order[axis].index(name) if name in order[axis] else len(order[axis])
@@ -219,9 +220,10 @@ def _place(entry: Entry, orders: dict[Path | None, dict[str, Any]]) -> tuple[Any
 
 
 def references(figures: list[dict[str, Any]], origins: list[dict[str, Any]], metric: str) -> list[tuple[str, str, str]]:
-    """(name, figure, note and source) of published references, such as a published cell or the best of a table.
+    """(name, figure, note and source) of published references, such as a published cell or the best cell of a table.
 
-    They are those of the rows' spaces and data set. A space that this project does not have counts as any of them.
+    Only references for the spaces and the data sets of the rows are included. References in spaces that this project
+    does not implement match every space.
     """
     spaces, datasets = ({origin.get(name) for origin in origins} for name in ("space", "dataset"))
     return [
@@ -235,12 +237,12 @@ def references(figures: list[dict[str, Any]], origins: list[dict[str, Any]], met
 
 
 def _cells(rows: list[Row]) -> dict[int, list[tuple[Row, Entry]]]:
-    """seed -> the entries with a drawing of their cells."""
+    """seed -> the entries that have pictures of their cells."""
     seeds = sorted({entry.seed for row in rows for entry in row.entries if entry.pictures})
     return {s: [(row, e) for row in rows for e in row.entries if e.seed == s and e.pictures] for s in seeds}
 
 
 def _picture(drawing: bytes) -> str:
-    """An SVG file as a data URI. A browser runs no scripts in an image."""
+    """Convert an SVG file to a data URI. Browsers do not run scripts inside images."""
     text = re.sub(r"<!--.*?-->|<title>.*?</title>", "", drawing.decode("utf-8", "replace"), flags=re.DOTALL)
     return f"data:image/svg+xml,{quote(' '.join(text.split()), safe=SAFE)}"

@@ -1,10 +1,10 @@
-"""Write a page about some runs: measured and published accuracies, curves, cells and cost.
+"""Write a report of runs as an HTML page: measured and published accuracies, curves, cells and cost.
 
     python analysis/report.py runs/robust-small report.html
     python analysis/report.py runs/nasbench201-small runs/search-... report.html     # tables and single runs together
-    python analysis/report.py runs/robust-small report.html --watch                  # rewritten until all runs end
+    python analysis/report.py runs/robust-small report.html --watch                  # update until all runs end
 
-The page is a single file, which loads nothing from the network.
+The page is a single file and loads nothing from the network.
 """
 
 import time
@@ -14,38 +14,38 @@ from lib import cli, options
 from lib.files import write_atomically
 
 PROG = "report.py"
-#: marks the pages that this script may overwrite
+#: marks pages of this script, which it may overwrite
 GENERATOR = b'<meta name="generator" content="analysis/report.py">'
 
 
 def main() -> None:
     parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
     every = options.reader(options.PositiveInt)
-    parser.add_argument("runs", nargs="+", help="Folders of tables, folders of runs, or run folders.")
-    parser.add_argument("out", help="Page to write, OUT.html.")
-    parser.add_argument("--watch", action="store_true", help="Write the page again until all runs are finished.")
-    parser.add_argument("--every", type=every, default=30, metavar="N", help="Seconds between two pages (default: 30).")
+    parser.add_argument("runs", nargs="+", help="Run folders, or folders that contain runs, as of tables.")
+    parser.add_argument("out", help="HTML file to write, OUT.html.")
+    parser.add_argument("--watch", action="store_true", help="Update the page until all runs are finished.")
+    parser.add_argument("--every", type=every, default=30, metavar="N", help="Seconds between updates (default: 30).")
     given = parser.parse_args()
     out, paths = Path(given.out), [Path(run) for run in given.runs]
     if out.suffix != ".html":
-        raise cli.InputError(f"out: {given.out!r}, expected the name of a page, OUT.html")
+        raise cli.InputError(f"out: {given.out!r}, expected a file name that ends in .html")
     if not out.parent.is_dir():
-        raise cli.InputError(f"out: {given.out!r}, but there is no folder {out.parent}")
+        raise cli.InputError(f"out: {given.out!r}: there is no folder {out.parent}; expected an existing folder")
     content = out.read_bytes()[:4096] if out.is_file() else b""
     if out.exists() and (not out.is_file() or (content and GENERATOR not in content)):
-        raise cli.InputError(f"out: {given.out!r} is there and no report of this script; expected another name")
+        raise cli.InputError(f"out: {given.out!r} exists and is not a report of this script; name another file")
     for path in paths:
         if not path.is_dir():
-            raise cli.InputError(f"runs: {str(path)!r}, expected a folder of runs")
+            raise cli.InputError(f"runs: {str(path)!r}, expected a folder that contains runs")
 
-    # Imported here: --help and a wrong argument are answered before matplotlib and SciPy are loaded.
+    # imported here, so that --help and errors in arguments need not load matplotlib and SciPy
     from analysis.page import build
 
     command, finished = cli.command_line(), False
     while not finished:
         with cli.blaming("runs"):
             page, problems, finished = build(paths, command, int(given.every) if given.watch else 0)
-        if finished and given.watch:  # the last page stays as it is
+        if finished and given.watch:  # the last page does not reload itself
             page, problems, _ = build(paths, command)
         for problem in problems:
             print(problem, flush=True)

@@ -1,4 +1,4 @@
-"""The rows of a report's tables: a method in a column, with its runs and the published figures."""
+"""Rows of the tables in a report: a method in a column of a table, its runs, and published figures."""
 
 import json
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from analysis.curves import number
 from analysis.runs import ACCURACY, Entry
 from nasbench201.cells import TITLES
 
-#: shown without a published figure
+#: shown if there is no published figure
 UNKNOWN = "not available"
 
 
@@ -22,8 +22,9 @@ class Row:
     """A method in a column of a table.
 
     Attributes:
-        series: The method whose color the row has.
-        runs: The seed, scores and figures of each entry.
+        series: The method that gives the row its color.
+        entries: The search and retraining of each seed.
+        runs: The seed, the scores and the figures of each entry.
     """
 
     method: str
@@ -32,11 +33,11 @@ class Row:
     runs: pd.DataFrame
 
     def values(self, name: str) -> pd.Series:
-        """seed -> a score or figure, without the entries that lack it."""
+        """seed -> a score or figure. Entries without it are left out."""
         return self.runs.set_index("seed")[name].dropna() if name in self.runs else pd.Series(dtype=float)
 
     def mean(self, name: str, digits: int = 2) -> str:
-        """Mean and deviation as the papers print them: 93.76 ± 0.12."""
+        """Format the mean and the standard deviation as in papers: 93.76 ± 0.12."""
         values = self.values(name)
         deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
         return shown(values.mean(), digits) + deviation
@@ -50,17 +51,17 @@ class Row:
 
 
 def shown(value: float | None, digits: int = 2, sign: str = "") -> str:
-    """A number in a table, or a dash."""
+    """Format a number for a table. A missing number becomes a dash."""
     return "–" if value is None or pd.isna(value) else number(value, f"{sign}z.{digits}f")
 
 
 def load_published() -> list[dict[str, Any]]:
-    """The published figures (published_results.json)."""
+    """Read the published figures from published_results.json."""
     return json.loads((Path(__file__).parent.parent / "published_results.json").read_text(encoding="utf-8"))
 
 
 def published(figures: Iterable[dict[str, Any]], origin: dict[str, Any], metric: str) -> str:
-    """The figure of a paper for a method in a space, or "not available"."""
+    """The published figure for a method, a space and a data set, or "not available"."""
     asked = {name: origin.get(name) for name in ("space", "dataset", "method")}
     if set(origin) <= set(asked):
         for figure in figures:
@@ -71,12 +72,12 @@ def published(figures: Iterable[dict[str, Any]], origin: dict[str, Any], metric:
 
 
 def with_note(figure: dict[str, Any]) -> str:
-    """The source of a published figure, after its note."""
+    """The note, if there is one, and the source of a published figure."""
     return "; ".join(figure[name] for name in ("note", "source") if name in figure)
 
 
 def rows_of(entries: list[Entry]) -> list[Row]:
-    """The rows of a column, in the order of the entries."""
+    """The rows of a column, one for each method, in the order of the entries."""
     runs = pd.DataFrame([{"method": e.method, "seed": e.seed, **e.scores, **e.figures} for e in entries])
     shades = assign({entry.method: str(entry.origin.get("method")) for entry in entries})
     groups = runs.groupby("method", sort=False)
@@ -84,7 +85,7 @@ def rows_of(entries: list[Entry]) -> list[Row]:
 
 
 def first_metric(entries: list[Entry]) -> str:
-    """The score that a column shows: that on the data set of the search, if there are several."""
+    """The main score of a column. Among several scores it is the one on the data set of the search."""
     names = list(dict.fromkeys(name for entry in entries for name in entry.scores))
     searched = TITLES.get(str(entries[0].origin.get("dataset", "")).replace("-", "_"), "CIFAR-10")
     asked = (ACCURACY, f"{searched} test", f"{searched} test, 12 epochs")

@@ -1,4 +1,4 @@
-"""Read the runs of a report: the entries of tables, one for each seed, and single runs."""
+"""Read the runs of a report: entries of tables (one for each seed) and single runs."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from nasbench201.cells import TITLES, load_any
 if TYPE_CHECKING:
     import pandas as pd
 
-#: folders in a run folder that hold no runs
+#: subfolders of a run folder that contain no runs
 INNER = {"checkpoints", "tensorboard", "cells", "selections", "perturbation"}
 Step = Literal["search", "retrain"]
 ACCURACY = "test accuracy"
@@ -24,15 +24,15 @@ ACCURACY = "test accuracy"
 
 @dataclass
 class Entry:
-    """A search, its retraining if there is one, and the scores of the found network.
+    """A search, its retraining if there is one, and the scores of the derived network.
 
     Attributes:
-        table, column, method: Its place in a table. For a single run they name its data and settings.
-        origin: The flags of the search by which published figures are looked up: space, dataset, method.
+        table, column, method: Position in a table. For a single run, names made from its data and settings.
+        origin: Flags of the search that select published figures: space, dataset, method.
         scores: Accuracies in percent, and ranks, by name.
-        figures: skips, alignment, params, memory (MiB), and the seconds and epochs of each step: `search`,
-            `search_epochs`, `retrain`, `retrain_epochs`.
-        progress: step -> (epochs done, epochs in all).
+        figures: skips, alignment, params, memory (MiB), the seconds of each step (`search`, `retrain`), and the epochs
+            of each step (`search_epochs`, `retrain_epochs`).
+        progress: step -> (finished epochs, all epochs).
     """
 
     folder: Path
@@ -41,15 +41,15 @@ class Entry:
     method: str
     seed: int
     origin: dict[str, Any]
-    root: Path | None = None  # the table's folder
-    note: str = ""  # settings in which its method differs from the table's
+    root: Path | None = None  # folder of the table
+    note: str = ""  # settings in which the method differs from the rest of the table
     course: Course | None = None
     scores: dict[str, float] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     progress: dict[str, tuple[int, int]] = field(default_factory=dict)
     finished: bool = False
     commands: list[str] = field(default_factory=list)
-    measurements: list[str] = field(default_factory=list)  # commands of the eigenvalues and the surface
+    measurements: list[str] = field(default_factory=list)  # commands that measured the eigenvalues and the surface
     devices: set[str] = field(default_factory=set)
     commits: set[str] = field(default_factory=set)
     eigenvalues: "pd.DataFrame | None" = None  # hessian.csv
@@ -58,10 +58,10 @@ class Entry:
 
 
 def load_entries(paths: list[Path]) -> tuple[list[Entry], list[str]]:
-    """The entries in some folders, and the reasons why others could not be read.
+    """Return the entries in folders, and a message for each run that could not be read.
 
     Raises:
-        ValueError: There is no entry.
+        ValueError: The folders contain no readable run.
     """
     units: list[Entry] = []
     alone: list[Entry] = []
@@ -70,19 +70,19 @@ def load_entries(paths: list[Path]) -> tuple[list[Entry], list[str]]:
         try:
             if (folder / "unit.json").is_file():
                 units.append(_unit(folder))
-            elif not _config(folder).get("seeds"):  # a series of seeds has a folder for each run
+            elif not _config(folder).get("seeds"):  # a search with several seeds has a run folder for each seed
                 alone.append(_alone(folder))
         except (ValueError, LookupError, OSError) as error:
-            problems.append(f"{folder}: not read: {' '.join(str(error).split())}")
+            problems.append(f"{folder} could not be read: {' '.join(str(error).split())}")
     _name(alone)
     if not units and not alone:
-        problem = problems[0] if problems else f"{', '.join(map(str, paths))}: no run in it"
+        problem = problems[0] if problems else f"there is no run in {', '.join(map(str, paths))}"
         raise ValueError(f"{problem}; expected run folders of this project")
     return units + alone, problems
 
 
 def _folders(paths: list[Path]) -> Iterator[Path]:
-    """The folders of table entries and of single runs, each once."""
+    """Yield the folders of table entries and single runs, each once."""
     seen = set()
     for path in paths:
         for place, names, files in os.walk(path):
@@ -105,7 +105,7 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _unit(folder: Path) -> Entry:
-    """An entry of a table, whose folder is TABLE/COLUMN/METHOD/seed-N."""
+    """Read an entry of a table. Its folder is TABLE/COLUMN/METHOD/seed-N."""
     about = read_json(folder / "unit.json")
     entry = Entry(
         folder,
@@ -131,7 +131,7 @@ def _unit(folder: Path) -> Entry:
 
 
 def _alone(folder: Path) -> Entry:
-    """A run of one script."""
+    """Read a single run, which does not belong to a table."""
     config = _config(folder)
     step: Step = "retrain" if "arch" in config else "search"
     origin = {name: config.get(name, "") for name in ("space", "dataset", "method")}
@@ -139,7 +139,7 @@ def _alone(folder: Path) -> Entry:
     entry = Entry(folder, "Runs", column, Path(cell_label(config.get("arch", ""))).name, config["seed"], origin)
     _read_step(entry, step, folder)
     entry.finished = is_finished(folder, step)
-    # Each epoch's cell is that of argmax or a threshold; the perturbation rule may find another one.
+    # metrics.csv scores the cell of the argmax or threshold rule. The perturbation rule may select another cell.
     known = entry.course is not None and "table_test_accuracy" in entry.course.metrics
     if entry.course is not None and known and config["selection"] != "perturbation":
         score = float(entry.course.metrics["table_test_accuracy"].iloc[-1])
@@ -148,14 +148,14 @@ def _alone(folder: Path) -> Entry:
 
 
 def _name(alone: list[Entry]) -> None:
-    """Name the single searches after the settings in which they differ."""
+    """Name single searches after the settings in which they differ."""
     entries = {id(entry.course): entry for entry in alone}
     for title, courses in grouped([entry.course for entry in alone if entry.course is not None]).items():
         for entry in (entries[id(course)] for course in courses):
             entry.column = f"{entry.origin['space'].upper()} on {entry.origin['dataset']}"
             entry.method = title.removeprefix("Search on ").rpartition(": ")[2]
     taken: set[tuple[str, str, int]] = set()
-    for entry in alone:  # the same search twice is two searches
+    for entry in alone:  # equal names get the folder
         entry.method = entry.method or entry.origin["method"]
         if (entry.column, entry.method, entry.seed) in taken:
             entry.method += f" ({entry.folder})"
@@ -163,7 +163,7 @@ def _name(alone: list[Entry]) -> None:
 
 
 def _read_step(entry: Entry, step: Step, run: Path) -> None:
-    """Add what a search or a retraining has recorded so far."""
+    """Add the results that a search or a retraining has recorded so far."""
     config = _config(run)
     origin = config["provenance"]
     entry.commands.append(origin["command"])
@@ -178,7 +178,7 @@ def _read_step(entry: Entry, step: Step, run: Path) -> None:
 
 
 def _read_search(entry: Entry, run: Path) -> "pd.DataFrame | None":
-    """Add a search's course, cell and measurements; returns metrics.csv, None before the first epoch."""
+    """Add the curves, cell and measurements of a search. Returns metrics.csv, or None before the first epoch."""
     entry.eigenvalues = _measured(entry, run / "hessian.csv")
     entry.surface = _measured(entry, run / "landscape.csv")
     if not (run / "alphas.npz").is_file():
@@ -196,7 +196,7 @@ def _read_search(entry: Entry, run: Path) -> "pd.DataFrame | None":
 
 
 def _measured(entry: Entry, path: Path) -> "pd.DataFrame | None":
-    """A measurement of a search. The JSON file beside it has its command."""
+    """Read hessian.csv or landscape.csv, and add the command from its JSON file. Returns None if there is no file."""
     if not path.is_file():
         return None
     entry.measurements.append(read_json(path.with_suffix(".json"))["command"])
@@ -204,7 +204,7 @@ def _measured(entry: Entry, path: Path) -> "pd.DataFrame | None":
 
 
 def _read_retraining(entry: Entry, run: Path) -> "pd.DataFrame | None":
-    """Add a retraining's result, if it has one; returns metrics.csv, None before the first epoch."""
+    """Add the result of a retraining if it is finished. Returns metrics.csv, or None before the first epoch."""
     if is_finished(run, "retrain"):
         result = read_json(run / "result.json")
         entry.scores = _scores(result)
@@ -213,7 +213,7 @@ def _read_retraining(entry: Entry, run: Path) -> "pd.DataFrame | None":
 
 
 def _scores(score: Mapping[str, Any]) -> dict[str, float]:
-    """Scores by name, in percent, from the JSON object of a test script or of nasbench201/table.py."""
+    """name -> score in percent, or rank, from the JSON output of a test script or of nasbench201/table.py."""
     if "accuracies" not in score:
         names = {"accuracy": ACCURACY, "top5": "top-5 accuracy"}
         return {shown: 100 * score[name] for name, shown in names.items() if name in score}

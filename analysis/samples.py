@@ -1,4 +1,4 @@
-"""Statistics of a few seeds: an interval of the mean, and a paired test of two methods."""
+"""Statistics of a few seeds: a confidence interval of the mean, and a paired test of two methods."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -6,22 +6,22 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-#: resamplings of the bootstrap; the permutation test takes all signs up to this many
+#: number of bootstrap resamplings; the permutation test is exact up to this number of sign patterns
 RESAMPLINGS = 9999
 
 
 class Paired(NamedTuple):
-    """The comparison of two methods, seed by seed."""
+    """A paired comparison of two methods over their common seeds."""
 
-    pairs: int  # seeds that both methods have
-    difference: float  # mean of second minus first
+    pairs: int  # number of common seeds
+    difference: float  # mean of the second method minus mean of the first
     p: float | None  # p-value; None for a single pair
 
 
 def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """The 95 % interval of the mean by the percentile bootstrap (Efron, 1979); None for fewer than two values.
+    """The 95 % confidence interval of the mean (percentile bootstrap; Efron, 1979), or Nones for fewer than two values.
 
-    It is too narrow for a handful of seeds. For two it is their range.
+    For a handful of seeds the interval is too narrow. For two seeds it is their range.
     """
     if len(values) < 2:
         return None, None
@@ -36,9 +36,9 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def compare_paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | None:
-    """Fisher's two-sided permutation test of the signs, over the seeds that both methods have; None if there are none.
+    """Fisher's two-sided sign permutation test over the common seeds, or None if there are no common seeds.
 
-    Under the null hypothesis each seed's difference has either sign with the same probability.
+    Under the null hypothesis, the difference of each seed is positive or negative with equal probability.
 
     Args:
         first, second: seed -> value.
@@ -50,7 +50,7 @@ def compare_paired(first: Mapping[int, float], second: Mapping[int, float]) -> P
     difference = float(np.mean(differences))
     if len(seeds) < 2:
         return Paired(1, difference, None)
-    # Whole millionths, so that equal sums compare equal in floating point.
+    # Round to whole millionths, so that equal sums compare equal in floating point.
     whole = np.round(differences * 1e6)
     result = stats.permutation_test(
         (whole, np.zeros_like(whole)),

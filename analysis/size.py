@@ -1,8 +1,8 @@
-"""Parameters and multiply-adds of the network of a genotype, as one JSON object.
+"""Print the parameters and multiply-adds of the network of a genotype as a JSON object.
 
 python analysis/size.py DARTS_V2 --init_channels 36 --layers 20
 python analysis/size.py LambdaDARTS_corr_0 --dataset imagenet
-python analysis/size.py runs/retrain-...                 # the run's network; flags override its sizes
+python analysis/size.py runs/retrain-...                 # network of the run; flags override its sizes
 python analysis/size.py "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
 """
 
@@ -25,44 +25,44 @@ PROG = "size.py"
 class SizeSettings:
     """The network whose size is computed."""
 
-    genotype: str = argument("A named cell, a genotype or its file, a string of NAS-Bench-201, or a run folder.")
+    genotype: str = argument("Name of a cell, a genotype, its file, a NAS-Bench-201 string, or a run folder.")
     dataset: Literal["cifar10", "cifar100", "svhn", "digits", "imagenet"] | None = option(
         None,
-        "Data set, which determines the stem, the image size and the classes. By default cifar10, or that of the "
-        "retraining whose run folder is given.",
+        "Data set, which determines the stem, the image size and the number of classes. By default cifar10, or the "
+        "data set of the given retraining.",
     )
     init_channels: Channels | None = option(
         None,
-        "Channels C of the first cells. By default 36, on ImageNet 48, in NAS-Bench-201 16, or those of the "
+        "Channels C of the first cells. By default 36 (48 on ImageNet, 16 in NAS-Bench-201), or the value of the given "
         "retraining.",
     )
     layers: Layers | None = option(
         None,
-        "Number of cells, in NAS-Bench-201 of a stage. By default 20, on ImageNet 14, in NAS-Bench-201 5, or that of "
-        "the retraining.",
+        "Number of cells, or of cells per stage in NAS-Bench-201. By default 20 (14 on ImageNet, 5 in NAS-Bench-201), "
+        "or the value of the given retraining.",
     )
     auxiliary: bool = option(False, "Count the parameters of the auxiliary head.")
-    image_size: ImageSizeOrOwn = option(0, "Height and width in pixels. 0 takes those of the data set.")
+    image_size: ImageSizeOrOwn = option(0, "Height and width of the images in pixels. 0 takes the data set's size.")
 
 
 class RunSizes(NamedTuple):
-    """The sizes of the network of a retraining."""
+    """The sizes that define the network of a retraining."""
 
     imagenet: bool
     init_channels: int
-    layers: int  # in NAS-Bench-201 of a stage
+    layers: int  # in NAS-Bench-201, cells per stage
     classes: int
     channels: int
     image_size: int
 
 
 def sizes_of_run(run: Path) -> RunSizes | None:
-    """The sizes of the network in the run folder of a retraining; None for anything else."""
+    """Read the sizes of the network of a retraining. Returns None if `run` is not the run folder of a retraining."""
     from lib.checkpoints import open_retraining, paths
 
-    if not os.path.isdir(run):  # the text of a genotype may be too long for a path
+    if not os.path.isdir(run):  # unlike Path.is_dir, this accepts genotypes that are too long for a path
         return None
-    if (run / "alphas.npz").exists() or not paths(run / "checkpoints"):  # of a search
+    if (run / "alphas.npz").exists() or not paths(run / "checkpoints"):  # a search
         return None
     with cli.blaming("genotype"):
         about = open_retraining(run)["hyper_parameters"]
@@ -79,7 +79,7 @@ def main() -> None:
     if isinstance(genotype, Cell201) and settings.auxiliary:
         raise InputError("--auxiliary: the network of NAS-Bench-201 has no auxiliary head")
 
-    # Imported here: --help and wrong input are answered before torch is loaded.
+    # imported here, so that --help and errors in the input need not load torch
     import torch
 
     from model import NetworkCIFAR, NetworkImageNet, size

@@ -22,21 +22,21 @@ from utils import accuracy
 
 
 class ValidationLoss:
-    """loss, accuracy = valid(alpha), with the weights of the checkpoint that `restore` loaded.
+    """The function `loss, accuracy = valid(alpha)`, with the weights of the checkpoint that `restore` loaded.
 
-    alpha is one vector (n,): the alphas of all kinds of cells, row after row. The supernet is in training mode, as in
-    the search, or in evaluation mode, under the schedule (drop path, auxiliary skip) of the epoch that ended at the
-    checkpoint. The batches depend on the run's seed only and are not augmented, so they are the same at every
+    alpha is one vector (n,), the concatenated alphas of all kinds of cells. The supernet is in training mode, as in the
+    search, or in evaluation mode. Drop path and auxiliary skip have the values of the epoch that ended at the
+    checkpoint. The batches depend only on the seed of the run and are not augmented, so they are the same at every
     checkpoint.
 
     Args:
         run: Folder of a search.
-        settings: The settings of the search, with the device and precision of the measurement.
-        batches: Number of batches of the validation part. None takes all.
-        evaluation: Evaluation mode. The statistics of the batch norms are estimated at the checkpoint's alpha.
+        settings: The settings of the search, with the device and the precision of the measurement.
+        batches: Number of validation batches. None takes all of them.
+        evaluation: Use evaluation mode, with batch norm statistics estimated at the alpha of the checkpoint.
 
     Attributes:
-        epochs: The epochs whose checkpoints are kept, in order.
+        epochs: The epochs that have a checkpoint, in order.
         sizes: The number of alphas of each kind of cell.
 
     Raises:
@@ -48,7 +48,7 @@ class ValidationLoss:
         self._paths = {checkpoints.number(path): path for path in checkpoints.paths(run / "checkpoints")}
         self.epochs = list(self._paths)
         if not self.epochs:
-            raise InputError(f"run: {run} has no checkpoint; expected a search, of one seed, of one epoch or more")
+            raise InputError(f"run: {run} has no checkpoint; expected a search of one seed with a finished epoch")
         self.search = open_search(
             settings, SearchState201 if isinstance(settings, SCRIPT_201.settings) else SearchState
         )
@@ -57,8 +57,8 @@ class ValidationLoss:
         every = self._batches(self.search.valid)
         if batches is not None and batches > len(every):
             raise InputError(
-                f"--batches: {batches}, expected {len(every)} at most: the validation part has "
-                f"{len(self.search.valid)} images, in batches of {settings.batch_size}"
+                f"--batches: {batches}, expected at most {len(every)}: there are {len(self.search.valid)} validation "
+                f"images in batches of {settings.batch_size}"
             )
         self.batches = [self.search.cast(batch) for batch in islice(every, batches)]
 
@@ -70,7 +70,7 @@ class ValidationLoss:
         """Load the checkpoint of an epoch and return its alpha, (n,).
 
         Raises:
-            InputError: The checkpoint is damaged or of other settings.
+            InputError: The checkpoint is corrupt or has other settings.
         """
         search = self.search
         without_running_statistics(search.supernet.train())
@@ -86,10 +86,10 @@ class ValidationLoss:
 
     @torch.no_grad()
     def _estimate_statistics(self, alpha: Tensor) -> None:
-        """Fix the statistics of the batch norms, and put the supernet in evaluation mode.
+        """Estimate the batch norm statistics, and put the supernet in evaluation mode.
 
-        They are the means over the training images of each batch's mean and unbiased variance, in one pass in training
-        mode. The released codes keep averages over the last steps of the search, along which alpha moves.
+        The statistics are the mean and the unbiased variance of each batch, averaged over the training images in one
+        pass in training mode. The released codes use running averages of the last search steps, in which alpha moves.
         """
         supernet, weights, images = self.search.supernet, self._layer_weights(alpha), 0
         norms = [module for module in supernet.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -113,7 +113,7 @@ class ValidationLoss:
         return [mixing[kind] for kind in search.supernet.kinds]
 
     def __call__(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy, which can be differentiated, and accuracy over all images, for alpha (n,)."""
+        """Return the mean cross-entropy (differentiable) and the accuracy over all images, for alpha (n,)."""
         weights = self._layer_weights(alpha)
         losses, accuracies = [], []
         for batch in self.batches:

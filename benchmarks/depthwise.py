@@ -1,9 +1,9 @@
-"""Depthwise convolutions on a GPU by memory format: milliseconds, and the kernels that ran.
+"""Time depthwise convolutions in both memory formats, and list the GPU kernels that run.
 
     python benchmarks/depthwise.py --out depthwise.json
 
-Times torch's forward pass, input gradient and weight gradient, and a copy of the input. Each figure is the mean of
---rounds calls.
+The script times the forward pass, the input gradient and the weight gradient of torch, and a copy of the input. It
+prints means over --rounds calls in milliseconds.
 """
 
 import time
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 PROG = "depthwise.py"
-#: channels, height and width, kernel size and dilation, as they are in S5
+#: channels, height and width, kernel size, and dilation of convolutions in S5
 SHAPES = ((64, 32, 3, 1), (64, 32, 5, 1), (64, 32, 3, 2), (64, 32, 5, 2), (256, 8, 5, 1))
 FORMATS = ("channels_last", "contiguous")
 
@@ -28,14 +28,14 @@ FORMATS = ("channels_last", "contiguous")
 class DepthwiseSettings:
     """The settings of this benchmark."""
 
-    batch_size: PositiveInt = option(64, "Images of a batch.")
-    rounds: PositiveInt = option(20, "Calls of each operation, of which the mean is printed.")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Device: auto, cpu or cuda.")
-    out: str = option("", "JSON file to write.")
+    batch_size: PositiveInt = option(64, "Number of images per batch.")
+    rounds: PositiveInt = option(20, "Number of timed calls of each operation. Their mean is printed.")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Device to run on: auto, cpu or cuda.")
+    out: str = option("", "JSON file for the results. By default none is written.")
 
 
 def milliseconds(call: Callable[[], Any], rounds: int, device: "torch.device") -> float:
-    """The mean time of a call, after four calls to warm up."""
+    """The mean time of a call in milliseconds, after four warm-up calls."""
     import torch
 
     for _ in range(4):
@@ -57,7 +57,7 @@ def milliseconds(call: Callable[[], Any], rounds: int, device: "torch.device") -
 def time_convolutions(
     settings: DepthwiseSettings, dtype: "torch.dtype", shape: Sequence[int], layout: str, device: "torch.device"
 ) -> dict[str, Any]:
-    """The milliseconds of each pass for one shape in one format, and the kernels."""
+    """Time each pass for one shape in one memory format. Returns milliseconds and, on a GPU, the kernels."""
     import torch
     import torch.nn.functional as F
 
@@ -102,7 +102,7 @@ def main() -> None:
     device = torch.device(check_device(settings.device)[0])
     set_up_libraries(tf32=False)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"on {name}, batch {settings.batch_size}, milliseconds")
+    print(f"Milliseconds on {name}, batch size {settings.batch_size}")
     print("| type | channels, size | kernel, dilation | format | forward | input gradient | weight gradient | copy |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     rows = []

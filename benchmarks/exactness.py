@@ -1,8 +1,8 @@
-"""The error of a gradient in single precision, for our supernet and for the plain one.
+"""Measure the float32 rounding error of the weight gradient, for this project's supernet and for the plain one.
 
     python benchmarks/exactness.py --space s5
 
-Prints relative errors of the gradient in the network weights, on random images with random mixing weights.
+The script prints relative errors of the gradient in the weights, for random images and random mixing weights.
 """
 
 import copy
@@ -19,11 +19,11 @@ PROG = "exactness.py"
 class ExactnessSettings:
     """The settings of this benchmark."""
 
-    space: Literal["s1", "s2", "s3", "s5"] = option("s5", "Search space. s4 has random operations.")
+    space: Literal["s1", "s2", "s3", "s5"] = option("s5", "Search space. s4 is left out, because it is random.")
     init_channels: Channels = option(16, "Channels C of the first cells.")
-    layers: Layers = option(8, "Number of cells.")
+    layers: Layers = option(8, "Number of cells in the supernet.")
     image_size: ImageSize = option(32, "Height and width of the random images in pixels.")
-    batch_size: PositiveInt = option(64, "Number of images.")
+    batch_size: PositiveInt = option(64, "Number of random images.")
     seed: Seed = option(0, "Seed of the weights and the images.")
 
 

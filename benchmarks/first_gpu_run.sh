@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The first ten minutes on a GPU: the GPU tests, a real search of NAS-Bench-201 that is stopped and resumed, step times of
-# the search, depthwise kernels. benchmarks/README.md says what to bring.
+# The first ten minutes on a GPU: GPU tests, a real search in NAS-Bench-201 that is stopped and resumed, step times of
+# the search, and depthwise kernels. benchmarks/README.md lists the requirements.
 #   bash benchmarks/first_gpu_run.sh OUT [--smoke] [--device cpu] [--seconds 530]
-# --smoke imports everything and takes a tiny step of each kind, in a minute at most. --device cpu takes toy sizes.
-# CIFAR10 names the images (a folder with train/<class>/*, or the official cifar-10-batches-py's), SEARCH the
-# search.tar.gz of an earlier run to go on with, PYTHON an interpreter.
-# What is known least comes first: on an H100 the depthwise kernels have been timed, and no search has run.
+# --smoke imports everything and runs a tiny step of each kind, in at most a minute. --device cpu uses toy sizes.
+# Environment variables: CIFAR10 is the folder of the images (with train/<class>/*, or with cifar-10-batches-py), SEARCH
+# is the search.tar.gz of an earlier run to continue, and PYTHON is the interpreter.
+# The least tested steps come first. On an H100, depthwise kernels have been timed, but no search has run.
 set -uo pipefail
 name=first_gpu_run.sh whole=530
 source "$(dirname "${BASH_SOURCE[0]}")/gpu_steps.sh"
@@ -22,10 +22,10 @@ elif [ "$(nproc)" -ge 8 ]; then
 fi
 step tests 130 "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py "${tests[@]}"
 
-# The search writes a checkpoint and a row an epoch. It is stopped after its seconds, or on a CPU after two more epochs;
-# SIGTERM ends it with status 130. 124 is that of timeout.
+# The search writes a checkpoint and a row of metrics.csv after each epoch. It is stopped after $seconds, or on a CPU
+# after two more epochs. It exits with status 130 after SIGTERM; timeout exits with status 124.
 interrupted() { # NAME, and flags of train_search.py
-    local enough=999999 limit=$((whole - SECONDS - 20)) # of which 20 s are left to end a search that hangs
+    local enough=999999 limit=$((whole - SECONDS - 20)) # reserves 20 s to kill a search that hangs
     [ $limit -le $seconds ] || limit=$seconds
     [ "$device" = cuda ] || enough=$(($(rows) + 3))
     # shellcheck disable=SC2016
@@ -36,7 +36,7 @@ interrupted() { # NAME, and flags of train_search.py
     local command=("$python" nasbench201/train_search.py --device "$device" "${@:2}")
     step "$1" $((limit + 20)) bash -c "$stop" - "$limit" "$enough" "$run/metrics.csv" "${command[@]}"
 }
-rows() { # epochs in the log of the search
+rows() { # lines in metrics.csv of the search
     [ ! -e "$run/metrics.csv" ] && echo 0 || wc -l <"$run/metrics.csv"
 }
 if [ "$device" = cpu ] || [ -n "${CIFAR10:-}" ]; then
@@ -69,6 +69,6 @@ times s5 110 --space s5 --ways contiguous "${graphs[@]}" plain
 times methods 110 --space s5 --methods darts lambda-darts-exact --ways contiguous "${graphs[@]}"
 times nasbench201 80 --space nasbench201 --ways contiguous "${graphs[@]}" "${last[@]}" plain
 step depthwise 40 "$python" benchmarks/depthwise.py --device "$device" "${depthwise[@]}" --out "$work/depthwise.json"
-# With what is left of the time: cuDNN compiles kernels for minutes.
+# Last, in the remaining time, because cuDNN compiles kernels for minutes.
 times s5_channels_last 300 --space s5 --ways "${last[@]}"
 finish

@@ -1,5 +1,5 @@
-# Shared by first_gpu_run.sh and second_gpu_run.sh: their arguments, and steps with a time limit each.
-# Sourced, with `name` (of the script) and `whole` (seconds that it may take by default) set.
+# Arguments and timed steps, shared by first_gpu_run.sh and second_gpu_run.sh.
+# They source this file after they set `name` (name of the script) and `whole` (default time limit in seconds).
 
 usage() {
     echo "$name: error: $1; expected OUT [--smoke] [--device cpu|cuda] [--seconds N]" >&2
@@ -11,13 +11,13 @@ while [ $# -gt 0 ]; do
     case $1 in
         --smoke) smoke=yes ;;
         --device | --seconds)
-            [ $# -gt 1 ] || usage "$1: no value"
+            [ $# -gt 1 ] || usage "$1: the value is missing"
             case $1 in --device) device=$2 ;; *) whole=$2 ;; esac
             shift
             ;;
-        -*) usage "$1: unknown" ;;
+        -*) usage "$1: unknown flag" ;;
         *)
-            [ -z "$out" ] || usage "$1: a second folder"
+            [ -z "$out" ] || usage "$1: OUT is given twice"
             out=$1
             ;;
     esac
@@ -29,7 +29,7 @@ case $whole in *[!0-9]* | "") usage "--seconds: '$whole'" ;; esac
 if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then usage "OUT: $out is not empty"; fi
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-for given in CIFAR10 SEARCH; do # relative to where the user stands
+for given in CIFAR10 SEARCH; do # relative to the folder of the user
     [ -z "${!given:-}" ] || export "$given=$(realpath "${!given}")"
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -39,7 +39,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-step() { # NAME SECONDS COMMAND...: run it, for so long at most; its JSON file is $work/NAME.json
+step() { # NAME SECONDS COMMAND...: run the command with a time limit; it may write $work/NAME.json
     local step=$1 limit=$2 left=$((whole - SECONDS)) begin=$SECONDS status=0
     shift 2
     if [ $left -lt 5 ]; then
@@ -48,7 +48,7 @@ step() { # NAME SECONDS COMMAND...: run it, for so long at most; its JSON file i
     fi
     [ "$limit" -le $left ] || limit=$left
     timeout --kill-after=5 "$limit" "$@" >"$work/$step.log" 2>&1 || status=$?
-    local said="failed with status $status" # 124 and 137 are those of timeout, the second one also of a lack of memory
+    local said="failed with status $status" # timeout exits with 124 or 137; lack of memory also with 137
     case $status in
         0) said=ok ;;
         124 | 137) [ $((SECONDS - begin)) -lt "$limit" ] || said="stopped after its $limit s" ;;
@@ -63,7 +63,7 @@ results.write_text(json.dumps(found, indent=1) + "\n")
 PY
 }
 
-finish() { # say how it went; status 1 where a step failed
+finish() { # name the result files; status 1 if a step failed
     echo "log.txt, results.json and summary.tsv are in $out"
     ! grep -q 'failed with status' "$out/summary.tsv"
 }

@@ -1,10 +1,10 @@
-"""The time of each part of retraining on ImageNet, and the number of workers that a device needs.
+"""Time each stage of retraining on ImageNet, and compute the number of workers that keep a device busy.
 
     python benchmarks/imagenet_loader.py --data ILSVRC --arch DARTS_V2
     python benchmarks/imagenet_loader.py                                  # random pictures
 
-Each part is timed alone: decoding in one process, and transfer, normalization and a training step on the device. Then
-all parts run together, with 1 to --workers workers. Prints medians in images per second.
+The script first times each stage alone: decoding in one process, and transfer, normalization and a training step on
+the device. It then times all stages together, with 1 to --workers workers. It prints medians in images per second.
 """
 
 import itertools
@@ -34,26 +34,26 @@ PROG = "imagenet_loader.py"
 class LoaderSettings:
     """The settings of this benchmark."""
 
-    data: str = option("", "ILSVRC's folder or one with train/<class>/*. By default random pictures are made.")
-    width: PositiveInt = option(500, "Width of the random pictures in pixels. ImageNet's mean is 470 x 390.")
+    data: str = option("", "Folder of ILSVRC, or a folder with train/<class>/*. By default random pictures are made.")
+    width: PositiveInt = option(500, "Width of the random pictures in pixels. The mean size in ImageNet is 470 x 390.")
     height: PositiveInt = option(375, "Height of the random pictures in pixels.")
     pictures: PositiveInt = option(256, "Number of random pictures.")
-    arch: str = option("DARTS_V2", "The cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
+    arch: str = option("DARTS_V2", "Cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
     init_channels: Channels = option(48, "Channels C of the first cells.")
-    layers: Layers = option(14, "Number of cells.")
+    layers: Layers = option(14, "Number of cells in the network.")
     image_size: ImageSize = option(224, "Height and width of the images in pixels.")
-    batch_size: AtLeastTwo = option(128, "Images per step, on one device.")
-    workers: PositiveInt = option(2, "Largest number of workers in the timings of all parts together.")
-    rounds: PositiveInt = option(5, "Timings of each, of which the median is printed.")
+    batch_size: AtLeastTwo = option(128, "Number of images per step, on one device.")
+    workers: PositiveInt = option(2, "Largest number of workers when all stages run together.")
+    rounds: PositiveInt = option(5, "Number of timings of each stage. Their median is printed.")
     precision: Literal["32-true", "bf16-mixed"] = option("32-true", "Precision of the network's passes.")
-    compile: bool = option(False, "Compile the network.")
+    compile: bool = option(False, "Compile the network with torch.compile.")
     seed: Seed = option(0, "Seed of the weights and the pictures.")
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps.")
-    out: str = option("", "JSON file to write.")
+    out: str = option("", "JSON file for the results. By default none is written.")
 
 
 def make_pictures(settings: LoaderSettings, root: Path) -> None:
-    """Write JPEG pictures of two classes: smoothed noise, with files as large as ImageNet's (110 kB at 500 x 375)."""
+    """Write JPEG pictures of blurred noise in two classes. Files are as large as in ImageNet (110 kB at 500 x 375)."""
     import numpy as np
     from PIL import Image, ImageFilter
 
@@ -66,7 +66,7 @@ def make_pictures(settings: LoaderSettings, root: Path) -> None:
 
 
 def images_per_second(what: Callable[[], Any], count: int, rounds: int, device: Any, warm_up: int = 2) -> float:
-    """Images per second of a call that handles `count` images: the median of the rounds."""
+    """The median throughput, in images per second, of a call that processes `count` images."""
     import torch
 
     seconds = []
@@ -81,7 +81,7 @@ def images_per_second(what: Callable[[], Any], count: int, rounds: int, device: 
 
 
 def jitter_rates(settings: LoaderSettings, device: Any) -> dict[str, float]:
-    """Images per second of colour jitter, image by image: in a worker, and on the device."""
+    """The throughput of color jitter on single images, in a worker and on the device, in images per second."""
     import numpy as np
     import torch
     from PIL import Image
@@ -107,7 +107,7 @@ def jitter_rates(settings: LoaderSettings, device: Any) -> dict[str, float]:
 
 
 def make_step(network: Any, precision: str, layout: Any, device: Any) -> Callable[[Any, Any], None]:
-    """A training step of the network on images and labels of the device."""
+    """Return a function that takes a training step on images and labels on the device."""
     import torch
     import torch.nn.functional as F
 
@@ -130,7 +130,7 @@ def make_step(network: Any, precision: str, layout: Any, device: Any) -> Callabl
 
 
 def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> dict[str, Any]:
-    """Images per second of every part, alone and together, for the pictures of a `lib.pictures.PictureFolder`."""
+    """Measure images per second of each stage and of all stages together, on a `lib.pictures.PictureFolder`."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -185,7 +185,7 @@ def measure_rates(settings: LoaderSettings, genotype: Genotype, tree: Any) -> di
             batch = next(batches)
             train(augment(batch), batch.labels.to(device, non_blocking=True))
 
-        # Each worker prefetches two batches, which do not count.
+        # Each worker prefetches two batches, which are not timed.
         together[workers] = rate(step, warm_up=2 * workers)
         del batches, loader
     return {"device": str(device), "rates": rates, "together": together}
@@ -207,17 +207,17 @@ def main() -> None:
     rates = measured["rates"]
     device_rate = 1 / (1 / rates["transfer"] + 1 / rates["augment"] + 1 / rates["model"])
     needed = math.ceil(device_rate / rates["decode"])
-    print(f"| on {measured['device']} | images/s | ms an image |\n|---|---|---|")
-    names = {"decode": "decode, crop, jitter: one worker", "augment": "normalize", "model": "model, a step"}
+    print(f"| on {measured['device']} | images/s | ms/image |\n|---|---|---|")
+    names = {"decode": "decode, crop, jitter (one worker)", "augment": "normalize", "model": "training step"}
     for name, value in rates.items():
-        if math.isfinite(value):  # there is no transfer on a CPU
+        if math.isfinite(value):  # a CPU needs no transfer
             print(f"| {names.get(name, name)} | {value:.1f} | {1e3 / value:.2f} |")
     for workers, value in measured["together"].items():
         print(f"| together, {workers} worker(s) | {value:.1f} | {1e3 / value:.2f} |")
-    each = f"{needed} worker(s) of {rates['decode']:.0f} images/s"
-    print(f"\nThis device trains {device_rate:.0f} images/s: {each} keep it fed.")
+    each = f"{needed} worker(s) with {rates['decode']:.0f} images/s each"
+    print(f"\nThis device can train on {device_rate:.0f} images/s. It needs {each}.")
     if needed > (os.cpu_count() or 1):
-        print(f"This machine has {os.cpu_count()} core(s): decoding is the bottleneck here.")
+        print(f"This machine has only {os.cpu_count()} core(s), so decoding is the bottleneck.")
     measured["rates"] = {name: value for name, value in rates.items() if math.isfinite(value)}
     write_results(settings, settings.out, command=cli.command_line(), **measured, workers_needed=needed)
 

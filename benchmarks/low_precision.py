@@ -1,9 +1,9 @@
-"""The error of the regularizer's gradient in float32, TF32 and bfloat16.
+"""Measure the error of the regularizer's gradient in float32, TF32 and bfloat16.
 
     python benchmarks/low_precision.py --space s2 --epsilon_0 1e-3
 
-Prints the cosine with the gradient in float64, for difference and exact derivatives of an untrained supernet on random
-images. A CPU has no TF32: there the factors of convolutions are rounded as a GPU would round them.
+The script prints the cosine similarity with the gradient in float64, for difference and exact derivatives of an
+untrained supernet on random images. CPUs have no TF32. There, the inputs of convolutions are rounded as on a GPU.
 """
 
 from collections.abc import Iterator
@@ -28,24 +28,24 @@ PROG = "low_precision.py"
 class LowPrecisionSettings:
     """The settings of this benchmark."""
 
-    space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "Search space.")
+    space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "Search space of the supernet.")
     init_channels: Channels = option(8, "Channels C of the first cells.")
     layers: Layers = option(8, "Number of cells in s1 to s5.")
     cells_per_stage: Layers = option(2, "Cells N of each stage in nasbench201.")
     batch_size: PositiveInt = option(48, "Number of random images.")
     image_size: ImageSize = option(32, "Height and width of the random images in pixels.")
-    epsilon_0: PositiveFloat = option(1e-4, "Radius of the differences.")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Device: auto, cpu or cuda.")
-    out: str = option("", "JSON file to write.")
+    epsilon_0: PositiveFloat = option(1e-4, "Step length epsilon_0 of the differences.")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Device to run on: auto, cpu or cuda.")
+    out: str = option("", "JSON file for the results. By default none is written.")
 
 
 def emulated_tf32() -> AbstractContextManager[Any]:
-    """A context in which the factors of convolutions are rounded to the ten bits of TF32's fraction."""
+    """A context that rounds the inputs of convolutions to the ten fraction bits of TF32."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     aten = torch.ops.aten
-    # number of leading arguments that are factors: (gradient,) image, kernel
+    # number of leading arguments that are rounded: (gradient,) image, kernel
     factors = {aten.convolution.default: 2, aten.convolution_backward.default: 3}
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ def emulated_tf32() -> AbstractContextManager[Any]:
 
 @contextmanager
 def tf32_of_the_gpu() -> Iterator[None]:
-    """A context in which the GPU's convolutions use TF32."""
+    """A context in which convolutions on the GPU use TF32."""
     from lib.devices import set_up_libraries
 
     set_up_libraries(tf32=True)
@@ -72,7 +72,7 @@ def tf32_of_the_gpu() -> Iterator[None]:
 
 
 def make_supernet(settings: LowPrecisionSettings) -> "AnySupernet":
-    """An untrained supernet."""
+    """Make an untrained supernet."""
     from model_search import Supernet
     from nasbench201.networks import Supernet201
     from spaces import SPACES
@@ -83,7 +83,7 @@ def make_supernet(settings: LowPrecisionSettings) -> "AnySupernet":
 
 
 def gradient_cosines(settings: LowPrecisionSettings, device: "torch.device") -> list[dict[str, Any]]:
-    """The cosine of each precision's gradient with that in float64, a row for each kind of derivatives."""
+    """The cosine similarity of each precision's gradient with the float64 gradient; a row per kind of derivatives."""
     import torch
 
     from lib.batches import Batch

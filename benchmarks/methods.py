@@ -1,9 +1,9 @@
-"""Time a search step of every method in one space, and its ratio to first-order DARTS.
+"""Time a search step of each method in one space, and compare it with first-order DARTS.
 
     python benchmarks/methods.py --data DIR --space s2
 
-A step is a weight step with its share of the alpha steps, the regularizer at full strength. The methods take turns in
-one process. Prints medians.
+A step is a weight step and its share of an alpha step, with the full weight of the regularizer. The methods take turns
+in one process. The script prints medians.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from search.methods import METHODS
 from search.settings import SCRIPT, SpaceName
 
 PROG = "methods.py"
-#: the steps of these two are those of darts, and those of lambda-darts with --derivatives exact
+#: methods with the same steps as darts, and as lambda-darts with --derivatives exact
 NOT_TIMED = ("darts-pt", "lambda-darts-exact")
 TIMED = [name for name in METHODS if name not in NOT_TIMED]
 #: methods that are also timed with --derivatives exact
@@ -31,19 +31,19 @@ class MethodsSettings:
     """The settings of this benchmark."""
 
     data: str = option("data", "Folder of images, DATA/train/<class>/* and DATA/test/<class>/*.")
-    space: SpaceName = option("s2", "Search space.")
+    space: SpaceName = option("s2", "Search space of the supernet.")
     image_size: ImageSizeOrOwn = option(0, "Height and width of the images in pixels. 0 keeps their own size.")
     init_channels: Channels = option(4, "Channels C of the first cells.")
-    layers: Layers = option(5, "Number of cells.")
-    batch_size: PositiveInt = option(64, "Images per step, for all methods.")
-    rounds: PositiveInt = option(7, "Timings of each method, of which the median is printed.")
+    layers: Layers = option(5, "Number of cells in the supernet.")
+    batch_size: PositiveInt = option(64, "Number of images per step, for all methods.")
+    rounds: PositiveInt = option(7, "Number of timings of each method. Their median is printed.")
     seed: Seed = option(0, "Seed of all random numbers.")
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps.")
-    out: str = option("", "JSON file to write.")
+    out: str = option("", "JSON file for the results. By default none is written.")
 
 
 def time_steps(settings: MethodsSettings) -> dict[str, tuple[float, float]]:
-    """Seconds per step of each method, and its ratio to first-order DARTS: medians over the rounds."""
+    """method -> (seconds per step, ratio to first-order DARTS), medians over the rounds."""
     import torch
 
     from search.state import open_search
@@ -64,7 +64,7 @@ def time_steps(settings: MethodsSettings) -> dict[str, tuple[float, float]]:
             steps[name](batches, valid_batch)
             if search.device.type == "cuda":
                 torch.cuda.synchronize()
-            if turn:  # the first round warms up
+            if turn:  # the first round is a warm-up
                 seconds[name].append((time.perf_counter() - start) / inner)
     ratios = {name: [a / b for a, b in zip(own, seconds["darts"], strict=True)] for name, own in seconds.items()}
     return {name: (statistics.median(seconds[name]), statistics.median(ratios[name])) for name in seconds}

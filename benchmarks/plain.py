@@ -1,6 +1,6 @@
-"""The plain twin of a supernet: `model_search.MixedEdges` and torch's own layers, with the same weights.
+"""The plain twin of a supernet: the same weights in `model_search.MixedEdges` and the layers of torch.
 
-It is the oracle of the tests of fast_edges.py and lib/kernels.py, and the baseline of search_step.py.
+Tests compare fast_edges.py and lib/kernels.py with it, and search_step.py uses it as the baseline.
 """
 
 import copy
@@ -15,12 +15,12 @@ from model_search import MixedEdges
 
 
 def plain_edges(fast: FastEdges) -> MixedEdges:
-    """The plain form of mixed operations, with weights of its own."""
+    """Make plain mixed operations of the same shape, with new weights."""
     return MixedEdges(fast.edges, fast.candidates, fast.channels, fast.strides, fast.auxiliary_skip, fast.pool_norm)
 
 
 def plain_supernet(supernet: nn.Module) -> nn.Module:
-    """The plain twin of a supernet of either space: channels first, with the same weights."""
+    """Make the plain twin of a supernet of any space, with the same weights in contiguous format."""
     plain = copy.deepcopy(supernet)
     for name, module in supernet.named_modules():
         if isinstance(module, FastEdges):
@@ -30,12 +30,12 @@ def plain_supernet(supernet: nn.Module) -> nn.Module:
     plain.to(next(supernet.parameters()))
     left = plain.load_state_dict(as_plain(supernet, supernet.state_dict()), strict=False)
     if left.missing_keys or left.unexpected_keys:
-        raise AssertionError(f"weights that the twins do not share: {left.missing_keys}, {left.unexpected_keys}")
+        raise AssertionError(f"weights that only one of the twins has: {left.missing_keys}, {left.unexpected_keys}")
     return plain.to(memory_format=torch.contiguous_format).train(supernet.training)
 
 
 def library_layers(network: nn.Module) -> None:
-    """Replace the layers of lib/kernels.py by torch's own, with the same weights."""
+    """Replace the layers of lib/kernels.py by layers of torch with the same weights."""
     for name, module in list(network.named_modules()):
         layer = _library_layer(module)
         if layer is not None:
@@ -57,7 +57,7 @@ def _library_layer(module: nn.Module) -> nn.Module | None:
 
 
 def as_plain(supernet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names of the plain twin's parameters, from those by the names of a supernet's parameters."""
+    """Convert a mapping from names of a supernet's parameters to names of the plain twin's parameters."""
     tensors = dict(tensors)
     plain: dict[str, Tensor] = {}
     for cell, mixed in supernet.named_modules():
@@ -76,7 +76,7 @@ def as_plain(supernet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _copies(mixed: FastEdges) -> Iterator[tuple[str, str]]:
-    """The operations that are modules of their own, and those of the plain twin."""
+    """Pairs of names: an operation that the fast path runs as a module, and the same operation in the plain twin."""
     for source, operations in mixed.operations.items():
         for number, operation in enumerate(operations.children()):
             if isinstance(operation, Modules):
@@ -86,7 +86,7 @@ def _copies(mixed: FastEdges) -> Iterator[tuple[str, str]]:
 
 
 def _twins(mixed: FastEdges) -> Iterator[tuple[str, list[list[str]]]]:
-    """Each layer of mixed operations, and for each chunk of its weight the layers of the plain twin that have it."""
+    """Pairs of a fast layer and, for each chunk of its weight, the layers of the plain twin that hold this chunk."""
     for source, operations in mixed.operations.items():
         for number, operation in enumerate(operations.children()):
             assert isinstance(operation, Operations)

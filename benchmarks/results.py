@@ -1,4 +1,4 @@
-"""The JSON file that a benchmark writes."""
+"""Check and write the JSON file of a benchmark."""
 
 import json
 from dataclasses import asdict
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def check_out(out: str) -> None:
-    """Reject an --out that exists or whose folder does not. InputError names the file."""
+    """Raise an InputError if --out exists or if its folder does not exist."""
     if out:
         with blaming("--out"):
             check_new_file(Path(out))
 
 
 def write_results(settings: "DataclassInstance", out: str, **results: Any) -> None:
-    """Write the settings and the results to OUT, if it is given."""
+    """Write the settings and the results to a JSON file, if --out is given."""
     if out:
         with blaming("--out"):
             write_atomically(Path(out), json.dumps({**asdict(settings), **results}, indent=1) + "\n")

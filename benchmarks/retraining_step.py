@@ -1,9 +1,10 @@
-"""Time and memory of a retraining step, compared with a plain implementation as in the released codes.
+"""Measure time and memory of a retraining step, compared with a plain implementation as in the released codes.
 
     python benchmarks/retraining_step.py --arch DARTS_V2
 
-`auto`, `channels_last` and `contiguous` are this project's network in that --memory_format. `plain` uses torch's own
-layers with contiguous images. They take turns, each in its own process, on random images. Prints medians.
+`auto`, `channels_last` and `contiguous` are this project's network with this --memory_format. `plain` uses the layers
+of torch and contiguous images. The ways take turns, each in a separate process, on random images. The script prints
+medians.
 """
 
 from collections.abc import Callable
@@ -25,23 +26,23 @@ Way = Literal["auto", "channels_last", "contiguous", "plain"]
 class RetrainingStepSettings:
     """The settings of this benchmark."""
 
-    arch: str = option("DARTS_V2", "The cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
+    arch: str = option("DARTS_V2", "Cell: a name in genotypes.py, a genotype file, or the run folder of a search.")
     init_channels: Channels = option(36, "Channels C of the first cells.")
-    layers: Layers = option(20, "Number of cells.")
+    layers: Layers = option(20, "Number of cells in the network.")
     image_size: ImageSize = option(32, "Height and width of the random images in pixels.")
-    batch_size: PositiveInt = option(96, "Images per step.")
-    rounds: PositiveInt = option(5, "Timings of each, of which the median is printed.")
-    ways: list[Way] | None = option(None, "Ways to take the step. By default auto and plain.")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "Precision, except of plain.")
-    tf32: bool = option(False, "Let all ways except plain round the float32 factors of convolutions to TensorFloat-32.")
+    batch_size: PositiveInt = option(96, "Number of images per step.")
+    rounds: PositiveInt = option(5, "Number of timings of each way. Their median is printed.")
+    ways: list[Way] | None = option(None, "Ways to compute the step. By default auto and plain.")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "Precision of all ways except plain.")
+    tf32: bool = option(False, "Use TensorFloat-32 for float32 convolutions in all ways except plain.")
     compile: bool = option(False, "Compile the network in all ways except plain.")
     seed: Seed = option(0, "Seed of the weights and the images.")
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps.")
-    out: str = option("", "JSON file to write.")
+    out: str = option("", "JSON file for the results. By default none is written.")
 
 
 def make_step(settings: RetrainingStepSettings, genotype: Genotype, way: str) -> tuple[Callable[[int], None], Any]:
-    """A step of SGD with momentum and the auxiliary head, and its device."""
+    """Return a step of SGD with momentum and an auxiliary head, and its device."""
     import torch
 
     from benchmarks.plain import library_layers

@@ -1,13 +1,15 @@
-"""Time, operator calls and memory of a search step, compared with a plain implementation as in the released codes.
+"""Measure time, operator calls and memory of a search step, compared with a plain implementation.
 
     python benchmarks/search_step.py --methods lambda-darts --space s5
 
-A step is a weight step with its share of the alpha steps, the regularizer at full strength, on random images. `auto`,
-`channels_last` and `contiguous` are this project's search in that --memory_format; -graphs adds CUDA graphs. `plain` is
-benchmarks/plain.py: a module for each operation of each edge, contiguous images, eager mode, and gradients of weights
-and mixing weights in every pass. They take turns, each in its own process. Prints medians.
+A step is a weight step and its share of an alpha step, with the full weight of the regularizer, on random images.
 
-Operator calls are those that reach a GPU, without views.
+`auto`, `channels_last` and `contiguous` are this project's search with this --memory_format; -graphs adds CUDA graphs.
+`plain` is benchmarks/plain.py, as in the released codes: a module for each operation of each edge, contiguous images,
+eager mode, and gradients of weights and mixing weights in every pass. The ways take turns, each in a separate process.
+The script prints medians.
+
+Operator calls are the calls that reach a GPU. Views are not counted.
 """
 
 from collections.abc import Callable
@@ -34,28 +36,28 @@ Way = Literal[
 class SearchStepSettings:
     """The settings of this benchmark."""
 
-    methods: list[MethodName] | None = option(None, "Values of --method of train_search.py. By default lambda-darts.")
-    space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "Search space.")
+    methods: list[MethodName] | None = option(None, "Values of --method in train_search.py. By default lambda-darts.")
+    space: Literal["s1", "s2", "s3", "s4", "s5", "nasbench201"] = option("s5", "Search space of the supernet.")
     init_channels: Channels = option(16, "Channels C of the first cells.")
     layers: Layers = option(8, "Number of cells in s1 to s5.")
     cells_per_stage: Layers = option(5, "Cells N of each stage in nasbench201.")
     image_size: ImageSize = option(32, "Height and width of the random images in pixels.")
-    batch_size: PositiveInt = option(64, "Images per step.")
-    rounds: PositiveInt = option(5, "Timings of each, of which the median is printed.")
-    ways: list[Way] | None = option(None, "Ways to take the step. By default auto and plain.")
+    batch_size: PositiveInt = option(64, "Number of images per step.")
+    rounds: PositiveInt = option(5, "Number of timings of each way. Their median is printed.")
+    ways: list[Way] | None = option(None, "Ways to compute the step. By default auto and plain.")
     count: Literal["auto", "yes", "no"] = option(
-        "auto", "Count operator calls, which takes up to minutes. auto counts on a CPU only."
+        "auto", "Count operator calls, which can take minutes. auto counts only on a CPU."
     )
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "Precision, except of plain.")
-    tf32: bool = option(False, "Let all ways except plain round the float32 factors of convolutions to TensorFloat-32.")
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "Precision of all ways except plain.")
+    tf32: bool = option(False, "Use TensorFloat-32 for float32 convolutions in all ways except plain.")
     compile: bool = option(False, "Compile the cells in all ways except plain.")
     seed: Seed = option(0, "Seed of the weights and the images.")
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps.")
-    out: str = option("", "JSON file to write.")
+    out: str = option("", "JSON file for the results. By default none is written.")
 
 
 def make_search(settings: SearchStepSettings, method: str, device_name: str, **changes: Any) -> "SearchState":
-    """A new search of a method on random images."""
+    """Make a search with a method on random images."""
     import torch
 
     from lib.datasets import DataSet, ImageSet
@@ -82,7 +84,7 @@ def make_search(settings: SearchStepSettings, method: str, device_name: str, **c
 
 
 def step_of(search: "SearchState") -> Callable[["list[Batch]", "Batch"], None]:
-    """A step of a search, halfway through its epochs: a weight step for each batch, then an alpha step."""
+    """Return a step halfway through a search: a weight step for each batch, then an alpha step."""
     from search.train_search import alpha_step, schedule, weight_step
 
     settings = search.settings
@@ -99,7 +101,7 @@ def step_of(search: "SearchState") -> Callable[["list[Batch]", "Batch"], None]:
 
 
 def make_plain(search: "SearchState") -> None:
-    """Turn a search into that of the released codes."""
+    """Make a search compute its steps as the released codes do."""
     import torch
 
     from benchmarks.plain import plain_supernet
@@ -115,7 +117,7 @@ def make_plain(search: "SearchState") -> None:
 
     search.supernet = cast(AnySupernet, plain_supernet(search.supernet))
     search.make_optimizers()
-    search.objective = lambda drop_path_prob, skip_beta: PlainObjective(  # type: ignore[method-assign]  # of this search only
+    search.objective = lambda drop_path_prob, skip_beta: PlainObjective(  # type: ignore[method-assign]  # this search only
         search.supernet, search.autocast, drop_path_prob, skip_beta
     )
     search.memory_format = torch.contiguous_format
@@ -123,7 +125,7 @@ def make_plain(search: "SearchState") -> None:
 
 
 def make_step(settings: SearchStepSettings, method: str, way: str) -> tuple[Callable[[int], None], Any]:
-    """A step that takes new batches in each turn, and its device."""
+    """Return a function that takes a step on new batches, and its device."""
     from lib.batches import cycle
 
     changes: dict[str, Any] = {}
@@ -145,9 +147,9 @@ def make_step(settings: SearchStepSettings, method: str, way: str) -> tuple[Call
 
 
 def count_calls(settings: SearchStepSettings, method: str, way: str) -> dict[str, int]:
-    """Operator calls of a step on a GPU, per weight step, without views; convolutions are also counted separately.
+    """Count the operator calls and the convolutions of a step on a GPU, per weight step. Views are not counted.
 
-    The step runs on the meta device, so nothing is computed. A step that reads a value back to the host would fail.
+    The step runs on the meta device, which computes nothing. It would fail if it read a value back to the host.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -179,14 +181,14 @@ def count_calls(settings: SearchStepSettings, method: str, way: str) -> dict[str
     images = torch.empty(shape, device="meta").to(memory_format=layout)
     batch = Batch(images, torch.empty(shape[0], dtype=torch.long, device="meta"), 0)
     step, inner = step_of(search), search.settings.inner_steps
-    step([batch] * inner, batch)  # makes the optimizers' buffers
+    step([batch] * inner, batch)  # creates the buffers of the optimizers
     with Counter() as counter:
         step([batch] * inner, batch)
     return {"operator_calls": counter.calls // inner, "convolutions": counter.convolutions // inner}
 
 
 def time_method(settings: SearchStepSettings, method: str, ways: list[Way]) -> list[dict[str, Any]]:
-    """Time, calls and memory of a method's step, a row for each way."""
+    """Measure time, calls and memory of a step of a method. Return a row for each way."""
     from lib.devices import check_device
 
     count = settings.count == "yes" or (settings.count == "auto" and check_device(settings.device)[0] == "cpu")
@@ -233,7 +235,7 @@ def main() -> None:
                 f"| {row['peak_memory_mib']:.0f} | {faster} |",
                 flush=True,
             )
-        write_results(settings, settings.out, provenance=origin, rows=rows)  # after each method, for a time limit
+        write_results(settings, settings.out, provenance=origin, rows=rows)  # each time, in case of a time limit
 
 
 if __name__ == "__main__":

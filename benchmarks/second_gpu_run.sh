@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The second ten minutes on a GPU: TF32, bfloat16 and compilation in searches and retrainings, ImageNet's loader.
+# The second ten minutes on a GPU: TF32, bfloat16 and compilation in searches and retrainings, and the ImageNet loader.
 #   bash benchmarks/second_gpu_run.sh OUT [--smoke] [--device cpu] [--seconds 530]
-# As first_gpu_run.sh, but that it needs no data.
+# The arguments are those of first_gpu_run.sh. It needs no data.
 set -uo pipefail
 name=second_gpu_run.sh whole=530
 source "$(dirname "${BASH_SOURCE[0]}")/gpu_steps.sh"
@@ -29,7 +29,7 @@ run search_tf32 90 "${exact[@]}" --tf32
 run search_bf16 90 "${exact[@]}" --precision bf16-mixed
 run low_precision_s2 40 low_precision.py --space s2 --epsilon_0 1e-3 "${low[@]}"
 run low_precision_s5 40 low_precision.py --space s5 "${low[@]}"
-# Compilation takes minutes: last, with what is left of the time.
+# Last, in the remaining time, because compilation takes minutes.
 compiled=("${retraining[@]}" --ways contiguous --precision bf16-mixed --compile)
 run retraining_compiled "${compiling[0]}" retraining_step.py "${compiled[@]}"
 run search_compiled "${compiling[1]}" search_step.py --count no --methods darts "${sizes[@]}" --ways contiguous --compile

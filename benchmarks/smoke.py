@@ -1,8 +1,8 @@
-"""Try a new machine in a minute: import everything, and take a tiny step of each kind, in one process.
+"""Test a new machine in a minute: import everything, and run a tiny step of each kind, in one process.
 
     python benchmarks/smoke.py --device cuda
 
-A check that fails prints its traceback and does not stop the others. The exit status is then 1.
+If a check fails, the script prints the traceback and continues. The exit status is then 1.
 """
 
 import importlib
@@ -27,11 +27,11 @@ TINY: dict[str, Any] = {"init_channels": 2, "layers": 4, "batch_size": 8}
 class SmokeSettings:
     """The settings of this script."""
 
-    device: Literal["cpu", "cuda"] = option("cuda", "Device to try.")
+    device: Literal["cpu", "cuda"] = option("cuda", "Device to test: cpu or cuda.")
 
 
 def imports(device: str) -> None:
-    """Import every script's modules and print the versions."""
+    """Import the modules of all scripts and print versions."""
     import pytorch_lightning
     import torch
 
@@ -43,7 +43,7 @@ def imports(device: str) -> None:
 
 
 def depthwise(device: str) -> None:
-    """A depthwise convolution, in both memory formats."""
+    """Run a depthwise convolution in both memory formats."""
     import torch
 
     from benchmarks import depthwise
@@ -54,7 +54,7 @@ def depthwise(device: str) -> None:
 
 
 def search_steps(device: str, space: Any, graphs: bool) -> None:
-    """Two steps of a search; with graphs the first captures, and the second replays."""
+    """Take two steps of a search. With CUDA graphs, the first step captures and the second replays."""
     from benchmarks import search_step
 
     settings = search_step.SearchStepSettings(space=space, device=device, cells_per_stage=1, **TINY, image_size=8)
@@ -64,7 +64,7 @@ def search_steps(device: str, space: Any, graphs: bool) -> None:
 
 
 def low_precision(device: str) -> None:
-    """The regularizer's gradient in float32, TF32 and bfloat16."""
+    """Compute the regularizer's gradient in float32, TF32 and bfloat16."""
     import torch
 
     from benchmarks import low_precision
@@ -74,7 +74,7 @@ def low_precision(device: str) -> None:
 
 
 def retraining_step(device: str, precision: Any) -> None:
-    """A step of a retraining."""
+    """Take a step of a retraining."""
     from benchmarks import retraining_step
     from genotypes import load_genotype
 
@@ -84,7 +84,7 @@ def retraining_step(device: str, precision: Any) -> None:
 
 
 def imagenet_loader(device: str) -> None:
-    """ImageNet's loader and network on two pictures of each class."""
+    """Run the loader and the network of ImageNet on two pictures of each class."""
     from benchmarks import imagenet_loader
     from genotypes import load_genotype
     from lib.files import find_split
@@ -98,7 +98,7 @@ def imagenet_loader(device: str) -> None:
 
 
 def resumed_search(device: str) -> None:
-    """A search of NAS-Bench-201 on the digits that is stopped after an epoch, and resumed."""
+    """Search in NAS-Bench-201 on digits, stop after an epoch, and resume."""
     from dataclasses import replace
 
     from nasbench201.search201 import SearchState201
@@ -111,12 +111,12 @@ def resumed_search(device: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         search(Resolved(settings, run, False, SCRIPT), SearchState201)
-        (run / "genotype.json").unlink()  # as if the run had been stopped
+        (run / "genotype.json").unlink()  # as if the run had been interrupted
         search(Resolved(replace(settings, epochs=2), run, True, SCRIPT), SearchState201)
 
 
 def gpu_tests() -> None:
-    """A few of the GPU tests; they are skipped where there is none."""
+    """Run some GPU tests. They are skipped on a machine without a GPU."""
     import pytest
 
     selected = "average_pooling or second_gpu or (captured and nasbench201)"

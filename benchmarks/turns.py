@@ -1,4 +1,4 @@
-"""Time implementations in turns, each in its own process, so that each has its own memory and library settings."""
+"""Time implementations in turns. Each runs in a separate process, with separate memory and library settings."""
 
 import multiprocessing
 import statistics
@@ -9,24 +9,24 @@ from typing import Any, NamedTuple
 
 from lib.cli import InputError
 
-#: returns the function that is timed, step(turn), and its device
+#: a function that returns the timed function step(turn) and its device
 Maker = Callable[..., tuple[Callable[[int], None], Any]]
 
 
 class Kernel(NamedTuple):
-    """A GPU kernel in one step."""
+    """The calls of a GPU kernel in one step."""
 
     name: str
-    milliseconds: float  # of all calls
+    milliseconds: float  # total of all calls
     calls: int
 
 
 class Timing(NamedTuple):
-    """The time and memory of a contender's step."""
+    """The time and memory of a step of one contender."""
 
-    seconds: list[float]  # of each round
-    peak_memory_mib: float  # of the process, or of the GPU's tensors
-    kernels: list[Kernel]  # the ten slowest, the slowest first; none on a CPU
+    seconds: list[float]  # for each round
+    peak_memory_mib: float  # of the process on a CPU, of the tensors on a GPU
+    kernels: list[Kernel]  # the ten slowest in descending order; empty on a CPU
 
     @property
     def median(self) -> float:
@@ -39,11 +39,11 @@ def take_turns(
     """Time a step of each contender in every round.
 
     Args:
-        contenders: name -> function that makes the step, and its arguments.
-        warm_up: Rounds that do not count.
+        contenders: name -> (function that makes the step, its arguments).
+        warm_up: Number of rounds before the timed ones.
 
     Raises:
-        InputError: A contender cannot be made.
+        InputError: The function that makes a step raised an InputError.
     """
     context = multiprocessing.get_context("spawn")
     workers = {}
@@ -94,7 +94,7 @@ def _work(connection: Connection, maker: Maker, arguments: tuple[Any, ...]) -> N
 
 
 def _kernels(step: Callable[[int], None]) -> list[Kernel]:
-    """The ten slowest kernels of a step."""
+    """The ten slowest GPU kernels of a step."""
     import torch
     from torch.profiler import ProfilerActivity
 

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# DARTS and Λ-DARTS in NAS-Bench-201 on 10,000 CIFAR-10 images, at a size where a search may collapse into skip connections.
+# DARTS and Λ-DARTS in NAS-Bench-201 on 10,000 CIFAR-10 images, at a size at which searches may collapse to skip
+# connections.
 #   bash scripts/collapse.sh DATA           # a folder with train/<class>/* and test/<class>/*
 #   bash scripts/collapse.sh --download     # downloads CIFAR-10
 #   bash scripts/collapse.sh DATA study     # five methods, four seeds each
-# On one core DARTS takes about 20 minutes and Λ-DARTS 40; with two cores both run at once. The study takes 10 to 12
-# hours of one core. If it stops, run the same command again.
+# On one core DARTS takes about 20 minutes and Λ-DARTS 40. With two cores both run at the same time. The study takes 10
+# to 12 hours on one core. If it stops, run the same command again.
 set -euo pipefail
 scale=${2:-small}
 if [ $# -gt 2 ] || { [ "$scale" != small ] && [ "$scale" != study ]; }; then
-    printf "collapse.sh: error: arguments: '%s', expected DATA or --download, and then small, study or nothing\n" "$*" >&2
+    printf "collapse.sh: error: arguments: '%s', expected DATA or --download, optionally followed by small or study\n" "$*" >&2
     exit 2
 fi
 case ${1:-} in
@@ -23,7 +24,7 @@ case ${1:-} in
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=runs/collapse-$scale
-echo "the searches report in $out/*/*/seed-*/search.log"
+echo "the searches write their progress to $out/*/*/seed-*/search.log"
 bash "$PWD/scripts/table.sh" collapse --scale "$scale" "${data[@]}" --out "$out"
 cells=()
 [ "$scale" = study ] || cells=(--cells)

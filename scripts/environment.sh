@@ -1,6 +1,6 @@
-# The other scripts source this file. It makes .venv if there is none, and installs requirements.txt and the extras of
-# pyproject.toml that the variable `extras` names (dev,cluster,export) if they have changed.
-# Afterwards $python is the environment's interpreter, and the working folder is the repository's root.
+# Other scripts source this file. It creates .venv if necessary, and installs requirements.txt and the extras of
+# pyproject.toml in the variable `extras` (dev,cluster,export) if they have changed.
+# Afterwards $python is the interpreter of .venv, and the working folder is the root of the repository.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ ! -x .venv/bin/python ]; then
     base=""
@@ -12,13 +12,13 @@ if [ ! -x .venv/bin/python ]; then
         fi
     done
     if [ -z "$base" ]; then
-        echo "no Python 3.11 to 3.13 with venv found; install one (Debian: apt-get install python3-venv), or name it: PYTHON=/path/to/python bash $0" >&2
+        echo "found no Python 3.11 to 3.13 with venv; install it (Debian: apt-get install python3-venv), or set PYTHON: PYTHON=/path/to/python bash $0" >&2
         exit 2
     fi
     "$base" -m venv .venv
 fi
 python=$PWD/.venv/bin/python
-# The stamp is a copy of what was installed: a second run installs nothing.
+# The stamp file records what is installed, so that a second run installs nothing.
 extras=${extras:-}
 stamp=.venv/installed${extras:+-$extras}
 wanted=$(cat requirements.txt && sed '/^\[tool.ruff\]/,$d' pyproject.toml)

@@ -1,4 +1,4 @@
-"""Reproduce a table of the papers: search, retrain and score every entry with every seed, on one machine or a cluster.
+"""Reproduce a table of the papers: search, retrain and score each entry with each seed, on one machine or a cluster.
 
     python scripts/reproduce.py --table nasbench201 --download
     python scripts/reproduce.py --table robust --scale small --seeds 2 --set dataset=folder --data CIFAR
@@ -6,8 +6,8 @@
     python scripts/reproduce.py --table mine.yaml --dry_run                          # print the commands
     python analysis/report.py runs/robust-small report.html                          # the results
 
-If it is stopped or dies, the same command continues; finished runs are not run again. The tables are files in
-scripts/tables/, explained in lib/grid.py; lib/sweep.py runs them on Ray.
+If the script stops, run the same command again to continue. Finished runs are not repeated. The tables are files in
+scripts/tables/; lib/grid.py explains their format, and lib/sweep.py runs them on Ray.
 """
 
 import json
@@ -29,9 +29,9 @@ from lib.options import NonNegativeFloat, NonNegativeInt, PositiveInt, option
 from lib.sweep import ROOT, Job, cluster, run_jobs, shown
 
 PROG = "reproduce.py"
-#: flags whose value is a path
+#: flags whose values are paths
 PATHS = ("data", "table", "halves")
-#: flags that may differ when a table continues
+#: flags that may change when a table continues
 MAY_CHANGE = (*PLACE, "download", "workers")
 STEPS: tuple[Literal["search", "retrain"], ...] = ("search", "retrain")
 
@@ -40,28 +40,30 @@ STEPS: tuple[Literal["search", "retrain"], ...] = ("search", "retrain")
 class TableSettings:
     """The settings of a table."""
 
-    table: str = option("", "A table in scripts/tables/ by its name, or a file FILE.yaml of your own.")
+    table: str = option("", "Name of a table in scripts/tables/, or your own file FILE.yaml.")
     scale: str = option("paper", "Size of the runs: paper, small, or another scale of the table.")
     seeds: NonNegativeInt = option(0, "Number of seeds, starting with seed 0. 0 takes the number of the scale.")
-    columns: list[str] | None = option(None, "Run these columns only.")
-    methods: list[str] | None = option(None, "Run these rows only, by their --method or by their name in the table.")
+    columns: list[str] | None = option(None, "Columns of the table to run. By default those of the scale.")
+    methods: list[str] | None = option(
+        None, "Rows of the table to run, by --method or name in the table. By default those of the scale."
+    )
     set: list[str] | None = option(
-        None, "Override flags of the scripts: images=2000 for all runs, search.epochs=10 for the searches only."
+        None, "Override flags of the scripts: images=2000 for all runs, search.epochs=10 for searches only."
     )
-    out: str = option("", "Folder of all runs. By default runs/<table>-<scale>.")
-    data: str = option("", "Folder of the data sets' files.")
+    out: str = option("", "Folder for all runs. By default runs/<table>-<scale>.")
+    data: str = option("", "Folder with the files of the data set.")
     download: bool = option(False, "Download the files of cifar10, cifar100 or svhn if they are missing.")
-    nasbench_table: str = option("", "Accuracy table of NAS-Bench-201, in place of the project's own.")
-    address: str = option("", "Address of a Ray cluster, auto or HOST:PORT. By default one is started on this machine.")
-    cpus_per_run: PositiveInt = option(1, "CPU cores and threads of each run.")
+    nasbench_table: str = option("", "Accuracy table of NAS-Bench-201. By default the one in this repository.")
+    address: str = option("", "Address of a Ray cluster, auto or HOST:PORT. By default Ray starts on this machine.")
+    cpus_per_run: PositiveInt = option(1, "Number of CPU cores and threads per run.")
     gpus_per_run: NonNegativeFloat | None = option(
-        None, "GPUs of each run. With 0.25 four runs share one. By default 1 if there are any, else 0."
+        None, "Number of GPUs per run. With 0.25, four runs share a GPU. By default 1 if there is a GPU, else 0."
     )
-    dry_run: bool = option(False, "Print the commands and run nothing.")
+    dry_run: bool = option(False, "Print the commands without running them.")
 
 
 def check_line(script: str, line: list[str]) -> None:
-    """Parse a command line with the script's own parser.
+    """Parse a command line with the parser of the script.
 
     Raises:
         InputError: The script rejects it.
@@ -74,13 +76,13 @@ def check_line(script: str, line: list[str]) -> None:
 
 
 def from_root(path: str | Path) -> str:
-    """A path relative to the root of this repository, where the commands run, or else absolute."""
+    """Make a path relative to the root of the repository, where commands run. Paths outside of it become absolute."""
     absolute = Path(path).resolve()
     return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute)
 
 
 def overrides(settings: TableSettings, scripts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The flags that the command line gives each step of a table.
+    """step of the table -> the flags that the command line sets for it.
 
     Raises:
         InputError: --set is malformed, or a file is missing.
@@ -93,9 +95,9 @@ def overrides(settings: TableSettings, scripts: Mapping[str, str]) -> dict[str, 
         flags[step] |= {"download": True} if settings.download and script != "imagenet/train.py" else {}
     if known := settings.nasbench_table:
         if not scripts["search"].startswith("nasbench201"):
-            raise InputError("--nasbench_table: nothing reads it in this table; expected it with NAS-Bench-201 only")
+            raise InputError("--nasbench_table: this table does not use NAS-Bench-201; remove the flag")
         if not Path(known).is_file():
-            raise InputError(f"--nasbench_table: {known!r}, expected a file that nasbench201/table.py build made")
+            raise InputError(f"--nasbench_table: {known!r}, expected a file written by nasbench201/table.py build")
         flags["search"]["table"] = from_root(known)
     for text in settings.set or []:
         name, equals, value = text.partition("=")
@@ -111,7 +113,7 @@ def overrides(settings: TableSettings, scripts: Mapping[str, str]) -> dict[str, 
 
 
 def jobs_of(unit: Unit, scripts: Mapping[str, str], out: Path, threads: int, gpus: float) -> list[Job]:
-    """The jobs of a table's entry: its runs and its score."""
+    """The jobs of an entry of a table: its runs and its score."""
     folder = out / unit.folder
     runs = {step: from_root(folder / step) for step in unit.steps}
     own_code = [word for path in plugins.paths() for word in ("--plugin", from_root(path))]
@@ -136,10 +138,10 @@ def jobs_of(unit: Unit, scripts: Mapping[str, str], out: Path, threads: int, gpu
 
 
 def write_unit(path: Path, unit: Unit, table: Mapping[str, Any], scored: bool) -> None:
-    """Write unit.json, which the report reads.
+    """Write unit.json for the report.
 
     Raises:
-        ValueError: A run began with other settings.
+        ValueError: A run was started with other settings.
     """
     settings = {
         step: {"script": table["scripts"][step], **{name: flags[name] for name in flags if name not in MAY_CHANGE}}
@@ -160,37 +162,37 @@ def write_unit(path: Path, unit: Unit, table: Mapping[str, Any], scored: bool) -
             was, wanted = before[step].get(name, "not given"), now.get(name, "not given")
             if was != wanted:
                 raise ValueError(
-                    f"{path.parent / step} began with {name} {was}, the table says {wanted}; use a new folder"
+                    f"{path.parent / step} was started with {name} {was}, but the table has {wanted}; use a new folder"
                 )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_out(out: Path, title: str) -> bool:
-    """True if the folder is new. InputError if it holds another table or other files."""
+    """Return True if the folder is new. Raise an InputError if it contains another table or other files."""
     if not (out / "table.yaml").is_file():
         cli.check_new_folder(out, "--out")
         return True
     stored = read_yaml(out / "table.yaml")["table"]["title"]
     if stored != title:
-        raise InputError(f"--out: {out} holds the table {stored!r}, not {title!r}; name another folder")
+        raise InputError(f"--out: {out} contains the table {stored!r}, not {title!r}; name another folder")
     return False
 
 
 def check_resources(ray: Any, jobs: list[Job]) -> None:
-    """Raise an InputError if a job fits on no machine. Ray would wait forever."""
+    """Raise an InputError if no machine has enough resources for a job. Ray would wait forever."""
     for kind, flag in (("CPU", "cpus"), ("GPU", "gpus")):
         most = max(node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"])
         needed = max(getattr(job, flag) for job in jobs)
         if needed > most:
             raise InputError(
-                f"--{flag}_per_run, or the table's devices: {needed:g}, but no machine has more than {most:g}; "
-                "expected at most that"
+                f"--{flag}_per_run, or devices in the table: {needed:g}, expected at most {most:g}, "
+                "the largest number on one machine"
             )
 
 
 def reproduce(settings: TableSettings) -> int:
-    """Run a table. Returns 0 if all entries finished, else 1."""
+    """Run a table. Return 0 if all entries finished, else 1."""
     table = load_table(settings.table)
     scripts = table["scripts"]
     own = overrides(settings, scripts)
@@ -221,7 +223,7 @@ def reproduce(settings: TableSettings) -> int:
 
 
 def run(ray: Any, out: Path, entries: Mapping[Unit, list[Job]]) -> int:
-    """Run the entries of a table. Returns 0 if all finished, else 1."""
+    """Run the entries of a table. Return 0 if all of them finished, else 1."""
     names = {out / unit.folder: unit.name for unit in entries}
     todo = [[job for job in jobs if not job.finished()] for jobs in entries.values()]
     failed: dict[Path, str] = {}
@@ -246,10 +248,10 @@ def run(ray: Any, out: Path, entries: Mapping[Unit, list[Job]]) -> int:
     try:
         run_jobs(ray, [jobs for jobs in todo if jobs], report)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{finished()}; the same command continues") from None
+        raise KeyboardInterrupt(f"{finished()}; run the same command again to continue") from None
     for folder, reason in failed.items():
         print(f"{PROG}: {names[folder]}: {reason}  (logs: {folder})", file=sys.stderr)
-    print(f"{finished()}; the report: {shown(['analysis/report.py', str(out), 'report.html'])}{plugins.flags()}")
+    print(f"{finished()}; for a report run {shown(['analysis/report.py', str(out), 'report.html'])}{plugins.flags()}")
     return 1 if failed else 0
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Reproduce a table by its name; the scripts of the tables call this one.
+# Reproduce a table by its name. The scripts of the tables call this script.
 #   bash scripts/table.sh NAME [reproduce.py arguments]
-# --help and --dry_run install nothing. Any other call makes .venv first, with Ray.
+# --help and --dry_run install nothing. Otherwise the script first creates .venv with Ray.
 set -euo pipefail
 here=$PWD root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 for argument in "$@"; do
@@ -12,13 +12,13 @@ for argument in "$@"; do
             if "$python" -c "import jsonargparse, yaml" 2>/dev/null; then
                 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$python" "$root/scripts/reproduce.py" --table "$@"
             fi
-            makes="pip install -r requirements.txt -e '.[cluster]' installs what is missing"
+            makes="pip install -r requirements.txt -e '.[cluster]' installs them"
             if [[ $argument = --dry* ]]; then
-                echo "table.sh: error: --dry_run: $python has no jsonargparse or no PyYAML; $makes" >&2
+                echo "table.sh: error: --dry_run: $python lacks jsonargparse or PyYAML; $makes" >&2
                 exit 2
             fi
             sed -n '1,/^"""$/{s/^"""//;p}' "$root/scripts/reproduce.py"
-            echo "To see all arguments, install the project: $makes."
+            echo "The list of all arguments needs jsonargparse and PyYAML: $makes."
             exit 0
             ;;
     esac

@@ -61,7 +61,7 @@ def test_the_smoke_run_imports_all_modules_and_takes_a_step_of_each_kind():
     ("arguments", "says"),
     [
         (["OUT", "--device", "tpu"], "--device: 'tpu'"),
-        (["OUT", "--fast"], "--fast: unknown"),
+        (["OUT", "--fast"], "--fast: unknown flag"),
         (["tests"], "OUT: tests is not empty"),
     ],
 )

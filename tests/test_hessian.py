@@ -276,7 +276,7 @@ def test_each_checkpoint_gives_a_row_that_outlives_it(runs, tmp_path):
     ("command", "arguments", "mentions"),
     [
         ("hessian", ("--count", 30), ("--count: 30", "30 alphas of nasbench201")),
-        ("hessian", ("--batches", 4), ("--batches: 4", "3 at most", "719 images")),
+        ("hessian", ("--batches", 4), ("--batches: 4", "at most 3", "719 validation images")),
         ("hessian", ("--batch_size", 720), ("--batch_size: 720", "718")),
         ("landscape", ("--epoch", 7), ("--epoch: 7", "1, 2, 3")),
     ],

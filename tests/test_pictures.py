@@ -164,7 +164,7 @@ def test_the_cells_of_two_searches_are_drawn_below_their_alignment_and_skips(tmp
 def test_cells_of_different_spaces_are_not_drawn_together(tmp_path):
     make_run(tmp_path / "a", epochs=1, space="s2")
     make_run(tmp_path / "b", epochs=1, space="s4")
-    with pytest.raises(ValueError, match="searches in s2, s4; expected --cells with searches in one space"):
+    with pytest.raises(ValueError, match="searches are in s2, s4; --cells expects searches in one space"):
         cells_figure({tmp_path / name: load_course(tmp_path / name) for name in ("a", "b")})
 
 

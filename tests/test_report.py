@@ -172,7 +172,7 @@ def test_folders_that_cannot_be_read_are_named_and_left_out(table, tmp_path):
     (runs / "other/config.yaml").write_text("a: !!python/object/apply:os.system ['touch /tmp/hacked']\n")
     (runs / "s2/0/seed-1/search/metrics.csv").write_text("epoch,train_loss\n1,x\n")
     page, problems, _ = build([runs], "c")
-    assert [Path(problem.partition(": not read")[0]).name for problem in problems] == ["other", "seed-1"]
+    assert [Path(problem.partition(" could not be read")[0]).name for problem in problems] == ["other", "seed-1"]
     assert "1 of 2 entries" in text_of(page)
 
 

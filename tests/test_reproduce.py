@@ -175,7 +175,7 @@ def test_stopping_a_table_stops_its_runs_and_the_same_command_continues(tmp_path
         run.send_signal(signum)
         said, _ = run.communicate(timeout=100)
         assert run.returncode == 130, said
-        assert "Traceback" not in said and "the same command continues" in said
+        assert "Traceback" not in said and "run the same command again to continue" in said
         assert not processes(out)
     # The settings of a run that has begun cannot be changed.
     changed = script_in_process("scripts/reproduce.py", *arguments, "--out", out, "--set", "search.epochs=7")
@@ -275,5 +275,5 @@ def test_a_table_may_change_until_a_run_begins(tmp_path):
     assert json.loads(path.read_text())["steps"]["search"]["epochs"] == 1
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "config.yaml").write_text("begun")
-    with pytest.raises(ValueError, match="epochs 1, the table says 6"):
+    with pytest.raises(ValueError, match="epochs 1, but the table has 6"):
         write_unit(path, unit, TABLE, True)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures how much of each module of the root the tests run, in their own process and in the scripts that they start.
-# Fails if the tests run less than 95 % of a module's lines.
+# Measure the test coverage of the modules in the root folder, including scripts that the tests start.
+# The exit status is 1 if the coverage of a module is below 95 %.
 #   bash tools/coverage.sh [pytest arguments]
 set -euo pipefail
 extras=dev,cluster,export
@@ -15,7 +15,7 @@ for module in $(git ls-files "*.py" ":!*/*" ":!setup.py"); do
     "$python" -m coverage report --include="$module" --fail-under=95 >/dev/null || missing="${missing:-} $module"
 done
 if [ -n "${missing:-}" ]; then
-    echo "less than 95 % of:$missing" >&2
+    echo "coverage.sh: error: coverage below 95 %:$missing; add tests" >&2
     exit 1
 fi
 exit "$status"

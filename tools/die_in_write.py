@@ -1,7 +1,7 @@
-"""Run a script that is killed in the middle of a write: python tools/die_in_write.py MOMENT SCRIPT [arguments]
+"""Run a script and kill it in the middle of a write: python tools/die_in_write.py MOMENT SCRIPT [arguments]
 
-`lib.files.write_atomically` has three moments: half of the temporary file is written, all of it is written, and it is
-renamed. Moments are counted over all writes: moment 3 is the first moment of the second write.
+Each call of `lib.files.write_atomically` has three moments: half of the temporary file is written, all of it is
+written, and it is renamed. MOMENT counts from 0 over all writes: 3 is the first moment of the second write.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def cut_short(moment: int, die: Callable[[], object]) -> None:
-    """Call `die` at a moment of this process's writes, counted from now on."""
+    """Make this process call `die` at the given moment, counted from the next write."""
     synced, renamed = os.fsync, os.replace
 
     def is_now() -> bool:

@@ -1,11 +1,11 @@
-"""Kill runs at random moments, resume each, and compare it bit for bit with a run that was not killed.
+"""Kill runs at random moments, resume them, and compare them bit for bit with undisturbed runs.
 
-    bash tools/kill_drill.sh                                      # 120 kills, ten of each kind of run
+    bash tools/kill_drill.sh                                      # 120 kills, 10 for each kind of run
     python tools/kill_drill.py --kills 30 --only retraining table --seed 7
 
-SIGKILL, SIGTERM or Ctrl-C ends a run after a random time, or it dies in the middle of a write (die_in_write.py). Then
-the run is resumed. All weights, optimizer states, alphas, metrics, genotypes, scores and settings are compared, and the
-names of all files. kill_drill.json in the folder has the numbers. The exit status is 1 if there is a difference.
+SIGKILL, SIGTERM or Ctrl-C stops a run after a random time, or the run dies in the middle of a write (die_in_write.py).
+Then the run is resumed. The comparison covers all weights, optimizer states, alphas, metrics, genotypes, scores,
+settings and file names. The script writes the counts to kill_drill.json. The exit status is 1 if runs differ.
 """
 
 import csv
@@ -33,11 +33,11 @@ from lib.options import PositiveInt, Seed, option
 
 PROG = "kill_drill.py"
 ROOT = Path(__file__).resolve().parents[1]
-#: seconds after which a process that was told to stop, or one that was left alone, counts as hanging
+#: time limits in seconds: for a process to stop after a signal, and for an undisturbed process to end
 STOPPING, ENDING = 120, 900
-#: values that depend on the clock, the machine or the folder's name
+#: values that depend on the clock, the machine or the name of the folder
 OF_THE_MACHINE = {"seconds", "peak_memory_mib", "save", "resume"}
-#: suffixes of drawings and logs, whose content is not compared
+#: suffixes of drawings and logs; their contents are not compared
 DRAWINGS_AND_LOGS = {".png", ".svg", ".gv", ".pdf", ".md", ".html", ".log", ""}
 
 DIGITS = "--dataset digits --init_channels 2 --batch_size 64 --device cpu"
@@ -53,7 +53,7 @@ TABLE = {
 }
 
 
-#: kinds of runs: script and flags
+#: kind of run -> script and flags
 KINDS = {
     "darts": f"search/train_search.py --method darts {CELLS} --epochs 4",
     "darts-2nd": f"search/train_search.py --method darts-2nd {CELLS} --epochs 3",
@@ -78,27 +78,27 @@ KINDS = {
 
 @dataclass
 class DrillSettings:
-    """The settings of a drill."""
+    """The settings of this script."""
 
     kills: PositiveInt = option(120, "Number of kills, divided evenly among the kinds of runs.")
-    sigkill: bool = option(False, "End runs by SIGKILL only, at random times and in the middle of writes.")
-    only: list[str] | None = option(None, f"Kinds of runs: {', '.join(KINDS)}. By default all.")
-    out: str = option("runs/kill_drill", "Folder to make.")
-    seed: Seed = option(0, "Seed of the moments.")
+    sigkill: bool = option(False, "Kill runs only with SIGKILL, at random times and in the middle of writes.")
+    only: list[str] | None = option(None, f"Kinds of runs to kill: {', '.join(KINDS)}. By default all.")
+    out: str = option("runs/kill_drill", "New folder for all runs.")
+    seed: Seed = option(0, "Seed of the random moments.")
 
 
 @dataclass
 class DrillResult:
-    """The kills of one kind of run, and the comparison of its runs."""
+    """The number of kills of one kind of run, and the result of the comparison."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    runs: int = 0  # runs compared
-    files: int = 0  # files compared
+    runs: int = 0  # compared runs
+    files: int = 0  # compared files
     faults: list[str] = field(default_factory=list)
 
 
 def command(begins: str, run: Path) -> list[str]:
-    """The command that begins a run, or resumes it if it has begun."""
+    """The command that starts a run, or resumes it if it was started before."""
     script, *flags = shlex.split(begins)
     if script == "scripts/reproduce.py":
         table = run.with_suffix(".yaml")
@@ -108,7 +108,7 @@ def command(begins: str, run: Path) -> list[str]:
 
 
 def make_pictures(root: Path) -> None:
-    """Write training and test pictures of three classes, for imagenet/train.py."""
+    """Write random training and test pictures of three classes for imagenet/train.py."""
     import numpy as np
     from PIL import Image
 
@@ -122,7 +122,7 @@ def make_pictures(root: Path) -> None:
 
 
 def start(line: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a script of this repository in its own process group."""
+    """Start a script of this repository in a new process group."""
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)}
     with open(log, "ab") as file:
         return subprocess.Popen(
@@ -136,10 +136,10 @@ def start(line: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def await_end(process: subprocess.Popen[bytes], seconds: int) -> int:
-    """The exit status of a script.
+    """Wait for a process and return its exit status.
 
     Raises:
-        TimeoutError: It takes longer. Its process group is killed.
+        TimeoutError: The process takes longer than `seconds`. Its process group is killed.
     """
     try:
         return process.wait(timeout=seconds)
@@ -150,15 +150,15 @@ def await_end(process: subprocess.Popen[bytes], seconds: int) -> int:
 
 
 def disturb(begins: str, run: Path, log: Path, whole: float, moments: random.Random, sigkill: bool) -> str:
-    """Begin or resume a run and kill it. Returns how it was killed, or "" if it finished before.
+    """Start or resume a run and kill it. Return how it was killed, or "" if it finished before.
 
     Args:
-        whole: Seconds that an undisturbed run takes.
-        sigkill: Send no other signals.
+        whole: Duration of an undisturbed run in seconds.
+        sigkill: Send no signals except SIGKILL.
 
     Raises:
-        ValueError: It ends with an error.
-        TimeoutError: It hangs.
+        ValueError: The run ends with an error.
+        TimeoutError: The run hangs.
     """
     how = moments.choice(("SIGKILL", "write") if sigkill else ("SIGKILL", "SIGTERM", "SIGINT", "write", "write"))
     line = command(begins, run)
@@ -175,16 +175,16 @@ def disturb(begins: str, run: Path, log: Path, whole: float, moments: random.Ran
             await_end(process, STOPPING)
     ended = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130}
     if process.returncode not in {0, *ended}:
-        raise ValueError(f"{shlex.join(line)} ended with {process.returncode} after {how}; see {log}")
+        raise ValueError(f"{shlex.join(line)} ended with status {process.returncode} after {how}; see {log}")
     return how if process.returncode in ended else ""
 
 
 def finish(begins: str, run: Path, log: Path) -> None:
-    """Begin or resume a run and wait for its end.
+    """Start or resume a run and wait until it ends.
 
     Raises:
-        ValueError: It ends with an error.
-        TimeoutError: It hangs.
+        ValueError: The run ends with an error.
+        TimeoutError: The run hangs.
     """
     status = await_end(start(command(begins, run), log), ENDING)
     if status:
@@ -192,7 +192,7 @@ def finish(begins: str, run: Path, log: Path) -> None:
 
 
 def plain(value: Any, run: Path) -> Any:
-    """A value without the parts that depend on the machine, and with paths relative to the run folder."""
+    """Remove the parts of a value that depend on the machine, and make paths relative to the run folder."""
     import torch
 
     if isinstance(value, dict):
@@ -207,7 +207,7 @@ def plain(value: Any, run: Path) -> Any:
 
 
 def content(path: Path, run: Path) -> Any:
-    """The content of a file of a run, in a form that can be compared."""
+    """Read a file of a run into values that can be compared with ==."""
     import numpy as np
 
     from lib import checkpoints
@@ -226,16 +226,16 @@ def content(path: Path, run: Path) -> Any:
 
 
 def names(run: Path) -> set[Path]:
-    """The files of a run folder, except locks and TensorBoard's files, whose names contain the time."""
+    """The files of a run folder, except locks and TensorBoard files, whose names contain the time."""
     files = (path.relative_to(run) for path in run.rglob("*") if path.is_file() and path.name != LOCK)
     return {path for path in files if "tensorboard" not in path.parts}
 
 
 def scalars(run: Path) -> dict[Path, dict[str, list[tuple[int, float]]]]:
-    """run -> tag -> (step, value) of TensorBoard's scalars."""
+    """run -> tag -> (step, value) of each scalar in TensorBoard's files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every killed run
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns about killed runs
     shown = {}
     for folder in run.rglob("tensorboard"):
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
@@ -247,18 +247,18 @@ def scalars(run: Path) -> dict[Path, dict[str, list[tuple[int, float]]]]:
 
 
 def differences(run: Path, other: Path) -> Iterator[str]:
-    """The differences of two run folders, except in values that depend on the machine."""
+    """Yield the differences between two run folders, except values that depend on the machine."""
     for name in sorted(names(run) ^ names(other)):
-        yield f"{name} is in one of {run} and {other} only"
+        yield f"{name} is only in one of {run} and {other}"
     for name in sorted(names(run) & names(other)):
         if name.suffix not in DRAWINGS_AND_LOGS and content(run / name, run) != content(other / name, other):
             yield f"{name} differs in {run} and {other}"
     if scalars(run) != scalars(other):
-        yield f"tensorboard differs in {run} and {other}"
+        yield f"TensorBoard's scalars differ in {run} and {other}"
 
 
 def kill_repeatedly(name: str, kills: int, out: Path, moments: random.Random, sigkill: bool = False) -> DrillResult:
-    """Kill runs of a kind `kills` times in all, and compare each with an undisturbed run."""
+    """Kill runs of one kind until there are `kills` kills. Compare each run with an undisturbed run."""
     if name == "imagenet":
         make_pictures(out / "pictures")
     begins, figures = KINDS[name].format(pictures=out / "pictures"), DrillResult()
@@ -291,7 +291,7 @@ def main() -> None:
             raise InputError(f"--only: {kind!r}, expected some of {', '.join(KINDS)}")
     out = Path(settings.out).resolve()
     cli.new_folder(out, "--out")
-    # A background process ignores Ctrl-C, and so would the processes that it starts.
+    # Background processes ignore Ctrl-C, and their children inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     moments, results = random.Random(settings.seed), {}
     for number, kind in enumerate(kinds):
@@ -303,7 +303,7 @@ def main() -> None:
         results[kind] = figures = kill_repeatedly(kind, kills, out, moments, settings.sigkill)
         how = ", ".join(f"{count} {name}" for name, count in sorted(figures.kills.items()))
         print(
-            f"  {how}; {figures.runs} runs of {figures.files} files compared, "
+            f"  {how}; compared {figures.runs} runs with {figures.files} files: "
             f"{len(figures.faults)} faults, {cli.duration(time.monotonic() - begun)}",
             flush=True,
         )

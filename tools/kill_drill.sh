@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Kills every kind of run again and again, and compares its end with that of an undisturbed one; about an hour.
+# Kill runs of each kind many times, and compare their results with undisturbed runs. This takes about an hour.
 #   bash tools/kill_drill.sh [--kills 120] [--only darts retraining table ...] [--out runs/kill_drill]
 set -euo pipefail
 extras=cluster

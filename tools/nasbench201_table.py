@@ -1,11 +1,11 @@
-"""Make nasbench201/accuracies.npz, the accuracy table that comes with the project, from CSV files.
+"""Build nasbench201/accuracies.npz, the accuracy table of this repository, from CSV files.
 
 python tools/nasbench201_table.py epochs200.csv.gz epochs12.csv.gz
 
-The first file has the accuracies after 200 epochs, the second those after 12, in percent, as nasbench201/table.py build
-reads them. Accuracies are rounded to 1/600 of a percent (1/900 on ImageNet16-120) and stored as 16-bit integers. A
-mean over three trainings, scored on 10,000 images (on 3,000), is then exact. That of CIFAR-10 valid, scored on 25,000,
-is wrong by 1/1500 at most. No rank changes.
+The first file has the accuracies after 200 epochs, the second after 12 epochs, both in percent and in the format of
+nasbench201/table.py build. Accuracies are rounded to multiples of 1/600 percent (1/900 percent on ImageNet16-120) and
+stored as 16-bit integers. This is exact for a mean of three trainings on 10,000 images (3,000 on ImageNet16-120).
+For CIFAR-10 valid, with 25,000 images, the error is at most 1/1500 percent. No rank changes.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from nasbench201.cells import OPERATIONS, make_cell, operations_of
 from nasbench201.sources import read_sources, warn_of_units, write_table
 
 PROG = "nasbench201_table.py"
-#: the benchmark's data sets: classes, and pixels of an image's side
+#: data set of the benchmark -> number of classes, height and width of the images
 NETWORKS = {"cifar10": (10, 32), "cifar100": (100, 32), "imagenet16_120": (120, 16)}
 CITATION = (
     "X. Dong and Y. Yang. NAS-Bench-201: Extending the scope of reproducible neural architecture search. ICLR 2020. "
@@ -31,9 +31,9 @@ UNITS = (
 
 
 def costs(cells: np.ndarray) -> dict[str, np.ndarray]:
-    """The parameters and multiply-adds of each cell's network, (N,) each.
+    """The parameters and multiply-adds of the network of each cell, (N,) each.
 
-    Both depend only on how many edges have each operation, so that one cell of each kind is counted.
+    Both depend only on the number of edges with each operation, so one cell is measured for each combination.
     """
     import torch
 
@@ -57,13 +57,13 @@ def costs(cells: np.ndarray) -> dict[str, np.ndarray]:
 
 def main() -> None:
     parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument("epochs200", type=str, help="CSV file with the accuracies after 200 epochs, in percent.")
-    parser.add_argument("epochs12", type=str, help="CSV file with those after 12 epochs.")
+    parser.add_argument("epochs200", type=str, help="CSV file with accuracies after 200 epochs, in percent.")
+    parser.add_argument("epochs12", type=str, help="CSV file with accuracies after 12 epochs, in percent.")
     given = parser.parse_args()
     with cli.blaming("sources"):
         cells, accuracies, origins = read_sources([given.epochs200, given.epochs12], [200, 12])
         if len(cells) != SPACE:
-            raise ValueError(f"{len(cells):,} cells, expected all {SPACE:,}")
+            raise ValueError(f"the files have {len(cells):,} cells, expected all {SPACE:,} of the space")
     warn_of_units(accuracies)
     operations = operations_of(cells)
     rounded = {

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tests with the oldest or the newest releases that requirements.txt and the extras admit, in an environment of
-# their own (.venv-oldest, .venv-newest; 7 GB each). PYTHON names another interpreter than python3.
+# Run the tests with the oldest or the newest releases that requirements.txt and the extras allow, in a separate
+# environment (.venv-oldest or .venv-newest; 7 GB each). Set PYTHON to use an interpreter other than python3.
 #   bash tools/versions.sh oldest|newest [pytest arguments]
-# The oldest releases are the lower bounds themselves; pip reports an error if they conflict.
+# The oldest releases are the lower bounds. If they conflict, pip reports an error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 which=${1:-}

@@ -52,7 +52,7 @@ def local_data() -> Path:
     return folder
 
 
-def slower() -> float:
+def slowdown() -> float:
     """Return the factor by which time limits are extended. tools/coverage.sh traces every line, which slows Python."""
     return 1.0 if sys.gettrace() is None else 4.0
 
@@ -81,7 +81,7 @@ EXAMPLES = {
 
 
 @contextmanager
-def own_plugins() -> Iterator[None]:
+def temporary_plugins() -> Iterator[None]:
     """Unload the plugins that the block loads, and remove their entries from the registries."""
     before, loaded = [dict(registry) for registry in REGISTRIES], list(plugins.LOADED)
     try:
@@ -95,13 +95,13 @@ def own_plugins() -> Iterator[None]:
 
 
 @contextmanager
-def settings_put_back() -> Iterator[pytest.MonkeyPatch]:
+def restored_settings() -> Iterator[pytest.MonkeyPatch]:
     """Restore what a script sets in its process: environment, paths, signals, warnings, loggers and plugins."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     loggers = {logger: logger.level for logger in logging.root.manager.loggerDict.values() if hasattr(logger, "level")}
     environment = dict(os.environ)
     try:
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), own_plugins():
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), temporary_plugins():
             patch.setattr(sys, "path", list(sys.path))
             yield patch
     finally:
@@ -118,7 +118,7 @@ def script_in_process(command: object, *arguments: object) -> subprocess.Complet
     """Run a script like `script`, but in this process, so that torch is imported only once."""
     out, err = io.StringIO(), io.StringIO()
     line = [str(command), *map(str, arguments)]
-    with settings_put_back() as patch, redirect_stdout(out), redirect_stderr(err):
+    with restored_settings() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", line)
         patch.chdir(ROOT)
         try:
@@ -141,7 +141,7 @@ def run_derive(*arguments: object, main=derive.main) -> None:
     run_main(main, *arguments, "--device", "cpu")
 
 
-def assert_refused(result: subprocess.CompletedProcess, *mentions: str) -> None:
+def assert_rejected(result: subprocess.CompletedProcess, *mentions: str) -> None:
     """Assert that a script rejected its input: status 2, and one line on stderr that contains all `mentions`."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
@@ -185,7 +185,7 @@ def start(*arguments: object, **options) -> subprocess.Popen:
     )
 
 
-def until(condition, process) -> None:
+def wait_until(condition, process) -> None:
     deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline

@@ -122,7 +122,7 @@ def finish(*processes):
     return [(process.returncode, *output) for process, output in zip(processes, said, strict=True)]
 
 
-def ended_well(*processes):
+def assert_success(*processes):
     for status, _, errors in finish(*processes):
         assert status == 0, errors
 

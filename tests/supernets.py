@@ -36,7 +36,7 @@ def relative_error(measured, expected):
     return (norm([a - b for a, b in zip(measured, expected, strict=True)]) / norm(expected)).item()
 
 
-def scramble(architecture):
+def randomize_alpha(architecture):
     """Set alpha to random values."""
     with torch.no_grad():
         for alpha in architecture.parameters():
@@ -104,13 +104,13 @@ def assert_single_precision_gradients_of(supernet, plain, ours, batch, weights, 
     assert relative_error(fast.layer_gradients, slow.layer_gradients) < 1e-3
 
 
-def everywhere(*candidates):
+def space_with(*candidates):
     """Return a space with the edges of DARTS and these candidates on each edge."""
     edges = SPACES["s2"].edges
     return Space({kind: (candidates,) * len(edges) for kind in ("normal", "reduce")}, edges, keep=2)
 
 
-def both_paths(space):
+def fast_and_plain(space):
     """Return a float64 supernet that takes the fast path as on a GPU, and its plain twin."""
     torch.manual_seed(0)
     supernet = Supernet(space, init_channels=4, layers=5).double()

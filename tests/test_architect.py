@@ -10,7 +10,7 @@ from torch.func import functional_call
 from architect import Architecture, first_order, implicit, relax, unrolled
 from lib.batches import Batch
 from lib.objective import Objective, norm
-from tests.supernets import scramble
+from tests.supernets import randomize_alpha
 
 DOUBLE = torch.float64
 
@@ -41,7 +41,7 @@ def test_relax_acts_on_the_last_dimension_of_alpha():
 def test_mixing_weights_are_a_softmax_on_each_edge_and_gradients_follow_the_chain_rule():
     torch.manual_seed(0)
     architecture = Architecture(even({"normal": (14, 7), "reduce": (14, 5)})).double()
-    scramble(architecture)
+    randomize_alpha(architecture)
     a, b, c = layer_gradients = [torch.randn(14, width, dtype=DOUBLE) for width in (7, 5, 7)]
     measured = architecture.gradients(["normal", "reduce", "normal"], layer_gradients)
     for gradient, kind, total in zip(measured, ("normal", "reduce"), (a + c, b), strict=True):
@@ -59,7 +59,7 @@ def test_sigmoid_gates_start_at_one_half_and_gradients_follow_the_chain_rule():
     architecture = Architecture(even({"normal": (14, 7), "reduce": (14, 7)}), "sigmoid").double()
     assert all(torch.equal(alpha, torch.zeros_like(alpha)) for alpha in architecture.parameters())
     assert all(torch.equal(p, torch.full_like(p, 0.5)) for p in architecture.mixing_weights().values())
-    scramble(architecture)
+    randomize_alpha(architecture)
     a, b, c, d = layer_gradients = [torch.randn(14, 7, dtype=DOUBLE) for _ in range(4)]
     measured = architecture.gradients(["normal", "reduce", "reduce", "normal"], layer_gradients)
     for gradient, kind, total in zip(measured, ("normal", "reduce"), (a + d, b + c), strict=True):
@@ -70,7 +70,7 @@ def test_sigmoid_gates_start_at_one_half_and_gradients_follow_the_chain_rule():
 @pytest.mark.parametrize("relaxation", ["softmax", "sigmoid"])
 def test_fixed_mixing_weights_ignore_alpha_and_its_gradient_is_zero(relaxation):
     architecture = Architecture(even({"normal": (14, 3)}), relaxation).double()
-    scramble(architecture)
+    randomize_alpha(architecture)
     before = architecture.mixing_weights()["normal"].detach()
     architecture.fixed["normal"][5] = torch.tensor([0.0, 1.0, 0.0])
     after = architecture.mixing_weights()["normal"].detach()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import yaml
 
-from tests.helpers import SMALL, assert_refused, run_search, script, script_in_process, without_figures
+from tests.helpers import SMALL, assert_rejected, run_search, script, script_in_process, without_figures
 
 SEARCH = "search/train_search.py"
 
@@ -25,4 +25,4 @@ def test_resuming_leaves_a_finished_search_alone_and_rejects_a_checkpoint_of_oth
     assert script_in_process(SEARCH, "--resume", run).stdout == f"run {run} is finished\n"
     (run / "genotype.json").unlink()
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "init_channels": 6}))
-    assert_refused(script_in_process(SEARCH, "--resume", run), "--resume", "config.yaml")
+    assert_rejected(script_in_process(SEARCH, "--resume", run), "--resume", "config.yaml")

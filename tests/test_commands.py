@@ -12,7 +12,7 @@ import pytest
 
 import search.command_line
 from lib import options
-from tests.helpers import EXAMPLES, ROOT, settings_put_back
+from tests.helpers import EXAMPLES, ROOT, restored_settings
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
 #: makes bash print the commands that follow instead of running them; PATH is empty, so any other command fails
@@ -71,7 +71,7 @@ def run(path: str, arguments: list[str], folder: Path, *, parse_only: bool) -> s
 
         patch.setattr(owner, name, parse)
 
-    with settings_put_back() as patch, redirect_stdout(out), redirect_stderr(err):
+    with restored_settings() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr("sys.argv", [path, *arguments])
         patch.chdir(folder)
         if parse_only:

@@ -26,13 +26,13 @@ from tests.helpers import (
     EXAMPLES,
     EXTENDING,
     TABLE,
-    assert_refused,
-    own_plugins,
+    assert_rejected,
     script,
     script_in_process,
+    temporary_plugins,
     write_table,
 )
-from tests.supernets import assert_gradients_of, batch_and_weights, both_paths, everywhere, uneven_space
+from tests.supernets import assert_gradients_of, batch_and_weights, fast_and_plain, space_with, uneven_space
 
 DOUBLE = torch.float64
 
@@ -49,7 +49,7 @@ def test_the_table_of_costs_counts_the_lines_of_the_examples():
 @pytest.fixture(autouse=True)
 def own_registries():
     """Unload the plugins of a test when it ends."""
-    with own_plugins():
+    with temporary_plugins():
         yield
 
 
@@ -74,8 +74,8 @@ def test_a_cell_of_a_plugin_loads_by_its_name(example):
 
 def test_a_custom_operation_computes_the_same_in_the_supernet_the_fast_path_and_the_retrained_network(example):
     example("An operation")
-    SPACES["se"] = everywhere("skip_connect", "sep_conv_3x3", "sep_conv_3x3_se")
-    supernet, plain = both_paths(SPACES["se"])
+    SPACES["se"] = space_with("skip_connect", "sep_conv_3x3", "sep_conv_3x3_se")
+    supernet, plain = fast_and_plain(SPACES["se"])
     assert_gradients_of(supernet, plain, *batch_and_weights(supernet))
 
     # The network of a cell equals the supernet if mixing weights are 1 for the operations of that cell and 0 otherwise.
@@ -220,15 +220,15 @@ def test_a_bad_plugin_is_rejected_in_one_line(tmp_path, text, message):
     path = tmp_path / "mine.py"
     path.write_text(text)
     result = script_in_process("search/train_search.py", "--plugin", path, "--dataset", "digits")
-    assert_refused(result, f"--plugin: {path}: {message}")
+    assert_rejected(result, f"--plugin: {path}: {message}")
 
 
 def test_a_missing_plugin_and_an_unknown_setting_of_a_method_are_rejected_in_one_line(tmp_path):
     result = script_in_process("search/train_search.py", "--plugin", tmp_path / "mine.py")
-    assert_refused(result, "--plugin: there is no file")
+    assert_rejected(result, "--plugin: there is no file")
     (tmp_path / "other.py").write_text("from search.methods import *\nMETHODS['a'] = Method('A', {'lamda': 1})")
     result = script_in_process("search/train_search.py", "--plugin", tmp_path / "other.py", "--method", "a")
-    assert_refused(result, "--method: a: lamda: unknown setting")
+    assert_rejected(result, "--method: a: lamda: unknown setting")
 
 
 def test_an_error_in_the_code_of_a_plugin_keeps_its_traceback(tmp_path):
@@ -257,21 +257,21 @@ def test_an_operation_of_a_plugin_is_searched_retrained_scored_exported_and_load
     call("search/train_search.py", "--space", "se", "--method", "darts", *small, "--save", search)
     assert (search / "cells/normal.png").exists()
     asks = f"used the plugin {path}; add --plugin"
-    assert_refused(call("search/train_search.py", "--resume", search, plugin=None, ok=False), asks)
-    assert_refused(call("train/train.py", "--arch", search, *small, plugin=None, ok=False), f"--arch: {search} {asks}")
-    assert_refused(call("analysis/size.py", search, plugin=None, ok=False), asks)
+    assert_rejected(call("search/train_search.py", "--resume", search, plugin=None, ok=False), asks)
+    assert_rejected(call("train/train.py", "--arch", search, *small, plugin=None, ok=False), f"--arch: {search} {asks}")
+    assert_rejected(call("analysis/size.py", search, plugin=None, ok=False), asks)
     assert "params" in call("analysis/size.py", search).stdout
     call("train/train.py", "--arch", search, *small, "--save", run)
     assert yaml.safe_load((run / "config.yaml").read_text())["provenance"]["plugins"] == [
         {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     ]
-    assert_refused(call("train/test.py", run, plugin=None, ok=False), f"checkpoint: {run} {asks}")
+    assert_rejected(call("train/test.py", run, plugin=None, ok=False), f"checkpoint: {run} {asks}")
     with pytest.raises(ValueError, match="add --plugin"):
         load_network(run)
     score = json.loads(call("train/test.py", run).stdout)
     assert score["accuracy"] == json.loads((run / "result.json").read_text())["accuracy"]
     call("train/export.py", run, "--out", tmp_path / "exported")
-    assert_refused(
+    assert_rejected(
         call("analysis/report.py", tmp_path, tmp_path / "report.html", plugin=None, ok=False), "add --plugin"
     )
     call("analysis/report.py", tmp_path, tmp_path / "report.html")
@@ -298,7 +298,7 @@ def test_a_table_passes_its_plugins_on_to_its_runs(example, tmp_path):
         {**TABLE, "methods": {"RS": {"search": {"method": "my-sdarts-rs"}}}, "scales": {"paper": {"seeds": 1}}},
     )
     arguments = ("--table", table, "--scale", "paper", "--out", tmp_path / "out", "--dry_run")
-    assert_refused(script_in_process("scripts/reproduce.py", *arguments), "my-sdarts-rs")
+    assert_rejected(script_in_process("scripts/reproduce.py", *arguments), "my-sdarts-rs")
     result = script_in_process("scripts/reproduce.py", *arguments, "--plugin", path)
     lines = result.stdout.splitlines()
     assert len(lines) > 2 and all(f"--plugin {path}" in line for line in lines if "query" not in line), result.stderr

@@ -18,7 +18,7 @@ from search.metrics import new_warnings
 from tests.helpers import (
     CELL,
     ROOT,
-    assert_refused,
+    assert_rejected,
     run_search,
     run_search_201,
     script_in_process,
@@ -118,7 +118,7 @@ def test_a_pipe_is_rejected_as_an_input_file(tmp_path, arguments):
             datasets.benchmark_halves(datasets.load("digits").train, pipe)
         return
     says = "there is no file" if "--plugin" in arguments else "is a pipe, a socket or a device; expected a regular file"
-    assert_refused(script_in_process(*arguments, pipe, *rest), says)
+    assert_rejected(script_in_process(*arguments, pipe, *rest), says)
 
 
 def test_an_empty_file_left_by_a_full_disk_may_be_overwritten(tmp_path):
@@ -139,7 +139,7 @@ def test_extending_a_finished_run_is_rejected_with_an_explanation(tmp_path):
     run = run_search(settings_of(epochs=1, batch_size=240), tmp_path / "run")
     result = script_in_process("search/train_search.py", "--resume", run, "--epochs", 100)
     longer = f"a longer run is another one: --config {run}/config.yaml --epochs 100"
-    assert_refused(result, "The schedules of a run, such as the learning rate's, end with its last epoch", longer)
+    assert_rejected(result, "The schedules of a run, such as the learning rate's, end with its last epoch", longer)
     assert "The schedules" not in script_in_process("search/train_search.py", "--resume", run, "--seed", 1).stderr
 
 
@@ -148,21 +148,21 @@ def test_deriving_a_cell_twice_is_rejected_and_blames_a_flag_only_if_it_was_give
     command = ("search/derive.py", run, "--selection", "argmax", "--device", "cpu")
     assert script_in_process(*command).returncode == 0
     result = script_in_process(*command)
-    assert_refused(result, f"error: run: {run}/selections/argmax holds a cell already; expected --save FOLDER")
+    assert_rejected(result, f"error: run: {run}/selections/argmax holds a cell already; expected --save FOLDER")
     result = script_in_process(*command, "--save", run / "selections/argmax")
-    assert_refused(result, f"error: --save: {run}/selections/argmax holds a cell already; expected another folder")
+    assert_rejected(result, f"error: --save: {run}/selections/argmax holds a cell already; expected another folder")
 
 
 def test_a_folder_of_several_runs_and_a_cell_of_another_space_are_rejected(tmp_path):
     run_search_201(settings_of_201(epochs=1), tmp_path / "series" / "seed-3")
     result = script_in_process("nasbench201/table.py", "query", tmp_path / "series")
-    assert_refused(result, hint := f"; it holds runs of several seeds, such as {tmp_path}/series/seed-3")
+    assert_rejected(result, hint := f"; it holds runs of several seeds, such as {tmp_path}/series/seed-3")
     for command in (("analysis/size.py",), ("analysis/hessian.py",), ("train/test.py",), ("train/train.py", "--arch")):
-        assert_refused(script_in_process(*command, tmp_path / "series"), hint)
+        assert_rejected(script_in_process(*command, tmp_path / "series"), hint)
     run = run_search(settings_of(epochs=1, batch_size=240), tmp_path / "run")
     for command in ("query", "rank"):
         result = script_in_process("nasbench201/table.py", command, run)
-        assert_refused(result, "a genotype of DARTS's cells; expected a cell of NAS-Bench-201")
+        assert_rejected(result, "a genotype of DARTS's cells; expected a cell of NAS-Bench-201")
 
 
 def test_a_regularizer_gradient_far_longer_than_that_of_the_loss_gives_one_warning():

@@ -26,7 +26,7 @@ from lib import plugins
 from nasbench201.cells import load_any
 from operations import OPERATIONS
 from spaces import SPACES
-from tests.helpers import ROOT, assert_refused, local_data, script, script_in_process, select
+from tests.helpers import ROOT, assert_rejected, local_data, script, script_in_process, select
 
 EDGES = SPACES["s5"].edges
 
@@ -322,8 +322,8 @@ def test_scripts_accept_a_genotype_as_text():
     )
     assert by_text.stdout == by_json.stdout == by_name.stdout != ""
     wrong = script("train/train.py", "--arch", V2.replace("('dil_conv_3x3', 2)", "('dil_conv_3x', 2)"))
-    assert_refused(wrong, "--arch: genotype: normal, edge 7 ('dil_conv_3x', 2): unknown operation", "dil_conv_3x3?")
-    assert_refused(
+    assert_rejected(wrong, "--arch: genotype: normal, edge 7 ('dil_conv_3x', 2): unknown operation", "dil_conv_3x3?")
+    assert_rejected(
         script_in_process("train/train.py", "--arch", f"{V2[:-1]}, 3)"), "train.py: error: --arch: genotype: "
     )
 

@@ -223,11 +223,11 @@ def test_deterministic_searches_and_retrainings_repeat_and_resume_bit_for_bit(tm
     assert_same_run(run_search(settings, stopped, resumed=True), whole)
 
     settings = replace(RETRAINING, device="cuda", deterministic=True)
-    whole, again, stopped = (retrain_until(settings, tmp_path / name, name == "r") for name in "pqr")
+    whole, again, stopped = (retrain_interrupted(settings, tmp_path / name, name == "r") for name in "pqr")
     assert weights_of(whole) == weights_of(again) == weights_of(stopped)
 
 
-def retrain_until(settings, run, stopping):
+def retrain_interrupted(settings, run, stopping):
     """Retrain. With `stopping`, interrupt the second step of the third epoch and resume."""
     step = Retraining.training_step
 
@@ -261,7 +261,7 @@ def test_a_nan_loss_ends_a_search_before_the_checkpoint_of_the_epoch(tmp_path, m
 
 def test_a_bfloat16_retraining_learns_and_resumes(tmp_path):
     settings = replace(RETRAINING, device="cuda", precision="bf16-mixed", epochs=4)
-    run = retrain_until(settings, tmp_path / "run", stopping=True)
+    run = retrain_interrupted(settings, tmp_path / "run", stopping=True)
     with open(run / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]

@@ -11,7 +11,7 @@ import yaml
 
 from lib.cli import InputError
 from lib.grid import TABLES, expand, load_table
-from tests.helpers import ROOT, TABLE, assert_refused, script_in_process, write_table
+from tests.helpers import ROOT, TABLE, assert_rejected, script_in_process, write_table
 
 
 def test_flags_of_a_scale_override_the_method_which_overrides_the_column_which_overrides_the_table():
@@ -103,7 +103,7 @@ def test_table_scripts_print_help_and_dry_runs_without_installing_anything(tmp_p
 
     said = answer(sys.executable, "--scale", "small", "--data", "images", "--out", "o", "--dry_run").stdout
     assert f"--data {tmp_path / 'images'}" in said and f"--save {tmp_path / 'o'}/" in said
-    assert_refused(answer(bare, "--dry_run"), "pip install -r requirements.txt")
+    assert_rejected(answer(bare, "--dry_run"), "pip install -r requirements.txt")
     usage = answer(bare, "--help")
     assert usage.returncode == 0 and "python scripts/reproduce.py --table" in usage.stdout
     assert not (root / ".venv").exists() and not (tmp_path / "o").exists()
@@ -134,14 +134,14 @@ def test_a_table_and_set_accept_only_known_flags_with_plain_values(tmp_path, nam
     given = ("--scale", "tiny", "--out", tmp_path / "out", "--dry_run")
     for table, own in ((tmp_path / "table.yaml", ()), (write_table(tmp_path), ("--set", f"search.{name}={value}"))):
         result = script_in_process("scripts/reproduce.py", "--table", table, *given, *own)
-        assert_refused(result, reason, "--set" if own else "--table")
+        assert_rejected(result, reason, "--set" if own else "--table")
     assert not (tmp_path / "out").exists() and not (ROOT / "executed").exists() and not (ROOT / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("text", ["=3", "search.=1", "search.search.epochs=1"])
 def test_set_expects_a_flag_with_an_optional_step(tmp_path, text):
     result = script_in_process("scripts/reproduce.py", "--table", write_table(tmp_path), "--dry_run", "--set", text)
-    assert_refused(result, "--set", "expected flag=value")
+    assert_rejected(result, "--set", "expected flag=value")
 
 
 def changed(**parts) -> dict:

@@ -19,7 +19,7 @@ from fast_edges import FastEdges
 from lib.batches import Augmentation, Batches
 from tests.helpers import (
     SMALL,
-    assert_refused,
+    assert_rejected,
     run_main,
     run_search,
     run_search_201,
@@ -52,7 +52,7 @@ def runs(tmp_path_factory):
     return run_of
 
 
-class OwnNorm(nn.Module):
+class ReferenceBatchNorm(nn.Module):
     """Batch norm by its equations. Evaluation mode uses the mean statistics over all images of training mode."""
 
     def __init__(self, norm):
@@ -110,7 +110,7 @@ def plain_loss(valid, name, centre=None):
     if centre is not None:
         for path, module in list(plain.named_modules()):
             if isinstance(module, nn.BatchNorm2d):
-                plain.set_submodule(path, OwnNorm(module))
+                plain.set_submodule(path, ReferenceBatchNorm(module))
         settings, augmentation = search.settings, Augmentation.none(search.dataset)
         for batch in Batches(search.train, settings.batch_size, augmentation, (settings.seed,)):
             logits_of(search.cast(batch), centre)
@@ -268,7 +268,7 @@ def test_each_checkpoint_gives_a_row_that_outlives_it(runs, tmp_path):
         (("--count", 3), ("--count: 3", "hessian.csv", "2")),
         (("--batches", 2), ("--batches: 2", "hessian.csv", "1")),
     ):
-        assert_refused(script_in_process("analysis/hessian.py", run, *arguments, *others), *mentions)
+        assert_rejected(script_in_process("analysis/hessian.py", run, *arguments, *others), *mentions)
     assert (run / "hessian.csv").read_text() == longer
 
 
@@ -282,4 +282,4 @@ def test_each_checkpoint_gives_a_row_that_outlives_it(runs, tmp_path):
     ],
 )
 def test_a_wrong_flag_is_rejected(runs, command, arguments, mentions):
-    assert_refused(script_in_process(f"analysis/{command}.py", runs("nasbench201"), *arguments), *mentions)
+    assert_rejected(script_in_process(f"analysis/{command}.py", runs("nasbench201"), *arguments), *mentions)

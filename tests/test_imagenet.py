@@ -25,7 +25,7 @@ from lib.preprocessing import papers_preprocessing
 from lib.retraining import Retraining
 from lib.schedules import cosine_schedule, linear_schedule, warm_up
 from lib.seeds import mix
-from tests.helpers import RECIPE, assert_refused, last_checkpoint, metrics, script_in_process
+from tests.helpers import RECIPE, assert_rejected, last_checkpoint, metrics, script_in_process
 from tests.imagenet_runs import (
     CELL,
     CLASSES,
@@ -178,7 +178,7 @@ def test_a_preempted_slurm_job_is_requeued(tree, finished, tmp_path, monkeypatch
     trained(*settings(tree, run))  # the same command resumes the run
     assert_same_weights(run, finished)
     assert asked.read_text() == "requeue 4711\n"
-    assert_refused(train(*settings(tree, run, "--seed", 1)), "--save", "another --seed")
+    assert_rejected(train(*settings(tree, run, "--seed", 1)), "--save", "another --seed")
 
 
 def test_a_moving_average_of_the_weights_is_saved_and_resumed(tree, tmp_path):
@@ -238,7 +238,7 @@ def test_the_model_card_describes_the_network_and_its_results(finished):
 def test_a_truncated_picture_is_reported_and_the_run_resumes_after_its_repair(tree, finished, tmp_path):
     truncated, run = with_truncated(tree, tmp_path / "data"), tmp_path / "run"
     refused = train(*settings(tmp_path / "data", run, "--workers", 1))
-    assert_refused(refused, "--data", f"{truncated} cannot be read")
+    assert_rejected(refused, "--data", f"{truncated} cannot be read")
     shutil.copy(tree / truncated.relative_to(tmp_path / "data"), truncated)
     trained("--resume", run, "--workers", 0)
     assert_same_weights(finished, run)
@@ -248,12 +248,12 @@ def test_wrong_pictures_are_rejected_and_no_run_starts(tree, finished, tmp_path)
     run, raw = tmp_path / "run", tmp_path / "raw"
     lacking = shutil.copytree(tree, tmp_path / "lacking")
     shutil.rmtree(lacking / "Data/CLS-LOC/val" / CLASSES[2])
-    assert_refused(train(*settings(lacking, run)), "--data", "val has no class n01484850")
-    assert_refused(script_in_process(TEST, finished, "--data", lacking), "--data", "2 classes, expected the 3")
+    assert_rejected(train(*settings(lacking, run)), "--data", "val has no class n01484850")
+    assert_rejected(script_in_process(TEST, finished, "--data", lacking), "--data", "2 classes, expected the 3")
     for name in ("train/a/1.png", "train/b/1.png", "val/1.png"):
         (raw / name).parent.mkdir(parents=True)
         Image.new("RGB", (40, 40)).save(raw / name)
-    assert_refused(train(*settings(raw, run)), "raw/val has 0 class", "imagenet/prepare.py")
+    assert_rejected(train(*settings(raw, run)), "raw/val has 0 class", "imagenet/prepare.py")
     assert not run.exists()
 
 
@@ -264,23 +264,23 @@ def test_a_run_resumes_with_moved_pictures_and_rejects_other_classes(tree, finis
     other = shutil.copytree(tree, tmp_path / "other")
     for name in ("train", "val"):
         (other / "Data/CLS-LOC" / name / CLASSES[1]).rename(other / "Data/CLS-LOC" / name / "n09999999")
-    assert_refused(train("--resume", run, "--data", other), "--data", "began with other classes")
+    assert_rejected(train("--resume", run, "--data", other), "--data", "began with other classes")
     trained("--resume", run, "--data", moved)
     assert_same_weights(run, finished)
 
 
 def test_an_impossible_launch_is_rejected_and_no_run_starts(tree, tmp_path, monkeypatch):
     asked = settings(tree, tmp_path / "run")
-    assert_refused(train(*asked, "--devices", 1000), "--devices: 1000", "expected at most")
+    assert_rejected(train(*asked, "--devices", 1000), "--devices: 1000", "expected at most")
     with monkeypatch.context() as patch:
         for name, value in {**JOB, "SLURM_NTASKS": 4}.items():
             patch.setenv(name, str(value))
         patch.delenv("SLURM_NTASKS_PER_NODE")
-        assert_refused(train(*asked), "--ntasks is 4", "srun --ntasks-per-node=N")
+        assert_rejected(train(*asked), "--ntasks is 4", "srun --ntasks-per-node=N")
     launched = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": 1, "WORLD_SIZE": 1}
     for name, value in {**launched, "RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0}.items():
         monkeypatch.setenv(name, str(value))
-    assert_refused(train(*asked, "--devices", 2), "--devices: 2", "torchrun has started 1")
+    assert_rejected(train(*asked, "--devices", 2), "--devices: 2", "torchrun has started 1")
     without = [part for part in asked if part not in ("--save", tmp_path / "run")]
-    assert_refused(train(*without), "--save", "all processes of torchrun share")
+    assert_rejected(train(*without), "--save", "all processes of torchrun share")
     assert not (tmp_path / "run").exists()

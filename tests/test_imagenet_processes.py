@@ -11,11 +11,11 @@ import pytest
 
 from lib import checkpoints
 from lib.scoring import epochs_done
-from tests.helpers import assert_refused, last_checkpoint, metrics
+from tests.helpers import assert_rejected, last_checkpoint, metrics
 from tests.imagenet_runs import (
     CLOSE,
     assert_same_weights,
-    ended_well,
+    assert_success,
     environment,
     finish,
     make_tree,
@@ -40,7 +40,7 @@ def two(run, tree, env=None):
 def finished(tree, tmp_path_factory):
     """A finished run of two processes."""
     run = tmp_path_factory.mktemp("two") / "run"
-    ended_well(two(run, tree))
+    assert_success(two(run, tree))
     return run
 
 
@@ -63,7 +63,7 @@ def stopped_at(tree, run, fault):
 
 def assert_goes_on(run, finished):
     """Resume the run and check that it ends like the finished one."""
-    ended_well(recorded(run.parent / "again", "--resume", run, "--devices", 2))
+    assert_success(recorded(run.parent / "again", "--resume", run, "--devices", 2))
     assert_same_weights(run, finished, **CLOSE)
 
 
@@ -101,7 +101,7 @@ def test_a_stop_while_the_test_pictures_are_scored_costs_one_step(tree, finished
 def test_a_run_resumes_with_another_number_of_devices_between_epochs(tree, finished, tmp_path):
     run = tmp_path / "run"
     stopped_at(tree, run, ["stop", 0, 1, 0])
-    assert_refused(
+    assert_rejected(
         train("--resume", run, "--devices", 1, "--accumulate", 2), "--devices, --accumulate"
     )  # within an epoch
     last_checkpoint(run).unlink()

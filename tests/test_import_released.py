@@ -19,7 +19,7 @@ from genotypes import Genotype, load_genotype
 from lib import checkpoints, datasets
 from model import NetworkCIFAR, NetworkImageNet, load_network
 from tests.cifar_files import write_cifar
-from tests.helpers import assert_refused, last_checkpoint, script_in_process
+from tests.helpers import assert_rejected, last_checkpoint, script_in_process
 from tests.imagenet_runs import CLASSES, make_tree
 
 IMPORT = "train/import_released.py"
@@ -330,9 +330,9 @@ def test_a_released_imagenet_network_is_scored(tmp_path):
     assert load_network(tmp_path / "named").classes == CLASSES
     shutil.rmtree(tree / "Data/CLS-LOC/val" / CLASSES[0])
     result = script_in_process("imagenet/test.py", tmp_path / "unnamed", "--data", tree)
-    assert_refused(result, "--data: 2 classes, expected the 3 that the network was trained on")
+    assert_rejected(result, "--data: 2 classes, expected the 3 that the network was trained on")
     result = script_in_process(IMPORT, tmp_path / "released.tar", "--arch", layout.arch, "--data", tree)
-    assert_refused(result, "has 2 classes, expected the network's 3")
+    assert_rejected(result, "has 2 classes, expected the network's 3")
 
 
 def test_a_file_that_does_not_fit_gives_a_one_line_error_and_writes_nothing(tmp_path):
@@ -366,5 +366,5 @@ def test_a_file_that_does_not_fit_gives_a_one_line_error_and_writes_nothing(tmp_
         ({"state_dict": [1, 2]}, own_cell, "expected a state dict, or a dictionary that has one"),
     ):
         torch.save(content, path)
-        assert_refused(script_in_process(IMPORT, path, *flags, "--save", run), says)
+        assert_rejected(script_in_process(IMPORT, path, *flags, "--save", run), says)
         assert not run.exists()

@@ -7,7 +7,7 @@ import pytest
 
 from lib.options import load_settings
 from search.settings import SCRIPT
-from tests.helpers import assert_same_run, last_checkpoint, run_search, start, until, without_figures
+from tests.helpers import assert_same_run, last_checkpoint, run_search, start, wait_until, without_figures
 from tools.kill_drill import KINDS, differences, kill_repeatedly
 
 
@@ -24,7 +24,7 @@ def test_a_killed_search_ends_like_an_undisturbed_one(tmp_path):
     flags = "--dataset digits --space s2 --layers 4 --init_channels 2 --images 64 --batch_size 30 --device cpu"
     command = ("search/train_search.py", *flags.split(), "--method", "lambda-darts", "--epochs", 5, "--save", run)
     with start(*command) as process:
-        until(lambda: last_checkpoint(run).exists(), process)
+        wait_until(lambda: last_checkpoint(run).exists(), process)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (run / "genotype.json").exists()

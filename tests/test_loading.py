@@ -17,7 +17,7 @@ from lib import checkpoints
 from lib.pictures import read_tree
 from lib.retraining import Retraining
 from model import create_network, load_network
-from tests.helpers import CELL, ROOT, assert_refused, last_checkpoint, script_in_process, without_figures, write_folder
+from tests.helpers import CELL, ROOT, assert_rejected, last_checkpoint, script_in_process, without_figures, write_folder
 from tests.imagenet_runs import CLASSES, make_tree, settings
 
 KINDS = ["cifar", "nasbench201", "imagenet"]
@@ -134,12 +134,12 @@ def test_test_images_of_other_classes_are_rejected(trained, tmp_path, kind):
         (split / first).rename(split / "zebra")
     count = len(CLASSES) if kind == "imagenet" else 2
     says = f"--data: {count} classes, expected the {count} that the network was trained on; they differ in {first}, zeb"
-    assert_refused(script_in_process(TEST[kind], run, "--data", other), says)
+    assert_rejected(script_in_process(TEST[kind], run, "--data", other), says)
 
 
 def test_each_scoring_script_rejects_networks_for_other_images(trained):
-    assert_refused(script_in_process("train/test.py", trained("imagenet").run), "expected imagenet/test.py")
-    assert_refused(script_in_process("imagenet/test.py", trained("cifar").run), "expected train/test.py")
+    assert_rejected(script_in_process("train/test.py", trained("imagenet").run), "expected imagenet/test.py")
+    assert_rejected(script_in_process("imagenet/test.py", trained("cifar").run), "expected train/test.py")
 
 
 def test_a_damaged_or_foreign_checkpoint_gives_a_one_line_error(trained, tmp_path):
@@ -156,11 +156,11 @@ def test_a_damaged_or_foreign_checkpoint_gives_a_one_line_error(trained, tmp_pat
     ):
         torch.save(changed, path)
         for script in (*TEST.values(), EXPORT):
-            assert_refused(script_in_process(script, run), "checkpoint: ", says)
+            assert_rejected(script_in_process(script, run), "checkpoint: ", says)
         with pytest.raises(ValueError, match=says):
             load_network(path)
     path.write_bytes(path.read_bytes()[:-100])
-    assert_refused(script_in_process(EXPORT, run), "is corrupt or not a checkpoint")
+    assert_rejected(script_in_process(EXPORT, run), "is corrupt or not a checkpoint")
     shutil.copy(
         last_checkpoint(trained("cifar").run), path.with_name("step_00000.ckpt")
     )  # an earlier checkpoint, which is intact
@@ -209,7 +209,7 @@ def test_nothing_is_exported_if_the_logits_differ(trained, tmp_path, monkeypatch
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", wrong)
     refused = script_in_process(EXPORT, trained("nasbench201").run, "--out", tmp_path / "out")
-    assert_refused(refused, "ONNX Runtime's logits differ from torch's by 1.0e-03")
+    assert_rejected(refused, "ONNX Runtime's logits differ from torch's by 1.0e-03")
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -18,7 +18,7 @@ from tests.helpers import (
     RETRAINING,
     ROOT,
     SMALL,
-    assert_refused,
+    assert_rejected,
     few_images,
     last_checkpoint,
     retrain,
@@ -143,7 +143,7 @@ def test_a_full_disk_ends_a_run_with_a_one_line_error_and_it_resumes_later(tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save", save_and_fill)
-        assert_refused(script_in_process(*line, run), str(disk), "No space left", f"python {command} --resume {run}")
+        assert_rejected(script_in_process(*line, run), str(disk), "No space left", f"python {command} --resume {run}")
     ballast.unlink()
     resumed = script_in_process(command, "--resume", run)
     assert resumed.returncode == 0, resumed.stderr

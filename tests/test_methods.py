@@ -25,7 +25,7 @@ from search.settings import SCRIPT, SearchSettings
 from search.state import SearchState
 from search.train_search import Schedule, alpha_step, run_epoch, schedule
 from spaces import SPACES
-from tests.supernets import problem, relative_error, scramble
+from tests.supernets import problem, randomize_alpha, relative_error
 
 EDGES = SPACES["s5"].edges
 
@@ -114,7 +114,7 @@ def test_beta_decays_to_zero_as_in_the_paper(decay, middle, last):
 def test_an_alpha_step_descends_the_validation_loss_and_the_weighted_zero_one_loss(kind):
     w01 = 10.0
     state = start(relaxation="sigmoid", alpha_reg=kind, alpha_reg_weight=w01, batch_size=64, precision="64-true")
-    scramble(state.architecture)
+    randomize_alpha(state.architecture)
     train_batch, valid_batch = (state.cast(next(iter(batches))) for batches in state.batches(0))
     objective = Objective(state.supernet)
     alphas = {kind: alpha.detach().clone().requires_grad_() for kind, alpha in state.architecture.alphas.items()}

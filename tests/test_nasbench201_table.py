@@ -15,7 +15,7 @@ from nasbench201.networks import Network201
 from nasbench201.sources import build
 from nasbench201.table import main
 from tests.accuracy_files import ARCHS, printed, write_csv
-from tests.helpers import local_data, run_main, script, slower
+from tests.helpers import local_data, run_main, script, slowdown
 
 TEST = ("cifar10", "cifar100", "imagenet16_120")
 
@@ -66,7 +66,7 @@ def test_the_projects_table_is_small_and_opens_quickly():
     assert SHIPPED.stat().st_size < 400_000
     start = time.perf_counter()
     open_table()
-    assert time.perf_counter() - start < 0.1 * slower()
+    assert time.perf_counter() - start < 0.1 * slowdown()
 
 
 def test_the_projects_table_rounds_the_published_accuracies_and_keeps_their_ranks(published):

@@ -14,14 +14,14 @@ from regularizers import ALPHA_REGULARIZERS, REGULARIZERS
 from search.state import open_search
 from smoothing import SMOOTHING
 from spaces import SPACES, Space
-from tests.helpers import own_plugins, settings_of, weights_after_an_epoch
-from tests.supernets import assert_gradients_of, batch_and_weights, both_paths, everywhere
+from tests.helpers import settings_of, temporary_plugins, weights_after_an_epoch
+from tests.supernets import assert_gradients_of, batch_and_weights, fast_and_plain, space_with
 
 
 @pytest.fixture(autouse=True)
 def own_registries():
     """Remove the registry entries of a test afterwards."""
-    with own_plugins():
+    with temporary_plugins():
         yield
 
 
@@ -70,8 +70,8 @@ def hooked(channels, stride, affine):
 @pytest.mark.parametrize("make", [Doubled, WithLayer, longer_separable, by_channels, hooked])
 def test_a_registered_class_is_used_whatever_its_name(name, make):
     OPERATIONS[name] = make
-    SPACES["trap"] = everywhere("skip_connect", name, "max_pool_3x3")
-    supernet, plain = both_paths(SPACES["trap"])
+    SPACES["trap"] = space_with("skip_connect", name, "max_pool_3x3")
+    supernet, plain = fast_and_plain(SPACES["trap"])
     used = {type(module) for module in plain.modules() if isinstance(module, (Doubled, SepConv))}
     assert used == {by_channels: {SepConv, Doubled}}.get(make, {make if isinstance(make, type) else SepConv})
     batch, weights = batch_and_weights(supernet)

@@ -21,7 +21,7 @@ from tests.helpers import (
     settings_of,
     without_figures,
 )
-from tests.supernets import batch_and_weights, both_paths, uneven_space
+from tests.supernets import batch_and_weights, fast_and_plain, uneven_space
 
 DOUBLE = torch.float64
 
@@ -29,7 +29,7 @@ DOUBLE = torch.float64
 @pytest.mark.parametrize("relaxation", ["softmax", "sigmoid"])
 def test_the_gradient_of_alpha_in_an_uneven_space_equals_finite_differences(relaxation):
     space = uneven_space()
-    supernet, plain = both_paths(space)
+    supernet, plain = fast_and_plain(space)
     architecture = Architecture(space.counts, relaxation).double()
     with torch.no_grad():
         for kind, alpha in architecture.alphas.items():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from tests.helpers import assert_refused, script_in_process
+from tests.helpers import assert_rejected, script_in_process
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
 LABELS = (2, 1, 3, 1, 2, 3)
@@ -71,7 +71,7 @@ def test_interrupted_sorting_continues_and_ignores_other_files(tmp_path, folder)
 
 def assert_nothing_is_moved(root, truth, *mentions):
     before = sorted(root.rglob("*"))
-    assert_refused(script_in_process("imagenet/prepare.py", root, "--ground_truth", truth), *mentions)
+    assert_rejected(script_in_process("imagenet/prepare.py", root, "--ground_truth", truth), *mentions)
     assert sorted(root.rglob("*")) == before
 
 

@@ -24,7 +24,7 @@ from analysis.rows import load_published, published
 from analysis.runs import load_entries
 from lib.grid import expand, load_table
 from search import methods as search_methods
-from tests.helpers import ROOT, script, script_in_process, slower
+from tests.helpers import ROOT, script, script_in_process, slowdown
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = {"DARTS": "darts", "Λ-DARTS": "lambda-darts", "FairDARTS": "fair-darts"}
@@ -295,7 +295,7 @@ def test_three_hundred_runs_take_less_than_20_seconds_and_a_gigabyte(unit, tmp_p
     seconds, memory = map(
         float, result.stdout.splitlines()[-1].split()
     )  # CPU time, so that a busy machine does not matter
-    assert seconds < 20 * slower() and memory < 1
+    assert seconds < 20 * slowdown() and memory < 1
     assert "300 of 300" in text_of(out.read_text(encoding="utf-8"))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from lib.grid import SCRIPTS, expand, load_table
 from scripts.reproduce import write_unit
-from tests.helpers import ROOT, TABLE, assert_refused, metrics, script, script_in_process, write_table
+from tests.helpers import ROOT, TABLE, assert_rejected, metrics, script, script_in_process, write_table
 from tests.stub_run import SCRIPT
 from tests.stub_table import allow
 
@@ -171,7 +171,7 @@ def test_stopping_a_table_stops_its_runs_and_the_same_command_continues(tmp_path
         )  # the search has begun to wait, for ten minutes
         if signum == signal.SIGINT:
             other = script_in_process("scripts/reproduce.py", *arguments, "--out", out)
-            assert_refused(other, "--out", "in use")
+            assert_rejected(other, "--out", "in use")
         run.send_signal(signum)
         said, _ = run.communicate(timeout=100)
         assert run.returncode == 130, said
@@ -179,7 +179,7 @@ def test_stopping_a_table_stops_its_runs_and_the_same_command_continues(tmp_path
         assert not processes(out)
     # The settings of a run that has begun cannot be changed.
     changed = script_in_process("scripts/reproduce.py", *arguments, "--out", out, "--set", "search.epochs=7")
-    assert_refused(changed, "--out", "epochs not given", "7")
+    assert_rejected(changed, "--out", "epochs not given", "7")
     run = start(*arguments, "--out", out)
     said, _ = run.communicate(timeout=300)
     assert run.returncode == 0, said
@@ -205,7 +205,7 @@ def test_without_ray_a_table_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     table = write_table(tmp_path, STUBS)
     result = script_in_process("scripts/reproduce.py", "--table", table, "--scale", "short", "--out", tmp_path / "out")
-    assert_refused(result, "pip install -e '.[cluster]'")
+    assert_rejected(result, "pip install -e '.[cluster]'")
     assert not (tmp_path / "out").exists()
 
 

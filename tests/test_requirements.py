@@ -11,7 +11,7 @@ from sysconfig import get_path
 
 import pytest
 
-from tests.helpers import ROOT, assert_refused, script, script_in_process
+from tests.helpers import ROOT, assert_rejected, script, script_in_process
 
 #: runs --help of scripts; fails if one prints no usage or imports torch
 HELPS = """
@@ -97,4 +97,4 @@ def test_help_does_not_import_torch():
 def test_an_export_without_its_extra_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = script_in_process("train/export.py", tmp_path)
-    assert_refused(result, "export.py: error:", "onnxruntime is not installed; run pip install -e '.[export]'")
+    assert_rejected(result, "export.py: error:", "onnxruntime is not installed; run pip install -e '.[export]'")

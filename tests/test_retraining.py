@@ -32,7 +32,7 @@ from tests.helpers import (
     RECIPE,
     RETRAINING,
     ROOT,
-    assert_refused,
+    assert_rejected,
     interrupt,
     last_checkpoint,
     metrics,
@@ -262,7 +262,7 @@ def test_checkpoints_with_code_or_of_other_programs_are_rejected(tmp_path):
     path = tmp_path / "model.ckpt"
     for content, says in (({"state_dict": Bomb()}, "corrupt or not"), ({"state_dict": {}}, "not one of a retraining")):
         torch.save(content, path)
-        assert_refused(script_in_process("train/test.py", path), f"{path.name} is {says}")
+        assert_rejected(script_in_process("train/test.py", path), f"{path.name} is {says}")
     assert not (tmp_path / "executed").exists()
 
 

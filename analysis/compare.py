@@ -16,13 +16,13 @@ from matplotlib.ticker import MaxNLocator
 from analysis.colors import METHODS, assign
 from analysis.curves import (
     Course,
-    dress,
     leave_out_outliers,
     load_course,
     looked_up,
     make_figure,
     plot_mixing,
     save,
+    set_up_panel,
     title,
 )
 from analysis.draw import cell_size, draw_cell
@@ -92,7 +92,7 @@ NOT_COMPARED = {
 }
 
 
-def grouped(courses: list[Course]) -> dict[str, list[Course]]:
+def group_seeds(courses: list[Course]) -> dict[str, list[Course]]:
     """title -> the searches that differ only in their seed.
 
     Titles leave out the data set and the space if all searches share them. If two titles are equal, the settings that
@@ -119,13 +119,13 @@ def grouped(courses: list[Course]) -> dict[str, list[Course]]:
 
 def compare_figure(courses: list[Course]) -> Figure:
     """A figure with a panel for each measured quantity. Thick lines are means over the seeds; thin lines are seeds."""
-    groups = grouped(courses)
-    quantities = measured(courses)
+    groups = group_seeds(courses)
+    quantities = quantities_of(courses)
     shades = assign({name: members[0].config["method"] for name, members in groups.items()})
     rows = -(-len(quantities) // 3)
     figure = make_figure(13, 3.4 * rows + 0.7)
     for axes, quantity in zip(figure.subplots(rows, 3, squeeze=False).flat, quantities, strict=False):
-        dress(axes, quantity.title)
+        set_up_panel(axes, quantity.title)
         axes.yaxis.set_major_locator(MaxNLocator("auto", integer=quantity.integer))
         for name, members in groups.items():
             shade = METHODS[shades[name]][0]
@@ -171,7 +171,7 @@ def cells_figure(searches: Mapping[Path, Course]) -> Figure:
     ratios = [3.2, *(height + 3.4 for height in heights)]
     above, *below = figure.subfigures(1 + len(kinds), 1, height_ratios=ratios, squeeze=False).flat
     for axes, quantity in zip(above.subplots(1, 2), QUANTITIES, strict=False):
-        dress(axes, quantity.title)
+        set_up_panel(axes, quantity.title)
         axes.yaxis.set_major_locator(MaxNLocator("auto", integer=quantity.integer))
         for (name, course), shade in zip(names.items(), shades, strict=True):
             curve = curve_of(course.metrics, quantity)
@@ -197,7 +197,7 @@ def cells_figure(searches: Mapping[Path, Course]) -> Figure:
 
 def _names(searches: Mapping[Path, Course]) -> dict[str, Course]:
     """title -> search. The title has the seed, or else the folder, if searches have the same title."""
-    titles = {id(course): name for name, members in grouped(list(searches.values())).items() for course in members}
+    titles = {id(course): name for name, members in group_seeds(list(searches.values())).items() for course in members}
     plain = [titles[id(course)] for course in searches.values()]
     seeded = [f"{name}, seed {course.config['seed']}" for name, course in zip(plain, searches.values(), strict=True)]
     names = {}
@@ -206,7 +206,7 @@ def _names(searches: Mapping[Path, Course]) -> dict[str, Course]:
     return names
 
 
-def measured(courses: Sequence[Course]) -> list[Quantity]:
+def quantities_of(courses: Sequence[Course]) -> list[Quantity]:
     """The quantities that at least one of the searches has measured."""
     table = " or ".join(dict.fromkeys(looked_up(course.config) for course in courses))
     return [
@@ -219,9 +219,9 @@ def measured(courses: Sequence[Course]) -> list[Quantity]:
 def summary(courses: list[Course]) -> list[str]:
     """A line for each search, with the quantities after the last epoch, averaged over the seeds."""
     lines = []
-    for name, members in grouped(courses).items():
+    for name, members in group_seeds(courses).items():
         figures = []
-        for quantity in measured(members):
+        for quantity in quantities_of(members):
             curves = [curve for member in members if (curve := curve_of(member.metrics, quantity)) is not None]
             figures.append(f"{quantity.title}: {np.mean([curve[-1] for curve in curves]):.2f}")
         lines.append(f"{name} ({len(members)} seed{'s' if len(members) > 1 else ''}): {', '.join(figures)}")
@@ -243,7 +243,7 @@ def curve_of(metrics: "pd.DataFrame", quantity: Quantity) -> np.ndarray | None:
     return values.sum(axis=1) if quantity.integer else values.mean(axis=1)
 
 
-def expanded(runs: list[str]) -> list[Path]:
+def run_folders(runs: list[str]) -> list[Path]:
     """The run folders of searches. A folder with several seeds is replaced by the folders of the seeds.
 
     Raises:
@@ -269,10 +269,10 @@ def main() -> None:
     with cli.blaming("--out"):
         check_new_file(Path(arguments.out))
     with cli.blaming("runs"):
-        searches = {run: load_course(run) for run in expanded(arguments.runs)}
+        searches = {run: load_course(run) for run in run_folders(arguments.runs)}
         courses = list(searches.values())
-    if len(grouped(courses)) > len(METHODS):
-        raise InputError(f"runs: {len(grouped(courses))} different searches, expected at most {len(METHODS)}")
+    if len(group_seeds(courses)) > len(METHODS):
+        raise InputError(f"runs: {len(group_seeds(courses))} different searches, expected at most {len(METHODS)}")
     with cli.blaming("runs"):
         figure = cells_figure(searches) if arguments.cells else compare_figure(courses)
     with cli.blaming("--out"):

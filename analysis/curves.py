@@ -59,7 +59,7 @@ ACCURACY_TEST = Panel("Accuracy [%]", {"train": "train_accuracy", "test": "test_
 TOP5 = Panel("Top-5 accuracy [%]", {"train": "train_top5", "test": "test_top5"}, scale=100, outliers=False)
 LEARNING_RATE = Panel("Learning rate", {"learning rate": "learning_rate"})
 #: panels that only some methods and spaces have; {table} is the data set whose accuracies NAS-Bench-201 gives
-OWN = (
+METHOD_PANELS = (
     Panel("Weight β of the auxiliary skip", {"β": "skip_beta"}),
     Panel(
         "Norm of the gradient in α",
@@ -194,7 +194,7 @@ def search_figure(course: Course) -> Figure:
     table = looked_up(config)
     own = [
         panel._replace(title=panel.title.format(table=table))
-        for panel in (*OWN, gates)
+        for panel in (*METHOD_PANELS, gates)
         if set(panel.columns.values()) & set(metrics)
     ]
     extra = -(-len(own) // 3)
@@ -250,7 +250,7 @@ def looked_up(config: dict[str, Any]) -> str:
     return TITLES[table_dataset(config.get("table_dataset", "auto"), config["dataset"])]
 
 
-def dress(axes: Axes, title: str) -> None:
+def set_up_panel(axes: Axes, title: str) -> None:
     """Set the title, the grid and the epoch axis of a panel."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
@@ -297,7 +297,7 @@ def _curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> 
 
 def _plot_panel(axes: Axes, panel: Panel, metrics: "pd.DataFrame", shade: str) -> None:
     """Draw the measured columns of a panel, with a legend if the panel has several columns."""
-    dress(axes, panel.title)
+    set_up_panel(axes, panel.title)
     if panel.integer:
         axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     measured = {label: column for label, column in panel.columns.items() if column in metrics}
@@ -319,7 +319,7 @@ def _plot_panel(axes: Axes, panel: Panel, metrics: "pd.DataFrame", shade: str) -
 
 def plot_mixing(axes: Axes, title: str, mixing: Mapping[str, np.ndarray]) -> None:
     """Draw the mixing weight of each operation before the first epoch and after each epoch."""
-    dress(axes, title)
+    set_up_panel(axes, title)
     for operation, weights in mixing.items():
         style = "--" if operation.endswith("5x5") else "-"
         _curve(axes, np.arange(len(weights)), weights, label=operation, color=color(operation), linestyle=style)
@@ -327,7 +327,7 @@ def plot_mixing(axes: Axes, title: str, mixing: Mapping[str, np.ndarray]) -> Non
 
 def _plot_layers(axes: Axes, metrics: "pd.DataFrame") -> None:
     """Draw the norm of each layer's gradient dL/dp_l, from the first layer (dark) to the last (light)."""
-    dress(axes, "|dL/dp| of the layers")
+    set_up_panel(axes, "|dL/dp| of the layers")
     columns = [name for name in metrics if name.startswith("gradient_norm_layer_")]
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(columns)))
     for column, shade in zip(columns, shades, strict=True):

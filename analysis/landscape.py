@@ -67,7 +67,7 @@ def directions(count: int, seed: int) -> "Tensor":
     return torch.linalg.qr(torch.randn(count, 2, generator=generator, dtype=torch.float64)).Q
 
 
-def as_long_as(alphas: "Sequence[Tensor]", plane: "Tensor") -> "Tensor":
+def scale_to_alpha(alphas: "Sequence[Tensor]", plane: "Tensor") -> "Tensor":
     """Orthogonal directions that are as long as alpha on each kind of cell, (n, 2) float64 (code of DARTS-).
 
     In the code of DARTS- the directions are not orthogonal, because it divides by a norm instead of its square.
@@ -100,7 +100,7 @@ def measure_landscape(
     centre = valid.restore(epoch)
     plane = directions(len(centre), valid.search.settings.seed)
     if definition == "darts-minus":
-        plane = as_long_as(centre.split(valid.sizes), plane)
+        plane = scale_to_alpha(centre.split(valid.sizes), plane)
     first, second = plane.to(centre).t()
     ticks = torch.linspace(-radius, radius, points, dtype=torch.float64).tolist()
     rows = []

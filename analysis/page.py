@@ -13,10 +13,10 @@ from markupsafe import Markup
 
 from analysis.charts import curves, eigenvalues, operation_series, surface, trajectories
 from analysis.colors import METHODS
-from analysis.compare import measured
+from analysis.compare import quantities_of
 from analysis.curves import number
 from analysis.draw import COLORS, color
-from analysis.rows import UNKNOWN, Row, first_metric, load_published, rows_of, shown, with_note
+from analysis.rows import UNKNOWN, Row, first_metric, format_number, load_published, rows_of, with_note
 from analysis.runs import Entry, load_entries
 from analysis.samples import Paired, compare_paired, interval
 from lib import cli
@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 SAFE = " =/:;,.()-+'"
 
 
-def small(text: object, note: str) -> str:
+def small_note(text: object, note: str) -> str:
     """The text of a table cell, with an optional note in small letters."""
     return Markup("{} <small>{}</small>").format(text, note) if note else str(text)
 
@@ -42,15 +42,15 @@ def results(rows: list[Row], metric: str, figures: list[dict[str, Any]]) -> pd.D
         pair = compare_paired(rows[0].values(metric).to_dict(), values.to_dict()) if row is not rows[0] else None
         lines.append(
             {
-                "Seeds": small(len(values), f"of {len(row.entries)}"),
+                "Seeds": small_note(len(values), f"of {len(row.entries)}"),
                 metric + (" [%]" if metric != "rank" else ""): row.mean(metric),
-                "95 % interval": "–" if low is None else f"{shown(low)} – {shown(high)}",
-                "Every seed": ", ".join(map(shown, values)) or "–",
+                "95 % interval": "–" if low is None else f"{format_number(low)} – {format_number(high)}",
+                "Every seed": ", ".join(map(format_number, values)) or "–",
                 f"Against {rows[0].method}": difference(pair),
                 "Published": row.published(figures, metric),
                 "Skips": ", ".join(f"{skips:.0f}" for skips in row.values("skips")) or "–",
                 "Alignment": row.mean("alignment"),
-                "Params [M]": shown(row.values("params").mean() / 1e6, 3),
+                "Params [M]": format_number(row.values("params").mean() / 1e6, 3),
             }
         )
     table = pd.DataFrame(lines)
@@ -62,20 +62,20 @@ def difference(pair: Paired | None) -> str:
     if pair is None:
         return "–"
     note = "" if pair.p is None else f"p = {number(pair.p, '.3g')}, {pair.pairs} pairs"
-    return small(shown(pair.difference, sign="+"), note)
+    return small_note(format_number(pair.difference, sign="+"), note)
 
 
-def others(rows: list[Row], names: list[str], figures: list[dict[str, Any]]) -> pd.DataFrame:
+def other_scores(rows: list[Row], names: list[str], figures: list[dict[str, Any]]) -> pd.DataFrame:
     """A table of the other scores in a column."""
 
     def cell(row: Row, name: str) -> str:
         found = row.published(figures, name)
-        return small(row.mean(name, 0 if name == "rank" else 2), f"published: {found}" if found != UNKNOWN else "")
+        return small_note(row.mean(name, 0 if name == "rank" else 2), f"published: {found}" if found != UNKNOWN else "")
 
     return pd.DataFrame([{name: cell(row, name) for name in names} for row in rows])
 
 
-def pairs(rows: list[Row], metric: str) -> pd.DataFrame:
+def pair_table(rows: list[Row], metric: str) -> pd.DataFrame:
     """A table that compares each pair of methods: the method of the row minus the method of the column."""
     values = {row.method: row.values(metric).to_dict() for row in rows}
 
@@ -85,24 +85,24 @@ def pairs(rows: list[Row], metric: str) -> pd.DataFrame:
     return pd.DataFrame([{other: cell(own, values[other]) for other in values} for own in values.values()])
 
 
-def cost(rows: list[Row], figures: list[dict[str, Any]]) -> pd.DataFrame:
+def cost_table(rows: list[Row], figures: list[dict[str, Any]]) -> pd.DataFrame:
     """A table of the time and memory that the runs of each method have used so far."""
     lines = []
     for row in rows:
         search, epochs = row.values("search"), row.values("search_epochs").sum()
         lines.append(
             {
-                "Search [min]": shown(search.mean() / 60, 1),
-                "Seconds an epoch": shown(search.sum() / epochs if epochs else None, 1),
-                "Retraining [min]": shown(row.values("retrain").mean() / 60, 1),
-                "Memory of the search [MiB]": shown(row.values("memory").max(), 0),
+                "Search [min]": format_number(search.mean() / 60, 1),
+                "Seconds an epoch": format_number(search.sum() / epochs if epochs else None, 1),
+                "Retraining [min]": format_number(row.values("retrain").mean() / 60, 1),
+                "Memory of the search [MiB]": format_number(row.values("memory").max(), 0),
                 "Published search cost": row.published(figures, "search GPU-days"),
             }
         )
     return pd.DataFrame(lines)
 
 
-def state(rows: list[Row], metric: str) -> pd.DataFrame:
+def state_table(rows: list[Row], metric: str) -> pd.DataFrame:
     """A table of the state and the commands of each entry."""
     opening, lines = Markup('<details><summary>{}</summary><pre tabindex="0">{}</pre></details>'), []
     for entry in (entry for row in rows for entry in row.entries):
@@ -111,7 +111,7 @@ def state(rows: list[Row], metric: str) -> pd.DataFrame:
             {
                 "Seed": str(entry.seed),
                 "State": "finished" if entry.finished else progress or "waiting",
-                metric: shown(entry.scores.get(metric)),
+                metric: format_number(entry.scores.get(metric)),
                 "Folder": opening.format(entry.folder, "\n".join(entry.commands)),
             }
         )
@@ -121,7 +121,7 @@ def state(rows: list[Row], metric: str) -> pd.DataFrame:
 def section(index: int, entries: list[Entry], order: dict[str, Any], figures: list[dict[str, Any]]) -> dict[str, Any]:
     """The template variables for one column of a table."""
     rows, metric = rows_of(entries), first_metric(entries)
-    quantities = measured([entry.course for entry in entries if entry.course is not None])
+    quantities = quantities_of([entry.course for entry in entries if entry.course is not None])
     names = [name for name in dict.fromkeys(name for e in entries for name in e.scores) if name != metric]
     return {
         "id": f"s{index}",
@@ -134,11 +134,11 @@ def section(index: int, entries: list[Entry], order: dict[str, Any], figures: li
         "measurements": [line for entry in entries for line in entry.measurements],
         "results": results(rows, metric, figures),
         "references": references(figures, [entry.origin for entry in entries], metric),
-        "others": others(rows, names, figures) if names else None,
-        "pairs": pairs(rows, metric) if len(rows) > 2 else None,
-        "cost": cost(rows, figures),
+        "others": other_scores(rows, names, figures) if names else None,
+        "pairs": pair_table(rows, metric) if len(rows) > 2 else None,
+        "cost": cost_table(rows, figures),
         "listed": [row for row in rows for _ in row.entries],
-        "state": state(rows, metric),
+        "state": state_table(rows, metric),
         "alphas": [(row, e, trajectories(e)) for row in rows for e in [e for e in row.entries if e.course][:1]],
         "charts": [(panel, chart) for panel in quantities if (chart := curves(rows, panel)) is not None],
         "cells": _cells(rows),
@@ -164,9 +164,9 @@ def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, l
         OSError: A folder cannot be read.
     """
     entries, problems = load_entries(list(paths))
-    figures, orders = load_published(), _orders(entries)
+    figures, orders = load_published(), _table_orders(entries)
     groups: dict[tuple[Path | None, str, str], list[Entry]] = {}
-    for entry in sorted(entries, key=lambda entry: _place(entry, orders)):
+    for entry in sorted(entries, key=lambda entry: _sort_key(entry, orders)):
         groups.setdefault((entry.root, entry.table, entry.column), []).append(entry)
     roots = {(root, table) for root, table, _ in groups}
     twice = {table for _, table in roots if sum(table == other for _, other in roots) > 1}
@@ -180,7 +180,7 @@ def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, l
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"picture": _picture, "operation_series": operation_series, "shown": shown}
+    environment.filters |= {"picture": _picture, "operation_series": operation_series, "format_number": format_number}
     page = environment.get_template("report.html").render(
         sections=sections,
         entries=entries,
@@ -198,7 +198,7 @@ def build(paths: Sequence[Path], command: str, refresh: int = 0) -> tuple[str, l
     return page, problems, all(entry.finished for entry in entries)
 
 
-def _orders(entries: list[Entry]) -> dict[Path | None, dict[str, Any]]:
+def _table_orders(entries: list[Entry]) -> dict[Path | None, dict[str, Any]]:
     """folder of a table -> its scale, its source, and the order of its columns and methods."""
     orders: dict[Path | None, dict[str, Any]] = {}
     for root in {entry.root for entry in entries if entry.root is not None}:
@@ -209,7 +209,7 @@ def _orders(entries: list[Entry]) -> dict[Path | None, dict[str, Any]]:
     return orders
 
 
-def _place(entry: Entry, orders: dict[Path | None, dict[str, Any]]) -> tuple[Any, ...]:
+def _sort_key(entry: Entry, orders: dict[Path | None, dict[str, Any]]) -> tuple[Any, ...]:
     """The sort key of an entry: position in the file of its table, then name and seed."""
     order = orders.get(entry.root, {"columns": [], "methods": []})
     column, method = (

@@ -40,7 +40,7 @@ class Row:
         """Format the mean and the standard deviation as in papers: 93.76 ± 0.12."""
         values = self.values(name)
         deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
-        return shown(values.mean(), digits) + deviation
+        return format_number(values.mean(), digits) + deviation
 
     @property
     def note(self) -> str:
@@ -50,7 +50,7 @@ class Row:
         return published(figures, self.entries[0].origin, metric)
 
 
-def shown(value: float | None, digits: int = 2, sign: str = "") -> str:
+def format_number(value: float | None, digits: int = 2, sign: str = "") -> str:
     """Format a number for a table. A missing number becomes a dash."""
     return "–" if value is None or pd.isna(value) else number(value, f"{sign}z.{digits}f")
 

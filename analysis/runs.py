@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from analysis.compare import grouped
+from analysis.compare import group_seeds
 from analysis.curves import Course, load_course, looked_up, read_columns
 from genotypes import cell_label
 from lib import plugins
@@ -69,9 +69,9 @@ def load_entries(paths: list[Path]) -> tuple[list[Entry], list[str]]:
     for folder in _folders(paths):
         try:
             if (folder / "unit.json").is_file():
-                units.append(_unit(folder))
+                units.append(_read_entry(folder))
             elif not _config(folder).get("seeds"):  # a search with several seeds has a run folder for each seed
-                alone.append(_alone(folder))
+                alone.append(_read_single_run(folder))
         except (ValueError, LookupError, OSError) as error:
             problems.append(f"{folder} could not be read: {' '.join(str(error).split())}")
     _name(alone)
@@ -104,7 +104,7 @@ def _config(run: Path) -> dict[str, Any]:
     return config
 
 
-def _unit(folder: Path) -> Entry:
+def _read_entry(folder: Path) -> Entry:
     """Read an entry of a table. Its folder is TABLE/COLUMN/METHOD/seed-N."""
     about = read_json(folder / "unit.json")
     entry = Entry(
@@ -130,7 +130,7 @@ def _unit(folder: Path) -> Entry:
     return entry
 
 
-def _alone(folder: Path) -> Entry:
+def _read_single_run(folder: Path) -> Entry:
     """Read a single run, which does not belong to a table."""
     config = _config(folder)
     step: Step = "retrain" if "arch" in config else "search"
@@ -150,7 +150,7 @@ def _alone(folder: Path) -> Entry:
 def _name(alone: list[Entry]) -> None:
     """Name single searches after the settings in which they differ."""
     entries = {id(entry.course): entry for entry in alone}
-    for title, courses in grouped([entry.course for entry in alone if entry.course is not None]).items():
+    for title, courses in group_seeds([entry.course for entry in alone if entry.course is not None]).items():
         for entry in (entries[id(course)] for course in courses):
             entry.column = f"{entry.origin['space'].upper()} on {entry.origin['dataset']}"
             entry.method = title.removeprefix("Search on ").rpartition(": ")[2]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lib.cli import InputError
 
 #: a function that returns the timed function step(turn) and its device
-Maker = Callable[..., tuple[Callable[[int], None], Any]]
+StepFactory = Callable[..., tuple[Callable[[int], None], Any]]
 
 
 class Kernel(NamedTuple):
@@ -34,7 +34,7 @@ class Timing(NamedTuple):
 
 
 def take_turns(
-    contenders: Mapping[str, tuple[Maker, tuple[Any, ...]]], rounds: int, warm_up: int = 2
+    contenders: Mapping[str, tuple[StepFactory, tuple[Any, ...]]], rounds: int, warm_up: int = 2
 ) -> dict[str, Timing]:
     """Time a step of each contender in every round.
 
@@ -72,7 +72,7 @@ def take_turns(
     return timings
 
 
-def _work(connection: Connection, maker: Maker, arguments: tuple[Any, ...]) -> None:
+def _work(connection: Connection, maker: StepFactory, arguments: tuple[Any, ...]) -> None:
     import torch
 
     from lib.devices import peak_memory

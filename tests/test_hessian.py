@@ -12,7 +12,7 @@ from torch import nn
 
 from analysis import landscape
 from analysis.hessian import MeasurementSettings, dominant_eigenvalues, search_settings
-from analysis.landscape import as_long_as, directions
+from analysis.landscape import directions, scale_to_alpha
 from analysis.validation import ValidationLoss
 from benchmarks.plain import plain_supernet
 from fast_edges import FastEdges
@@ -214,7 +214,7 @@ def test_the_darts_minus_landscape_uses_all_images_evaluation_mode_and_direction
     result = script_in_process("analysis/landscape.py", run, *arguments, "--definition", "darts-minus", "--points", 3)
     assert result.returncode == 0, result.stderr
     valid, alpha = measured(run, batches=None, batch_size=200)
-    plane = as_long_as([alpha], directions(len(alpha), valid.search.settings.seed))
+    plane = scale_to_alpha([alpha], directions(len(alpha), valid.search.settings.seed))
     surface = plain_loss(valid, "nasbench201", alpha)
     rows = {(row["x"], row["y"]): row["loss"] for row in rows_of(run / "landscape-darts-minus.csv")}
     assert rows.keys() == {(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)}
@@ -225,7 +225,7 @@ def test_the_darts_minus_landscape_uses_all_images_evaluation_mode_and_direction
 
 def test_the_directions_are_as_long_as_alpha_on_each_kind_of_cell():
     alphas = torch.randn(30, generator=torch.Generator().manual_seed(1)).split([10, 20])
-    for alpha, part in zip(alphas, as_long_as(alphas, directions(30, seed=0)).split([10, 20]), strict=True):
+    for alpha, part in zip(alphas, scale_to_alpha(alphas, directions(30, seed=0)).split([10, 20]), strict=True):
         torch.testing.assert_close(part.t() @ part, alpha.double().square().sum() * torch.eye(2, dtype=torch.float64))
 
 

@@ -14,7 +14,7 @@ import nasbench201.test
 import nasbench201.train
 import nasbench201.train_search
 import selection
-from analysis.compare import grouped
+from analysis.compare import group_seeds
 from analysis.curves import load_course, looked_up, plot_search
 from lib import datasets
 from lib.cli import InputError
@@ -187,9 +187,9 @@ def test_a_stopped_series_of_seeds_resumes_exactly_and_can_be_compared(tmp_path,
     assert [cell["arch"] for cell in cells] == [load_cell(str(run / f"seed-{seed}")).arch for seed in (5, 6)]
 
     courses = [load_course(series / f"seed-{seed}") for seed in (5, 6)]
-    assert [len(members) for members in grouped(courses).values()] == [2]
+    assert [len(members) for members in group_seeds(courses).values()] == [2]
     other = courses[0]._replace(config={**courses[0].config, "derivatives": "exact"})
-    assert list(grouped([*courses, other])) == ["darts, derivatives difference", "darts, derivatives exact"]
+    assert list(group_seeds([*courses, other])) == ["darts, derivatives difference", "darts, derivatives exact"]
     run_main(analysis.compare.main, series, "--out", tmp_path / "compare.png")
     assert (tmp_path / "compare.png").stat().st_size > 10_000
 

@@ -191,41 +191,41 @@ def finish(begins: str, run: Path, log: Path) -> None:
         raise ValueError(f"{run} ended with status {status}; see {log}")
 
 
-def plain(value: Any, run: Path) -> Any:
+def comparable(value: Any, run: Path) -> Any:
     """Remove the parts of a value that depend on the machine, and make paths relative to the run folder."""
     import torch
 
     if isinstance(value, dict):
         # Lightning's ModelCheckpoint records the paths of its files.
         kept = {name: item for name, item in value.items() if not str(name).startswith("ModelCheckpoint")}
-        return {name: plain(item, run) for name, item in kept.items() if name not in OF_THE_MACHINE}
+        return {name: comparable(item, run) for name, item in kept.items() if name not in OF_THE_MACHINE}
     if isinstance(value, list | tuple):
-        return [plain(item, run) for item in value]
+        return [comparable(item, run) for item in value]
     if isinstance(value, torch.Tensor):
         return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
     return value.replace(str(run), "") if isinstance(value, str) else value
 
 
-def content(path: Path, run: Path) -> Any:
+def read_comparable(path: Path, run: Path) -> Any:
     """Read a file of a run into values that can be compared with ==."""
     import numpy as np
 
     from lib import checkpoints
 
     if path.suffix == ".ckpt":
-        return plain(checkpoints.load(path), run)
+        return comparable(checkpoints.load(path), run)
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return {name: (array.shape, array.tobytes()) for name, array in arrays.items()}
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".csv":
-        return plain(list(csv.DictReader(text.splitlines())), run)
+        return comparable(list(csv.DictReader(text.splitlines())), run)
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in text.splitlines()]
-    return plain(yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text), run)
+    return comparable(yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text), run)
 
 
-def names(run: Path) -> set[Path]:
+def files_of(run: Path) -> set[Path]:
     """The files of a run folder, except locks and TensorBoard files, whose names contain the time."""
     files = (path.relative_to(run) for path in run.rglob("*") if path.is_file() and path.name != LOCK)
     return {path for path in files if "tensorboard" not in path.parts}
@@ -248,10 +248,12 @@ def scalars(run: Path) -> dict[Path, dict[str, list[tuple[int, float]]]]:
 
 def differences(run: Path, other: Path) -> Iterator[str]:
     """Yield the differences between two run folders, except values that depend on the machine."""
-    for name in sorted(names(run) ^ names(other)):
+    for name in sorted(files_of(run) ^ files_of(other)):
         yield f"{name} is only in one of {run} and {other}"
-    for name in sorted(names(run) & names(other)):
-        if name.suffix not in DRAWINGS_AND_LOGS and content(run / name, run) != content(other / name, other):
+    for name in sorted(files_of(run) & files_of(other)):
+        if name.suffix in DRAWINGS_AND_LOGS:
+            continue
+        if read_comparable(run / name, run) != read_comparable(other / name, other):
             yield f"{name} differs in {run} and {other}"
     if scalars(run) != scalars(other):
         yield f"TensorBoard's scalars differ in {run} and {other}"
@@ -276,7 +278,7 @@ def kill_repeatedly(name: str, kills: int, out: Path, moments: random.Random, si
                 figures.kills[how] += 1
             finish(begins, run, log)
             figures.runs += 1
-            figures.files += sum(name.suffix not in DRAWINGS_AND_LOGS for name in names(run))
+            figures.files += sum(name.suffix not in DRAWINGS_AND_LOGS for name in files_of(run))
             figures.faults += differences(undisturbed, run)
     except (ValueError, TimeoutError) as error:
         figures.faults.append(str(error))

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,6 +26,11 @@ from spaces import SPACES
 HERE = Path(__file__).resolve().parent
 #: characters that a data URI may contain unquoted
 SAFE = " =/:;,.()-+'"
+
+
+def cells_of(lines: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """A table of texts. Without dtype=object, pandas with pyarrow would turn Markup into plain strings."""
+    return pd.DataFrame(lines, dtype=object)
 
 
 def small_note(text: object, note: str) -> str:
@@ -53,7 +58,7 @@ def results(rows: list[Row], metric: str, figures: list[dict[str, Any]]) -> pd.D
                 "Params [M]": format_number(row.values("params").mean() / 1e6, 3),
             }
         )
-    table = pd.DataFrame(lines)
+    table = cells_of(lines)
     return table if (table["Params [M]"] != "–").any() else table.drop(columns="Params [M]")
 
 
@@ -72,7 +77,7 @@ def other_scores(rows: list[Row], names: list[str], figures: list[dict[str, Any]
         found = row.published(figures, name)
         return small_note(row.mean(name, 0 if name == "rank" else 2), f"published: {found}" if found != UNKNOWN else "")
 
-    return pd.DataFrame([{name: cell(row, name) for name in names} for row in rows])
+    return cells_of([{name: cell(row, name) for name in names} for row in rows])
 
 
 def pair_table(rows: list[Row], metric: str) -> pd.DataFrame:
@@ -82,7 +87,7 @@ def pair_table(rows: list[Row], metric: str) -> pd.DataFrame:
     def cell(own: dict[int, float], against: dict[int, float]) -> str:
         return "–" if own is against else difference(compare_paired(against, own))
 
-    return pd.DataFrame([{other: cell(own, values[other]) for other in values} for own in values.values()])
+    return cells_of([{other: cell(own, values[other]) for other in values} for own in values.values()])
 
 
 def cost_table(rows: list[Row], figures: list[dict[str, Any]]) -> pd.DataFrame:
@@ -99,7 +104,7 @@ def cost_table(rows: list[Row], figures: list[dict[str, Any]]) -> pd.DataFrame:
                 "Published search cost": row.published(figures, "search GPU-days"),
             }
         )
-    return pd.DataFrame(lines)
+    return cells_of(lines)
 
 
 def state_table(rows: list[Row], metric: str) -> pd.DataFrame:
@@ -115,7 +120,7 @@ def state_table(rows: list[Row], metric: str) -> pd.DataFrame:
                 "Folder": opening.format(entry.folder, "\n".join(entry.commands)),
             }
         )
-    return pd.DataFrame(lines)
+    return cells_of(lines)
 
 
 def section(index: int, entries: list[Entry], order: dict[str, Any], figures: list[dict[str, Any]]) -> dict[str, Any]:

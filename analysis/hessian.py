@@ -216,13 +216,13 @@ def plot_eigenvalues(rows: list[dict[str, Any]], heading: str, shade: str, path:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from analysis.curves import dress, save
+    from analysis.curves import set_up_panel, save
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     figure.suptitle(heading, fontsize=min(13, 1000 / len(heading)), parse_math=False)
     eigenvalues, loss = figure.subplots(1, 2)
-    dress(eigenvalues, "Dominant eigenvalues of the Hessian in α")
-    dress(loss, "Validation loss")
+    set_up_panel(eigenvalues, "Dominant eigenvalues of the Hessian in α")
+    set_up_panel(loss, "Validation loss")
     epochs, style = [row["epoch"] for row in rows], {"marker": "o", "markersize": 4, "linewidth": 1.8}
     names = [name for name in rows[0] if name.startswith("eigenvalue")]
     for name, color in zip(names, matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(names))), strict=True):

@@ -138,9 +138,9 @@ def test_an_empty_file_that_a_full_disk_has_left_may_be_written_again(tmp_path):
 def test_a_finished_run_that_is_to_be_longer_is_explained(tmp_path):
     run = run_search(settings_of(epochs=1, batch_size=240), tmp_path / "run")
     result = script_in_process("search/train_search.py", "--resume", run, "--epochs", 100)
-    longer = f"a longer run is another one: --config {run}/config.yaml --epochs 100"
-    assert_refused(result, "The schedules of a run, such as the learning rate's, end with its last epoch", longer)
-    assert "The schedules" not in script_in_process("search/train_search.py", "--resume", run, "--seed", 1).stderr
+    longer = f"for more epochs, start a new run with --config {run}/config.yaml --epochs 100"
+    assert_refused(result, "Schedules, such as the learning rate's, end with the last epoch", longer)
+    assert "Schedules" not in script_in_process("search/train_search.py", "--resume", run, "--seed", 1).stderr
 
 
 def test_a_second_cell_by_the_same_rule_is_refused_without_blaming_a_flag_that_was_not_given(tmp_path):

@@ -167,7 +167,8 @@ def hold(folder: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(f"{folder} is in use by another process") from error
-        for part in ("", "checkpoints", "perturbation", "perturbation/checkpoints"):  # others write other folders
+        # Other processes may write the other sub-folders.
+        for part in ("", "checkpoints", "perturbation", "perturbation/checkpoints"):
             for path in (folder / part).glob(".*.tmp"):
                 path.unlink()
         yield

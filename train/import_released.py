@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PROG = "import_released.py"
 #: Last part of the names of tensors that do not affect the logits: counters of batch norm and of the profiler thop.
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
-#: Mean and standard deviation of the channels in DARTS-PT's code. (train/train.py takes those of its training images.)
+#: Mean and standard deviation of the channels in DARTS-PT's code. (train/train.py uses those of its training images.)
 SVHN = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
 
 

@@ -1,4 +1,4 @@
-"""ImageNet's pictures, or any others with a folder for each class. Worker processes decode and augment them.
+"""Load ImageNet, or any pictures with a folder for each class. Worker processes decode and augment the pictures.
 
 All random numbers of a picture are a function of (seed, epoch, picture), whatever the number of workers or devices.
 Workers return uint8 images, which are normalized on the device.
@@ -26,7 +26,7 @@ from lib.seeds import mix
 
 
 def read_splits(root: Path, classes: int = 0) -> tuple[PictureFolder, PictureFolder]:
-    """The training and the test pictures below a folder.
+    """The training and the test pictures in a folder.
 
     Args:
         classes: The expected number of classes. 0 allows any number.
@@ -38,7 +38,7 @@ def read_splits(root: Path, classes: int = 0) -> tuple[PictureFolder, PictureFol
         train, test = (read_tree(find_split(root, split)) for split in ("train", "val"))
         check_same_classes(train, test)
     if classes and len(train.classes) != classes:
-        raise InputError(f"--classes: {classes}, but {train.root} has {len(train.classes)}; expected as many")
+        raise InputError(f"--classes: {classes}, but {train.root} has {len(train.classes)} classes; expected {classes}")
     return train, test
 
 
@@ -46,8 +46,8 @@ class Decoder(Dataset[Any]):
     """Read and augment the pictures of a pass as the papers do: random crop, flip and colour jitter for training.
 
     Args:
-        preprocessing: Of the test images. The training images have its `image_size`.
-        seed: Seed of the augmentation. None for the test.
+        preprocessing: Preprocessing of the test images. Training images have the same size.
+        seed: Seed of the augmentation. None for test images.
     """
 
     def __init__(self, tree: PictureFolder, preprocessing: Preprocessing, seed: int | None = None) -> None:
@@ -61,7 +61,7 @@ class Decoder(Dataset[Any]):
         self.transform = v2.Compose(steps)
 
     def __getitem__(self, one: Pass) -> Batch | InputError:
-        """The images (B, 3, H, W) uint8 and labels of a pass, or the error of a picture that cannot be read."""
+        """The images (B, 3, H, W) uint8 and labels of a pass, or the error about a picture that cannot be read."""
         try:
             images = [self.decode(one.epoch, number) for number in one.indices.tolist()]
         except ValueError as error:
@@ -69,7 +69,7 @@ class Decoder(Dataset[Any]):
         return Batch(torch.stack(images), self.tree.labels[one.indices], one.seed, one.weight)
 
     def decode(self, epoch: int, number: int) -> Tensor:
-        """A picture as an image (3, H, W) uint8."""
+        """Read a picture and transform it into an image (3, H, W) uint8."""
         picture = read_picture(self.tree.path(number), "RGB")
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
@@ -78,13 +78,13 @@ class Decoder(Dataset[Any]):
 
 
 def begin_worker(worker: int) -> None:
-    """Set up a worker. The signals that stop a training are for the main process, which finishes its step."""
+    """Set up a worker. It ignores the signals that stop a run, so that the main process can finish its step."""
     os.setpgrp()  # Ctrl-C and torchrun signal the whole group
     for signum in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the main process ends its workers with it
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="PIL")  # about metadata, which nothing reads
+    warnings.filterwarnings("ignore", module="PIL")  # about metadata, which is not used
 
 
 def normalize(images: Tensor, preprocessing: Preprocessing, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -100,8 +100,8 @@ class FolderDataModule(RetrainDataModule):
     Args:
         train, test: The two splits, with the same classes. `train` is None if nothing is trained.
         batch_size: Images per step, on all devices together.
-        preprocessing: Of the test images. The training images have its `image_size`.
-        workers: Processes that decode, for each device. 0 decodes in the main process.
+        preprocessing: Preprocessing of the test images. Training images have the same size.
+        workers: Number of decoding processes for each device. 0 decodes in the main process.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class FolderDataModule(RetrainDataModule):
         workers: int,
     ) -> None:
         names = train.paths.tolist() if train else []
-        sha256 = hashlib.sha256(b"\n".join(names)).hexdigest()  # of the names; reading the content would take hours
+        sha256 = hashlib.sha256(b"\n".join(names)).hexdigest()  # only of the names; reading all files takes hours
         super().__init__(test.classes, preprocessing, len(names), len(test), batch_size, sha256, seed)
         self.train, self.test, self.workers = train, test, workers
 
@@ -124,7 +124,7 @@ class FolderDataModule(RetrainDataModule):
             sampler=passes,
             batch_size=None,  # the decoder makes batches
             num_workers=self.workers,
-            timeout=300 if self.workers else 0,  # seconds; without shared memory a worker may never deliver
+            timeout=300 if self.workers else 0,  # seconds; a worker may hang if there is no shared memory
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=keep_workers and self.workers > 0,
             worker_init_fn=begin_worker,
@@ -147,7 +147,7 @@ class FolderDataModule(RetrainDataModule):
     test_dataloader = val_dataloader
 
     def on_before_batch_transfer(self, batch: Batch | InputError, dataloader_idx: int) -> Batch:
-        """Raise the InputError of a picture that cannot be read."""
+        """Raise the InputError about a picture that cannot be read."""
         if isinstance(batch, InputError):
             raise batch
         return batch
@@ -159,7 +159,7 @@ class FolderDataModule(RetrainDataModule):
 
 
 def count_workers(asked: int, devices: int) -> int:
-    """The worker processes of each device: as asked, or for -1 an equal share of the cores."""
+    """The number of worker processes of each device. -1 asks for an equal share of the cores."""
     if asked >= 0:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

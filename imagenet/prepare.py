@@ -20,7 +20,7 @@ PROG = "prepare.py"
 
 
 def read_kaggle(path: Path) -> dict[str, str]:
-    """Read Kaggle's LOC_val_solution.csv: name of each picture, without suffix -> WordNet ID of its class."""
+    """Read Kaggle's LOC_val_solution.csv into {name of a picture, without suffix: WordNet ID of its class}."""
     lines = read_text(path).splitlines()
     if not lines or lines[0] != "ImageId,PredictionString":
         raise ValueError(f"{path}: expected the header ImageId,PredictionString")
@@ -34,9 +34,9 @@ def read_kaggle(path: Path) -> dict[str, str]:
 
 
 def read_devkit(path: Path, meta: Path) -> dict[str, str]:
-    """Read the development kit's ground truth: name of each picture, without suffix -> WordNet ID of its class.
+    """Read the development kit's ground truth into {name of a picture, without suffix: WordNet ID of its class}.
 
-    The i-th number in `path` is the class of picture i; `meta`, which is meta.mat, gives each number's WordNet ID.
+    The i-th number in `path` is the class of picture i. `meta`, the file meta.mat, gives the WordNet ID of each number.
     """
     from scipy.io import loadmat
 
@@ -54,7 +54,7 @@ def read_devkit(path: Path, meta: Path) -> dict[str, str]:
 
 
 def sort_pictures(folder: Path, classes: dict[str, str]) -> int:
-    """Move the pictures in `folder` into the folders of their classes, and return how many it moved.
+    """Move the pictures in `folder` into the folders of their classes. Returns the number of moved pictures.
 
     Raises:
         ValueError: A picture is missing, in the wrong class folder or not in the ground truth. Nothing has been moved.
@@ -68,7 +68,7 @@ def sort_pictures(folder: Path, classes: dict[str, str]) -> int:
             raise ValueError(f"{path} is in the wrong folder; its class in the ground truth is {classes[path.stem]}")
     missing = sorted(classes.keys() - {path.stem for path in pictures})
     if missing:
-        raise ValueError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(classes)} pictures)")
+        raise ValueError(f"{folder} lacks {len(missing)} of {len(classes)} pictures, such as {missing[0]}")
     for path in raw:
         target = folder / classes[path.stem]
         target.mkdir(exist_ok=True)
@@ -80,18 +80,18 @@ def sort_pictures(folder: Path, classes: dict[str, str]) -> int:
 class PrepareSettings:
     """The settings of imagenet/prepare.py."""
 
-    data: str = argument("ILSVRC's folder (with Data/CLS-LOC/val) or one with val/.")
+    data: str = argument("ILSVRC's folder (with Data/CLS-LOC/val), or a folder with val/.")
     ground_truth: str = option(
         "",
         "ILSVRC2012_validation_ground_truth.txt of the development kit, or Kaggle's LOC_val_solution.csv.",
     )
-    meta: str = option("", "meta.mat of the development kit. By default the one beside the ground truth.")
+    meta: str = option("", "meta.mat of the development kit. By default, the file in the folder of the ground truth.")
 
 
 def main() -> None:
     given = parse(PrepareSettings, PROG, __doc__.splitlines()[0])
     if not given.ground_truth:
-        raise InputError("--ground_truth: no file is given; expected the list of the images' classes")
+        raise InputError("--ground_truth: no file is given; expected a file with the classes of the pictures")
     with blaming("data"):
         folder = find_split(Path(given.data), "val")
     truth = Path(given.ground_truth)

@@ -1,4 +1,4 @@
-"""Score a network of imagenet/train.py on the test pictures, top-1 and top-5, and print that as one JSON object.
+"""Score a network of imagenet/train.py on the test pictures, and print its top-1 and top-5 scores as one JSON object.
 
 python imagenet/test.py runs/imagenet
 python imagenet/test.py runs/imagenet/checkpoints/step_01250.ckpt --data /elsewhere/ILSVRC --device cuda
@@ -20,9 +20,9 @@ class ImageNetTestSettings:
     """The settings of imagenet/test.py."""
 
     checkpoint: str = argument("Run folder of imagenet/train.py, finished or not, or one of its checkpoint files.")
-    data: str = option("", "Folder with val/<class>/*, or ILSVRC's folder. By default the folder that the run used.")
-    batch_size: NonNegativeInt = option(0, "Images of a pass. 0 takes the number of the training.")
-    workers: Workers = option(-1, "Processes that decode images. -1 takes one per core.")
+    data: str = option("", "Folder with val/<class>/*, or ILSVRC's folder. By default, the folder that the run used.")
+    batch_size: NonNegativeInt = option(0, "Number of images per pass. 0 uses the batch size of the training.")
+    workers: Workers = option(-1, "Number of processes that decode images. -1 starts one per core.")
     device: str = option("auto", DEVICE_HELP)
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     about = checkpoint["hyper_parameters"]
     settings, preprocessing = about["settings"], Preprocessing(**about["preprocessing"])
     if about["network"] != "imagenet":
-        raise InputError("checkpoint: it is not one of imagenet/train.py; expected train/test.py")
+        raise InputError("checkpoint: the network is not for ImageNet; score it with train/test.py")
     with blaming("--data"):
         test = read_tree(find_split(Path(given.data or settings["data"]), "val"))
     check_classes(test.classes, about["classes"])

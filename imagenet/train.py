@@ -3,12 +3,12 @@
     python imagenet/train.py --arch LambdaDARTS_corr_0 --data ILSVRC --devices 8 --save runs/imagenet
     torchrun --nproc_per_node 8 imagenet/train.py --arch runs/search-... --data ILSVRC --save runs/imagenet
     srun python imagenet/train.py --arch DARTS_V2 --data ILSVRC --save runs/imagenet        # in a job of SLURM
-    python imagenet/train.py --resume runs/imagenet                                         # with the next batch
+    python imagenet/train.py --resume runs/imagenet                                         # resume at the next batch
 
 --data is ILSVRC's folder (with Data/CLS-LOC/train and val; imagenet/prepare.py sorts a raw val) or a folder with
 train/<class>/* and val/<class>/*. The defaults are the recipe that the papers of this family share (the mobile setting
-of DARTS, ICLR 2019, section 3.3, with P-DARTS's and PC-DARTS's batch of 1024). The run folder is that of
-train/train.py; imagenet/test.py scores it and train/export.py exports the network.
+of DARTS, ICLR 2019, section 3.3, with P-DARTS's and PC-DARTS's batch of 1024). The run folder is like that of
+train/train.py. imagenet/test.py scores it, and train/export.py exports the network.
 """
 
 from dataclasses import dataclass
@@ -48,32 +48,33 @@ class ImageNetTrainSettings(RetrainSettings):
     data: str = of_data(
         "data/ILSVRC", "Folder with train/<class>/* and val/<class>/*, or ILSVRC's folder with Data/CLS-LOC."
     )
-    classes: NonNegativeInt = of_data(0, "Number of classes there must be (ImageNet: 1000). 0 allows any number.")
+    classes: NonNegativeInt = of_data(0, "Expected number of classes (ImageNet: 1000). 0 allows any number.")
     image_size: ImageSize = of_data(224, "Height and width of the images in pixels.")
     workers: Workers = of_data(
-        -1, "Processes that decode images, for each device. -1 divides the cores among the devices."
+        -1, "Number of processes that decode images for each device. -1 divides the cores among the devices."
     )
 
     arch: str = of_network(
         "", "The cell: a name in genotypes.py, a genotype, a file with one, or the run folder of a search."
     )
-    init_channels: Channels = of_network(48, "Channels C of the first cells.")
-    layers: Layers = of_network(14, "Number of cells.")
+    init_channels: Channels = of_network(48, "Number of channels C of the first cells.")
+    layers: Layers = of_network(14, "Number of cells in the network.")
     auxiliary: bool = of_network(True, "Train with an auxiliary head after the second reduction cell.")
 
-    epochs: PositiveInt = of_recipe(250, "Epochs of training.")
+    epochs: PositiveInt = of_recipe(250, "Number of training epochs.")
     batch_size: AtLeastTwo = of_recipe(1024, "Images per step, on all devices together.")
-    learning_rate: PositiveFloat = of_recipe(0.5, "Initial learning rate, before the warm-up's factor.")
+    learning_rate: PositiveFloat = of_recipe(
+        0.5, "Initial learning rate of the schedule. The warm-up scales it down in its epochs."
+    )
     schedule: Literal["linear", "cosine"] = of_recipe(
         "linear",
-        "Schedule by which the learning rate decreases to 0: a line whose slope is a fifth in the last five epochs, or "
-        "a cosine.",
+        "Schedule that decreases the learning rate to 0: linear (five times slower in the last five epochs) or cosine.",
     )
-    warm_up: NonNegativeInt = of_recipe(5, "Epochs in which the learning rate increases.")
-    momentum: NonNegativeFloat = of_recipe(0.9, "Momentum of SGD.")
-    weight_decay: NonNegativeFloat = of_recipe(3e-5, "Weight decay of SGD.")
-    label_smoothing: Probability = of_recipe(0.1, "Share of a label that is spread over all classes.")
-    grad_clip: PositiveFloat = of_recipe(5.0, "Largest norm of the gradient.")
+    warm_up: NonNegativeInt = of_recipe(5, "Number of warm-up epochs, in which the learning rate increases.")
+    momentum: NonNegativeFloat = of_recipe(0.9, "Momentum of the SGD optimizer.")
+    weight_decay: NonNegativeFloat = of_recipe(3e-5, "Weight decay of the SGD optimizer.")
+    label_smoothing: Probability = of_recipe(0.1, "Share of each label that is spread over all classes.")
+    grad_clip: PositiveFloat = of_recipe(5.0, "Norm to which larger gradients are clipped.")
     auxiliary_weight: NonNegativeFloat = of_recipe(
         0.4, "Weight of the auxiliary head's loss.", need=Need("--auxiliary", lambda s: s.auxiliary)
     )
@@ -81,7 +82,7 @@ class ImageNetTrainSettings(RetrainSettings):
         0.0, "Probability of drop path on the operations, increased linearly from 0."
     )
     ema_decay: Probability = of_recipe(
-        0.0, "Score and save a running mean of the weights with this decay per step. 0 uses the weights themselves."
+        0.0, "Score and save a moving average of the weights with this decay per step. 0 uses the weights themselves."
     )
 
 

@@ -1,6 +1,6 @@
 """Batches of images on the device: their order, their augmentation, and the share of each process.
 
-All random numbers are a function of (seed, epoch), so that a run that repeats an epoch sees the same batches.
+All random numbers are a function of (seed, epoch), so a run that repeats an epoch sees the same batches.
 """
 
 import math
@@ -17,33 +17,33 @@ from lib.seeds import mix, random_numbers, shuffled
 
 
 class Batch(NamedTuple):
-    """A mini-batch, and the seed of the random operations of the network (`noise`, drop path).
+    """A mini-batch and the seed of the network's random operations (`noise`, drop path).
 
-    All passes over one batch draw the same noise, so that their difference is that of one function; with --noise fresh
-    each pass draws its own.
+    All passes over a batch draw the same noise, so they evaluate the same function. With --noise fresh, each pass draws
+    new noise.
     """
 
     images: Tensor  # (B, channels, H, W)
     labels: Tensor  # (B,)
     seed: int = 0
-    weight: float = 1.0  # of its mean loss, if several batches make a step
+    weight: float = 1.0  # factor of its mean loss, if a step has several batches
 
 
 def on_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A value for each channel, (1, channels, 1, 1), filled on the device (a copy from the host would synchronize)."""
+    """A tensor (1, channels, 1, 1) of the values, filled on the device (a copy from the host would synchronize)."""
     return torch.stack([torch.full((1, 1), value, device=device) for value in values])[None]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Crop, flip, normalize and cut out the images of a uint8 batch, each at random.
+    """Crop and flip the images of a uint8 batch at random, normalize them, and apply cutout.
 
     Attributes:
-        mean, std: Statistics of the channels of images in [0, 1].
-        padding: Zeros around the image before a random crop to its own size. 0 for no crop.
-        flip: Mirror half of the images.
-        cutout_length: Side of the square that is set to the mean (Cutout, DeVries and Taylor, 2017), rounded down to an
-            even number as in DARTS's code. 0 for none.
+        mean, std: Mean and standard deviation of each channel, for images in [0, 1].
+        padding: Zero padding before a random crop to the original size. 0 disables the crop.
+        flip: Mirror each image with probability 0.5.
+        cutout_length: Side of the square that cutout sets to the mean (DeVries and Taylor, 2017), rounded down to an
+            even number as in DARTS's code. 0 disables cutout.
     """
 
     mean: tuple[float, ...]
@@ -54,10 +54,10 @@ class Augmentation:
 
     @classmethod
     def training(cls, data: DataSet, cutout_length: int = 0) -> "Augmentation":
-        """The augmentation of the papers: for 32 pixels a crop with padding 4, which scales with the image, and a flip.
+        """The papers' augmentation: a flip, and a crop whose padding is an eighth of the image size (4 of 32 pixels).
 
         Raises:
-            ValueError: The cutout is as large as the image, or empty.
+            ValueError: The cutout is empty, or as large as the image.
         """
         if cutout_length and not 2 <= cutout_length < data.image_size:
             raise ValueError(
@@ -71,7 +71,7 @@ class Augmentation:
         return cls(data.mean, data.std)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 (B, channels, H, W) to float32, channels last in memory."""
+        """Augment uint8 images (B, channels, H, W). Returns float32 images, channels last in memory."""
         batch, _, height, width = images.shape
         device = images.device
         if self.padding or self.flip:
@@ -127,7 +127,7 @@ class Batches:
 
 
 def cycle(batches: Batches, count: int) -> Iterator[Batch]:
-    """Yield `count` batches, shuffled anew for each pass over the images."""
+    """Yield `count` batches, and reshuffle the images for each pass over them."""
     repeat = 0
     while count > 0:
         for batch in Batches(batches.data, batches.batch_size, batches.augmentation, (*batches.key, repeat)):
@@ -139,7 +139,7 @@ def cycle(batches: Batches, count: int) -> Iterator[Batch]:
 
 
 def draw(batches: Batches, count: int) -> Iterator[Batch]:
-    """Yield `count` batches, each of images drawn without replacement from all of them."""
+    """Yield `count` batches, each drawn without replacement from all images."""
     device, key = batches.data.labels.device, batches.key
     generator = random_numbers(device, *key, 1, 1)
     orders = [shuffled(len(batches.data), *key, 0, 1, number)[: batches.batch_size] for number in range(count)]
@@ -149,29 +149,29 @@ def draw(batches: Batches, count: int) -> Iterator[Batch]:
 
 
 class Share(NamedTuple):
-    """One process's images of one pass through the network."""
+    """The images of one process in one pass through the network."""
 
     indices: Tensor
-    weight: float  # of their mean loss, see `shares`
+    weight: float  # factor of their mean loss, see `shares`
 
 
 def shares(
     order: Tensor, batch_size: int, rank: int = 0, world: int = 1, accumulate: int = 1, begin: int = 0
 ) -> list[Share]:
-    """The images of one of several processes in each of its passes of an epoch.
+    """The images of one process in each pass of an epoch.
 
-    A step takes the next `batch_size` images of the order, whatever the number of processes. It has `accumulate` passes
-    of equal parts of these images, of which each process takes its share. The last step is smaller, and has fewer
-    passes if that keeps them whole. If it had fewer than two images for each process, which batch norm needs, its
-    images are added to the step before.
+    A step takes the next `batch_size` images of the order, whatever the number of processes. It splits them into
+    `accumulate` equal passes, and divides each pass among the processes. The last step may be smaller; it then has only
+    as many passes as it needs. If it has fewer than two images for each process, which batch norm needs, its images are
+    added to the previous step.
 
-    The weights make the mean loss over a step's images what Lightning computes: the weighted mean losses of the passes,
-    summed over the passes, divided by `accumulate` and averaged over the processes.
+    Lightning sums the weighted mean losses of the passes of a step, divides by `accumulate`, and averages over the
+    processes. With these weights, the result is the mean loss over the images of the step.
 
     Args:
-        order: All images in the order of the epoch, (N,).
+        order: Indices of all images in the order of the epoch, (N,).
         accumulate: At most `batch_size` // (2 * `world`).
-        begin: The number of passes that are done already, which are skipped.
+        begin: Number of completed passes, which are skipped.
     """
     smallest = 2 * world
     steps = list(order.split(batch_size))

@@ -12,7 +12,7 @@ from lib import cli, launch
 from lib.files import write_csv
 from lib.retraining import Retraining
 
-#: several processes agree on a stop every so many steps, as that waits for the GPU
+#: steps after which several processes check whether one of them should stop, because the check waits for the GPU
 AGREE_EVERY = 10
 
 
@@ -21,14 +21,14 @@ class Stopped(Exception):
 
 
 class SaveAndStop(Callback):
-    """Save within an epoch, and save and stop after the current step when a signal asks for it.
+    """Save checkpoints within an epoch. After a signal, finish the current step, save and stop.
 
-    ModelCheckpoint saves the end of an epoch, after the test. A checkpoint before the last step limits the loss of a
-    run that is stopped or killed during the test to that step.
+    ModelCheckpoint saves at the end of an epoch, after the test. This callback also saves before the last step of each
+    epoch. A run that is stopped or killed during the test therefore loses only that step.
 
     Args:
         folder: Folder of the checkpoints.
-        every: Steps between two checkpoints. 0 for none within an epoch.
+        every: Steps between two checkpoints. 0 disables them.
     """
 
     def __init__(self, folder: Path, every: int = 0) -> None:
@@ -39,7 +39,7 @@ class SaveAndStop(Callback):
             signal.signal(signum, launch.stop)  # Lightning's own handlers save in the middle of a step
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._asked(trainer):
+        if self._should_stop(trainer):
             raise Stopped
 
     def on_train_batch_end(
@@ -48,7 +48,7 @@ class SaveAndStop(Callback):
         done, left, step = batch_idx + 1, trainer.num_training_batches - batch_idx - 1, trainer.global_step
         if done % trainer.accumulate_grad_batches or not left:
             return
-        stop = self._asked(trainer, step)
+        stop = self._should_stop(trainer, step)
         if stop or left <= trainer.accumulate_grad_batches or (self.every and step % self.every == 0):
             trainer.save_checkpoint(self.folder / f"step_{step:05d}.ckpt")
         if stop:
@@ -63,38 +63,38 @@ class SaveAndStop(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._asked(trainer, batch_idx):
+        if self._should_stop(trainer, batch_idx):
             raise Stopped
 
-    def _asked(self, trainer: Trainer, step: int = 0) -> bool:
-        """True if a signal asks to stop. Several processes agree on that every AGREE_EVERY steps only."""
+    def _should_stop(self, trainer: Trainer, step: int = 0) -> bool:
+        """True if any process has received a signal. Several processes check this only every AGREE_EVERY steps."""
         if trainer.world_size > 1 and step % AGREE_EVERY:
             return False
         return trainer.strategy.reduce_boolean_decision(bool(launch.stop.signum), all=False)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """End the processes that Lightning has started for other devices, as they would wait for this one."""
+        """Kill the processes that Lightning started for other devices, because they would wait for this one."""
         processes = getattr(trainer.strategy.launcher, "procs", [])
         for process in processes:
             process.kill()
-        processes.clear()  # Lightning kills the first process, too, when one of these has failed
+        processes.clear()  # otherwise Lightning would kill the first process when one of these fails
 
 
 def metrics_of(trainer: Trainer) -> dict[str, float]:
-    """The metrics that were logged last, with the seven digits of float32."""
+    """The last logged metrics, rounded to the seven digits of float32."""
     return {name: float(f"{value.item():.7g}") for name, value in trainer.callback_metrics.items()}
 
 
 class EpochLog(Callback):
-    """Print, log and keep in the checkpoints a row of metrics for each epoch.
+    """Print and log a row of metrics for each epoch, and save the rows in the checkpoints.
 
-    A resumed run writes metrics.csv and TensorBoard's events again from the rows of the checkpoint. (Lightning's
-    CSVLogger deletes metrics.csv before the checkpoint is loaded.)
+    A resumed run rewrites metrics.csv and TensorBoard's events from the rows in the checkpoint. (Lightning's CSVLogger
+    deletes metrics.csv before the checkpoint is loaded.)
     """
 
     def __init__(self, run: Path) -> None:
         self.run = run
-        self.events = [*run.glob("tensorboard/events.out.tfevents.*")]  # of earlier processes
+        self.events = [*run.glob("tensorboard/events.out.tfevents.*")]  # event files of earlier processes
         self.rows: list[dict[str, Any]] = []
         self.before = 0.0  # seconds of the current epoch in earlier processes
         self.start = time.perf_counter()
@@ -120,14 +120,14 @@ class EpochLog(Callback):
         message = f"run {self.run}: {left} on {devices}{module.device.type}"
         if trainer.fit_loop.restarting:
             begun = trainer.fit_loop.batch_idx + 1
-            message += f", the first from batch {begun + 1} of {trainer.num_training_batches}"
+            message += f", starting at batch {begun + 1} of {trainer.num_training_batches}"
         module.print(message, flush=True)
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.start, self.before = time.perf_counter(), 0.0
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Record the epoch. The test has ended by now."""
+        """Record the epoch. Lightning calls this after the test."""
         assert isinstance(module, Retraining)
         measured = metrics_of(trainer)
         epoch, epochs = len(self.rows) + 1, trainer.max_epochs or 0
@@ -135,7 +135,7 @@ class EpochLog(Callback):
             raise FloatingPointError(f"test_loss is {measured['test_loss']} in epoch {epoch}")
         learning_rate = module.recipe.learning_rate * module.recipe.schedule(epoch - 1)
         row = {"epoch": epoch, "step": trainer.global_step, "learning_rate": learning_rate}
-        row |= {name: measured[name] for name in sorted(measured, reverse=True)}  # of training, then of the test
+        row |= {name: measured[name] for name in sorted(measured, reverse=True)}  # training metrics first
         row["seconds"] = self._seconds()
         self.rows.append(row)
         if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Calls such as `mine = Genotype(...)` in Python files, logs and other text, read as data: nothing is evaluated."""
+"""Find calls such as `mine = Genotype(...)` in Python files, logs and other text. Nothing is evaluated."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-#: what may hold a parenthesis that does not count, and the parentheses that count
+#: comments and strings, whose parentheses do not count, and the parentheses that count
 _TOKEN = re.compile(r"""#.*|'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|[()]""")
 
 
@@ -15,9 +15,9 @@ _NUMPY = re.compile(r"\bnp\.\w+\(([\d.+-]+)\)")
 
 
 def find_calls(text: str, function: str) -> list[tuple[str, str]]:
-    """The calls of a function in a text: the name that each is assigned to, or "", and its source.
+    """The calls of a function in a text, as pairs: the name that the call is assigned to (or ""), and its source.
 
-    In Python source these are the calls at the top level. In other text, such as a log, these are all calls.
+    In Python source, only calls at the top level count. In other text, such as a log, all calls count.
     """
     text = _NUMPY.sub(r"\1", text)
     try:
@@ -28,7 +28,7 @@ def find_calls(text: str, function: str) -> list[tuple[str, str]]:
 
 
 def _in_python(statements: list[ast.stmt], function: str) -> list[tuple[str, str]]:
-    """The calls that are statements or assigned. `other = mine` gives the call of `mine` another name."""
+    """The calls that are statements or are assigned. `other = mine` adds the call of `mine` under the name `other`."""
     found: list[tuple[str, str]] = []
     for statement in statements:
         value = getattr(statement, "value", None) or getattr(statement, "annotation", None)  # genotype: Genotype(...)
@@ -63,14 +63,14 @@ def _in_log(text: str, function: str) -> list[tuple[str, str]]:
 
 
 def read_arguments(source: str, names: Sequence[str]) -> dict[str, Any]:
-    """The arguments of a call by their names: numbers, texts, lists and tuples of these, and ranges.
+    """The arguments of a call by name: numbers, strings, lists and tuples of these, and ranges.
 
     Args:
         names: The names of the positional arguments.
 
     Raises:
         SyntaxError: The source is not an expression of Python.
-        ValueError: It is not a call, or an argument is something else.
+        ValueError: The source is not a call, or an argument has another type.
     """
     call = _parse(source, "eval").body
     if not isinstance(call, ast.Call) or len(call.args) > len(names) or any(not word.arg for word in call.keywords):
@@ -106,7 +106,7 @@ def _data(name: str, node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{name}: expected lists of texts and numbers, got {ast.unparse(node)[:60]!r}") from error
+        raise ValueError(f"{name}: expected lists of strings and numbers, got {ast.unparse(node)[:60]!r}") from error
 
 
 def _parse(source: str, mode: Literal["exec", "eval"]) -> Any:
@@ -117,7 +117,7 @@ def _parse(source: str, mode: Literal["exec", "eval"]) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the text, such as an invalid escape
+            warnings.simplefilter("ignore")  # for example about an invalid escape in the text
             return ast.parse(source, "text", mode)
     except (RecursionError, MemoryError):
         raise SyntaxError("nested too deeply") from None

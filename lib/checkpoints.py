@@ -1,7 +1,7 @@
-"""Checkpoint files: written whole or not at all, and checked when they are read. A folder keeps the last few.
+"""Write checkpoint files atomically, and check them when they are read. A folder keeps the last few.
 
-A file is what `torch.save` writes: tensors, numbers, text, lists and dictionaries. Its name ends in the number of
-epochs or steps that are done, such as epoch_00012.ckpt or step_01250.ckpt.
+`torch.save` writes the files, which hold tensors, numbers, text, lists and dictionaries. A file's name ends in the
+number of completed epochs or steps, such as epoch_00012.ckpt or step_01250.ckpt.
 """
 
 import io
@@ -14,7 +14,7 @@ import torch
 
 from lib.files import read_bytes, seeds_hint, write_atomically
 
-#: what the checkpoint of a retraining says of its network, see `lib.trainer.make_module`
+#: keys that describe the network in the checkpoint of a retraining, see `lib.trainer.make_module`
 ABOUT = {"network", "settings", "genotype", "classes", "preprocessing"}
 
 
@@ -23,9 +23,9 @@ class CorruptError(ValueError):
 
 
 def save(path: Path, state: Any, keep: int = 2) -> None:
-    """Write a checkpoint, then remove all but the last `keep` of its folder.
+    """Write a checkpoint, then remove all but the last `keep` checkpoints of the folder.
 
-    Checkpoints of later steps are removed too, as this run will write them again.
+    Checkpoints of later steps are removed too, because this run will write them again.
 
     Raises:
         OSError: The file cannot be written. The earlier checkpoints are intact.
@@ -44,7 +44,7 @@ def load(path: Path) -> Any:
     """The content of a checkpoint, with its tensors on the CPU.
 
     Raises:
-        CorruptError: The file was cut or changed, or is not a checkpoint.
+        CorruptError: The file is truncated or changed, or is not a checkpoint.
         OSError: The file cannot be read.
     """
     content = io.BytesIO(read_bytes(path))
@@ -63,7 +63,7 @@ def load_last(folder: Path, tell: bool = True) -> tuple[Path, Any] | None:
     """The last intact checkpoint of a folder and its content. None if the folder has no checkpoints.
 
     Args:
-        tell: Name each corrupt checkpoint on stderr.
+        tell: Report each corrupt checkpoint on stderr.
 
     Raises:
         CorruptError: All checkpoints are corrupt.
@@ -71,7 +71,7 @@ def load_last(folder: Path, tell: bool = True) -> tuple[Path, Any] | None:
     corrupt: CorruptError | None = None
     for path in reversed(paths(folder)):
         if corrupt and tell:
-            print(f"{corrupt}; going on from {path.name}", file=sys.stderr, flush=True)
+            print(f"{corrupt}; falling back to {path.name}", file=sys.stderr, flush=True)
         try:
             return path, load(path)
         except CorruptError as error:
@@ -82,10 +82,10 @@ def load_last(folder: Path, tell: bool = True) -> tuple[Path, Any] | None:
 
 
 def open_retraining(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of a retraining: of a file, or of the last intact one of a run folder.
+    """Load the checkpoint of a retraining: the given file, or the last intact checkpoint of a run folder.
 
     Raises:
-        ValueError: There is none, it is corrupt, or it is not one of a retraining.
+        ValueError: There is no checkpoint, it is corrupt, or it is not from a retraining.
         OSError: The file cannot be read.
     """
     if not path.is_dir():
@@ -93,15 +93,15 @@ def open_retraining(path: Path) -> dict[str, Any]:
     elif last := load_last(path / "checkpoints"):
         path, checkpoint = last
     else:
-        raise ValueError(f"{path} has none; expected a checkpoint, or a run folder that has one{seeds_hint(path)}")
+        raise ValueError(f"{path} has no checkpoint; expected a checkpoint file or a run folder{seeds_hint(path)}")
     about = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not (isinstance(about, dict) and about.keys() >= ABOUT and "state_dict" in checkpoint):
-        raise ValueError(f"{path} is not one of a retraining by this version of the project")
+        raise ValueError(f"{path} is not a checkpoint of a retraining by this version of the project")
     return checkpoint
 
 
 def unnamed_classes(count: int) -> list[str]:
-    """Stand-ins for the names of classes, for imported weights whose file has none."""
+    """Placeholders for the names of classes, for imported weights without names."""
     return [f"class {number}" for number in range(count)]
 
 
@@ -111,11 +111,11 @@ def paths(folder: Path) -> list[Path]:
 
 
 def number(path: Path) -> int:
-    """The number of epochs (of a search) or steps (of a retraining) that are done."""
+    """The number of completed epochs (search) or steps (retraining)."""
     return int(path.stem.rpartition("_")[2])
 
 
 def prune(folder: Path, keep: int = 2) -> None:
-    """Remove all but the last `keep` checkpoints. (A process that is killed in `save` leaves one too many.)"""
+    """Remove all but the last `keep` checkpoints. (A process that is killed during `save` leaves one too many.)"""
     for path in paths(folder)[:-keep]:
         path.unlink()

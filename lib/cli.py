@@ -1,4 +1,4 @@
-"""Running a script: one line on stderr for wrong input, run folders, signals. Nothing here imports torch."""
+"""Run scripts: report errors in one line, open run folders, handle signals. Nothing here imports torch."""
 
 import io
 import os
@@ -21,7 +21,7 @@ class InputError(Exception):
 
 @contextmanager
 def blaming(flag: str) -> Iterator[None]:
-    """Turn the ValueError or OSError of reading a user's input into an InputError that names `flag`."""
+    """Turn a ValueError or OSError about a user's input into an InputError that names `flag`."""
     try:
         yield
     except OSError as error:
@@ -32,12 +32,12 @@ def blaming(flag: str) -> Iterator[None]:
 
 
 def one_line(message: object) -> str:
-    """The message in one line."""
+    """The message on one line."""
     return " ".join(str(message).split())
 
 
 def refuse(prog: str, message: object) -> NoReturn:
-    """Print the error in one line on stderr and exit with status 2."""
+    """Print the error on one line of stderr and exit with status 2."""
     sys.stderr.write(f"{prog}: error: {one_line(message)}\n")
     sys.exit(2)
 
@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 
 
 def epochs_left(epochs: int, done: int) -> str:
-    """The number of epochs that a run still has to do, in words."""
+    """The number of remaining epochs in words, such as "2 epochs of 3 left"."""
     left = "1 epoch" if epochs - done == 1 else f"{epochs - done} epochs"
     return f"{left} of {epochs} left" if done else left
 
@@ -62,7 +62,7 @@ def command_line() -> str:
 
 
 class Failure(Exception):
-    """Something outside the script has failed. The message says what, and how to go on."""
+    """Something outside the script has failed. The message says what, and how to continue."""
 
 
 class OutputError(Failure):
@@ -70,7 +70,7 @@ class OutputError(Failure):
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output that raises OutputErrors, and escapes letters that its encoding does not have."""
+    """Standard output that raises OutputErrors and escapes characters that its encoding lacks."""
 
     def write(self, text: str, /) -> int:
         try:
@@ -86,7 +86,7 @@ class _Output(io.TextIOWrapper):
 
 
 def ignore_signals() -> None:
-    """Ignore Ctrl-C and SIGTERM from now on: a second one would interrupt the clean-up."""
+    """Ignore Ctrl-C and SIGTERM from now on, because a second one would interrupt the clean-up."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
 
@@ -95,7 +95,7 @@ def ignore_signals() -> None:
 def _answering(prog: str) -> Iterator[None]:
     """Turn the errors of a script into one line on stderr and an exit status.
 
-    Wrong input gives status 2; numbers that are not finite and other failures 1; Ctrl-C and SIGTERM 130.
+    The status is 2 for wrong input, 1 for numbers that are not finite and other failures, 130 for Ctrl-C and SIGTERM.
     """
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper) and not isinstance(out, _Output):
@@ -119,7 +119,7 @@ def _answering(prog: str) -> Iterator[None]:
         sys.exit(1)
     except Failure as error:
         if isinstance(error, OutputError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard the rest of the output
         sys.stderr.write(f"{prog}: failed: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt as interruption:
@@ -132,7 +132,7 @@ def _answering(prog: str) -> Iterator[None]:
 def answer(read_arguments: Callable[[], Arguments], prog: str) -> Arguments:
     """Read the command line before slow imports, so that --help and wrong flags are answered at once.
 
-    A signal during these imports ends the process at once; `run` handles signals again.
+    A signal during these imports ends the process at once, until `run` installs its own handlers.
     """
 
     def stop(signum: int, frame: object) -> NoReturn:
@@ -146,7 +146,7 @@ def answer(read_arguments: Callable[[], Arguments], prog: str) -> Arguments:
 
 
 def run(main: Callable[[], None], prog: str) -> NoReturn:
-    """Run a script's main function; an expected error is one line on stderr."""
+    """Run a script's main function, and report an expected error in one line on stderr."""
 
     def stop(signum: int, frame: object) -> NoReturn:
         ignore_signals()
@@ -176,7 +176,7 @@ def new_folder(path: Path, flag: str) -> None:
 
 @contextmanager
 def open_folder(path: Path, flag: str, new: bool) -> Iterator[None]:
-    """Make a new folder, with its parents, or open an existing one, and be the only process that writes it.
+    """Make a new folder with its parents, or open an existing one, and lock it against other processes.
 
     Raises:
         InputError: The folder is not new, is in use, or cannot be written.
@@ -187,7 +187,7 @@ def open_folder(path: Path, flag: str, new: bool) -> Iterator[None]:
                 new_folder(path, flag)
             opened.enter_context(hold(path))
             if new:
-                check_new_folder(path, flag)  # another process may have been quicker
+                check_new_folder(path, flag)  # another process may have filled it meanwhile
         yield
 
 
@@ -202,7 +202,7 @@ def warning(what: str) -> Iterator[None]:
 
 @contextmanager
 def saving(run: Path, goes_on: str) -> Iterator[None]:
-    """Report in one line that a file of a run cannot be written, for example because the disk is full.
+    """Report an error in writing a file of a run, such as a full disk, in one line.
 
     Args:
         goes_on: How to continue from the last checkpoint.

@@ -1,7 +1,6 @@
-"""A pass over a batch as one CUDA graph: its thousands of kernels are launched by a single call.
+"""Capture passes over a batch as CUDA graphs, each of which launches its thousands of kernels in a single call.
 
-The passes of `Objective.gradients` are captured for whole batches. All other passes run eagerly, and so do second
-derivatives.
+The passes of `Objective.gradients` over full batches are captured. Other passes and second derivatives run eagerly.
 """
 
 from collections.abc import Sequence
@@ -15,29 +14,29 @@ from lib.objective import Gradients, Objective, Tensors
 
 
 class Graphs:
-    """The captured passes of one supernet, which share their memory.
+    """The captured passes of one supernet. They share their memory.
 
     Args:
-        batch_size: The size of a whole batch.
+        batch_size: Size of a full batch. Smaller batches are not captured.
     """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.pool: Any = None  # made with the first graph
+        self.pool: Any = None  # created with the first graph
         self.passes: dict[tuple[tuple[int, ...], bool, bool], _Pass] = {}
 
 
 @dataclass
 class CapturedObjective(Objective):
-    """An objective that captures each pass on its first call, and replays it from then on."""
+    """An objective that captures each pass on its first call and replays it in later calls."""
 
     graphs: Graphs = field(default_factory=lambda: Graphs(0))
 
     def gradients(self, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool = True) -> Gradients:
-        """`Objective.gradients`, by a graph.
+        """Like `Objective.gradients`, with a CUDA graph for full batches.
 
         Raises:
-            RuntimeError: torch cannot capture the pass. Its random generator is unusable from then on.
+            RuntimeError: torch cannot capture the pass. Afterwards, torch's random generator is unusable.
         """
         graphs = self.graphs
         if len(batch.labels) != graphs.batch_size:
@@ -48,21 +47,21 @@ class CapturedObjective(Objective):
             try:
                 graphs.passes[key] = _Pass(self, weights, batch, layers, parameters)
             except RuntimeError as error:
-                error.add_note("--cuda_graphs: the capture of a pass failed; search without this flag")
+                error.add_note("--cuda_graphs: a CUDA graph could not be captured; search without this flag")
                 raise
         self.seed(batch)
         return graphs.passes[key](self, weights, batch)
 
 
 class _Pass:
-    """A captured pass, with the memory that it reads and writes."""
+    """A captured pass with its input and output tensors."""
 
     def __init__(
         self, objective: CapturedObjective, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool
     ) -> None:
         self.weights = [weight.detach().clone() for weight in weights]
         self.batch = Batch(batch.images.clone(), batch.labels.clone(), batch.seed)
-        #: tensors, so that one graph serves all epochs
+        #: as tensors, so that one graph serves all epochs
         self.drop_path_prob, self.skip_beta = (
             torch.tensor(float(value), dtype=torch.float64, device=batch.images.device)
             for value in (objective.drop_path_prob, objective.skip_beta)
@@ -71,7 +70,7 @@ class _Pass:
         own = Objective(objective.supernet, objective.autocast, dropping, self.skip_beta)
         arguments = (self.weights, self.batch, layers, parameters)
         stream = torch.cuda.current_stream()
-        # Libraries set themselves up in their first calls, which must not be captured.
+        # Libraries initialize themselves in their first calls, which must not be captured.
         side = torch.cuda.Stream()
         side.wait_stream(stream)
         with torch.cuda.stream(side):
@@ -83,7 +82,7 @@ class _Pass:
             self.result = own.pass_over(*arguments)
 
     def __call__(self, objective: Objective, weights: Tensors, batch: Batch) -> Gradients:
-        """The pass at other weights, on another batch of the same size, under another epoch's schedule."""
+        """Replay the pass with other weights, another batch of the same size, and the current schedule."""
         torch._foreach_copy_(
             [*self.weights, self.batch.images], [*(weight.detach() for weight in weights), batch.images]
         )

@@ -1,7 +1,7 @@
 """LightningDataModules for retraining, which give each device its share of every batch.
 
-All random numbers are a function of (seed, epoch, pass). A run that resumes in the middle of an epoch therefore ends
-with the same weights as one that was not interrupted (bit for bit on a CPU).
+All random numbers are a function of (seed, epoch, pass). An interrupted run therefore ends with the same weights as an
+uninterrupted one (bit for bit on a CPU), even if it resumes in the middle of an epoch.
 """
 
 import math
@@ -26,10 +26,10 @@ class Pass(NamedTuple):
     """The images of this device in one pass through the network."""
 
     indices: np.ndarray  # (B,)
-    weight: float  # of the pass's mean loss, see lib.batches.shares
+    weight: float  # factor of the pass's mean loss, see lib.batches.shares
     epoch: int
-    number: int  # of the pass in its epoch
-    seed: int  # of the random numbers that the network draws
+    number: int  # index of the pass in its epoch
+    seed: int  # for the random numbers that the network draws
 
 
 class RetrainDataModule(LightningDataModule):
@@ -37,7 +37,7 @@ class RetrainDataModule(LightningDataModule):
 
     Args:
         classes: Names of the classes.
-        preprocessing: How the test images are made.
+        preprocessing: Preprocessing of the test images.
         count, test_count: Number of training and of test images.
         batch_size: Images per step, on all devices together.
         sha256: Identifies the training images and their order.
@@ -66,10 +66,10 @@ class RetrainDataModule(LightningDataModule):
         return {"classes": self.classes, "training images": self.sha256}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raise InputError if the run began with other images."""
+        """Raise an InputError if the run began with other images."""
         for name, value in self.state_dict().items():
             if state[name] != value:
-                raise InputError(f"--data: the run began with other {name}")
+                raise InputError(f"--data: the run began with other {name}; expected the same")
 
     def train_passes(self, epoch: int, done: int = 0) -> list[Pass]:
         """The passes of this device in an epoch, without the first `done`."""
@@ -94,11 +94,11 @@ class RetrainDataModule(LightningDataModule):
 
 
 class ResumableLoader:
-    """The passes of one epoch after another. Checkpoints keep the position in the epoch.
+    """A loader of the passes of each epoch. Its position in the epoch is saved in checkpoints.
 
     Args:
-        length: Number of passes of an epoch.
-        passes: Returns the passes of an epoch, counted from 0, without those that are done.
+        length: Number of passes in an epoch.
+        passes: Takes an epoch, counted from 0, and the number of completed passes. Returns the remaining passes.
     """
 
     def __init__(self, length: int, passes: Callable[[int, int], Iterable[Any]]) -> None:
@@ -122,17 +122,17 @@ class ResumableLoader:
         return {"epoch": self.epoch, "done": self.done, "length": self.length}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raise InputError if the epoch had another number of passes when the run stopped within it."""
+        """Raise an InputError if the epoch had another number of passes when the run stopped."""
         if state["length"] != self.length:
             raise InputError(
-                f"--devices, --accumulate: the run stopped within an epoch of {state['length']} passes, which now has "
-                f"{self.length}; expected the values that the run had, until the epoch ends"
+                f"--devices, --accumulate: the run stopped in an epoch of {state['length']} passes, but these values "
+                f"give {self.length}; expected the earlier values until the epoch ends"
             )
         self.epoch, self.done = state["epoch"], state["done"]
 
 
 class TensorDataModule(RetrainDataModule):
-    """A data set that lies on the device, where it is augmented anew in each epoch.
+    """A data set that is stored and augmented on the device.
 
     Args:
         batch_size: Images per step, on all devices together.
@@ -159,7 +159,7 @@ class TensorDataModule(RetrainDataModule):
     test_dataloader = val_dataloader
 
     def on_after_batch_transfer(self, batch: Pass, dataloader_idx: int) -> Batch:
-        """Take the images of a pass, and augment or normalize them."""
+        """Select the images of a pass. Augment training images; only normalize test images."""
         images, augmentation = self.test, Augmentation.none(self.dataset)
         if self.trainer.training:
             images, augmentation = self.train, self.augmentation

@@ -20,7 +20,7 @@ from lib.pictures import check_same_classes, counted_warnings, read_header, read
 from lib.registry import Registry, check_arguments
 from lib.seeds import shuffled
 
-#: channel means and standard deviations of the papers; other data sets are normalized by their training images' own
+#: channel means and standard deviations from the papers; for other data sets, those of the training images are used
 STATISTICS = {
     "cifar10": ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
@@ -59,14 +59,14 @@ def sha256(*parts: ImageSet) -> str:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set with its held-out test images, and what its augmentation needs."""
+    """A data set with its held-out test images, and the properties that its augmentation needs."""
 
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    flip: bool  # True if a mirror image is an image of the same class
+    flip: bool  # True if a mirrored image keeps its class
 
     @property
     def in_channels(self) -> int:
@@ -78,13 +78,13 @@ class DataSet:
 
 
 class Wanted(NamedTuple):
-    """The request to the loader of a data set.
+    """A request to the loader of a data set.
 
     Attributes:
         root: Folder of the files.
-        image_size: Height and width in pixels; 0 is the images' own. Images of another size are resized afterwards.
+        image_size: Height and width in pixels; 0 keeps the images' size. The caller resizes images of another size.
         download: Download missing files.
-        channels: 1 for gray, 3 for RGB; 0 is the images' own.
+        channels: 1 for gray, 3 for RGB; 0 keeps the images' channels.
         test_only: Only the test images are needed. A loader may return them as the training images too.
     """
 
@@ -96,12 +96,12 @@ class Wanted(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A data set as its loader returns it.
+    """The return value of a data set's loader.
 
     Attributes:
         classes: The name of each label.
-        statistics: Mean and standard deviation of each channel, of values in [0, 1]. None takes those of `train`.
-        flip: A mirror image is an image of the same class.
+        statistics: Mean and standard deviation of each channel, for values in [0, 1]. None computes them from `train`.
+        flip: True if a mirrored image keeps its class.
     """
 
     train: ImageSet
@@ -128,21 +128,21 @@ def load(
         image_size: Height and width in pixels. 0 keeps the images' own size (in a folder, that of the first image).
         download: Download the files of cifar10, cifar100 or svhn if they are missing.
         images: Use only the first N training and N test images, the same number of each class. 0 uses all.
-        channels: Of the images in a folder: 1 for gray, 3 for RGB. 0 takes 1 if all training images are gray.
+        channels: For a folder of images: 1 for gray, 3 for RGB. 0 means gray if all training images are gray.
         test_only: The training images are not needed, and may be missing.
 
     Raises:
         ValueError: There is no such data set, or its files are missing or invalid; the message names them.
         OSError: A file cannot be read.
     """
-    loader = DATASETS.find(name.replace("imagenet16-120", "imagenet16_120"))  # as earlier checkpoints call it
+    loader = DATASETS.find(name.replace("imagenet16-120", "imagenet16_120"))  # its name in earlier checkpoints
     loaded = loader(Wanted(Path(root), image_size, download, channels, test_only))
     if not isinstance(loaded, Loaded):
-        raise ValueError(f"its loader returns a {type(loaded).__name__}, expected a Loaded")
+        raise ValueError(f"the loader returned a {type(loaded).__name__}; expected a Loaded")
     for part in (loaded.train, loaded.test):
         _check(part, len(loaded.classes))
     if loaded.train.images.shape[1] != loaded.test.images.shape[1]:
-        raise ValueError("the training and the test images differ in the number of their channels")
+        raise ValueError("the training and the test images differ in their number of channels")
     train, test = (ImageSet(_resize(part.images, image_size), part.labels) for part in (loaded.train, loaded.test))
     if images:
         train, test = (_first(part, images, len(loaded.classes)) for part in (train, test))
@@ -153,12 +153,12 @@ def load(
 
 
 def _check(part: ImageSet, classes: int) -> None:
-    """Raise a ValueError if a loader has returned something else than square images with their labels."""
+    """Raise a ValueError if a loader returned anything but square images and their labels."""
     images, labels = part.images, part.labels
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images {tuple(images.shape)} {images.dtype}, expected (N, channels, size, size) torch.uint8")
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"images of {images.shape[1]} channels, expected 1 or 3")
+        raise ValueError(f"images with {images.shape[1]} channels, expected 1 or 3")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise ValueError(f"labels {tuple(labels.shape)} {labels.dtype}, expected ({len(images)},) torch.int64")
     if not len(labels) or labels.min() < 0 or labels.max() >= classes:
@@ -169,7 +169,7 @@ def load_dataset(settings: Any) -> DataSet:
     """Load the data set that the flags of `ImageSettings` name.
 
     Raises:
-        InputError: There is none, or its files are missing or damaged.
+        InputError: There is no such data set, or its files are missing or damaged.
     """
     s = settings
     DATASETS.choose(s.dataset, "--dataset")
@@ -182,10 +182,10 @@ def _first(part: ImageSet, images: int, classes: int) -> ImageSet:
     """The first images of each class, the same number of each and at most `images` in all.
 
     Raises:
-        ValueError: There is less than one for each class.
+        ValueError: `images` is less than the number of classes.
     """
     if images < classes:
-        raise ValueError(f"--images {images} is less than one for each of {classes} classes")
+        raise ValueError(f"--images: {images}, expected {classes} or more, at least one for each class")
     chosen = [(part.labels == label).nonzero()[: images // classes, 0] for label in range(classes)]
     return part.subset(torch.cat(chosen).sort().values)
 
@@ -238,7 +238,9 @@ def _torchvision(name: str, wanted: Wanted) -> Loaded:
             images, labels = [part.data.transpose(0, 3, 1, 2) for part in parts], [part.targets for part in parts]
             classes = tuple(parts[0].classes)
     except RuntimeError as error:
-        raise ValueError(f"no complete {name} files in {root!r}; --download fetches them") from error
+        raise ValueError(
+            f"the files of {name} in {root!r} are missing or incomplete; --download fetches them"
+        ) from error
     train, test = (
         ImageSet(torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(numbers).long())
         for pixels, numbers in zip(images, labels, strict=True)
@@ -295,7 +297,7 @@ def split(data: ImageSet, portion: float, seed: int | None) -> tuple[ImageSet, I
     """Split the images of a bilevel search: a `portion` for the weights, the rest for alpha.
 
     Args:
-        seed: Of a random split. None takes the first images, in their order, for the weights.
+        seed: Seed of a random split. None takes the first images for the weights, without shuffling.
     """
     order = torch.arange(len(data)) if seed is None else shuffled(len(data), seed)
     cut = math.floor(portion * len(data))
@@ -303,11 +305,11 @@ def split(data: ImageSet, portion: float, seed: int | None) -> tuple[ImageSet, I
 
 
 def benchmark_halves(data: ImageSet, path: Path) -> tuple[ImageSet, ImageSet]:
-    """The fixed halves of NAS-Bench-201's searches (its file cifar-split.txt): one for the weights, one for alpha.
+    """The fixed halves of NAS-Bench-201's searches (cifar-split.txt): one for the weights, one for alpha.
 
     Args:
         data: The training images, in the data set's own order.
-        path: JSON {"train": ["int", ["0", "5", ...]], "valid": ["int", ["1", ...]]} with the number of each image.
+        path: JSON {"train": ["int", ["0", "5", ...]], "valid": ["int", ["1", ...]]} with the indices of the images.
 
     Returns:
         The images of "train" and those of "valid", each in the order of `data`.
@@ -322,6 +324,6 @@ def benchmark_halves(data: ImageSet, path: Path) -> tuple[ImageSet, ImageSet]:
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f'{path}: expected {{"train": ["int", ["0", ...]], "valid": ["int", ["1", ...]]}}') from error
     if sorted(train + valid) != list(range(len(data))):
-        raise ValueError(f"{path}: expected each of the {len(data)} images of the set in one of the halves, once")
+        raise ValueError(f"{path}: expected each of the {len(data)} training images exactly once in the two halves")
     device = data.labels.device
     return data.subset(torch.tensor(train, device=device)), data.subset(torch.tensor(valid, device=device))

@@ -16,13 +16,13 @@ from lib.cli import InputError
 
 
 def check_device(device: str, count: int = 1) -> tuple[str, int | list[int]]:
-    """The accelerator ("cpu", "cuda" or "mps") and the devices, as Lightning takes them, that --device means.
+    """The accelerator ("cpu", "cuda" or "mps") and the devices for a value of --device, in Lightning's form.
 
     Args:
-        count: how many of them (--devices).
+        count: Number of devices (--devices).
 
     Raises:
-        InputError: there are no such devices here.
+        InputError: This machine does not have these devices.
     """
     accelerator, _, index = device.partition(":")
     if accelerator not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()):
@@ -38,15 +38,15 @@ def check_device(device: str, count: int = 1) -> tuple[str, int | list[int]]:
         raise InputError(f"--device: {device!r}, but this machine has {here['cuda']} cuda device(s)")
     most = 1 if index else here[accelerator]
     if count > most:
-        raise InputError(f"--devices: {count}, but with --device {device} there are {most}; expected at most that many")
+        raise InputError(f"--devices: {count}, but --device {device} provides {most}; expected at most {most}")
     return accelerator, [int(index)] if index else count
 
 
 def prepare_device(device: str, tf32: bool = False, deterministic: bool = False) -> torch.device:
-    """The device that --device means, and how torch computes on it.
+    """The device for a value of --device. Also configures how torch computes on it.
 
     Raises:
-        InputError: this machine has no such device.
+        InputError: This machine has no such device.
     """
     accelerator, devices = check_device(device)
     set_up_libraries(tf32, deterministic)
@@ -66,7 +66,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Create tensors of this type by default."""
+    """Make this the default type of new tensors."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -76,7 +76,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def memory_format(setting: str, device: torch.device) -> torch.memory_format:
-    """The memory format of images and weights that --memory_format means; "auto" is channels last on a CPU only."""
+    """The memory format for a value of --memory_format; "auto" means channels last on a CPU only."""
     if setting == "auto":
         setting = "channels_last" if device.type == "cpu" else "contiguous"
     return torch.channels_last if setting == "channels_last" else torch.contiguous_format
@@ -86,9 +86,9 @@ def set_up_libraries(tf32: bool, deterministic: bool = False) -> None:
     """Configure cuDNN, cuBLAS and malloc for the whole process.
 
     Args:
-        tf32: GPUs may round the float32 factors of convolutions to TensorFloat-32; never those of matrix products,
-            because mixing weights are among them.
-        deterministic: only by algorithms that give the same bits each time; where there is none, torch raises.
+        tf32: Let GPUs round the float32 inputs of convolutions to TensorFloat-32. Inputs of matrix products, such as
+            the mixing weights, are never rounded.
+        deterministic: Use only algorithms that give the same bits each time. torch raises an error if there is none.
     """
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -97,8 +97,9 @@ def set_up_libraries(tf32: bool, deterministic: bool = False) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        # Keep freed memory for the next step: glibc hands back large blocks, and fetching them again, page by page,
-        # took half of the time of a training step on two cores. (M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h)
+        # Keep freed memory for the next step. By default, glibc returns large blocks to the system, and mapping them
+        # again, page by page, took half the time of a training step on two cores. These calls set M_MMAP_MAX and
+        # M_TRIM_THRESHOLD of malloc.h.
         library = ctypes.CDLL(None)
         library.mallopt(-4, 0)
         library.mallopt(-1, -1)
@@ -109,24 +110,24 @@ COMPILER = "inductor"
 
 
 def compile_parts(parts: Sequence[nn.Module]) -> None:
-    """Compile parts of a network with torch.compile, when they are first called."""
+    """Compile parts of a network with torch.compile when they are first called."""
     import torch._dynamo  # takes two seconds
 
-    # There is one compiled function for each shape and each set of gradients.
+    # torch.compile makes one function for each shape and each set of required gradients.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(parts))
     for part in parts:
         part.compile(backend=COMPILER)
 
 
 def peak_memory(device: torch.device) -> float:
-    """The peak memory in MiB: of the GPU's tensors, or of this process if there is no GPU."""
+    """The peak memory in MiB of the GPU's tensors, or of this process if there is no GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
-    if status.exists():  # Linux, where rusage's figure begins with that of the parent process
+    if status.exists():  # Linux, where ru_maxrss starts from the parent's value
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
     import resource  # Unix only
 
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

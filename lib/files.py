@@ -1,4 +1,4 @@
-"""Files: read with a clear error, written whole or not at all. Nothing here imports torch."""
+"""Read files with clear errors, and write them atomically. Nothing here imports torch."""
 
 import csv
 import fcntl
@@ -12,21 +12,21 @@ from typing import Any, Literal
 
 import yaml
 
-#: the process that writes a folder locks this file in it
+#: the file in a folder that the writing process locks
 LOCK = ".lock"
 #: the file that each kind of run writes last
 RESULTS = {"search": "genotype.json", "retrain": "result.json"}
 #: the loader of yaml.safe_load, in C if libyaml is installed: a report reads hundreds of files
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-#: of the formats that Pillow reads by itself
+#: suffixes of the formats that Pillow reads without other programs
 IMAGE_SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".pbm", ".pgm", ".ppm"}
 IMAGE_SUFFIXES |= {".pnm", ".tif", ".tiff"}
-#: the names of the folder of held-out images, the preferred first. The labels of ILSVRC's `test` are not public.
+#: names of the folder of held-out images, in order of preference. The labels of ILSVRC's `test` are not public.
 HELD_OUT = {"test": ("test", "val", "valid", "validation"), "val": ("val", "valid", "validation", "test")}
 
 
 def seeds_hint(folder: Path) -> str:
-    """The end of a message about a folder that is not a run: the runs of several seeds in it; "" if there are none."""
+    """The end of a message about a folder that is not a run: a hint at the runs of several seeds in it, or ""."""
     seeds = sorted(folder.glob("seed-*"))
     return f"; it holds runs of several seeds, such as {seeds[0]}" if seeds else ""
 
@@ -46,7 +46,7 @@ def read_bytes(path: Path) -> bytes:
     """A file's content.
 
     Raises:
-        ValueError: It is no regular file.
+        ValueError: The path is not a regular file.
         OSError: The file cannot be read.
     """
     check_regular(path)
@@ -57,7 +57,7 @@ def read_text(path: Path) -> str:
     """A file's text.
 
     Raises:
-        ValueError: The file is not UTF-8, or no regular file.
+        ValueError: The file is not UTF-8, or not a regular file.
         OSError: The file cannot be read.
     """
     check_regular(path)
@@ -92,10 +92,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The plain value of a YAML text. `source` (a file or a flag) begins the message of an error.
+    """The plain value of a YAML text. Error messages begin with `source`, a file or a flag.
 
     Raises:
-        ValueError: The text is not plain YAML, such as one with tags.
+        ValueError: The text is not plain YAML; it may have tags, for example.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -110,7 +110,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name, sync it, and rename it.
 
     Raises:
-        OSError: The file cannot be written, for example because the disk is full. The old file stays.
+        OSError: The file cannot be written, for example because the disk is full. The old file is kept.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -130,7 +130,7 @@ def is_passing(path: Path) -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """True for a regular file (or a link to one) with the suffix of an image that is not hidden."""
+    """True for a regular file (or a link to one) that has an image suffix and is not hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
@@ -140,14 +140,14 @@ def find_split(root: Path, split: Literal["train", "test", "val"]) -> Path:
     The held-out images ("test" or "val") may also be in `valid` or `validation`.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such folder.
     """
     names = HELD_OUT.get(split, (split,))
     for name in names:
         for folder in (root / "Data" / "CLS-LOC" / name, root / name):
             if folder.is_dir():
                 return folder
-    others = f" ({', '.join(names[1:])} will do)" if len(names) > 1 else ""
+    others = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
     raise ValueError(
         f"no folder {root / split}; expected {split}/<class>/*{others}, in {root} or in {root / 'Data/CLS-LOC'}"
     )
@@ -155,19 +155,20 @@ def find_split(root: Path, split: Literal["train", "test", "val"]) -> Path:
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Be the only process that writes a folder, and remove the temporary files of interrupted writes.
+    """Lock a folder against other processes, and remove the temporary files of interrupted writes.
 
-    Forked processes do not inherit a POSIX lock, and it ends with the process.
+    The POSIX lock is not inherited by forked processes, and is released when this process ends.
 
     Raises:
-        OSError: Another process holds the folder, or it cannot be written.
+        OSError: Another process has locked the folder, or it cannot be written.
     """
     with open(folder / LOCK, "a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(f"{folder} is in use by another process") from error
-        for part in ("", "checkpoints", "perturbation", "perturbation/checkpoints"):  # other folders have other writers
+        # Other processes may write the other sub-folders.
+        for part in ("", "checkpoints", "perturbation", "perturbation/checkpoints"):
             for path in (folder / part).glob(".*.tmp"):
                 path.unlink()
         yield
@@ -186,7 +187,7 @@ def check_new_file(path: Path) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows under the union of their columns. None is an empty cell."""
+    """Write rows as CSV, with the union of their columns. None becomes an empty cell."""
     text = io.StringIO(newline="")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -3,7 +3,7 @@
 The file of a table has
 
     title, source      the table and its paper
-    scripts            search: and, if its cells are retrained, retrain: the scripts
+    scripts            {search, retrain}: the scripts; without retrain, the cells are not retrained
     search, retrain    flags of all searches and of all retrainings
     columns            name: {search, retrain}: flags of a column, such as a space and a data set
     methods            name: {search, retrain}: flags of a row, such as a method; optionally columns:
@@ -11,8 +11,8 @@ The file of a table has
     scales             name: {seeds, search, retrain}: the size of the runs; optionally columns and methods, to run
                        only these, and override: {method: {search, retrain}}, flags of one method
 
-Later flags override earlier ones: all runs, column, method, method in the column, scale, the scale's override. Nothing
-here imports torch.
+Flags are merged in this order, and later ones override earlier ones: all runs, column, method, method in the column,
+scale, override of the scale. Nothing here imports torch.
 """
 
 import itertools
@@ -38,9 +38,9 @@ SCRIPTS = {
 }
 #: flags that may change when a run resumes
 PLACE = ("data", "table", "device", "devices", "num_nodes")
-#: flags that a table sets itself
+#: flags that the file of a table and --set must not contain
 RESERVED = {"save", "resume", "seed", "seeds", "arch", "config", "help", "print_config", "plugin", "provenance"}
-#: the form of a table's file; the key "" stands for any name
+#: the structure of a table's file; the key "" stands for any name
 FLAGS = {"": bool | int | float | str}
 RUNS: dict[str, Any] = {"search": FLAGS, "retrain": FLAGS}
 FORM = {
@@ -63,7 +63,7 @@ class Unit:
     seed: int
     steps: Mapping[str, Mapping[str, Any]]  # flags of search and retrain
     published_for: Mapping[str, Any]  # space, dataset and method of the published figures; may be empty
-    note: str  # flags of the scale for this method alone
+    note: str  # flags that the scale overrides for this method
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ class Unit:
 
 
 def slug(name: str) -> str:
-    """A name as part of a path: letters, digits, dots and dashes."""
+    """Convert a name to a part of a path: letters, digits, dots and dashes."""
     name = re.sub("-$", "-minus", name.lower()).replace("λ", "lambda").replace("ε", "epsilon")
     return re.sub(r"[^a-z0-9.]+", "-", name).strip("-.")
 
@@ -90,24 +90,24 @@ def arguments(flags: Mapping[str, Any]) -> list[str]:
 
 
 def check(value: Any, form: Any, where: str) -> None:
-    """Compare a part of a table, or of --set, with its form.
+    """Check the structure of a part of a table, or of --set.
 
     Raises:
-        ValueError: It does not have the form; `where` begins the message.
+        ValueError: The structure differs from `form`. The message begins with `where`.
     """
     shown = reprlib.repr(value)
     if not isinstance(form, dict):
         if not isinstance(value, form) or (form is int and value is True):
             names = {str: "text", int: "a number", list: "a list"}
-            raise ValueError(f"{where}: {shown}, expected {names.get(form, 'one number, word, true or false')}")
+            raise ValueError(f"{where}: {shown}, expected {names.get(form, 'a number, a word, true or false')}")
         if isinstance(value, str) and (value.startswith("-") or not value.isprintable()):
-            raise ValueError(f"{where}: {shown}, expected one word that is no flag")
+            raise ValueError(f"{where}: {shown}, expected a line of text that does not begin with -")
         return
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{where}: {shown}, expected names and their values")
     for name, part in value.items():
         if form is FLAGS and name in RESERVED:
-            raise ValueError(f"{where}: {name}: the table itself sets this flag; expected another")
+            raise ValueError(f"{where}: {name}: this flag cannot be set in a table or with --set")
         if form is FLAGS and not name.isidentifier():
             raise ValueError(f"{where}: {name!r}, expected the name of a flag, without dashes")
         if name not in form and "" not in form:
@@ -136,14 +136,14 @@ def _check_table(table: Any) -> None:
     check(table, FORM, "the table")
     missing = [name for name in ("title", "scripts", "columns", "methods", "scales") if not table.get(name)]
     if missing or "search" not in table["scripts"]:
-        raise ValueError(f"the table: no {', '.join(missing) or 'search script'}")
+        raise ValueError(f"the table lacks {', '.join(missing) or 'a search script'}")
     for step, script in table["scripts"].items():
         if script not in SCRIPTS[step]:
             raise ValueError(f"scripts: {step}: {script!r}, expected {' or '.join(SCRIPTS[step])}")
     for axis in ("columns", "methods"):
         folders = [slug(name) for name in table[axis]]
         if len({*folders, ""}) <= len(folders):
-            raise ValueError(f"{axis}: {', '.join(table[axis])}: two share a folder; expected other letters")
+            raise ValueError(f"{axis}: {', '.join(table[axis])}: these names do not give distinct folders; rename one")
     for name, row in table["methods"].items():
         _check_names(table, "columns", row.get("columns", ()), f"methods: {name}: columns")
     for name, scale in table["scales"].items():
@@ -165,7 +165,7 @@ def _merged(step: str, *parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(table: Mapping[str, Any], size: Mapping[str, Any], axis: str, given: Sequence[str]) -> list[str]:
-    """The columns or rows to run. A row has its name in the table, and that of its --method."""
+    """The columns or rows to run. A row is chosen by its name in the table or by its --method."""
     names = {name: {name} for name in table[axis]}
     if axis == "methods":
         for name, row in table["methods"].items():
@@ -189,11 +189,11 @@ def expand(
     """All entries of a table, ordered by seed.
 
     Args:
-        seeds: Number of seeds, starting with seed 0. 0 takes the number of the scale.
-        columns, methods: The columns and rows to run, by default those of the scale. A row has its name in the table
-            and that of its --method.
+        seeds: Number of seeds, starting with seed 0. 0 uses the scale's number.
+        columns, methods: The columns and rows to run, by default those of the scale. A row is chosen by its name in
+            the table or by its --method.
         overrides: Flags of search and retrain that override the table's.
-        check_line: Parses the command line of a script.
+        check_line: Parses the command line of a script, and raises an InputError if it is wrong.
 
     Raises:
         InputError: There is no such scale, column or method, or a script rejects a flag.
@@ -230,7 +230,8 @@ def published_for(
     """The space, data set and method whose published figures apply; empty for a variant of a method.
 
     Args:
-        named: Flags of the search in the table, without the scale and --set. They name the data set of a folder.
+        named: The table's flags of the search, without those of the scale and --set. If the runs use a folder of
+            images, they name its data set.
     """
     if not set(named) <= {"space", "dataset", "method"}:
         return {}

@@ -1,4 +1,4 @@
-"""ImageNet16-120: the 120 first classes of ImageNet at 16x16 pixels, the third data set of NAS-Bench-201.
+"""ImageNet16-120: the first 120 classes of ImageNet at 16x16 pixels, the third data set of NAS-Bench-201.
 
 References:
     Chrabaszcz, Loshchilov and Hutter, 2017: A Downsampled Variant of ImageNet as an Alternative to the CIFAR datasets.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib.files import read_bytes
 
-CLASSES = 120  # of the 1,000; with the files below, 151,700 training and 6,000 validation images
+CLASSES = 120  # of 1,000; they have 151,700 training and 6,000 validation images in the files below
 
 SOURCE = (
     "its files are linked from NAS-Bench-201's page, https://github.com/D-X-Y/AutoDL-Projects "
@@ -42,10 +42,10 @@ def load(root: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Load the training images and, as test images, the validation images.
 
     Args:
-        root: Folder of the files, or the folder that has them in ImageNet16/.
+        root: Folder of the files, or a folder that has them in its sub-folder ImageNet16/.
 
     Returns:
-        Images (N, 3, 16, 16) uint8 and labels (N,) int64 from 0 to 119, of both splits.
+        Images (N, 3, 16, 16) uint8 and labels (N,) int64 from 0 to 119, for each split.
 
     Raises:
         ValueError: A file is missing or is not the official one; the message names it.
@@ -69,7 +69,7 @@ def _read(path: Path, md5: str) -> tuple[np.ndarray, np.ndarray]:
     content = read_bytes(path)
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         raise ValueError(f"{path} is not the official file, whose md5 sum is {md5}")
-    batch = pickle.loads(content, encoding="latin1")  # safe: it is the official file. Python 2 wrote it
+    batch = pickle.loads(content, encoding="latin1")  # safe, because it is the official file; Python 2 wrote it
     pixels, labels = batch["data"], np.array(batch["labels"], dtype=np.int64)
     kept = labels <= CLASSES
     return pixels[kept].reshape(-1, 3, 16, 16), labels[kept] - 1

@@ -1,17 +1,18 @@
-"""Replacements for layers that torch computes slowly, inexactly or wrongly on some device.
+"""Replacements for layers that torch computes slowly, inexactly or wrongly on some devices.
 
-Grouped convolutions. On a CPU, channels last, torch's gradients of a depthwise convolution take up to twenty times as
-long as the forward pass if the kernel is larger than 3x3 or dilated, and the bfloat16 weight gradient of a dilated one
-is wrong. The input gradient is a depthwise convolution with the flipped kernel. The weight gradient is computed in
-strips of three columns, which torch does fast. Dilation 2 becomes dilation 1 after even and odd pixels are sorted
-apart. torch's second derivative of a grouped convolution loops over the groups, on any device; the three functions
-below are each other's derivatives, so every order is one call.
+Grouped convolutions. On a CPU with channels last, torch's gradients of a depthwise convolution are slow if the kernel
+is dilated or larger than 3x3: they take up to twenty times as long as the forward pass. The bfloat16 weight gradient
+of a dilated kernel is also wrong. Here, the input gradient is a depthwise convolution with the flipped kernel. The
+weight gradient is computed in strips of three columns, for which torch is fast. Dilation 2 is reduced to dilation 1 by
+separating even and odd pixels. On any device, torch's second derivative of a grouped convolution loops over the groups.
+The derivatives of the three autograd functions below are again these functions, so a derivative of any order is one
+call.
 
-Batch norm. On a CPU torch adds up a channel's pixels one by one in single precision, channels last, which leaves
-errors of 1e-6 to 1e-5, a hundred times those of the other layout; behind ReLUs these become 1e-2 in a supernet's
-gradient. Here every column of pixels is added up on its own.
+Batch norm. On a CPU with channels last, torch adds up the pixels of a channel one by one in single precision. The
+errors are 1e-6 to 1e-5, a hundred times those with contiguous memory, and grow to 1e-2 in a supernet's gradient behind
+ReLUs. Here, each column of pixels is summed separately.
 
-Average pooling. On CUDA torch's gradient is wrong with padding, channels last (pytorch issue 188344).
+Average pooling. On CUDA with channels last, torch's gradient with padding is wrong (pytorch issue 188344).
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,33 +52,33 @@ class DepthwiseConv2d(nn.Conv2d):
         return grouped_conv2d(x, self.weight, self.groups, self.stride[0], self.dilation[0])
 
 
-_twice = False
+_second_derivatives = False
 
 
 @contextmanager
 def differentiated_twice() -> Iterator[None]:
-    """Inside, grouped convolutions use the autograd functions below, whose second derivatives are fast.
+    """Let grouped convolutions use the autograd functions below, whose second derivatives are fast.
 
-    On a GPU these functions add Python overhead.
+    On a GPU, these functions add Python overhead.
     """
-    global _twice
-    before, _twice = _twice, True
+    global _second_derivatives
+    before, _second_derivatives = _second_derivatives, True
     try:
         yield
     finally:
-        _twice = before
+        _second_derivatives = before
 
 
 def grouped_conv2d(x: Tensor, weight: Tensor, groups: int, stride: int = 1, dilation: int = 1) -> Tensor:
     """`F.conv2d` of x (B, C, H, W) with weight (C, C / groups, k, k), k odd, padded by dilation * (k // 2)."""
     if stride == dilation == 2:
-        # It reads every second pixel only, which is a dense convolution of those.
+        # Only every second pixel is read, so this is an undilated convolution of these pixels.
         x, stride, dilation = x[:, :, ::2, ::2].contiguous(memory_format=layout(x)), 1, 1
     if autocasts(x.device):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
     form = _Form(x.shape, weight.shape, stride, dilation, groups)
-    if (_twice and groups > 1) or form.is_fast_here(x):
+    if (_second_derivatives and groups > 1) or form.is_fast_here(x):
         return _Convolution.apply(x, weight, form)
     return form.convolve(x, weight)
 
@@ -85,7 +86,7 @@ def grouped_conv2d(x: Tensor, weight: Tensor, groups: int, stride: int = 1, dila
 class _Form(NamedTuple):
     """The shapes, stride, dilation and groups of a convolution y = x * w.
 
-    <g, x * w> is linear in x, w and g. Its derivatives in g, x and w are the three methods.
+    <g, x * w> is linear in each of g, x and w. The three methods are its derivatives in g, x and w.
     """
 
     x_shape: torch.Size
@@ -142,7 +143,7 @@ def _empty(like: Tensor, shape: torch.Size) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """_Form.convolve."""
+    """`_Form.convolve` as an autograd function."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, form: _Form) -> Tensor:
@@ -162,7 +163,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _InputGradient(torch.autograd.Function):
-    """_Form.input_gradient."""
+    """`_Form.input_gradient` as an autograd function."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, weight: Tensor, form: _Form) -> Tensor:
@@ -182,7 +183,7 @@ class _InputGradient(torch.autograd.Function):
 
 
 class _WeightGradient(torch.autograd.Function):
-    """_Form.weight_gradient."""
+    """`_Form.weight_gradient` as an autograd function."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gradient: Tensor, form: _Form) -> Tensor:
@@ -201,7 +202,7 @@ class _WeightGradient(torch.autograd.Function):
 
 
 def _correlate(x: Tensor, y: Tensor, kernel_size: int) -> Tensor:
-    """c(d) = sum_p x(p + d) y(p), channel by channel (C, 1, k, k), in strips of at most three columns of offsets."""
+    """The correlation c(d) = sum_p x(p + d) y(p) of each channel, (C, 1, k, k), in strips of up to three columns."""
     if kernel_size <= 3:
         return _narrow(x, y, (kernel_size, kernel_size), kernel_size // 2)
     width = x.shape[3]
@@ -215,16 +216,16 @@ def _correlate(x: Tensor, y: Tensor, kernel_size: int) -> Tensor:
 
 
 def _narrow(x: Tensor, y: Tensor, kernel_size: tuple[int, int], padding: int) -> Tensor:
-    """torch's weight gradient of a depthwise convolution of x; y is the gradient of its output."""
+    """torch's weight gradient of a depthwise convolution of x. y is the gradient of the output."""
     weight = x.new_empty(x.shape[1], 1, *kernel_size)
     numbers = ([1, 1], [padding] * 2, [1, 1], False, [0, 0], x.shape[1])
     return torch.ops.aten.convolution_backward(y, x, weight, None, *numbers, [False, True, False])[1]
 
 
 def _sort_parities(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (2B, 2C, H/2, W/2): even and odd rows become images, even and odd columns channels.
+    """Separate even and odd rows into two images, and even and odd columns into two channels.
 
-    An odd H or W is padded with zeros first.
+    (B, C, H, W) becomes (2B, 2C, H/2, W/2). An odd H or W is first padded with zeros.
     """
     x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
     batch, channels, height, width = x.shape
@@ -304,7 +305,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 def without_running_statistics(network: nn.Module) -> None:
     """Make the batch norms of a network use the statistics of the batch in every mode.
 
-    Running averages over changing alpha would describe none of a supernet's networks.
+    In a supernet, running averages would mix the statistics of different alpha and fit none of them.
     """
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -325,25 +326,26 @@ class _Concatenate(torch.autograd.Function):
 
 
 def concatenate(parts: Sequence[Tensor]) -> Tensor:
-    """`torch.cat` along the channels with contiguous gradients, as batch norm's backward is slow on others."""
+    """Concatenate along the channels, with contiguous gradients, for which batch norm's backward pass is fast."""
     return _Concatenate.apply(*parts)
 
 
 def pools_well(x: Tensor, stride: int) -> bool:
-    """True if torch's average pooling and its gradient are right and fast for x."""
+    """True if torch's average pooling and its gradient are correct and fast for x."""
     return layout(x) is torch.contiguous_format or (stride != 1 and x.device.type == "cpu")
 
 
 def average_pool(x: Tensor, stride: int) -> Tensor:
     """3x3 average pooling of x (B, C, H, W) that does not count the padding.
 
-    Channels last, it is a depthwise convolution: on CUDA because torch's gradient is wrong, on a CPU for speed.
+    With channels last it is a depthwise convolution: on CUDA because torch's gradient is wrong, on a CPU for speed (at
+    stride 1).
     """
     if pools_well(x, stride):
         return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
     sums = grouped_conv2d(x, x.new_ones(x.shape[1], 1, 3, 3), x.shape[1], stride)
     ones = sums.new_ones(1, 1, *x.shape[2:])
-    return sums / F.avg_pool2d(ones, 3, stride, padding=1, divisor_override=1)  # the pixels of each window
+    return sums / F.avg_pool2d(ones, 3, stride, padding=1, divisor_override=1)  # pixels in each window
 
 
 class AveragePool(nn.Module):

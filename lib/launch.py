@@ -1,4 +1,4 @@
-"""Starting, stopping and restarting the processes of a retraining. Nothing here imports torch."""
+"""Start, stop and restart the processes of a retraining. Nothing here imports torch."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from lib import cli, options
 from lib.cli import InputError
 from lib.files import is_finished, read_json
 
-#: settings that may change when a retraining is resumed: where its data are and what it runs on
+#: settings that may change when a retraining is resumed: the data folder and the devices
 MOVABLE = ("data", "devices", "num_nodes", "accumulate")
 
 
@@ -39,8 +39,8 @@ def launched() -> Launch | None:
         tasks = int(env["SLURM_NTASKS"])
         if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in env:
             raise InputError(
-                f"srun: --ntasks is {tasks}, but there is no --ntasks-per-node; expected srun --ntasks-per-node=N with "
-                "a task for each device of a node"
+                f"srun: --ntasks is {tasks} without --ntasks-per-node; expected srun --ntasks-per-node=N, where N is "
+                "the number of devices of a node"
             )
         nodes = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
         return Launch("srun", tasks // nodes, nodes)
@@ -48,7 +48,7 @@ def launched() -> Launch | None:
 
 
 def devices_and_nodes(devices: int, num_nodes: int) -> tuple[int, int]:
-    """The number of devices per node and of nodes. 0 for --devices or --num_nodes means as launched, or 1.
+    """The number of devices per node and the number of nodes. 0 means the number that was launched, or 1.
 
     Raises:
         InputError: A launcher has started another number of processes.
@@ -58,7 +58,7 @@ def devices_and_nodes(devices: int, num_nodes: int) -> tuple[int, int]:
         return devices or 1, num_nodes or 1
     for flag, given, started in (("devices", devices, launch.devices), ("num_nodes", num_nodes, launch.num_nodes)):
         if given not in (0, started):
-            raise InputError(f"--{flag}: {given}, but {launch.launcher} has started {started}; expected no --{flag}")
+            raise InputError(f"--{flag}: {given}, but {launch.launcher} has started {started}; leave out --{flag}")
     return launch.devices, launch.num_nodes
 
 
@@ -69,7 +69,7 @@ def is_first() -> bool:
 
 
 class StopFlag:
-    """A signal handler that records the signal, which the training loop reads after each step.
+    """A signal handler that records the signal. The training loop reads it after each step.
 
     A second Ctrl-C raises KeyboardInterrupt at once.
     """
@@ -86,7 +86,7 @@ stop = StopFlag()
 
 
 def requeue() -> None:
-    """Ask SLURM to start this job again if its signal (SIGUSR1) has stopped the run."""
+    """Ask SLURM to requeue this job if SLURM's signal (SIGUSR1) has stopped the run."""
     env = os.environ
     if stop.signum != signal.SIGUSR1 or "SLURM_JOB_ID" not in env or not is_first():
         return
@@ -100,7 +100,7 @@ def resolve_run(
 ) -> tuple[Any, Path, bool]:
     """The settings of a retraining, its run folder, and True if the run is resumed.
 
-    A command that torchrun or SLURM starts again resumes its run.
+    If torchrun or SLURM starts a command again, the command resumes its run.
 
     Args:
         given: The parsed command line.
@@ -111,14 +111,14 @@ def resolve_run(
             started several processes without --save.
     """
     stop.signum = 0
-    signal.signal(signal.SIGUSR1, stop)  # loading torch takes seconds; this signal would end the process
+    signal.signal(signal.SIGUSR1, stop)  # without a handler, it would end the process while torch is loaded
     settings, launch = given.settings, launched()
     if settings.resume:
         return options.resume(given, prog, movable), Path(settings.resume), True
     if not settings.arch:
-        raise InputError("--arch: no cell is given; expected one, see --help")
+        raise InputError("--arch: no cell is given; --help lists the forms of a cell")
     if launch and not settings.save:
-        raise InputError(f"--save: expected a run folder, which all processes of {launch.launcher} share")
+        raise InputError(f"--save: not given; expected a run folder, which all processes of {launch.launcher} share")
     run = Path(settings.save or f"runs/{name}")
     if not launch or not (run / "config.yaml").exists():
         if is_first():  # the first process makes the folder
@@ -128,12 +128,12 @@ def resolve_run(
     fixed = {field.name for field in dataclasses.fields(settings)} - {"save", "resume", "device", *movable}
     other = sorted(name for name in fixed if getattr(stored, name) != getattr(settings, name))
     if other:
-        raise InputError(f"--save: {run} is a run of another --{', --'.join(other)}; name a new folder")
+        raise InputError(f"--save: {run} has a run with another --{', --'.join(other)}; name a new folder")
     return settings, run, True
 
 
 def finished(run: Path) -> bool:
-    """True if a retraining is finished. Prints its accuracy."""
+    """True if a retraining is finished; then prints its accuracy."""
     if not is_finished(run, "retrain"):
         return False
     accuracy = read_json(run / "result.json")["accuracy"]

@@ -1,7 +1,7 @@
 """The loss L(w, p) as a function of network weights w and mixing weights p, and its derivatives.
 
-All second derivatives of the methods are mixed ones, d2L / dw dp, multiplied by a vector. The papers take central
-differences ("difference"); a second backward pass gives the exact product ("exact").
+The methods need only mixed second derivatives, d2L / dw dp, multiplied by a vector. The papers use central differences
+("difference"); a second backward pass gives the exact product ("exact").
 """
 
 from collections.abc import Callable, Sequence
@@ -29,11 +29,11 @@ class Objective:
 
     Attributes:
         supernet: Maps images and the mixing weights of each layer to logits.
-        autocast: Makes the context of a forward pass in lower precision.
+        autocast: Returns a context manager for forward passes in lower precision.
         drop_path_prob: The probability of drop path on the operations.
         skip_beta: The weight of the auxiliary skip connections (DARTS-).
-        compiled: Parts of the supernet are compiled.
-        fresh_noise: Draw the noise of the network anew in every pass over a batch.
+        compiled: True if parts of the supernet are compiled.
+        fresh_noise: Draw new noise for the network in every pass over a batch.
     """
 
     supernet: nn.Module
@@ -54,11 +54,11 @@ class Objective:
         """Loss (scalar) and logits (B, classes) of a batch.
 
         Args:
-            parameters: Tensors in place of the supernet's own parameters, by name.
-            create_graph: The loss is differentiated twice.
+            parameters: Tensors that replace the supernet's parameters, by name.
+            create_graph: Set if the loss will be differentiated twice.
         """
         self.seed(batch)
-        # Compiled functions have no second derivative, and compile again for a call with other parameters.
+        # Compiled functions have no second derivative, and are recompiled for other parameters.
         eager = self.compiled and (create_graph or parameters is not None)
         stance = torch.compiler.set_stance("force_eager") if eager else nullcontext()
         with stance, differentiated_twice() if create_graph else nullcontext():
@@ -82,7 +82,7 @@ class Objective:
             return F.cross_entropy(logits, batch.labels), logits
 
     def gradients(self, weights: Tensors, batch: Batch, layers: Sequence[int], parameters: bool = True) -> "Gradients":
-        """The loss of a batch and its gradients, by one forward and one backward pass.
+        """The loss of a batch and its gradients, from one forward and one backward pass.
 
         Args:
             layers: The layers l for which to compute dL/dp_l.
@@ -100,16 +100,16 @@ class Objective:
             parameter.requires_grad_(parameters)
         try:
             loss, logits = self.forward(weights, batch)
-            # An operation may not use all of its weights, and a cell not all of its inputs.
+            # Unused tensors get zeros: an operation may not use all its weights, or a cell not all its inputs.
             gradients = torch.autograd.grad(loss, [*own, *wanted], materialize_grads=True)
         finally:
             for parameter in self.parameters:
                 parameter.requires_grad_(True)
         return Gradients(loss.detach(), logits.detach(), list(gradients[: len(own)]), list(gradients[len(own) :]))
 
-    @cached_property  # walking through all modules takes milliseconds, and a step asks several times
+    @cached_property  # collecting them takes milliseconds, and a step needs them several times
     def parameters(self) -> list[Tensor]:
-        """w, in the supernet's order: all parameters but those that are frozen."""
+        """The weights w: all parameters that are not frozen, in the supernet's order."""
         return [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
 
     def named(self, values: Tensors) -> dict[str, Tensor]:
@@ -119,7 +119,7 @@ class Objective:
 
 
 def leaves(weights: Tensors) -> list[Tensor]:
-    """Copies that require a gradient, one for each layer."""
+    """The weights of each layer as new leaf tensors that require a gradient."""
     return [weight.detach().requires_grad_() for weight in weights]
 
 
@@ -129,7 +129,7 @@ def norm(tensors: Tensors) -> Tensor:
 
 
 def vector_product(outputs: Tensors, inputs: Tensors, vectors: Tensors) -> Tensors:
-    """sum_i <vectors_i, d outputs_i / d inputs>. Outputs without a graph, of unused weights, are constants."""
+    """sum_i <vectors_i, d outputs_i / d inputs>. Outputs without a graph (of unused weights) count as constants."""
     pairs = [(output, vector) for output, vector in zip(outputs, vectors, strict=True) if output.requires_grad]
     outputs, vectors = zip(*pairs, strict=True)
     return torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, materialize_grads=True)

@@ -35,14 +35,14 @@ Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 class Limit(NamedTuple):
-    """A condition on the number of an option, in words and as a test."""
+    """A condition on the value of a numeric option: its description and its test."""
 
     text: str
     accepts: Callable[[float], bool]
 
 
 class NameOf(NamedTuple):
-    """The condition that the text of an option is the name of an entry. `names` may grow, as plugins add entries."""
+    """The condition that an option is the name of an entry of a registry. Plugins may add names later."""
 
     names: Callable[[], Iterable[str]]
 
@@ -64,7 +64,7 @@ Gate = Annotated[float, Limit("0 to 1", lambda x: 0 <= x <= 1)]
 
 
 class Need(NamedTuple):
-    """A condition under which an option has an effect, in words and as a test."""
+    """The condition under which an option has an effect: its description and its test."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -74,9 +74,9 @@ def option(default: Any, help: str | Callable[[], str], group: str = "settings",
     """A field of a settings dataclass.
 
     Args:
-        help: One or two sentences for `--help`, or a function that makes them.
+        help: One or two sentences for `--help`, or a function that returns them.
         group: The heading under which `--help` lists the option.
-        need: The flag is rejected unless this condition holds.
+        need: Condition without which the flag is rejected.
     """
     return dataclasses.field(default=default, metadata={"help": help, "group": group, "need": need})
 
@@ -96,7 +96,7 @@ def _parts(kind: Any) -> tuple[Any, list[Limit], bool]:
 
 
 def read_value(kind: Any, value: Any) -> Any:
-    """The value of an option.
+    """Convert and check the value of an option.
 
     Args:
         kind: The type of the field: bool, int, float, str, a Literal, a number with a Limit, a text with NameOf, or a
@@ -104,7 +104,7 @@ def read_value(kind: Any, value: Any) -> Any:
         value: A word of the command line, or a value of a settings file.
 
     Raises:
-        ValueError: The value is not of that type. The message begins with the value.
+        ValueError: The value does not have this type. The message begins with the value.
     """
     base, limits, several = _parts(kind)
     if value is None and NoneType in get_args(kind):
@@ -117,7 +117,7 @@ def read_value(kind: Any, value: Any) -> Any:
 
 
 def _spelled(choice: object) -> str:
-    """A choice in one spelling: `-` and `_` are alike."""
+    """A choice with `_` for each `-`, to compare names in either spelling."""
     return str(choice).replace("-", "_")
 
 
@@ -152,7 +152,7 @@ def _read_single(base: Any, limits: Sequence[Limit], value: Any) -> Any:
 
 
 def parser_for(kind: type, prog: str, description: str) -> Parser:
-    """A parser with one flag for each field of the dataclass `kind`; its own fields come first in `--help`."""
+    """A parser with one flag for each field of the dataclass `kind`. `--help` lists inherited fields last."""
     by_name = {field.name: field for field in dataclasses.fields(kind)}
     flags = {name for name, field in by_name.items() if "group" in field.metadata}
     parser = Parser(
@@ -177,7 +177,7 @@ def parser_for(kind: type, prog: str, description: str) -> Parser:
 
 
 def reader(kind: Any) -> Callable[[Any], Any]:
-    """The `type` of add_argument for words of this kind."""
+    """The argument `type` of add_argument for options of this type."""
     base, limits, _ = _parts(kind)
 
     def read(word: Any) -> Any:
@@ -226,10 +226,10 @@ def parse_given(
     """Parse a command line. Flags override --config, which overrides the preset, which overrides the defaults.
 
     Args:
-        preset: From --method, --space and --released, where they are given, to the defaults they imply.
+        preset: Maps --method, --space and --released, if they are given, to the defaults that they imply.
 
     Raises:
-        InputError: A flag or a value cannot be used, or nothing reads a flag.
+        InputError: A flag or a value cannot be used, or a flag has no effect.
     """
     kinds = get_type_hints(kind, include_extras=True)
     known = {*kinds, *(f"no_{name}" for name in kinds if kinds[name] is bool), "config", "print_config", "help"}
@@ -247,12 +247,12 @@ def parse_given(
             with blaming(f"--{name}"):
                 first[name] = read_value(kinds[name], value)
     if config.get("resume"):
-        raise InputError(f"--config: {chosen.config}: resume: expected it on the command line only")
+        raise InputError(f"--config: {chosen.config}: resume: expected --resume on the command line instead")
     parser = parser_for(kind, prog, description)
     given = {name for name in kinds if {name, f"no_{name}"} & flags}
     lists: dict[str, Any] = {
         name: [] for name in given if _parts(kinds[name])[2]
-    }  # a flag given twice adds to its list
+    }  # replaces the default; the parser adds to it
     implied = _read_values(preset(first), kinds, f"--method: {first.get('method')}")
     parser.set_defaults({**implied, **config, **lists})
     namespace = parser.parse_args(rest)
@@ -281,7 +281,7 @@ def check_needs(settings: Any, names: set[str]) -> None:
     """Reject the named settings that have no effect.
 
     Raises:
-        InputError: Nothing reads one of them; the message says what it needs.
+        InputError: A setting has no effect; the message says what it needs.
     """
     for field in dataclasses.fields(settings):
         need = field.metadata.get("need")
@@ -318,7 +318,7 @@ def load_settings(kind: type[Settings], prog: str, run: Path, flag: str) -> Sett
     """The settings of the run that `flag` names.
 
     Raises:
-        InputError: The folder is not a run of `prog`, its config.yaml is invalid, or a plugin of it is not loaded.
+        InputError: The folder is not a run of `prog`, its config.yaml is invalid, or one of its plugins is not loaded.
     """
     kinds, stored = get_type_hints(kind, include_extras=True), stored_settings(run, flag)
     with blaming(flag):
@@ -327,8 +327,7 @@ def load_settings(kind: type[Settings], prog: str, run: Path, flag: str) -> Sett
     missing = sorted(kinds.keys() - {"save", "resume"} - stored.keys())
     if missing:
         raise InputError(
-            f"{source}: not the settings of {prog}: {', '.join(missing[:5])} missing; "
-            "expected a run of it, by this version of the project"
+            f"{source} lacks {', '.join(missing[:5])}; expected a run of {prog} by this version of the project"
         )
     return kind(**_read_values(stored, kinds, source))
 
@@ -346,7 +345,7 @@ def resume(given: Parsed, prog: str, movable: Sequence[str] = ()) -> Any:
     """The settings of the run that --resume names.
 
     Args:
-        movable: Settings that may be given beside --resume and --device, such as where the data lie.
+        movable: Settings that, like --device, may be given together with --resume, such as the data folder.
 
     Raises:
         InputError: Another flag is given, or the folder is not a run of `prog`.
@@ -357,12 +356,12 @@ def resume(given: Parsed, prog: str, movable: Sequence[str] = ()) -> Any:
         longer = ""
         if "epochs" in others:
             longer = (
-                ". The schedules of a run, such as the learning rate's, end with its last epoch, so a longer run is "
-                f"another one: --config {given.settings.resume}/config.yaml --epochs {given.settings.epochs}"
+                ". Schedules, such as the learning rate's, end with the last epoch; for more epochs, start a new run "
+                f"with --config {given.settings.resume}/config.yaml --epochs {given.settings.epochs}"
             )
-        raise InputError(f"--resume: the run keeps its own settings; {flags} cannot be given beside it{longer}")
+        raise InputError(f"--resume: a run keeps its settings, so --resume cannot be combined with {flags}{longer}")
     if given.config:
-        raise InputError("--resume: the run keeps its own settings; --config cannot be given beside it")
+        raise InputError("--resume: a run keeps its settings, so --resume cannot be combined with --config")
     stored = load_settings(type(given.settings), prog, Path(given.settings.resume), "--resume")
     moved = {name: getattr(given.settings, name) for name in given.flags - {"resume"}}
     settings = dataclasses.replace(stored, **moved)

@@ -1,4 +1,4 @@
-"""The parser of command lines, with jsonargparse, and the plugins that they name. Nothing here imports torch."""
+"""The parser of command lines, based on jsonargparse. It also loads plugins. Nothing here imports torch."""
 
 import argparse
 import sys
@@ -37,7 +37,7 @@ def load_plugins(arguments: Sequence[str] | None) -> list[str]:
 
 
 def read_first(words: list[str], **actions: str) -> tuple[argparse.Namespace, list[str]]:
-    """The values of some flags, by name and action, and the words besides them."""
+    """Parse only some flags. `actions` maps their names to argparse's actions. Returns their values and the rest."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, action in actions.items():
         parser.add_argument(f"--{name}", action=action)

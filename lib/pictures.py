@@ -1,4 +1,4 @@
-"""Pictures in folders, one folder for each class: list and decode them. Nothing here imports torchvision."""
+"""List and decode pictures in folders, one folder for each class. Nothing here imports torchvision."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lib.files import IMAGE_SUFFIXES, is_picture
 
-#: formats of IMAGE_SUFFIXES. Pillow runs other programs to read some others, such as Ghostscript for PostScript
+#: formats of IMAGE_SUFFIXES. For some other formats, Pillow runs other programs, such as Ghostscript for PostScript
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF")
 
 
@@ -26,8 +26,8 @@ class PictureFolder:
     """The pictures of one split: a folder for each class.
 
     Attributes:
-        classes: Their names in Unicode's composed form (NFC), sorted.
-        paths: Paths below `root`, as bytes of one length (a worker process would copy a list of a million strings).
+        classes: Sorted names of the classes in Unicode's composed form (NFC).
+        paths: Paths relative to `root`, as an array of bytes (a worker process would copy a list of a million strings).
         labels: (N,) int64.
     """
 
@@ -50,17 +50,17 @@ def read_tree(root: Path) -> PictureFolder:
     Other files are ignored, with a warning that counts them.
 
     Raises:
-        ValueError: There are fewer than two classes, one has no pictures, or two have one name.
+        ValueError: There are fewer than two classes, a class has no pictures, or two classes have the same name.
     """
     entries = [path for path in root.iterdir() if not path.name.startswith((".", "__MACOSX"))]
     found = [path for path in entries if path.is_dir()]
     folders = {_composed(path.name): path for path in found}
     if len(folders) < len(found):
         twice = next(name for name, count in Counter(_composed(path.name) for path in found).items() if count > 1)
-        raise ValueError(f"{root} has two folders {twice}, which differ in the encoding of their letters; expected one")
+        raise ValueError(f"{root} has two folders {twice} in different Unicode forms; expected one folder")
     if len(folders) < 2:
         unsorted = any(is_picture(path) for path in root.iterdir())
-        hint = "; its pictures are not in folders: `python imagenet/prepare.py` sorts them" if unsorted else ""
+        hint = "; `python imagenet/prepare.py` sorts its pictures into folders" if unsorted else ""
         raise ValueError(f"{root} has {len(folders)} class folder(s); expected two or more{hint}")
     classes = tuple(sorted(folders))
     paths: list[str] = []
@@ -85,9 +85,9 @@ def read_tree(root: Path) -> PictureFolder:
 
 
 def _files(folder: str | Path, within: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
-    """The entries of a folder and its sub-folders that are no folders, but for hidden ones.
+    """The files in a folder and its sub-folders, except hidden ones.
 
-    Links are followed, but not to a folder that the link is in.
+    Links are followed, except to a folder that contains the link.
     """
     real = os.path.realpath(folder)
     with os.scandir(folder) as entries:
@@ -117,24 +117,24 @@ def check_same_classes(train: PictureFolder, test: PictureFolder) -> None:
 
 
 def read_picture(path: Path, mode: str = "") -> Image.Image:
-    """Read and decode a picture, upright and on a white ground.
+    """Read and decode a picture, upright and on a white background.
 
     Args:
-        mode: Mode to convert it to, such as RGB.
+        mode: Mode of the result, such as RGB. "" keeps the picture's mode.
 
     Raises:
-        ValueError: The file is damaged, of another kind, or larger than Pillow allows.
+        ValueError: The file is damaged, not a picture, or larger than Pillow allows.
     """
     with _opened(path) as image:
         if image.mode.startswith(("I", "F")):
-            raise ValueError(f"more than 8 bits a channel, mode {image.mode}; expected 8")
+            raise ValueError(f"mode {image.mode} has more than 8 bits per channel; expected 8")
         image.load()
         picture = upright(image)
         return picture.convert(mode) if mode else picture
 
 
 def read_header(path: Path) -> Image.Image:
-    """Open a picture without decoding it, for its mode and its size.
+    """Open a picture without decoding it, to read its mode and its size.
 
     Raises:
         ValueError: The file is not a picture.
@@ -153,7 +153,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: turned as its EXIF data say, and on white where it is transparent."""
+    """The picture as a viewer shows it: rotated as its EXIF data say, with transparent parts in white."""
     try:
         picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow raises many kinds of errors for damaged EXIF data; the pixels are intact

@@ -1,7 +1,7 @@
 """Plugins: Python files of users, which add operations, spaces, methods and so on to the registries.
 
-A plugin is loaded only because a command line or a call names it. A run records the plugins that it used; nothing loads
-them on its behalf. Nothing here imports torch.
+A plugin is loaded only if a command line or a call names it. A run records the plugins that it used, but they are not
+loaded automatically. Nothing here imports torch.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from lib.registry import EntryError
 
 
 class Plugin(NamedTuple):
-    """A loaded plugin: its path as it was given, the SHA-256 of its content, and its module."""
+    """A loaded plugin: its path as given, the SHA-256 of its content, and its module."""
 
     path: Path
     sha256: str
@@ -32,7 +32,7 @@ def load(paths: Iterable[str | Path]) -> None:
     """Run plugins, each once.
 
     Raises:
-        EntryError: A file is missing, or a registry rejects an entry. Other errors of the file's code pass through.
+        EntryError: A file is missing, or a registry rejects an entry. Other errors of the plugin are not converted.
     """
     for path in map(Path, paths):
         if not path.is_file():
@@ -47,7 +47,7 @@ def load(paths: Iterable[str | Path]) -> None:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         if (folder := str(path.resolve().parent)) not in sys.path:
-            sys.path.append(folder)  # for modules beside the plugin
+            sys.path.append(folder)  # so that the plugin can import modules in its folder
         try:
             spec.loader.exec_module(module)
         except BaseException as error:
@@ -80,10 +80,10 @@ def check_config(config: Any, run: str | Path) -> None:
 
 
 def check(recorded: Sequence[Mapping[str, Any]], run: str | Path) -> None:
-    """Compare the plugins that a run recorded with the loaded ones, and warn on stderr of one that has changed.
+    """Compare the plugins that a run recorded with the loaded ones, and warn on stderr if one has changed.
 
     Raises:
-        ValueError: One is not loaded.
+        ValueError: A recorded plugin is not loaded.
     """
     loaded = {plugin.path.name: plugin.sha256 for plugin in LOADED}
     for entry in recorded:

@@ -1,4 +1,4 @@
-"""From a picture to the image that a network takes."""
+"""Preprocessing of pictures into the images that a network takes."""
 
 from typing import Any, NamedTuple
 
@@ -7,12 +7,12 @@ from torchvision.transforms import v2
 
 from lib.pictures import upright
 
-#: means and standard deviations of the channels over ImageNet, with which every paper normalizes
+#: channel means and standard deviations of ImageNet, which every paper uses
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Preprocessing(NamedTuple):
-    """How the test images of a network are made of pictures.
+    """The preprocessing of the test images of a network.
 
     Attributes:
         channels: 1 for gray images, 3 for RGB.
@@ -28,14 +28,14 @@ class Preprocessing(NamedTuple):
     std: tuple[float, ...]
 
     def transform(self) -> v2.Compose:
-        """From a PIL image to a normalized float32 tensor (channels, image_size, image_size)."""
+        """The transform from a PIL image to a normalized float32 tensor (channels, image_size, image_size)."""
         color = v2.Grayscale() if self.channels == 1 else v2.RGB()
         pixels = [upright, color, *central_pixels(self.image_size, self.shorter_side)]
         return v2.Compose([*pixels, v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)])
 
 
 def papers_preprocessing(size: int) -> Preprocessing:
-    """ImageNet's test images in the papers: at 224 pixels, the centre of a picture whose shorter side has 256."""
+    """The papers' preprocessing of ImageNet's test images: the central 224 of 256 pixels, scaled to `size`."""
     return Preprocessing(3, size, round(size * 256 / 224), MEAN, STD)
 
 

@@ -19,12 +19,12 @@ class SizedIterable(Protocol[Produced]):
 
 
 class StepProgress:
-    """Progress bars of a run and of its current part. Without a terminal only `line` prints.
+    """Progress bars of a run and of its current part. Without a terminal, only `line` prints.
 
     Args:
         whole: Name of the run.
         total: Number of its steps.
-        done: Number of steps that are done already.
+        done: Number of completed steps.
     """
 
     def __init__(self, whole: str, total: int, done: int) -> None:
@@ -51,7 +51,7 @@ class StepProgress:
         self._bar.stop()
 
     def start(self, name: str, steps: int, done: int = 0) -> None:
-        """Begin a part of `steps` steps, of which `done` are done."""
+        """Begin a part of `steps` steps, of which `done` are completed."""
         self._bar.reset(self._part, total=steps, completed=done, description=name)
 
     def advance(self) -> None:

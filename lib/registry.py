@@ -1,4 +1,4 @@
-"""Registries: entries by name, to which users add their own."""
+"""Registries of named entries, to which users can add their own."""
 
 import difflib
 import inspect
@@ -23,7 +23,7 @@ class Registry(MutableMapping[str, Entry]):
         kind: The word for an entry in messages, such as "operation".
         entries: The entries of the project.
         check: Raises a ValueError if an entry cannot be used. The project's entries are not checked.
-        reserved: Names with a meaning of their own.
+        reserved: Names that flags accept but entries cannot have, such as "none".
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Registry(MutableMapping[str, Entry]):
         return len(self.data)
 
     def choose(self, name: str, flag: str) -> None:
-        """Check the value of a flag that names an entry, or a reserved name.
+        """Check that the value of a flag is the name of an entry or a reserved name.
 
         Raises:
             InputError: There is no such entry.
@@ -71,10 +71,10 @@ class Registry(MutableMapping[str, Entry]):
             raise InputError(f"{flag}: {name!r}, {nearest(name, names)} {OWN_NAMES}")
 
     def find(self, name: str) -> Entry:
-        """The entry of a name.
+        """The entry with this name.
 
         Raises:
-            ValueError: There is none; the message names the nearest one.
+            ValueError: There is no such entry; the message suggests others.
         """
         if name not in self.data:
             raise ValueError(f"unknown {self.kind} {name!r}; {nearest(name, self.data)}")
@@ -82,24 +82,24 @@ class Registry(MutableMapping[str, Entry]):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown name: all names, or the nearest ones of many."""
+    """The end of a message about an unknown name: all names, or only the nearest ones if there are many."""
     names = list(names)
     near = difflib.get_close_matches(name, names, n=2) if len(names) > 12 else []
     return f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(names)}"
 
 
 def check_arguments(function: Callable[..., object], *names: str) -> None:
-    """Check that a function can be called with positional arguments.
+    """Check that a function can be called with these positional arguments.
 
     Raises:
-        ValueError: It takes other arguments, or is not a function.
+        ValueError: The function takes other arguments, or is not a function.
     """
     expected = f"expected a function of ({', '.join(names)})"
     if not callable(function):
         raise ValueError(f"{function!r}; {expected}")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # of a builtin
+    except ValueError:  # a builtin may have none
         return
     try:
         signature.bind(*names)

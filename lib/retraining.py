@@ -22,8 +22,8 @@ class Recipe:
     """The hyperparameters of a retraining with SGD.
 
     Attributes:
-        learning_rate: Initial learning rate, which `schedule` multiplies in each epoch.
-        label_smoothing: Share of a label that is spread over all classes.
+        learning_rate: Initial learning rate. `schedule` gives its factor in each epoch.
+        label_smoothing: Share of each label that is spread over all classes.
         auxiliary_weight: Weight of the auxiliary head's loss, if the network has that head.
         drop_path_prob: Probability of drop path, increased linearly from 0 (DARTS's code).
     """
@@ -40,7 +40,7 @@ class Recipe:
 
     @classmethod
     def of(cls, settings: Any, schedule: LearningRateFactor, **others: Any) -> "Recipe":
-        """The recipe with the settings that have the names of its attributes, and `others`."""
+        """Make a recipe from the settings with the same names. `others` override them."""
         names = {field.name for field in fields(cls)} & vars(settings).keys()
         return cls(**{**{name: getattr(settings, name) for name in names}, "schedule": schedule, **others})
 
@@ -102,11 +102,11 @@ class Retraining(LightningModule):
         self.memory_format, self.compiled = memory_format, compiled
         if recipe:
             self.recipe = recipe
-        self.losses: list[Tensor] = []  # of the passes of a step
+        self.losses: list[Tensor] = []  # losses of the passes of a step
         self.train_metrics, self.test_metrics = (make_metrics(name, classes, top5) for name in ("train_", "test_"))
 
     def forward(self, images: Tensor, drop_path_prob: float = 0.0) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, classes), and the auxiliary head's (or None)."""
+        """Logits (B, classes), and the auxiliary head's logits (or None)."""
         return self.network(images.to(memory_format=self.memory_format), drop_path_prob)
 
     def loss(self, logits: Tensor, auxiliary_logits: Tensor | None, labels: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class Retraining(LightningModule):
             compile_parts([self.network])
 
     def on_train_epoch_start(self) -> None:
-        self.train_metrics.reset()  # not called for a resumed epoch, which continues with its sums
+        self.train_metrics.reset()  # not called in a resumed epoch, whose sums continue
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         torch.manual_seed(batch.seed)
@@ -156,11 +156,11 @@ class Retraining(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient's norm, and raise FloatingPointError if the loss or the norm is not finite."""
+        """Clip the norm of the gradient. Raise a FloatingPointError if the loss or the norm is not finite."""
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val or math.inf)
         finite = {"train_loss": torch.stack(self.losses).sum(), "gradient_norm": norm}
         self.losses = []
-        if self.trainer.precision == "16-mixed":  # its scaler skips the steps of infinite gradients
+        if self.trainer.precision == "16-mixed":  # its scaler skips steps with infinite gradients
             del finite["gradient_norm"]
         self.watch.add(self.current_epoch, self.step, finite)
 

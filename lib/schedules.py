@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-#: an epoch, counted from 0 -> the factor of the learning rate
+#: maps an epoch, counted from 0, to the factor of the learning rate
 LearningRateFactor = Callable[[int], float]
 
 
@@ -18,10 +18,10 @@ def cosine_schedule(epochs: int) -> LearningRateFactor:
 
 
 def linear_schedule(epochs: int) -> LearningRateFactor:
-    """A line from 1 in epoch 0 towards 0; in the last five epochs its slope is a fifth.
+    """A linear decrease from 1 in epoch 0 towards 0, five times slower in the last five epochs.
 
-    This is the schedule of PC-DARTS's released code for ImageNet, which later papers use too. The first of the five
-    epochs has the learning rate of the epoch before.
+    This is the schedule of PC-DARTS's released code for ImageNet, which later papers use too. The first of the last
+    five epochs has the same learning rate as the epoch before.
     """
     steep = max(epochs - 5, 1)
 
@@ -33,5 +33,5 @@ def linear_schedule(epochs: int) -> LearningRateFactor:
 
 
 def warm_up(schedule: LearningRateFactor, epochs: int) -> LearningRateFactor:
-    """A schedule times 1/epochs, 2/epochs, ... in its first `epochs` epochs."""
+    """Multiply a schedule by 1/epochs, 2/epochs, ... in its first `epochs` epochs."""
     return lambda epoch: schedule(epoch) * min(1, (epoch + 1) / epochs) if epochs else schedule(epoch)

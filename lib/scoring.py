@@ -26,7 +26,7 @@ from lib.trainer import silence
 def score(
     network: nn.Module, data: RetrainDataModule, checkpoint: dict[str, Any], device: str, top5: bool = False
 ) -> str:
-    """Score a network on the test images, in the precision of its training if the device supports that.
+    """Score a network on the test images, in the precision of its training if the device supports it.
 
     Returns:
         The metrics as a JSON object.
@@ -55,14 +55,14 @@ def score(
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int | None:
-    """The number of epochs that are complete in a checkpoint. None if its weights were imported."""
+    """The number of completed epochs in a checkpoint. None if its weights were imported."""
     return len(checkpoint["callbacks"]["EpochLog"]["rows"]) if "callbacks" in checkpoint else None
 
 
 def check_classes(classes: Sequence[str], expected: Sequence[str]) -> None:
     """Raise an InputError if the classes of the images are not those that the network was trained on.
 
-    Only their number is compared if the network's have stand-ins for names (`lib.checkpoints.unnamed_classes`).
+    If the network has placeholders for names (`lib.checkpoints.unnamed_classes`), only the number is compared.
     """
     if not same_names(classes, expected) and list(expected) != unnamed_classes(len(classes)):
         other = ", ".join(sorted(set(classes) ^ set(expected))[:5])
@@ -76,15 +76,15 @@ def score_on_dataset(network: nn.Module, checkpoint: dict[str, Any], data: str, 
     """Score a network on the test images of the data set that it was trained on; see `score`.
 
     Args:
-        data: The folder of the data set; "" takes that of the run.
+        data: The folder of the data set. "" uses the folder of the run.
 
     Raises:
-        InputError: The images cannot be read or have other classes, or the network is one of ImageNet.
+        InputError: The images cannot be read or have other classes, or the network is for imagenet/test.py.
     """
     about = checkpoint["hyper_parameters"]
     settings, preprocessing = about["settings"], Preprocessing(**about["preprocessing"])
     if "dataset" not in settings:
-        raise InputError("checkpoint: it is one of imagenet/train.py; expected imagenet/test.py")
+        raise InputError("checkpoint: the network is for ImageNet; score it with imagenet/test.py")
     name, where, size = settings["dataset"], data or settings["data"], preprocessing.image_size
     with blaming(f"--data: {name}"):
         dataset = datasets.load(

@@ -16,5 +16,5 @@ def shuffled(count: int, *key: int) -> Tensor:
 
 
 def mix(*key: int) -> int:
-    """A seed that is a function of the numbers in `key`; keys of one length and other numbers give other seeds."""
+    """A seed that is a function of the numbers in `key`. Different keys of the same length give different seeds."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

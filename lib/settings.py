@@ -14,19 +14,19 @@ DEVICE_HELP = "Device: auto, cpu, cuda, cuda:1 (the second GPU) or mps."
 
 @dataclass
 class RunSettings:
-    """The run folder and how the computation runs: of every search and every retraining."""
+    """Settings of the run folder and of the execution, for every search and every retraining."""
 
     seed: Seed = of_run(0, "Seed of the weights, the order of the images and the augmentation.")
     save: str = of_run("", "New folder of the run. By default a folder in runs/ named after the settings and the time.")
     resume: str = of_run(
-        "", "Run folder to resume. It keeps its settings, except where its data lie and what it runs on."
+        "", "Run folder to resume. The run keeps its settings, except the data folder and the devices."
     )
     device: str = of_run("auto", DEVICE_HELP)
     tf32: bool = of_execution(
-        False, "Let GPUs round the float32 factors of convolutions to TensorFloat-32 (three decimal digits)."
+        False, "Let GPUs round the float32 inputs of convolutions to TensorFloat-32 (three decimal digits)."
     )
     memory_format: Literal["auto", "channels_last", "contiguous"] = of_execution(
-        "auto", "Order of images and weights in memory. auto is channels_last on a CPU and contiguous on a GPU."
+        "auto", "Memory format of images and weights. auto is channels_last on a CPU and contiguous on a GPU."
     )
     deterministic: bool = of_execution(False, "Use only algorithms that give the same bits every time on a GPU.")
     compile: bool = of_execution(
@@ -36,7 +36,7 @@ class RunSettings:
 
 @dataclass
 class ImageSettings:
-    """The data set of a search or a retraining, except on ImageNet."""
+    """Settings of the data set of a search or a retraining, except on ImageNet."""
 
     data: str = of_data(
         "data",
@@ -56,7 +56,7 @@ class ImageSettings:
     )
     image_size: ImageSizeOrOwn = of_data(0, "Height and width of the images in pixels. 0 keeps their own size.")
     flip: bool = of_data(
-        True, "Mirror half of the training images, as the released codes do, SVHN's too. Digits are never mirrored."
+        True, "Mirror half of the training images, as the released codes do (even SVHN's). Digits are never mirrored."
     )
     images: NonNegativeInt = of_data(
         0, "Use only the first N training images, the same number of each class, and at most N test images. 0 uses all."
@@ -69,33 +69,35 @@ class ImageSettings:
     )
 
     def __post_init__(self) -> None:
-        self.dataset = self.dataset.replace("imagenet16-120", "imagenet16_120")  # its usual spelling elsewhere
+        self.dataset = self.dataset.replace("imagenet16-120", "imagenet16_120")  # accept the usual spelling
 
 
 @dataclass
 class RetrainSettings(RunSettings):
-    """The run folder and how the computation runs: of every retraining."""
+    """Settings of the run folder and of the execution, for every retraining."""
 
     devices: NonNegativeInt = of_execution(
         0,
-        "Devices of each node. Each device has a process and a share of every batch. 0 takes the number that torchrun "
-        "or srun started, or 1.",
+        "Number of devices of each node. Each device has a process and a share of every batch. 0 means the number that "
+        "torchrun or srun started, or 1.",
     )
     num_nodes: NonNegativeInt = of_execution(
-        0, "Number of nodes. 0 takes the number that torchrun or srun started, or 1."
+        0, "Number of nodes. 0 means the number that torchrun or srun started, or 1."
     )
     accumulate: PositiveInt = of_execution(
         1, "Passes per step. Use more than one if the images of a step do not fit on the devices at once."
     )
-    checkpoint_steps: NonNegativeInt = of_execution(0, "Steps between two checkpoints within an epoch. 0 for none.")
+    checkpoint_steps: NonNegativeInt = of_execution(
+        0, "Steps between two checkpoints within an epoch. 0 disables them."
+    )
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = of_execution(
-        "32-true", "Precision of the network's passes."
+        "32-true", "Precision of the forward and backward passes."
     )
 
 
 @dataclass
 class TestSettings:
-    """The settings of a test."""
+    """Settings of a test."""
 
     checkpoint: str = argument("Run folder of a retraining, finished or not, or one of its checkpoint files.")
     data: str = option("", "Folder of the data set's files. By default the folder that the run used.")

@@ -1,7 +1,7 @@
-"""Layers that compute several edges of a supernet's cell.
+"""Layers that compute several edges of a supernet's cell at once.
 
-A list of tensors is one tensor (B, parts * C, H, W) whose parts lie side by side, or one tensor (B, C, H, W) for each
-part.
+They take and return a list of tensors: either one tensor (B, parts * C, H, W), whose parts lie side by side along the
+channels, or one tensor (B, C, H, W) for each part.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def split(tensor: Tensor, parts: int, dim: int = 0) -> Sequence[Tensor]:
 
 
 class Norm(BatchNorm2d):
-    """Batch norm of several pairs without shift, scaled by the mixing weights: p * (y - mean) / std."""
+    """Batch norm of several pairs (edge, operation), scaled by the mixing weights: p * (y - mean) / std."""
 
     def __init__(self, pairs: int, channels: int) -> None:
         super().__init__(pairs * channels, affine=False, track_running_stats=False)
@@ -88,7 +88,7 @@ class ReLUs(nn.Module):
 
 
 def mix(outputs: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
-    """sum_k p_k y_k for several edges with the same outputs y_k (B, C, H, W). weights: (operations * edges,)."""
+    """sum_k p_k y_k for several edges that share the outputs y_k (B, C, H, W). weights: (operations * edges,)."""
     last = layout(outputs[0]) is torch.channels_last
     # Autocast would round the mixing weights to bfloat16.
     with torch.autocast(weights.device.type, enabled=False) if autocasts(weights.device) else nullcontext():

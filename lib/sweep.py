@@ -1,6 +1,6 @@
-"""Run scripts as tasks of a Ray cluster, each in a process of its own.
+"""Run scripts as tasks on a Ray cluster, each in its own process.
 
-The run folders hold all state: a job without a folder begins, a job with a folder resumes, and a finished job is
+The run folders hold all state: a job without a folder starts, a job with a folder resumes, and a finished job is
 skipped. Ray retries a job if its process or its machine dies. All machines must see the folders and this repository
 under the same paths.
 """
@@ -27,11 +27,11 @@ from lib.cli import InputError
 from lib.files import hold, is_finished, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
-#: times that Ray starts a job again
+#: number of times that Ray restarts a job
 RETRIES = 4
-#: seconds in which the scripts must stop; a retraining saves after the current step
+#: seconds that the scripts have to stop; a retraining saves after the current step
 STOPPING = 120
-#: variables by which a launcher groups processes; a job must not join the group that started Ray
+#: environment variables by which a launcher groups processes; a job must not join the group that started Ray
 LAUNCHERS = re.compile("SLURM_|TORCHELASTIC_|MASTER_|(GROUP_|LOCAL_|NODE_)?RANK$|(LOCAL_)?WORLD_SIZE$")
 
 
@@ -48,10 +48,10 @@ class Job:
     """One run of a script.
 
     Attributes:
-        kind: search, retrain, or score, whose script prints a JSON object, the content of FOLDER/score.json.
+        kind: search, retrain or score. The script of score prints a JSON object, which becomes FOLDER/score.json.
         folder: Folder of the entry. A search and its retraining run in FOLDER/search and FOLDER/retrain.
-        begin, resume: The command line that begins the run, and the one that resumes it.
-        cpus, gpus: Resources on its machine. Several jobs may share a GPU (0.25).
+        begin, resume: The command line that starts the run, and the one that resumes it.
+        cpus, gpus: CPUs and GPUs of the job. Several jobs may share a GPU (0.25).
     """
 
     kind: Literal["search", "retrain", "score"]
@@ -63,7 +63,7 @@ class Job:
     gpus: float
 
     def command(self) -> list[str]:
-        """The next command line."""
+        """The command line to run: `resume` if the run folder exists, else `begin`."""
         return self.resume if (self.folder / self.kind / "config.yaml").exists() else self.begin
 
     def finished(self) -> bool:
@@ -79,7 +79,7 @@ def shown(line: Sequence[str]) -> str:
 
 
 def run_job(job: Job, *previous: object) -> None:
-    """Run a job to its end in this process, unless it is finished. Ray waits for the `previous` one.
+    """Run a job to its end in this process, unless it is finished. Ray first waits for the `previous` job.
 
     Raises:
         Failed: The script ended with an error.
@@ -103,12 +103,12 @@ def run_job(job: Job, *previous: object) -> None:
                 raise Failed(f"{line[0]} printed no JSON object: {last[:200]}") from error
             write_atomically(job.folder / "score.json", json.dumps(score, indent=1) + "\n")
         if not job.finished():
-            raise Failed(f"{line[0]} left no result")
+            raise Failed(f"{line[0]} wrote no result")
 
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Hold a folder. Wait for an earlier process that still runs on a machine that the cluster has lost."""
+    """Lock a folder. Wait for an earlier process that may still run on a machine that the cluster has lost."""
     while True:
         try:
             with hold(folder):
@@ -125,7 +125,7 @@ def _execute(line: Sequence[str], log: Path) -> int:
     os.chdir(ROOT)
     sys.argv = list(line)
     with open(log, "a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-        for descriptor in (1, 2):  # for libraries, and processes that the script starts
+        for descriptor in (1, 2):  # also for libraries and child processes
             os.dup2(file.fileno(), descriptor)
         print(f"$ {shown(line)}  # {time.strftime('%F %T')} {socket.gethostname()}")
         try:
@@ -152,7 +152,7 @@ def cluster(address: str) -> Iterator[Any]:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise InputError("tables run on Ray, which is not installed; expected pip install -e '.[cluster]'") from error
+        raise InputError("Ray, which runs the tables, is not installed; run pip install -e '.[cluster]'") from error
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -171,17 +171,18 @@ def cluster(address: str) -> Iterator[Any]:
 
 
 def run_jobs(ray: Any, entries: Sequence[Sequence[Job]], report: Callable[[Job, str], None]) -> None:
-    """Run entries, each a sequence of jobs, as many at once as fit on the cluster.
+    """Run entries in parallel on the cluster. Each entry is a sequence of jobs.
 
     Args:
-        report: Called when a job has ended, with the reason if it or the one before it failed, else "".
+        report: Called when a job ends, with the reason if it or the job before it failed, else "".
     """
     remote = ray.remote(max_retries=RETRIES, retry_exceptions=[Terminated], max_calls=1)(run_job)
     waiting = deque(entries)
     running: dict[Any, Job] = {}
     try:
         while waiting or running:
-            # One more entry than fits keeps all places busy. With more, all searches would run before any retraining.
+            # Submit one more entry than fits, to keep the cluster busy. With more, all searches would run before any
+            # retraining.
             while waiting and len({job.folder for job in running.values()}) <= _places(ray, waiting[0]):
                 previous: tuple[Any, ...] = ()
                 for job in waiting.popleft():
@@ -204,7 +205,7 @@ def run_jobs(ray: Any, entries: Sequence[Sequence[Job]], report: Callable[[Job, 
 
 
 def _places(ray: Any, entry: Sequence[Job]) -> int:
-    """The number of entries like this one that fit on the cluster now."""
+    """The number of entries like this one that the cluster can run at once."""
     have, gpus = ray.cluster_resources(), min(job.gpus for job in entry)
     places = have.get("CPU", 0) / min(job.cpus for job in entry)
     return max(1, int(min(places, have.get("GPU", 0) / gpus) if gpus else places))

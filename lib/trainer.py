@@ -1,6 +1,6 @@
 """The Trainer of a retraining: its run folder, checkpoints, logs and processes.
 
-The networks of this field have a few million parameters, so each device holds all of them (data parallelism).
+The networks of this field have a few million parameters, so each device holds a full copy (data parallelism).
 """
 
 import json
@@ -33,7 +33,7 @@ from lib.retraining import Recipe, Retraining
 
 
 class CheckpointIO(TorchCheckpointIO):
-    """Have Lightning save and load checkpoints with lib/checkpoints.py."""
+    """Save and load Lightning's checkpoints with lib/checkpoints.py."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         checkpoints.save(Path(path), checkpoint)
@@ -43,7 +43,7 @@ class CheckpointIO(TorchCheckpointIO):
 
 
 def make_trainer(settings: Any, run: Path) -> Trainer:
-    """Make the Trainer from the flags of `RetrainSettings` and of the recipe.
+    """Make a Trainer from the flags of `RetrainSettings` and the recipe.
 
     Raises:
         InputError: This machine has no such devices, or they do not support the precision.
@@ -57,7 +57,7 @@ def make_trainer(settings: Any, run: Path) -> Trainer:
     set_up_libraries(settings.tf32, settings.deterministic)
     silence()
     several, accumulating = devices_here * num_nodes > 1, settings.accumulate > 1
-    # A genotype may leave weights unused. A static graph allows for that at no cost, but not with accumulation.
+    # A genotype may leave weights unused. A static graph supports that at no cost, but not with accumulation.
     ddp = DDPStrategy(static_graph=not accumulating, find_unused_parameters=accumulating)
     launched, terminal = launch.launched(), sys.stdout.isatty()
     plugins: list[Any] = [CheckpointIO()]
@@ -83,7 +83,7 @@ def make_trainer(settings: Any, run: Path) -> Trainer:
         precision=settings.precision,
         strategy=ddp if several else "auto",
         plugins=plugins,
-        sync_batchnorm=several and accelerator == "cuda",  # torch's layer is for GPUs
+        sync_batchnorm=several and accelerator == "cuda",  # torch's SyncBatchNorm is for GPUs
         max_epochs=settings.epochs,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=getattr(settings, "grad_clip", None),
@@ -105,7 +105,7 @@ def make_trainer(settings: Any, run: Path) -> Trainer:
 
 
 def silence() -> None:
-    """Hide Lightning's advice, and DDP's about the strides of depthwise weights."""
+    """Hide Lightning's messages and DDP's warning about the strides of depthwise weights."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=name)
@@ -136,11 +136,13 @@ def make_module(
     least = 2 * world * accumulate  # batch norm cannot normalize a single image
     if settings.batch_size < least:
         raise InputError(
-            f"--batch_size: {settings.batch_size}, expected {least} or more: each of --accumulate {accumulate} passes "
-            f"needs two images for each of {world} device(s)"
+            f"--batch_size: {settings.batch_size}, expected {least} or more: two images for each of {world} device(s) "
+            f"in each of --accumulate {accumulate} passes"
         )
     if settings.batch_size > data.count:
-        raise InputError(f"--batch_size: {settings.batch_size}, but there are {data.count} training images")
+        raise InputError(
+            f"--batch_size: {settings.batch_size}, expected at most {data.count}, the number of training images"
+        )
     if settings.precision == "64-true":
         network.double()  # before Lightning loads a checkpoint into it
     about = {"network": name, "settings": asdict(settings), "genotype": cell._asdict()}
@@ -185,7 +187,7 @@ def retrain(
 
 
 def fit(trainer: Trainer, module: Retraining, data: RetrainDataModule, run: Path, script: str) -> list[dict[str, Any]]:
-    """Train, from the last intact checkpoint of the run if there is one.
+    """Train, starting from the last intact checkpoint of the run if there is one.
 
     Args:
         script: Path of the script, for the message after an interruption.
@@ -206,11 +208,11 @@ def fit(trainer: Trainer, module: Retraining, data: RetrainDataModule, run: Path
         with cli.saving(run, f"resume with: {command}"):
             trainer.fit(module, datamodule=data, ckpt_path=last and last[0])
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # torch has no type of its own for it
+        if "DataLoader worker" not in str(error):  # torch raises no more specific type
             raise
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again at exit
         raise cli.Failure(
-            f"a process that loads images was killed, perhaps for its memory; resume with: {command}"
+            f"a process that loads images was killed, perhaps because memory ran out; resume with: {command}"
         ) from error
     except (Stopped, SystemExit, KeyboardInterrupt):  # Lightning turns most KeyboardInterrupts into SystemExit
         cli.ignore_signals()
@@ -229,7 +231,7 @@ def write_result(run: Path, module: Retraining, data: RetrainDataModule, rows: l
     summary = {**scores, "test_images": data.test_count, **cost, "seed": about["settings"]["seed"], **about}
     summary |= {"images": data.count, "images_sha256": data.sha256}
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in summary.items())
-    with cli.saving(run, "resume it to write its result"):
+    with cli.saving(run, "resume the run to write its result"):
         write_atomically(run / "result.json", f"{{\n{lines}\n}}\n")
     print(
         f"test accuracy {100 * summary['accuracy']:.2f} %, {cost['params'] / 1e6:.3f} M parameters, "

@@ -45,7 +45,7 @@ def test_a_corrupt_last_checkpoint_is_named_and_the_previous_one_is_used(tmp_pat
     last.write_bytes(last.read_bytes()[:-1])
     assert load_last(tmp_path) == (first, {"epoch": 1})
     (said,) = capsys.readouterr().err.splitlines()
-    assert f"{last} is corrupt" in said and "going on from epoch_00001" in said
+    assert f"{last} is corrupt" in said and "falling back to epoch_00001" in said
     first.write_bytes(b"")
     with pytest.raises(CorruptError, match="epoch_00001"):
         load_last(tmp_path)

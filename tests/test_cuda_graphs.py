@@ -88,5 +88,5 @@ def test_a_failed_capture_ends_the_search_and_names_the_flag(fake_cuda):
         CapturedObjective(supernet, graphs=graphs).gradients(
             weights, Batch(torch.randn(8, 3, 8, 8), torch.arange(8), 0), [0]
         )
-    assert caught.value.__notes__ == ["--cuda_graphs: the capture of a pass failed; search without this flag"]
+    assert caught.value.__notes__ == ["--cuda_graphs: a CUDA graph could not be captured; search without this flag"]
     assert not graphs.passes

@@ -187,9 +187,9 @@ def test_a_split_is_disjoint_and_complete_and_depends_on_the_seed():
     ("content", "says"),
     [
         ('{"train": ["int", ["0", "1"]]}', 'expected {"train":'),
-        ('{"train": ["int", ["0", "1"]], "valid": ["int", ["2", "4"]]}', "expected each of the 4 images"),
-        ('{"train": ["int", ["0", "1", "2"]], "valid": ["int", ["2", "3"]]}', "expected each of the 4 images"),
-        ('{"train": ["int", ["0", "1"]], "valid": ["int", ["3"]]}', "expected each of the 4 images"),
+        ('{"train": ["int", ["0", "1"]], "valid": ["int", ["2", "4"]]}', "expected each of the 4 training images"),
+        ('{"train": ["int", ["0", "1", "2"]], "valid": ["int", ["2", "3"]]}', "expected each of the 4 training images"),
+        ('{"train": ["int", ["0", "1"]], "valid": ["int", ["3"]]}', "expected each of the 4 training images"),
     ],
 )
 def test_halves_that_do_not_divide_the_images_are_rejected(tmp_path, content, says):

@@ -138,9 +138,9 @@ def test_an_empty_file_left_by_a_full_disk_may_be_overwritten(tmp_path):
 def test_extending_a_finished_run_is_rejected_with_an_explanation(tmp_path):
     run = run_search(settings_of(epochs=1, batch_size=240), tmp_path / "run")
     result = script_in_process("search/train_search.py", "--resume", run, "--epochs", 100)
-    longer = f"a longer run is another one: --config {run}/config.yaml --epochs 100"
-    assert_rejected(result, "The schedules of a run, such as the learning rate's, end with its last epoch", longer)
-    assert "The schedules" not in script_in_process("search/train_search.py", "--resume", run, "--seed", 1).stderr
+    longer = f"for more epochs, start a new run with --config {run}/config.yaml --epochs 100"
+    assert_rejected(result, "Schedules, such as the learning rate's, end with the last epoch", longer)
+    assert "Schedules" not in script_in_process("search/train_search.py", "--resume", run, "--seed", 1).stderr
 
 
 def test_deriving_a_cell_twice_is_rejected_and_blames_a_flag_only_if_it_was_given(tmp_path):

@@ -144,7 +144,7 @@ def test_a_wrong_genotype_is_rejected_with_the_reason(changes, reason):
         ("Genotype(", "expected a genotype as JSON or as Genotype(...)"),
         (f"Genotype({'-' * 20_000}1)", "expected a genotype as JSON or as Genotype(...)"),
         ("[1, 2]", "expected an object with normal, normal_concat, reduce, reduce_concat, got [1, 2]"),
-        ("Genotype(normal=__import__('os').getcwd())", "normal: expected lists of texts and numbers, got"),
+        ("Genotype(normal=__import__('os').getcwd())", "normal: expected lists of strings and numbers, got"),
         ("Genotype(normal=1, **{})", "expected the arguments normal, normal_concat, reduce, reduce_concat, got 'Geno"),
         ("Genotype(1, 2, 3, 4, 5)", "expected the arguments normal, normal_concat, reduce, reduce_concat, got"),
         ("Genotype(normal_concat=range(2, 4, 6))", "normal_concat: expected range(first, last + 1), got range(2, 4,"),

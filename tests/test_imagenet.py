@@ -161,7 +161,7 @@ def test_sigterm_saves_after_the_step_and_the_run_resumes_with_the_next_batch(tr
     errors = stopped(*settings(tree, run)).stderr
     assert len(errors.splitlines()) == 1 and f"resume with: python {TRAIN} --resume {run}" in errors
     assert checkpoints.load(last_checkpoint(run))["global_step"] == 5  # there are three steps in an epoch
-    assert "the first from batch 3 of 3" in trained("--resume", run, "--workers", 2).stdout
+    assert "starting at batch 3 of 3" in trained("--resume", run, "--workers", 2).stdout
     assert_same_weights(run, finished)
     assert metrics(run) == metrics(finished)
 

@@ -128,7 +128,7 @@ def test_two_nodes_restart_a_killed_process_and_the_run_ends_like_an_undisturbed
     output, errors = ("".join(parts) for parts in list(zip(*ended, strict=True))[1:])
     assert all(status == 0 for status, *_ in ended), errors
     assert "exitcode: -9" in errors  # a process was really killed
-    assert output.count(f"run {run}: 2 epochs of 3 left on 2 x cpu, the first from batch 6 of 11") == 1
+    assert output.count(f"run {run}: 2 epochs of 3 left on 2 x cpu, starting at batch 6 of 11") == 1
     assert_same_weights(run, finished, **CLOSE)
     assert [row["epoch"] for row in metrics(run)] == ["1", "2", "3"]
 

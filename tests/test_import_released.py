@@ -346,12 +346,12 @@ def test_a_file_that_does_not_fit_gives_a_one_line_error_and_writes_nothing(tmp_
     no_input = FAIR_CELL._replace(normal=(("skip_connect", 3, 2), ("skip_connect", 2, 0)), normal_concat=(2, 3))
     for content, flags, says in (
         ({name: value for name, value in state.items() if name != missing}, own_cell, f"no tensor {missing}"),
-        ({**state, moved: torch.zeros(4)}, own_cell, f"tensor {moved} has no place in the network"),
-        ({**state, "classifier.bias": torch.zeros(9)}, own_cell, "classifier.bias of shape (9,), expected (100,)"),
-        (state, ("--arch", "DARTS_V2"), "; --arch DARTS_V2 is probably not its cell"),
+        ({**state, moved: torch.zeros(4)}, own_cell, f"tensor {moved} does not belong to the network"),
+        ({**state, "classifier.bias": torch.zeros(9)}, own_cell, "classifier.bias has shape (9,), expected (100,)"),
+        (state, ("--arch", "DARTS_V2"), "; --arch DARTS_V2 is probably not the cell of this network"),
         (state, ("--arch", no_input.to_json()), "--arch: the normal cell has a node without input"),
         (state, (*own_cell, "--dataset", "imagenet"), "the stem for CIFAR and 100 classes; expected cifar100"),
-        ({**state, "module.classifier.bias": torch.zeros(100)}, own_cell, "two tensors classifier.bias"),
+        ({**state, "module.classifier.bias": torch.zeros(100)}, own_cell, "two tensors are named classifier.bias"),
         (
             {**state, "classifier.bias": torch.full((100,), torch.nan)},
             own_cell,

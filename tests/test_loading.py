@@ -138,8 +138,8 @@ def test_test_images_of_other_classes_are_rejected(trained, tmp_path, kind):
 
 
 def test_each_scoring_script_rejects_networks_for_other_images(trained):
-    assert_rejected(script_in_process("train/test.py", trained("imagenet").run), "expected imagenet/test.py")
-    assert_rejected(script_in_process("imagenet/test.py", trained("cifar").run), "expected train/test.py")
+    assert_rejected(script_in_process("train/test.py", trained("imagenet").run), "score it with imagenet/test.py")
+    assert_rejected(script_in_process("imagenet/test.py", trained("cifar").run), "score it with train/test.py")
 
 
 def test_a_damaged_or_foreign_checkpoint_gives_a_one_line_error(trained, tmp_path):
@@ -149,10 +149,10 @@ def test_a_damaged_or_foreign_checkpoint_gives_a_one_line_error(trained, tmp_pat
     wide = {**about, "settings": {**about["settings"], "init_channels": 6}}
     earlier = {name: value for name, value in about.items() if name != "preprocessing"}
     for changed, says in (
-        ({**content, "hyper_parameters": earlier}, "is not one of a retraining by this version"),
+        ({**content, "hyper_parameters": earlier}, "is not a checkpoint of a retraining by this version"),
         ({**content, "hyper_parameters": {**about, "network": "vit"}}, "'vit'; expected one of cifar, imagenet"),
         ({**content, "hyper_parameters": wide}, "the weights are not those of the network that it describes"),
-        (torch.zeros(3), "is not one of a retraining"),
+        (torch.zeros(3), "is not a checkpoint of a retraining"),
     ):
         torch.save(changed, path)
         for script in (*TEST.values(), EXPORT):

@@ -102,7 +102,7 @@ def test_an_invalid_value_is_rejected_in_a_flag_and_in_a_file(tmp_path, name, va
         ("lamda: 1\n", "lamda: unknown setting; --help lists all settings"),
         ("config: other.yaml\n", "config: unknown setting; --help lists all settings"),
         ("3: 4\n", "3: unknown setting; --help lists all settings"),
-        ("resume: runs/mine\n", "resume: expected it on the command line only"),
+        ("resume: runs/mine\n", "resume: expected --resume on the command line instead"),
     ],
 )
 def test_a_wrong_settings_file_is_rejected(tmp_path, content, message):

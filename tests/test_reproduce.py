@@ -239,7 +239,7 @@ def test_a_job_fails_with_the_last_line_of_its_script(tmp_path, text, reason):
     assert (tmp_path / "score.json").exists() == (not reason)
     if not reason:
         assert failure(tmp_path, "raise RuntimeError") == ""  # a finished job does not run again
-        assert "left no result" in failure(tmp_path, "", kind="search")
+        assert "wrote no result" in failure(tmp_path, "", kind="search")
 
 
 def test_a_run_does_not_join_the_process_group_of_its_launcher(tmp_path, monkeypatch):

@@ -242,9 +242,9 @@ def test_two_processes_train_and_score_a_compiled_network_like_one(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"batch_size": 1438}, "--batch_size: 1438, but there are 1437 training images"),
-        ({"batch_size": 3, "devices": 2}, "expected 4 or more: .* two images for each of 2 device"),
-        ({"batch_size": 7, "accumulate": 4}, "expected 8 or more: each of --accumulate 4 passes needs two images"),
+        ({"batch_size": 1438}, "--batch_size: 1438, expected at most 1437, the number of training"),
+        ({"batch_size": 3, "devices": 2}, "expected 4 or more: two images for each of 2 device"),
+        ({"batch_size": 7, "accumulate": 4}, "expected 8 or more: .* in each of --accumulate 4 passes"),
         ({"precision": "16-mixed", "device": "cpu"}, "bf16-mixed"),
     ],
 )
@@ -260,7 +260,7 @@ def test_checkpoints_with_code_or_of_other_programs_are_rejected(tmp_path):
             return Path.touch, (tmp_path / "executed",)
 
     path = tmp_path / "model.ckpt"
-    for content, says in (({"state_dict": Bomb()}, "corrupt or not"), ({"state_dict": {}}, "not one of a retraining")):
+    for content, says in (({"state_dict": Bomb()}, "corrupt or not"), ({"state_dict": {}}, "not a checkpoint of")):
         torch.save(content, path)
         assert_rejected(script_in_process("train/test.py", path), f"{path.name} is {says}")
     assert not (tmp_path / "executed").exists()

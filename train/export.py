@@ -3,9 +3,9 @@
 python train/export.py runs/retrained              # runs/retrained/model.onnx and model.safetensors
 python train/export.py runs/retrained/checkpoints/step_09000.ckpt --out exported
 
-The network takes images (B, channels, H, W) in [0, 1], normalized by the mean and std that both files name, and gives
-logits (B, classes). The files also name the classes, the genotype and the sizes of the network and of its images. The
-script writes nothing if ONNX Runtime's logits differ from torch's.
+The exported network maps images (B, channels, H, W) to logits (B, classes). The images are in [0, 1], normalized by the
+mean and std in the metadata of both files. The metadata also has the classes, the genotype, and the sizes of the
+network and its images. The script writes nothing if ONNX Runtime's logits differ from torch's.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PROG = "export.py"
-#: largest difference of two logits, relative to the largest logit: float32 rounding in another order
+#: largest allowed difference of two logits, relative to the largest logit; float32 sums differ in their order
 TOLERANCE = 1e-4
 
 
@@ -35,12 +35,12 @@ class ExportSettings:
     """The settings of train/export.py."""
 
     checkpoint: str = argument("Run folder of a retraining, finished or not, or one of its checkpoint files.")
-    out: str = option("", "Folder of the files. By default the folder of the run or of the checkpoint.")
+    out: str = option("", "Folder for both files. By default, the folder of the run or of the checkpoint.")
     seed: Seed = option(0, "Seed of the images on which torch and ONNX Runtime are compared.")
 
 
 def metadata(trained: dict[str, Any]) -> dict[str, str]:
-    """The metadata of both files, from the hyperparameters of a checkpoint. All values but text are JSON."""
+    """The metadata of both files, from the hyperparameters of a checkpoint. Values other than text are JSON."""
     sizes = {name: trained["settings"].get(name) for name in ("init_channels", "layers", "cells_per_stage")}
     about = {name: trained[name] for name in ("genotype", "classes")} | trained["preprocessing"] | sizes
     return {"network": trained["network"]} | {n: json.dumps(value) for n, value in about.items() if value is not None}
@@ -53,7 +53,7 @@ def to_onnx(network: "nn.Module", images: "Tensor", about: dict[str, str]) -> by
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter warns of its own code
+        warnings.simplefilter("ignore")  # the exporter warns about its own code
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             network,
@@ -102,14 +102,14 @@ def main() -> None:
     with blaming("--out" if given.out else "checkpoint"):
         if given.out:
             out.mkdir(parents=True, exist_ok=True)
-        check_new_file(made["onnx"])  # the last to be written
+        check_new_file(made["onnx"])  # the file that is written last
     network, trained = Logits(restored).float().eval(), checkpoint["hyper_parameters"]
     about, preprocessing = metadata(trained), trained["preprocessing"]
 
     torch.manual_seed(given.seed)
     images = torch.randn(3, preprocessing["channels"], preprocessing["image_size"], preprocessing["image_size"])
     content = to_onnx(network, images[:2], about)
-    # also with other numbers of images than the export had
+    # compare at other batch sizes than that of the export, too
     difference = max(largest_difference(content, network, batch) for batch in (images[:1], images))
     if not difference <= TOLERANCE:
         raise InputError(

@@ -1,12 +1,12 @@
-"""Import the weights of a released retraining, so that train/test.py or imagenet/test.py scores them.
+"""Import the weights of a released retraining, so that train/test.py or imagenet/test.py can score them.
 
     python train/import_released.py cifar10_model.pt --arch DARTS_V2
     python train/import_released.py FairDARTS-b.tar --arch FairDARTS_b --save runs/fairdarts-b
     python train/import_released.py imagenet_model.pt --arch DARTS_V2 --data ILSVRC
 
-The file is one that DARTS's code saves, or another code with its network: a state dict, or a checkpoint that has one
-as `state_dict`. Its tensors give the sizes of the network. The run folder holds config.yaml, genotype.json and one
-checkpoint, which train/export.py and model.load_network read too. The training cannot be resumed.
+The file was saved by DARTS's code, or by another code with the same network. It is a state dict, or a checkpoint with
+one as `state_dict`. The shapes of its tensors give the sizes of the network. The run folder holds config.yaml,
+genotype.json and one checkpoint, which train/export.py and model.load_network read too. The training cannot be resumed.
 """
 
 import hashlib
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from lib.preprocessing import Preprocessing
 
 PROG = "import_released.py"
-#: Tensors that no logits depend on, by the ends of their names: the batches that a batch norm has seen, and what the
-#: profiler thop counted.
+#: Last part of the names of tensors that do not affect the logits: counters of batch norm and of the profiler thop.
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
-#: Mean and standard deviation of the channels in DARTS-PT's code. (train/train.py takes those of its training images.)
+#: Mean and standard deviation of the channels in DARTS-PT's code. (train/train.py uses those of its training images.)
 SVHN = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
 
 
@@ -45,15 +44,15 @@ class ImportSettings:
     arch: str = option("", "The cell of the network: a name in genotypes.py, a genotype or a file with one.")
     dataset: Literal["auto", "cifar10", "cifar100", "svhn", "imagenet"] = option(
         "auto",
-        "Data set of the training. Its images are normalized as in the released codes. auto is imagenet for a network "
-        "with ImageNet's stem, and otherwise cifar10 or cifar100 by the number of classes.",
+        "Data set of the training. Its images are normalized as in the released codes. auto means imagenet for a "
+        "network with ImageNet's stem, and otherwise cifar10 or cifar100 by the number of classes.",
     )
     data: str = option(
         "",
         "Folder of the data set, from which the names of the classes are read. Without it the classes have no names, "
         "and test.py compares only their number.",
     )
-    save: str = option("", "New folder of the run. By default runs/imported-ARCH.")
+    save: str = option("", "New folder of the run. By default, runs/imported-ARCH.")
 
 
 class ReleasedCell(NamedTuple):
@@ -61,8 +60,8 @@ class ReleasedCell(NamedTuple):
 
     Attributes:
         genotype: The genotype with the edges that the network computes, and its nodes in the order of concatenation.
-        keys: The name below `_ops` of each of `genotype.edges(kind)`.
-        unused: The names of the operations that the network holds and does not compute.
+        keys: For each edge of `genotype.edges(kind)`, the name of its operation in `_ops`.
+        unused: The names of operations that the network contains but does not compute.
     """
 
     genotype: Genotype
@@ -73,11 +72,12 @@ class ReleasedCell(NamedTuple):
 def released_cell(genotype: Genotype, kind: str) -> ReleasedCell:
     """The "normal" or the "reduce" cell of a genotype in a released network.
 
-    DARTS's code numbers the operations as listed. FairDARTS's calls them target.source.index, computes and concatenates
-    the nodes in the order in which the genotype first lists them, and skips an edge whose source is not computed yet.
+    DARTS's code numbers the operations as listed. FairDARTS's code names them target.source.index. It computes and
+    concatenates the nodes in the order in which the genotype first lists them, and skips an edge whose source is not
+    computed yet.
 
     Raises:
-        ValueError: A node has no input. Its value is zero in the released codes, and `model.Cell` leaves it out.
+        ValueError: A node has no input. The released codes set it to zero, but `model.Cell` omits it.
     """
     cell, concat = getattr(genotype, kind), getattr(genotype, f"{kind}_concat")
     keys, unused = [str(number) for number, entry in enumerate(cell) if entry[0] != "none"], []
@@ -96,7 +96,7 @@ def released_cell(genotype: Genotype, kind: str) -> ReleasedCell:
         keys, concat = list(computed), tuple(order[2:])
         genotype = genotype._replace(**{kind: tuple(computed.values()), f"{kind}_concat": concat})
     if len(keys) != len(genotype.edges(kind)) or list(concat) != genotype.concat(kind):
-        raise ValueError(f"the {kind} cell has a node without input, which the released codes do not leave out")
+        raise ValueError(f"the {kind} cell has a node without input; expected an input for every node")
     return ReleasedCell(genotype, keys, unused)
 
 
@@ -104,7 +104,7 @@ def read_tensors(content: bytes) -> "dict[str, Tensor]":
     """The tensors of a released file by name, without counters and the prefixes of DataParallel and Lightning.
 
     Raises:
-        ValueError: The file is corrupt, has no state dict, or holds something else than tensors of numbers.
+        ValueError: The file is corrupt, has no state dict, or contains anything but finite floating-point tensors.
     """
     import torch
 
@@ -113,7 +113,11 @@ def read_tensors(content: bytes) -> "dict[str, Tensor]":
     except Exception as error:  # torch raises many kinds of errors for a corrupt file
         pickled = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        found = f"a pickled {pickled[1]}, which is not loaded" if pickled else f"not a file of torch.save ({reason})"
+        found = (
+            f"it contains a pickled {pickled[1]}, which is not loaded"
+            if pickled
+            else f"not a file of torch.save ({reason})"
+        )
         raise ValueError(f"{found}; expected a state dict of tensors") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
@@ -124,7 +128,7 @@ def read_tensors(content: bytes) -> "dict[str, Tensor]":
         if name.rpartition(".")[2] in COUNTERS:
             continue
         if name in tensors:
-            raise ValueError(f"two tensors {name}, with and without a prefix; expected one")
+            raise ValueError(f"two tensors are named {name}, with and without a prefix; expected one")
         if tensor.is_meta or not tensor.is_floating_point() or not tensor.isfinite().all():
             raise ValueError(f"tensor {own}: expected finite floating-point values")
         tensors[name] = tensor.detach()
@@ -132,7 +136,7 @@ def read_tensors(content: bytes) -> "dict[str, Tensor]":
 
 
 class Sizes(NamedTuple):
-    """The sizes of a network; `imagenet` is True for the one with ImageNet's stem."""
+    """The sizes of a network. `imagenet` is True for a network with ImageNet's stem."""
 
     imagenet: bool
     init_channels: int
@@ -142,7 +146,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, tensors: "dict[str, Tensor]") -> "Sizes":
-        """The sizes of the network of released tensors.
+        """Read the sizes of the network from its released tensors.
 
         Raises:
             ValueError: A tensor that gives a size is missing.
@@ -171,7 +175,7 @@ class Sizes(NamedTuple):
 
 
 def released_prefixes(network: "nn.Module", keys: list[list[str]]) -> dict[str, str]:
-    """The beginnings of the names of each module's tensors in a released network, by the module's path in ours.
+    """Map each module's path in our network to the prefix of its tensors' names in the released network.
 
     Args:
         keys: The names of the operations of each cell; see `ReleasedCell`.
@@ -198,7 +202,7 @@ def convert(tensors: "dict[str, Tensor]", network: "nn.Module", cells: list[Rele
         cells: Its cells, from the first layer to the last.
 
     Raises:
-        ValueError: A tensor is missing, has no place in the network, or has another shape.
+        ValueError: A tensor is missing, does not belong to the network, or has another shape.
     """
     import torch
 
@@ -216,15 +220,15 @@ def convert(tensors: "dict[str, Tensor]", network: "nn.Module", cells: list[Rele
             raise ValueError(f"no tensor {name}")
         tensor = rest.pop(name)
         if tensor.shape != expected.shape:
-            raise ValueError(f"tensor {name} of shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}")
+            raise ValueError(f"tensor {name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}")
         state[ours] = tensor.float().clone()
     if rest:
-        raise ValueError(f"tensor {min(rest)} has no place in the network")
+        raise ValueError(f"tensor {min(rest)} does not belong to the network")
     return state
 
 
 def find_preprocessing(dataset: str, sizes: Sizes) -> "tuple[str, Preprocessing]":
-    """The data set that --dataset means for a network, and how the released codes make its test images.
+    """The data set of a network for a value of --dataset, and the released codes' preprocessing of its test images.
 
     Raises:
         InputError: The data set does not fit the stem, or `auto` does not fit the number of classes.
@@ -249,7 +253,7 @@ def find_preprocessing(dataset: str, sizes: Sizes) -> "tuple[str, Preprocessing]
 
 
 def read_classes(dataset: str, data: str, count: int) -> list[str]:
-    """The names of the classes in the order of their numbers; stand-ins if `data` is empty.
+    """The names of the classes in the order of their labels, or placeholders if `data` is empty.
 
     Raises:
         InputError: The data set cannot be read or has another number of classes.
@@ -274,7 +278,7 @@ def import_weights(given: ImportSettings, run: Path) -> dict[str, Any]:
     """Convert the file and write the run folder.
 
     Returns:
-        The kind and the sizes of the network; `params` is without the auxiliary head, as the papers count.
+        The sizes of the network. As in the papers, `params` does not count the auxiliary head.
 
     Raises:
         InputError: The file, the cell, the data or the folder cannot be used.
@@ -296,7 +300,9 @@ def import_weights(given: ImportSettings, run: Path) -> dict[str, Any]:
         try:
             state = convert(tensors, network, [by_kind[kind] for kind in cell_kinds(sizes.layers)])
         except ValueError as error:
-            raise ValueError(f"{error}; --arch {cell_label(given.arch)} is probably not its cell") from error
+            raise ValueError(
+                f"{error}; --arch {cell_label(given.arch)} is probably not the cell of this network"
+            ) from error
     dataset, preprocessing = find_preprocessing(given.dataset, sizes)
     settings = {
         "file": given.file,
@@ -305,7 +311,7 @@ def import_weights(given: ImportSettings, run: Path) -> dict[str, Any]:
         **{name: getattr(sizes, name) for name in ("init_channels", "layers", "auxiliary")},
         "data": given.data or ("data/ILSVRC" if sizes.imagenet else "data"),
         **({} if sizes.imagenet else {"dataset": dataset, "images": 0}),
-        "batch_size": 96,  # of the test, like the next two
+        "batch_size": 96,  # used by the test, like the next two
         "precision": "32-true",
         "seed": 0,
     }
@@ -344,7 +350,7 @@ def write_run(run: Path, genotype: Genotype, about: dict[str, Any], state: "dict
 def main() -> None:
     given = options.parse(ImportSettings, PROG, __doc__.splitlines()[0])
     if not given.arch:
-        raise InputError("--arch: no cell is given; expected one, see --help")
+        raise InputError("--arch: no cell is given; --help lists the forms of a cell")
     run = Path(given.save or f"runs/imported-{short_name(given.arch)}")
     cli.check_new_folder(run, "--save")
     print(json.dumps({"run": str(run), **import_weights(given, run)}))

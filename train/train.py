@@ -7,9 +7,10 @@
     python train/train.py --resume runs/retrain-...                            # resume an interrupted run
 
 A run folder holds config.yaml, genotype.json, metrics.csv (a row per epoch, accuracies in [0, 1]), tensorboard/,
-checkpoints/ (the last two) and, once the run is finished, result.json and model_card.md with its pictures. The test
-images are scored in each epoch, but no choice depends on them: the result is that of the last epoch. The
-LightningModule is in lib/retraining.py, the LightningDataModule in lib/data_modules.py, the Trainer in lib/trainer.py.
+checkpoints/ (the last two) and, once the run is finished, result.json and model_card.md with its pictures. The network
+is scored on the test images after each epoch, but no choice depends on these scores: the result is the score of the
+last epoch. The LightningModule is in lib/retraining.py, the LightningDataModule in lib/data_modules.py, the Trainer in
+lib/trainer.py.
 """
 
 from dataclasses import dataclass
@@ -36,16 +37,16 @@ class TrainSettings(RetrainSettings, ImageSettings):
     arch: str = of_network(
         "", "The cell: a name in genotypes.py, a genotype, a file with one, or the run folder of a search."
     )
-    init_channels: Channels = of_network(36, "Channels C of the first cells.")
-    layers: Layers = of_network(20, "Number of cells.")
+    init_channels: Channels = of_network(36, "Number of channels C of the first cells.")
+    layers: Layers = of_network(20, "Number of cells in the network.")
     auxiliary: bool = of_network(False, "Train with an auxiliary head after the second reduction cell.")
 
-    epochs: PositiveInt = of_recipe(600, "Epochs of training.")
+    epochs: PositiveInt = of_recipe(600, "Number of training epochs.")
     batch_size: AtLeastTwo = of_recipe(96, "Images per step, on all devices together.")
-    learning_rate: PositiveFloat = of_recipe(0.025, "Learning rate at the start of the cosine, which ends at 0.")
-    momentum: NonNegativeFloat = of_recipe(0.9, "Momentum of SGD.")
-    weight_decay: NonNegativeFloat = of_recipe(3e-4, "Weight decay of SGD.")
-    grad_clip: PositiveFloat = of_recipe(5.0, "Largest norm of the gradient.")
+    learning_rate: PositiveFloat = of_recipe(0.025, "Initial learning rate, which a cosine schedule decreases to 0.")
+    momentum: NonNegativeFloat = of_recipe(0.9, "Momentum of the SGD optimizer.")
+    weight_decay: NonNegativeFloat = of_recipe(3e-4, "Weight decay of the SGD optimizer.")
+    grad_clip: PositiveFloat = of_recipe(5.0, "Norm to which larger gradients are clipped.")
     auxiliary_weight: NonNegativeFloat = of_recipe(
         0.4, "Weight of the auxiliary head's loss.", need=Need("--auxiliary", lambda s: s.auxiliary)
     )
@@ -85,7 +86,7 @@ def train_genotype(genotype: Genotype, settings: TrainSettings, run: Path, resum
     smallest = smallest_image(settings.layers)
     if settings.auxiliary and images.image_size < smallest:
         raise InputError(
-            f"--auxiliary: its head needs images of {smallest} pixels or more and these have {images.image_size}; "
+            f"--auxiliary: the head needs images of {smallest} pixels or more, but these have {images.image_size}; "
             f"expected --no_auxiliary or --image_size {smallest}"
         )
 

@@ -216,7 +216,7 @@ def plot_eigenvalues(rows: list[dict[str, Any]], heading: str, shade: str, path:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from analysis.curves import set_up_panel, save
+    from analysis.curves import save, set_up_panel
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     figure.suptitle(heading, fontsize=min(13, 1000 / len(heading)), parse_math=False)

@@ -148,9 +148,9 @@ def test_a_second_cell_by_the_same_rule_is_refused_without_blaming_a_flag_that_w
     command = ("search/derive.py", run, "--selection", "argmax", "--device", "cpu")
     assert script_in_process(*command).returncode == 0
     result = script_in_process(*command)
-    assert_refused(result, f"error: run: {run}/selections/argmax holds a cell already; expected --save FOLDER")
+    assert_refused(result, f"error: run: {run}/selections/argmax already has a cell; choose another folder with --save")
     result = script_in_process(*command, "--save", run / "selections/argmax")
-    assert_refused(result, f"error: --save: {run}/selections/argmax holds a cell already; expected another folder")
+    assert_refused(result, f"error: --save: {run}/selections/argmax already has a cell; expected another folder")
 
 
 def test_runs_that_have_no_cell_of_nasbench201_are_named(tmp_path):

@@ -53,7 +53,7 @@ def test_the_run_s_own_rule_gives_its_own_cell_and_leaves_the_run_as_it_was(tiny
     folder = run / "selections/argmax"
     assert load_genotype(str(folder)) == load_genotype(str(run))
     assert contents(run) == before
-    with pytest.raises(InputError, match=f"run: {folder} holds a cell already"):
+    with pytest.raises(InputError, match=f"run: {folder} already has a cell"):
         run_derive(run)
 
 

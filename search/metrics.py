@@ -234,8 +234,8 @@ def new_warnings(rows: Sequence[Mapping[str, Any]], exact: bool = False) -> list
     remedy = "a smaller --lambda_" if exact else "--derivatives exact, or a smaller --lambda_"
     if _regularizer_ratio(last) > LARGEST_RATIO and all(_regularizer_ratio(row) <= LARGEST_RATIO for row in before):
         warnings.append(
-            f"lambda times the regularizer's gradient is {_regularizer_ratio(last):.0f} times as long as the loss's gradient, "
-            f"so clipping almost removes the loss's gradient; try {remedy}"
+            f"lambda times the regularizer's gradient is {_regularizer_ratio(last):.0f} times as long as the loss's "
+            f"gradient, so clipping almost removes the loss's gradient; try {remedy}"
         )
     warned = {layer for row in before for layer in _vanished(row)}
     new = [layer for layer in _vanished(last) if layer not in warned]

@@ -87,7 +87,7 @@ def test_the_string_gives_the_edges_as_the_paper_numbers_them():
     ]
     assert parse_cell(cell.to_json()) == cell
     for text in ("", CONVOLUTIONS.replace("~2", "~1"), "{}", '{"arch": 3}'):
-        with pytest.raises(ValueError, match=r"no cell|expected a JSON object|the string of a cell"):
+        with pytest.raises(ValueError, match=r"not a cell|expected a JSON object|the string of a cell"):
             parse_cell(text)
 
 

@@ -59,7 +59,6 @@ SMOOTHED = Need("--smooth other than none", lambda s: s.smooth != "none")
 ALPHA_REGULARIZED = Need("--alpha_reg other than none", lambda s: s.alpha_reg != "none")
 PERTURBATION = Need("--selection perturbation", lambda s: s.selection == "perturbation")
 REGULARIZED = Need("--reg other than none", lambda s: s.reg != "none")
-WITHOUT_HALVES = Need("a search without --halves, which lists the images of both parts", lambda s: not s.halves)
 
 
 @dataclass
@@ -83,7 +82,7 @@ class CommonSettings(RunSettings, ImageSettings):
         "random",
         "Images that train the weights: random ones, chosen by --seed (random), or the first ones in the data set's "
         "files (file_order).",
-        need=WITHOUT_HALVES,
+        need=Need("a search without --halves, which lists the images of both parts", lambda s: not s.halves),
     )
     fresh_batches: Literal["none", "valid", "both"] = of_data(
         "none",
@@ -94,7 +93,7 @@ class CommonSettings(RunSettings, ImageSettings):
     train_portion: Fraction = of_data(
         0.5,
         "Share of the training images that trains the weights. The rest trains alpha.",
-        need=WITHOUT_HALVES,
+        need=Need("a search without --halves, which lists the images of both parts", lambda s: not s.halves),
     )
     halves: str = of_data(
         "",

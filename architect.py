@@ -1,7 +1,7 @@
-"""The architecture: its parameters alpha, their mixing weights, and the gradient that moves them.
+"""The architecture parameters alpha, their mixing weights p, and the architecture gradient.
 
-The gradient is dL_val/dp of each layer: at the current weights (first order), after one weight step (unrolled), or by
-the implicit function theorem (implicit).
+The gradient is dL_val/dp of each layer. It is computed at the current weights (first order), after one weight step
+(unrolled), or by the implicit function theorem (implicit).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +17,15 @@ Relaxation = Literal["softmax", "sigmoid"]
 
 
 class Architecture(nn.Module):
-    """alpha of each kind of cell, (edges, operations) each, shared by all cells of the kind.
+    """The parameters alpha: an (edges, operations) matrix for each kind of cell, shared by all cells of that kind.
 
-    If edges differ in the number of their operations, the row of an edge with fewer ends in places that have no effect:
-    their mixing weight is 0, and alpha stays 0 there.
+    Edges may have different numbers of operations. The rows of edges with fewer operations are padded with places in
+    which alpha and the mixing weight are always 0.
 
     Args:
         counts: The number of operations of each edge, for each kind of cell.
-        relaxation: "softmax" (DARTS), for which alpha starts at 1e-3 * standard normal, or "sigmoid" (FairDARTS), for
-            which it starts at 0.
+        relaxation: "softmax" (DARTS), which initializes alpha to 1e-3 * standard normal, or "sigmoid" (FairDARTS),
+            which initializes it to 0.
     """
 
     def __init__(self, counts: Mapping[str, Sequence[int]], relaxation: Relaxation = "softmax") -> None:
@@ -47,7 +47,7 @@ class Architecture(nn.Module):
 
     @property
     def fixed(self) -> dict[str, Tensor]:
-        """Mixing weights that DARTS-PT has decided, for each kind of cell; nan where alpha still decides."""
+        """The mixing weights that DARTS-PT has fixed, for each kind of cell; nan where alpha still sets them."""
         return {kind: self.get_buffer(f"fixed_{kind}") for kind in self.alphas}
 
     def logits(self) -> dict[str, Tensor]:
@@ -64,10 +64,10 @@ class Architecture(nn.Module):
         }
 
     def project(self, mixing: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mixing weights near `mixing`: clipped to [0, 1], and with softmax divided by their sum on each edge.
+        """Clip mixing weights to [0, 1] and, with softmax, divide them by their sum on each edge.
 
-        This is how SmoothDARTS's released code returns to the simplex. An edge whose weights are all clipped to 0, and
-        an edge that DARTS-PT has decided, keep their own mixing weights.
+        SmoothDARTS's released code returns to the simplex in the same way. Edges whose weights are all clipped to 0 and
+        edges that DARTS-PT has decided get the mixing weights of alpha.
         """
         places, projected = self.places, {}
         for kind, own in self.mixing_weights().items():
@@ -78,7 +78,7 @@ class Architecture(nn.Module):
         return projected
 
     def layer_sums(self, kinds: Sequence[str], layer_gradients: Tensors) -> dict[str, Tensor]:
-        """dL/dp of each kind of cell, from the dL/dp_l of all layers: cells of a kind share p.
+        """Compute dL/dp of each kind of cell: the sum of dL/dp_l over the layers of that kind, which share p.
 
         Args:
             kinds: The kind of each layer.
@@ -89,7 +89,7 @@ class Architecture(nn.Module):
         }
 
     def gradients(self, kinds: Sequence[str], layer_gradients: Tensors) -> list[Tensor]:
-        """dL/dalpha, from the dL/dp_l of all layers.
+        """Compute dL/dalpha from the dL/dp_l of all layers.
 
         Args:
             kinds: The kind of each layer.
@@ -102,29 +102,29 @@ class Architecture(nn.Module):
 
 
 def relax(alpha: Tensor, relaxation: Relaxation) -> Tensor:
-    """The mixing weights of alpha (..., operations)."""
+    """Compute the mixing weights p of alpha, both (..., operations)."""
     return alpha.softmax(dim=-1) if relaxation == "softmax" else alpha.sigmoid()
 
 
 class ArchitectureGradient(NamedTuple):
-    """The gradient of a validation batch that the alpha step needs, and its parts."""
+    """The architecture gradient on a validation batch, and its parts."""
 
     loss: Tensor
     logits: Tensor
-    direct: list[Tensor]  # dL_val/dp_l of every layer, at fixed weights; at w' in the unrolled gradient
-    indirect: Tensors = ()  # the part through the weights, which depend on p; empty in the first-order gradient
-    mixed: Tensors = ()  # d2L_train / dp_l dw . v, of which `indirect` is a multiple
-    noise: Tensors = ()  # the change of the weights by the differences of iDARTS's released code
+    direct: list[Tensor]  # dL_val/dp_l of every layer with fixed weights (w' in the unrolled gradient)
+    indirect: Tensors = ()  # the gradient through the weights, which depend on p; empty in the first-order gradient
+    mixed: Tensors = ()  # d2L_train / dp_l dw . v; `indirect` is a multiple of it
+    noise: Tensors = ()  # the change that the finite differences of iDARTS's released code leave in the weights
     residual: Tensor | None = None  # |v_0 - H (gamma s)| / |v_0| of the Neumann series, if requested
 
     @property
     def total(self) -> list[Tensor]:
-        """The gradient that moves alpha, as dL/dp_l of every layer."""
+        """The full gradient dL_val/dp_l of every layer: direct plus indirect."""
         return [d + i for d, i in zip(self.direct, self.indirect, strict=True)] if self.indirect else self.direct
 
 
 def first_order(objective: Objective, weights: Tensors, valid_batch: Batch) -> ArchitectureGradient:
-    """grad_p L_val(w, p) for each layer (DARTS, section 2.3, xi = 0). No weight gradient is computed."""
+    """Compute grad_p L_val(w, p) for each layer (DARTS, section 2.3, xi = 0), without weight gradients."""
     result = objective.gradients(weights, valid_batch, range(len(weights)), parameters=False)
     return ArchitectureGradient(result.loss, result.logits, result.layers)
 
@@ -142,17 +142,17 @@ def unrolled(
     radius: float = 0.01,
     nesterov: bool = False,
 ) -> ArchitectureGradient:
-    """grad_p L_val(w'(p), p) for each layer, w' one step of SGD ahead (DARTS, equations 6 to 8).
+    """Compute grad_p L_val(w'(p), p) for each layer, where w' is w after one SGD step (DARTS, equations 6 to 8).
 
     w' = w - xi (momentum * buffer + grad_w L_train(w, p) + weight_decay * w), and
-    gradient = grad_p L_val(w', p) - xi * d2L_train / dp dw . v, with v = grad_w' L_val(w', p). With Nesterov's
-    momentum, dw'/dgrad_w L_train is -xi (1 + momentum) in place of -xi.
+    gradient = grad_p L_val(w', p) - xi * d2L_train / dp dw . v, with v = grad_w' L_val(w', p). With Nesterov
+    momentum, dw'/dgrad_w L_train is -xi (1 + momentum) instead of -xi.
 
     Args:
         xi: The current learning rate of the weights.
         momentum_buffers: The momentum of each parameter; zeros before the first step.
-        radius: |eps v| of the differences.
-        nesterov: w' is a step of Nesterov's momentum ahead.
+        radius: The norm |eps v| of the step of the finite differences.
+        nesterov: Use Nesterov momentum in the step to w'.
     """
     parameters = objective.parameters
     weights = leaves(weights)
@@ -189,16 +189,17 @@ def implicit(
     radius: float = 0.01,
     residual: bool = False,
 ) -> ArchitectureGradient:
-    """grad_p L_val(w*(p), p) for each layer by the implicit function theorem, with a Neumann series for H^-1 (iDARTS).
+    """Compute grad_p L_val(w*(p), p) for each layer by the implicit function theorem (iDARTS).
 
+    H^-1 is approximated by a Neumann series:
     gradient = grad_p L_val - gamma * d2L_train / dp dw . s, s = sum_{k=0..K} (I - gamma H)^k v_0 (equation 9), with
-    v_0 = grad_w L_val and H = d2L_train / dw2. Hessian-vector products are exact, on one training batch.
+    v_0 = grad_w L_val and H = d2L_train / dw2. Hessian-vector products are exact and use one training batch.
 
     Args:
         gamma: The current learning rate of the weights.
-        terms: K.
-        radius: |R v_0| of the differences w +- R s.
-        residual: Compute |v_0 - H (gamma s)| / |v_0| too, which takes one more Hessian-vector product.
+        terms: K, the index of the last term.
+        radius: The norm |R v_0|, which sets R in the finite differences at w +- R s.
+        residual: Also compute |v_0 - H (gamma s)| / |v_0|, with one more Hessian-vector product.
     """
     parameters = objective.parameters
     weights = leaves(weights)
@@ -226,7 +227,7 @@ def implicit(
     else:
         del train_gradients
         mixed = _mixed_difference(objective, weights, train_batch, s, radius, v_0)
-        # The released code steps back from w - R s by R v_0.
+        # The released code returns from w - R s by adding R v_0 instead of R s.
         length = norm(v_0)
         step = torch.where(length > 0, radius / length, 0)
         noise = torch._foreach_mul(torch._foreach_sub(list(v_0), s), step)
@@ -238,9 +239,9 @@ def implicit(
 def neumann(
     hessian_vector_product: Callable[[Tensors], Tensors], vector: Tensors, gamma: float, terms: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The Neumann series of the inverse Hessian: gamma * sum_k v_k approaches H^-1 v_0 (iDARTS, equation 9).
+    """Sum the Neumann series of the inverse Hessian: gamma * sum_k v_k approximates H^-1 v_0 (iDARTS, equation 9).
 
-    v_0 = vector and v_{k+1} = v_k - gamma H v_k. It converges if |1 - gamma h| < 1 for every eigenvalue h of H.
+    v_0 = vector and v_{k+1} = v_k - gamma H v_k. The series converges if |1 - gamma h| < 1 for every eigenvalue h of H.
 
     Args:
         terms: K, the index of the last term.
@@ -258,7 +259,7 @@ def neumann(
 def _mixed_difference(
     objective: Objective, weights: Tensors, batch: Batch, vector: Tensors, radius: float, measure: Tensors
 ) -> list[Tensor]:
-    """d2L / dp_l dw . vector by differences in w, with a step of radius / |measure|."""
+    """Compute d2L / dp_l dw . vector by central differences in w, with a step of radius / |measure|."""
 
     def gradient_at(point: Tensors) -> Tensors:
         loss, _ = objective(weights, batch, objective.named(point))

@@ -1,18 +1,18 @@
-"""The mixed operations of a supernet's cell, arranged for speed: a drop-in for `model_search.MixedEdges`.
+"""Fast mixed operations of a supernet's cell: a drop-in replacement for `model_search.MixedEdges`.
 
-The operations are grouped by the state that they read:
+Operations that read the same state are computed as a group:
 
-- ReLU, pooling and the batch norm behind pooling depend on that state alone: they are computed once for all edges.
-- The weights of an operation on these edges lie in one tensor. On a GPU, grouped convolutions compute the edges
-  together, with their channels side by side. On a CPU, where these are slow, one edge follows the other.
-- A mixing weight is the scale of its operation's last batch norm, so that weighting needs no pass over the images.
+- ReLU, pooling and the batch norm after pooling depend only on that state. They are computed once for all edges.
+- One tensor holds the weights of an operation on all these edges. On a GPU, grouped convolutions compute the edges
+  together, with their channels side by side. On a CPU grouped convolutions are slow, so edges are computed in turn.
+- A mixing weight is the scale of its operation's last batch norm, so weighting needs no extra pass over the features.
 - `none` costs nothing.
 
-How an operation is computed depends on its entry of OPERATIONS, never on its name: those of operations.py are arranged,
-and any other one is its own module on each edge.
+The entry of an operation in OPERATIONS decides how it is computed; its name does not matter. `_arrange` groups the
+entries that it knows. Every other operation runs as its own module on each edge.
 
-Below, a pair (edge, candidate) is the place of a mixing weight. The tensors of several pairs are a list: one tensor
-(B, pairs * C, H, W) if the pairs are computed together, else one tensor (B, C, H, W) for each pair.
+Below, a pair (edge, candidate) identifies a mixing weight. The outputs of several pairs are a list of tensors: one
+tensor (B, pairs * C, H, W) if the pairs are computed together, else one tensor (B, C, H, W) for each pair.
 """
 
 from collections.abc import Sequence
@@ -43,12 +43,12 @@ from spaces import Candidates
 
 #: (edge, index among the edge's candidates)
 Pairs = list[tuple[int, int]]
-#: Edges, and the tensor (B, edges * C, H, W) that is added to the nodes that they lead to.
+#: Edges, and the tensor (B, edges * C, H, W) that is added to their target nodes.
 Term = tuple[Sequence[int], Tensor]
 
 
 class State(NamedTuple):
-    """A state of a cell, the input of the operations on the edges that leave it."""
+    """A state of a cell, which is the input of the operations on its outgoing edges."""
 
     x: Tensor  # (B, C, H, W)
     activated: Tensor  # ReLU(x)
@@ -56,7 +56,7 @@ class State(NamedTuple):
     drop_path_prob: float | Tensor
 
     def repeated(self, edges: int) -> list[Tensor]:
-        """ReLU(x) for each of several edges."""
+        """Repeat ReLU(x) for a number of edges."""
         return [side_by_side(self.activated, edges)] if self.together else [self.activated] * edges
 
     def drop(self, parts: list[Tensor], pairs: int) -> list[Tensor]:
@@ -68,8 +68,8 @@ class State(NamedTuple):
 class Separables(nn.Module):
     """`sep_conv_kxk` and `dil_conv_kxk` on the edges that leave a state.
 
-    Both end in a depthwise convolution, a pointwise convolution and a batch norm. `dil_conv` is only these, with
-    dilation 2. `sep_conv` applies these twice, with a ReLU in between.
+    Both end in a depthwise convolution, a pointwise convolution and a batch norm. `dil_conv` has only these layers,
+    with dilation 2. `sep_conv` applies these layers twice, with a ReLU in between.
 
     Args:
         pairs_of: The pairs of each operation, by name.
@@ -109,7 +109,7 @@ class Shared(nn.Module):
 
     Args:
         pairs_of: The pairs of each operation, by name.
-        pool_norm: Put a batch norm behind pooling.
+        pool_norm: Add a batch norm after pooling.
     """
 
     def __init__(self, pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> None:
@@ -145,7 +145,7 @@ def _pools(operation: nn.Module) -> bool:
 
 
 class Convs(nn.Module):
-    """`nor_conv_kxk`: ReLU, convolution, batch norm. One convolution computes all edges, as channels of its output."""
+    """`nor_conv_kxk`: ReLU, convolution, batch norm. The edges are output channels of one convolution."""
 
     def __init__(self, pairs: Pairs, channels: int, kernel_size: int, stride: int) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class Convs(nn.Module):
 
 
 class FactorizedReduces(nn.Module):
-    """`skip_connect` of stride 2: operations.FactorizedReduce, the two halves of each edge side by side."""
+    """`skip_connect` of stride 2: operations.FactorizedReduce, with the two halves of each edge side by side."""
 
     def __init__(self, pairs: Pairs, channels: int) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class Modules(nn.Module):
         return terms
 
 
-#: A group of the operations that leave a state.
+#: A group of operations on the edges that leave a state.
 Operations = Separables | Shared | Convs | FactorizedReduces | Modules
 
 
@@ -228,14 +228,14 @@ class AuxiliarySkips(nn.Module):
 
 
 def _terms(pairs: Pairs, parts: list[Tensor]) -> list[Term]:
-    """Each tensor with its edges."""
+    """Pair each tensor with its edges."""
     size = len(pairs) // len(parts)
     edges = [edge for edge, _ in pairs]
     return [(edges[part * size : (part + 1) * size], y) for part, y in enumerate(parts)]
 
 
 def _arrange(pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> list[Operations]:
-    """The operations that leave a state, grouped by how they are computed."""
+    """Make the operations on the edges that leave a state, grouped by how they are computed."""
     modules: list[Operations] = []
     makers = {name: OPERATIONS.find(name) for name in pairs_of}
     sized = {name: make for name, make in makers.items() if isinstance(make, Sized)}
@@ -262,17 +262,17 @@ def _arrange(pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: 
 
 
 class FastEdges(nn.Module):
-    """All operations on all edges of a cell, a drop-in for `model_search.MixedEdges`.
+    """All operations on all edges of a cell: a drop-in replacement for `model_search.MixedEdges`.
 
     Args:
         edges: (source state, target state) of each edge, in the order of the rows of the mixing weights.
         candidates: The operations of each edge.
-        strides: The stride of each edge, 1 or 2; equal for all edges that leave a state.
+        strides: The stride of each edge, 1 or 2. All edges that leave a state have the same stride.
         auxiliary_skip: "skip" or "conv1" for DARTS-'s auxiliary skip connection (ICLR 2021, section 3.2), or "none".
-        pool_norm: Put a batch norm behind pooling, as DARTS does; NAS-Bench-201 does not.
+        pool_norm: Add a batch norm after pooling, as in DARTS. NAS-Bench-201 has none.
 
     Attributes:
-        together: Compute the edges that leave a state side by side. None does so on every device but a CPU.
+        together: If True, compute the edges that leave a state together. None means on every device except a CPU.
     """
 
     places: Tensor
@@ -290,7 +290,7 @@ class FastEdges(nn.Module):
         self.edges, self.candidates, self.channels, self.strides = edges, candidates, channels, strides
         self.auxiliary_skip, self.pool_norm = auxiliary_skip, pool_norm
         self.together: bool | None = None
-        #: The operations that leave each state, by the number of the state.
+        #: The operations on the edges that leave each state, by the number of the state.
         self.operations, self.auxiliaries = nn.ModuleDict(), nn.ModuleDict()
         width, places = max(map(len, candidates)), list[int]()
         #: The number of pairs of each group of operations.
@@ -310,7 +310,7 @@ class FastEdges(nn.Module):
             places += [edge * width + place for operation in operations for edge, place in operation.pairs]
             if auxiliary_skip != "none":
                 self.auxiliaries[str(source)] = AuxiliarySkips(auxiliary_skip, leaving, channels, stride)
-        #: The index of each pair's mixing weight in the flattened weights of the cell.
+        #: The index of each pair's mixing weight in the flattened mixing weights of the cell.
         self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def forward(
@@ -320,11 +320,11 @@ class FastEdges(nn.Module):
         drop_path_prob: float | Tensor = 0.0,
         skip_beta: float | Tensor = 0.0,
     ) -> list[Tensor]:
-        """All states of the cell, (B, C, H, W) each: the inputs, and the nodes.
+        """Compute all states of the cell, (B, C, H, W) each: the inputs, then the nodes.
 
         Args:
             weights: (edges, operations).
-            drop_path_prob, skip_beta: Numbers, or scalar tensors, which a CUDA graph reads anew at each replay.
+            drop_path_prob, skip_beta: Numbers or scalar tensors. A CUDA graph reads the tensors again at each replay.
         """
         together = inputs[0].device.type != "cpu" if self.together is None else self.together
         rest = iter(weights.flatten()[self.places].split(self.sizes))
@@ -341,6 +341,6 @@ class FastEdges(nn.Module):
                     if target not in states:
                         states[target] = y
                     else:
-                        # On a CPU, a node's first term is the output of an operation and has no other users.
+                        # In place: on a CPU, a node's first term is an operation's output and has no other users.
                         states[target] = states[target] + y if together else states[target].add_(y)
         return [states[number] for number in sorted(states)]

@@ -1,17 +1,16 @@
-"""Genotypes: the discrete cells that a search ends in, and the published ones by name.
+"""Genotypes: the discrete cells that searches derive, and the published cells by name.
 
-A cell lists its edges and the nodes whose outputs it concatenates. States 0 and 1 are the cell's inputs, 2 and up its
-intermediate nodes. An edge is written in one of two forms, one form a cell:
+A cell lists its edges and the nodes whose outputs it concatenates. States 0 and 1 are the cell's inputs. States from 2
+on are its intermediate nodes. All edges of a cell are written in one of two forms:
 
-* (operation, source): DARTS's form, two edges for each node, in the order of the nodes;
-* (operation, target, source): FairDARTS's form, any number of edges for a node.
+* (operation, source): DARTS's form, with two edges for each node, in the order of the nodes;
+* (operation, target, source): FairDARTS's form, with any number of edges for each node.
 
-An edge of `none` is left out. A node without a live edge is dropped from the output, and so are the edges that leave
-it.
+Edges of `none` are left out. A node that has no path from the inputs is dropped from the output, together with the
+edges that leave it.
 
-The published cells lie in published_cells.json, each with its source. To add one of your own, write it at the end of
-this file; it can then be named wherever a script takes --arch. Only `load_genotype` needs torch, for the names of the
-operations.
+published_cells.json has the published cells and their sources. To add a cell, write it at the end of this file. Every
+script that takes --arch then accepts its name. Only `load_genotype` needs torch, to check the names of operations.
 """
 
 import difflib
@@ -40,11 +39,11 @@ class Edge(NamedTuple):
 
 
 class AnyCell(Protocol):
-    """A cell of any space, as searches, drawings and reports use it: a Genotype, or a cell of NAS-Bench-201."""
+    """The interface of a cell of any space: a Genotype, or a cell of NAS-Bench-201."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Its kinds of cells."""
+        """The kinds of cells."""
 
     def states(self, kind: str) -> dict[int | str, tuple[str, str]]:
         """The name and role of each state: "input", "node" or "output"."""
@@ -58,11 +57,11 @@ class AnyCell(Protocol):
     def to_json(self) -> str:
         """The cell as a JSON object."""
 
-    def _asdict(self) -> dict[str, Any]: ...  # as of any NamedTuple
+    def _asdict(self) -> dict[str, Any]: ...  # NamedTuple has it
 
 
 class Genotype(NamedTuple):
-    """A normal and a reduction cell (DARTS, ICLR 2019, section 2.4). See the head of this file for the two forms."""
+    """A normal and a reduction cell (DARTS, ICLR 2019, section 2.4). The top of this file describes the two forms."""
 
     normal: Cell
     normal_concat: tuple[int, ...]
@@ -71,20 +70,20 @@ class Genotype(NamedTuple):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Its kinds of cells."""
+        """The kinds of cells."""
         return ("normal", "reduce")
 
     def edges(self, kind: str) -> list[Edge]:
         """The live edges of the "normal" or the "reduce" cell, in either form, as (operation, target, source)."""
         edges = [edge for edge in _edges(getattr(self, kind)) if edge.operation != "none"]
         live = {0, 1}
-        for edge in sorted(edges, key=lambda edge: edge.target):  # a source stands before its targets
+        for edge in sorted(edges, key=lambda edge: edge.target):  # a source has a smaller number than its targets
             if edge.source in live:
                 live.add(edge.target)
         return [edge for edge in edges if edge.source in live]
 
     def concat(self, kind: str) -> list[int]:
-        """The nodes that the cell concatenates: those listed that have a live edge."""
+        """The nodes that the cell concatenates: the listed nodes that have a live edge."""
         live = {edge.target for edge in self.edges(kind)}
         return [node for node in getattr(self, f"{kind}_concat") if node in live]
 
@@ -103,7 +102,7 @@ class Genotype(NamedTuple):
         return len(getattr(self, kind)[0]) == 3
 
     def to_json(self) -> str:
-        """The genotype as a JSON object, a line for each of its four parts."""
+        """The genotype as a JSON object, with one line for each of its four parts."""
         parts = (f" {json.dumps(part)}: {json.dumps(value)}" for part, value in self._asdict().items())
         return "{\n" + ",\n".join(parts) + "\n}\n"
 
@@ -116,7 +115,7 @@ def _edges(cell: Cell) -> list[Edge]:
 
 
 def make_genotype(parts: object) -> Genotype:
-    """Check a mapping with the four parts of a genotype and make the Genotype of it.
+    """Check a mapping with the four parts of a genotype, and make a Genotype from it.
 
     Raises:
         ValueError: A part is missing or unknown, or an index or a shape is wrong; the message says which. (The names of
@@ -127,7 +126,7 @@ def make_genotype(parts: object) -> Genotype:
     missing = [field for field in Genotype._fields if field not in parts]
     unknown = [str(key) for key in parts if key not in Genotype._fields]
     if missing or unknown:
-        wrong = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(map(_short, unknown))}"
+        wrong = f"lacks {', '.join(missing)}" if missing else f"has unknown parts {', '.join(map(_short, unknown))}"
         raise ValueError(f"expected {', '.join(Genotype._fields)}; the genotype {wrong}")
     normal = _check_edges("normal", parts["normal"])
     normal_concat = _check_concat("normal", parts["normal_concat"], normal)
@@ -156,7 +155,7 @@ def _check_edges(kind: str, cell: object) -> Cell:
         where = f"{kind}, edge {position} {_short(entry)}"
         if not isinstance(entry, list | tuple) or len(entry) not in (2, 3) or len(entry) != len(cell[0]):
             raise ValueError(
-                f"{where}: expected [operation, source] or [operation, target, source], one form in a cell"
+                f"{where}: expected [operation, source] or [operation, target, source], one form for all edges"
             )
         if not isinstance(entry[0], str) or not entry[0]:
             raise ValueError(f"{where}: expected the name of an operation first")
@@ -170,19 +169,19 @@ def _check_edges(kind: str, cell: object) -> Cell:
         where = f"{kind}, edge {position} {_short(cell[position])}"
         if not 0 <= edge.source < edge.target or edge.target < 2:
             raise ValueError(
-                f"{where}: source {edge.source} of node {edge.target}, expected an earlier state, "
-                f"0 to {max(edge.target - 1, 1)}, and nodes from 2 on"
+                f"{where}: source {edge.source} of node {edge.target}, expected a source from 0 to "
+                f"{max(edge.target - 1, 1)} and a node from 2 on"
             )
-        # DARTS's form may repeat an edge (NASNet does); in FairDARTS's an operation is on an edge or is not.
+        # DARTS's form may repeat an edge (NASNet does). FairDARTS's form may not.
         if len(cell[0]) == 3 and edge in seen:
-            raise ValueError(f"{where}: this edge stands twice, expected once")
+            raise ValueError(f"{where}: this edge is listed twice, expected once")
         seen.add(edge)
     return cell
 
 
 def _check_concat(kind: str, concat: object, cell: Cell) -> tuple[int, ...]:
     last = max(edge.target for edge in _edges(cell))
-    # FairDARTS lists all nodes of the space, a dropped last one too.
+    # FairDARTS lists all nodes of the space, even if the last ones have no edges.
     highest = 100 if len(cell[0]) == 3 else last
     if (
         not isinstance(concat, list | tuple | range)
@@ -197,13 +196,13 @@ def _check_concat(kind: str, concat: object, cell: Cell) -> tuple[int, ...]:
 def parse_genotype(text: str, name: str = "") -> Genotype:
     """Read a genotype from JSON, from Genotype(...) as logs print it, or from Python source, mine = Genotype(...).
 
-    The last one counts, as in the log of a search. The text is data: nothing in it is evaluated.
+    If a log has several genotypes, the last one is read. The text is parsed as data and never evaluated.
 
     Args:
-        name: The name of one of several cells with names of their own.
+        name: The name of the cell to read, if the text assigns names to several cells.
 
     Raises:
-        ValueError: The text is none of these, its genotype is wrong, or it does not have this name.
+        ValueError: The text is none of these, its genotype is invalid, or it has no cell with this name.
     """
     text = text.removeprefix("\ufeff")
     try:
@@ -211,7 +210,7 @@ def parse_genotype(text: str, name: str = "") -> Genotype:
         named = {own: source for own, source in calls if own}
         if name and name not in named:
             others = f"; its cells are {', '.join(named)}" if named else ""
-            raise ValueError(f"no {name} = Genotype(...) is in it{others}")
+            raise ValueError(f"it has no {name} = Genotype(...){others}")
         if not name and len(set(named.values())) > 1:
             raise ValueError(f"it has several cells; write FILE:NAME to choose one of {', '.join(named)}")
         if calls:
@@ -222,14 +221,17 @@ def parse_genotype(text: str, name: str = "") -> Genotype:
 
 
 def load_genotype(spec: str) -> Genotype:
-    """The genotype that `spec` gives, as `read_genotype` reads it, for a network. Edges of `none` give a warning.
+    """Read a genotype, check that a network can be made from it, and warn of edges of `none`.
+
+    Args:
+        spec: As in `read_genotype`.
 
     Raises:
-        ValueError: There is no such genotype, it is wrong, or an operation of it is unknown.
+        ValueError: There is no such genotype, it is invalid, or one of its operations is unknown.
         OSError: The file cannot be read.
     """
     config = os.path.join(spec, "config.yaml")
-    if os.path.isfile(config):  # of a run folder
+    if os.path.isfile(config):  # `spec` is a run folder
         plugins.check_config(read_yaml(Path(config)), spec)
     genotype = read_genotype(spec)
     if spec not in CELLS:
@@ -242,7 +244,7 @@ def load_genotype(spec: str) -> Genotype:
 
 
 def _check_operations(genotype: Genotype, name: str) -> None:
-    from operations import OPERATIONS  # needs torch
+    from operations import OPERATIONS  # imports torch
 
     for kind in genotype.kinds:
         for position, entry in enumerate(getattr(genotype, kind)):
@@ -251,19 +253,19 @@ def _check_operations(genotype: Genotype, name: str) -> None:
                 raise ValueError(
                     f"{name}: {kind}, edge {position} {_short(entry)}: unknown operation {_short(entry[0])}"
                     + (f"; did you mean {near[0]}?" if near else ".")
-                    + " An operation of your own needs --plugin FILE.py"
+                    + " Load your own operations with --plugin FILE.py"
                 )
 
 
 def read_genotype(spec: str) -> Genotype:
-    """The genotype that `spec` gives, whose operations may be unknown, for reports and drawings.
+    """Read a genotype for reports and drawings. Its operations may be unknown.
 
     Args:
         spec: The name of a cell, a file with a genotype, FILE:NAME for one of several in a file, a run folder with a
-            genotype.json, or the text of a genotype itself.
+            genotype.json, or the text of a genotype.
 
     Raises:
-        ValueError: There is no such genotype, or it is wrong.
+        ValueError: There is no such genotype, or it is invalid.
         OSError: The file cannot be read.
     """
     cells = named_cells()
@@ -278,35 +280,35 @@ def read_genotype(spec: str) -> Genotype:
 
 
 def _is_text(spec: str) -> bool:
-    """True for the text of a genotype, rather than a name or a path."""
+    """True if `spec` is the text of a genotype, and not a name or a path."""
     return re.match(r"[\ufeff\s]*\{", spec) is not None or "Genotype(" in spec
 
 
 def cell_label(spec: str) -> str:
-    """The name of a cell in messages: `spec`, or "genotype" for a text."""
+    """The name of a cell in messages: `spec`, or "genotype" if `spec` is the text of a genotype."""
     return "genotype" if _is_text(spec) else spec
 
 
 def short_name(spec: str) -> str:
-    """The name of the cell that `spec` gives, for a new folder."""
+    """A short name of the cell that `spec` gives, for naming a folder."""
     path, name = _split(cell_label(spec))
     return name or Path(path).stem
 
 
 def _split(spec: str) -> tuple[str, str]:
-    """The two parts of FILE:NAME; the name is "" for another path."""
+    """Split FILE:NAME into its two parts. The name is "" for any other path."""
     path, _, name = spec.rpartition(":")
     return (path, name) if os.path.isfile(path) and not os.path.exists(spec) else (spec, "")
 
 
 def _find_file(spec: str) -> tuple[str, str]:
-    """The file of FILE, FILE:NAME or a run folder, and the name in it."""
+    """Return the file that FILE, FILE:NAME or a run folder gives, and the name of the cell in it."""
     path, name = _split(spec)
     if os.path.isdir(path):
         path = os.path.join(path, "genotype.json")
         if not os.path.exists(path):
             hint = seeds_hint(Path(spec))
-            raise ValueError(f"{spec}: a folder without genotype.json; expected a finished run{hint}")
+            raise ValueError(f"{spec} has no genotype.json; expected the folder of a finished run{hint}")
     if not os.path.exists(path):
         similar = ", ".join(difflib.get_close_matches(spec, named_cells(), n=3)) or "DARTS_V2"
         raise ValueError(
@@ -320,12 +322,12 @@ def _load_published() -> dict[str, Genotype]:
     return {name: make_genotype({part: cell[part] for part in Genotype._fields}) for name, cell in cells.items()}
 
 
-#: The published cells by name. The file also has the source of each, and where known its space and data set.
+#: The published cells by name. The file also has their sources and, if known, their spaces and data sets.
 CELLS = _load_published()
 
 
 def named_cells() -> dict[str, Genotype]:
-    """The cells by name: the published ones, those of this file and those of plugins.
+    """All cells by name: the published ones, those in this file and those in plugins.
 
     Raises:
         ValueError: Two different cells have one name.
@@ -334,7 +336,7 @@ def named_cells() -> dict[str, Genotype]:
     for namespace in (globals(), *(vars(plugin.module) for plugin in plugins.LOADED)):
         for name, cell in namespace.items():
             if isinstance(cell, Genotype) and cells.setdefault(name, cell) != cell:
-                raise ValueError(f"cell {name!r} of {namespace.get('__file__')}: this name is taken")
+                raise ValueError(f"cell {name!r} of {namespace.get('__file__')}: this name is taken; choose another")
     return cells
 
 

@@ -57,19 +57,19 @@ class Cell(nn.Module):
                     output = drop_path(output, drop_path_prob)
                 terms.append(output)
             total = functools.reduce(torch.add, terms)
-            # FairDARTS's network drops the sum of a node, not its terms.
+            # FairDARTS's network applies drop path to the sum of a node, not to its terms.
             states[target] = drop_path(total, drop_path_prob) if dropping and self.drop_sums else total
         return concatenate([states[node] for node in self.concat])
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier on an inner layer, for training only (DARTS's code).
+    """An auxiliary classifier on an inner layer, which is used only in training (DARTS's code).
 
     Args:
-        channels: of the layer it stands on.
-        classes: number of classes.
-        pool_stride: of its average pooling: 3 on CIFAR, 2 on ImageNet.
-        second_bn: batch norm after the 2x2 convolution; none on ImageNet, as in the original.
+        channels: The number of channels of that layer.
+        classes: The number of classes.
+        pool_stride: The stride of the average pooling: 3 on CIFAR, 2 on ImageNet.
+        second_bn: Add a batch norm after the 2x2 convolution. DARTS's head for ImageNet has none.
     """
 
     def __init__(self, channels: int, classes: int, pool_stride: int, second_bn: bool) -> None:
@@ -92,7 +92,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class _Network(nn.Module):
-    """The cells, the classifier and the auxiliary head; the two networks below differ in their stems."""
+    """The cells, the classifier and the auxiliary head of the two networks below, which add different stems."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class _Network(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor, drop_path_prob: float = 0.0) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, classes), and the auxiliary head's in training where there is one, else None."""
+        """Compute the logits (B, classes) and, in training, those of the auxiliary head if there is one, else None."""
         auxiliary_logits = None
         s0, s1 = self.stems(images)
         for layer, cell in enumerate(self.cells):
@@ -137,9 +137,9 @@ class _Network(nn.Module):
 
 
 def smallest_image(layers: int, imagenet: bool = False) -> int:
-    """The least height and width of images, in pixels, with which the auxiliary head has a layer it can stand on."""
+    """The smallest height and width of images, in pixels, for which the auxiliary head works."""
     halvings = cell_kinds(layers)[: 2 * layers // 3 + 1].count("reduce") + (3 if imagenet else 0)
-    layer = 5 + (2 if imagenet else 3)  # two positions of its 5x5 pooling, for the 2x2 convolution
+    layer = 5 + (2 if imagenet else 3)  # two positions of its 5x5 pooling, which the 2x2 convolution needs
     return (layer - 1) * 2**halvings + 1
 
 
@@ -147,12 +147,12 @@ class NetworkCIFAR(_Network):
     """The network for small images: a 3x3 stem at full resolution.
 
     Args:
-        genotype: its cells.
+        genotype: The cells.
         init_channels: C of the first cells (36 in the papers).
-        layers: number of cells (20 in the papers).
-        classes: number of classes.
-        auxiliary: with the auxiliary head; it needs images of 29 pixels or more.
-        in_channels: channels of the images.
+        layers: The number of cells (20 in the papers).
+        classes: The number of classes.
+        auxiliary: Add the auxiliary head, which needs images of 29 pixels or more.
+        in_channels: The number of channels of the images.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class NetworkCIFAR(_Network):
 
 
 class NetworkImageNet(_Network):
-    """The network for 224x224 images: three stride-2 convolutions, then cells from 28x28 on (C = 48, 14 cells)."""
+    """The network for 224x224 images: three stride-2 convolutions, then 14 cells (C = 48) from 28x28 pixels on."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ class NetworkImageNet(_Network):
 
 
 class Logits(nn.Module):
-    """A network whose only output is its logits (B, classes), as for use outside of training."""
+    """A wrapper that returns only the logits (B, classes) of a network, for use outside training."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -218,12 +218,13 @@ class Logits(nn.Module):
 
 
 def size(network: nn.Module, in_channels: int = 3, image_size: int = 32) -> dict[str, int]:
-    """Parameters, and multiply-adds of the convolutions and linear layers for one image, as the field counts them.
+    """Count parameters, and multiply-adds of convolutions and linear layers for one image, as papers do.
 
-    The auxiliary head's parameters count where the network has it; its multiply-adds do not: a test pass leaves it out.
+    The parameters include those of the auxiliary head if there is one. Its multiply-adds do not count, because it does
+    not run in evaluation.
 
     Args:
-        network: built on the meta device, so that nothing is computed or stored.
+        network: A network on the meta device, so that nothing is computed or stored.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.empty(1, in_channels, image_size, image_size, device="meta"))
@@ -234,15 +235,15 @@ def size(network: nn.Module, in_channels: int = 3, image_size: int = 32) -> dict
 
 
 def create_network(name: str, imagenet: bool = False, **sizes: Any) -> Logits:
-    """The network of a cell at the papers' sizes. Its weights are random, not pretrained.
+    """Create the network of a cell, by default at the papers' sizes. Its weights are random, not pretrained.
 
     Args:
         name: A cell in genotypes.py, a genotype file, or the run folder of a search.
-        imagenet: The network for 224x224 images, in place of the one for small images.
+        imagenet: Create the network for 224x224 images instead of the one for small images.
         sizes: Arguments of `NetworkCIFAR` or `NetworkImageNet`, such as init_channels, layers, classes, in_channels.
 
     Returns:
-        The network, in training mode, from images (B, in_channels, H, W) to logits (B, classes).
+        The network in training mode. It maps images (B, in_channels, H, W) to logits (B, classes).
 
     Raises:
         ValueError: There is no such cell.
@@ -257,8 +258,8 @@ def _of_checkpoint(network: type[NetworkCIFAR] | type[NetworkImageNet], about: d
     return network(make_genotype(about["genotype"]), *sizes, in_channels=channels)
 
 
-#: Makers of networks by name: from the hyperparameters of a checkpoint to its network, without the auxiliary head.
-#: nasbench201/networks.py adds its own.
+#: Functions by name that make the network of a checkpoint, without auxiliary head, from its hyperparameters.
+#: nasbench201/networks.py adds another.
 NETWORKS: Registry[Callable[[dict[str, Any]], nn.Module]] = Registry(
     "network",
     {
@@ -270,16 +271,16 @@ NETWORKS: Registry[Callable[[dict[str, Any]], nn.Module]] = Registry(
 
 
 def restore_network(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a retraining with its weights, in evaluation mode and without the auxiliary head.
+    """Restore the network of a retraining with its weights, in evaluation mode and without the auxiliary head.
 
     Args:
-        path: The run folder, of which the last intact checkpoint is read, or a checkpoint file.
+        path: A checkpoint file, or a run folder, of which the last intact checkpoint is read.
 
     Returns:
         The network, and the content of its checkpoint.
 
     Raises:
-        ValueError: There is no checkpoint, it is corrupt or not one of a retraining, or a plugin of it is not loaded.
+        ValueError: There is no checkpoint, it is corrupt or not from a retraining, or a plugin of it is not loaded.
         OSError: The file cannot be read.
     """
     checkpoint = open_retraining(Path(path))
@@ -287,15 +288,15 @@ def restore_network(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     check_plugins(about.get("plugins", []), path)
     kind = about["network"]
     if kind == "nasbench201":
-        importlib.import_module("nasbench201.networks")  # by name: imports point down, and that folder is above
+        importlib.import_module("nasbench201.networks")  # by name: the root never imports that folder
     network = NETWORKS.find(kind)(about)
     state = {name.removeprefix("network."): value for name, value in checkpoint["state_dict"].items()}
     state = {name: value for name, value in state.items() if not name.startswith("auxiliary_head.")}
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{path}: the weights are not those of the network that it describes") from error
-    # Channels last, torch's exporter to ONNX mistranslates the pooling of lib/kernels.py.
+        raise ValueError(f"{path}: the weights do not fit the network that the checkpoint describes") from error
+    # In channels last, torch's ONNX exporter translates the pooling of lib/kernels.py wrongly.
     return network.to(memory_format=torch.contiguous_format).eval(), checkpoint
 
 
@@ -303,9 +304,9 @@ class LoadedNetwork(NamedTuple):
     """A trained network, ready for use.
 
     Attributes:
-        network: From normalized images (B, channels, H, W) to logits (B, classes), in evaluation mode.
-        classes: Names of the classes.
-        transform: From a PIL image to a normalized tensor (channels, H, W), as the test images are treated.
+        network: The network in evaluation mode. It maps normalized images (B, channels, H, W) to logits (B, classes).
+        classes: The names of the classes.
+        transform: The preprocessing of test images. It maps a PIL image to a normalized tensor (channels, H, W).
     """
 
     network: Logits
@@ -317,11 +318,11 @@ def load_network(path: str | Path, plugins: Sequence[str | Path] = ()) -> Loaded
     """Load a network of train/train.py, nasbench201/train.py or imagenet/train.py, in float32 on the CPU.
 
     Args:
-        path: The run folder, of which the last intact checkpoint is read, or a checkpoint file.
-        plugins: The plugins of the run, which are run.
+        path: A checkpoint file, or a run folder, of which the last intact checkpoint is read.
+        plugins: The plugins of the run. Their code is executed.
 
     Raises:
-        ValueError: There is no checkpoint, it is corrupt or not one of a retraining, or a plugin is missing.
+        ValueError: There is no checkpoint, it is corrupt or not from a retraining, or a plugin is missing.
         OSError: The file cannot be read.
     """
     from lib.preprocessing import Preprocessing  # torchvision takes seconds to import

@@ -1,11 +1,11 @@
 """The weight-sharing supernet of DARTS cells (DARTS, ICLR 2019, sections 2.1 and 2.2).
 
 The supernet is a plain function of its mixing weights: `logits = supernet(images, weights)`, with one
-(edges, operations) tensor for each layer. Softmax, sigmoid, masks and perturbations stay outside, and so does every
-derivative with respect to the mixing weights.
+(edges, operations) tensor for each layer. Softmax, sigmoid, masks, perturbations and all derivatives with respect to
+the mixing weights are computed outside the supernet.
 
-`MixedOp` and `MixedEdges` show what a cell computes. A supernet uses `fast_edges.FastEdges` in place of `MixedEdges` by
-default, which computes the same faster.
+`MixedOp` and `MixedEdges` define what a cell computes. By default a supernet uses `fast_edges.FastEdges` instead of
+`MixedEdges`. It computes the same faster.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ class MixedOp(nn.Module):
     With an auxiliary skip connection it is sum_k p_k op_k(x) + beta * aux(x) (DARTS-, equation 5).
 
     Args:
-        candidates: The names of the operations. Further places of p, of edges with more operations, are not read.
-        pool_norm: Put a batch norm behind each pooling, as DARTS does; NAS-Bench-201 does not.
+        candidates: The names of the operations. If other edges have more operations, further places of p are ignored.
+        pool_norm: Add a batch norm after pooling, as in DARTS. NAS-Bench-201 has none.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class MixedEdges(nn.Module):
         drop_path_prob: float | Tensor = 0.0,
         skip_beta: float | Tensor = 0.0,
     ) -> list[Tensor]:
-        """All states of the cell, (B, C, H, W) each: the inputs, and the nodes. `weights` is (edges, operations)."""
+        """Compute all states of the cell, (B, C, H, W) each: inputs, then nodes. `weights` is (edges, operations)."""
         states = dict(enumerate(inputs))
         for (source, target), mixed_op, p in zip(self.edges, self.mixed_ops, weights, strict=True):
             y = mixed_op(states[source], p, drop_path_prob, skip_beta)
@@ -129,12 +129,12 @@ class Cell(nn.Module):
 
 
 class AnySupernet(nn.Module):
-    """A supernet of any space, as a search uses it.
+    """The interface of a supernet of any space, as a search uses it.
 
     Attributes:
         kinds: The kind of cell of each layer, in the order of the mixing weights.
         alpha_shapes: (edges, operations) of the alpha of each kind of cell.
-        classifier: The last layer; all weights have its type.
+        classifier: The last layer. All weights have its dtype.
     """
 
     kinds: list[str]
@@ -149,7 +149,7 @@ class Supernet(AnySupernet):
         init_channels: C of the first cells; each reduction cell doubles it.
         layers: The number of cells.
         auxiliary_skip: "skip" or "conv1" for DARTS-'s auxiliary skip connection on every edge, or "none".
-        edges_class: FastEdges, or MixedEdges for one module for each operation of each edge.
+        edges_class: FastEdges, or MixedEdges, which has a module for each operation of each edge.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Supernet(AnySupernet):
         drop_path_prob: float | Tensor = 0.0,
         skip_beta: float | Tensor = 0.0,
     ) -> Tensor:
-        """Logits (B, classes).
+        """Compute the logits (B, classes).
 
         Args:
             images: (B, channels, H, W).

@@ -1,9 +1,10 @@
 """The candidate operations of the search spaces.
 
-DARTS (Liu et al., ICLR 2019) section 3; `noise` from RobustDARTS (Zela et al., ICLR 2020) section 3; `nor_conv_*` from
-NAS-Bench-201 (Dong and Yang, ICLR 2020) section 2.1.
-Every operation maps (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)). To add one, write its class and an
-entry of OPERATIONS, here or in a plugin: `OPERATIONS["mine"] = Mine`. docs/extending.md has an example.
+They come from DARTS (Liu et al., ICLR 2019, section 3), RobustDARTS (`noise`; Zela et al., ICLR 2020, section 3) and
+NAS-Bench-201 (`nor_conv_*`; Dong and Yang, ICLR 2020, section 2.1).
+
+Every operation maps (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)). To add an operation, write its class
+and add it to OPERATIONS, here or in a plugin: `OPERATIONS["mine"] = Mine`. docs/extending.md has an example.
 """
 
 from collections.abc import Callable
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from lib.kernels import AveragePool, BatchNorm2d, DepthwiseConv2d
 from lib.registry import Registry, check_arguments
 
-#: (channels, stride, affine) -> an operation; `affine` gives its batch norms a scale and a shift
+#: (channels, stride, affine) -> an operation; if `affine`, its batch norms have a scale and a shift
 MakeOperation = Callable[[int, int, bool], nn.Module]
-#: DARTS's supernets put a batch norm behind these and their subclasses.
+#: DARTS's supernets add a batch norm after these classes and their subclasses.
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, AveragePool)
 
 
@@ -53,7 +54,7 @@ class DilConv(nn.Sequential):
 
 
 class SepConv(nn.Sequential):
-    """Separable convolution, applied twice; the stride is in the first."""
+    """Separable convolution, applied twice. Only the first has the stride."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, affine: bool) -> None:
         layers: list[nn.Module] = []
@@ -80,7 +81,7 @@ class Conv7x1(nn.Sequential):
 
 
 class FactorizedReduce(nn.Module):
-    """Halve the resolution: two stride-2 1x1 convolutions, the second on the input shifted by a pixel, concatenated."""
+    """Halve the resolution: concatenate two stride-2 1x1 convolutions, one of them of the input shifted by a pixel."""
 
     def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
         super().__init__()
@@ -94,10 +95,10 @@ class FactorizedReduce(nn.Module):
 
 
 def every_second_pixel(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The pixels of even rows and columns and those of odd ones, (B, C, ceil(H / 2), ceil(W / 2)) each.
+    """Return the pixels of even rows and columns, and those of odd ones, (B, C, ceil(H / 2), ceil(W / 2)) each.
 
-    An odd size is padded with zeros. The pixels are taken here and not by a convolution of stride 2: oneDNN's strided
-    1x1 convolution writes past its workspace in the backward pass, with fewer than 16 channels, channels last
+    An odd height or width is padded with zeros. This replaces the stride of 1x1 convolutions: with fewer than 16
+    channels in channels last, oneDNN's strided 1x1 convolution writes past its workspace in the backward pass
     (oneDNN issue 6035, torch 2.14).
     """
     padding = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
@@ -117,7 +118,7 @@ class Zero(nn.Module):
 
 
 class Noise(nn.Module):
-    """Standard normal noise in the shape of the output, whatever the input (space S4 of RobustDARTS)."""
+    """`noise`: standard normal noise of the output's shape, independent of the input (space S4 of RobustDARTS)."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -128,7 +129,7 @@ class Noise(nn.Module):
 
 
 def make_skip(channels: int, stride: int, affine: bool) -> nn.Module:
-    """`skip_connect`: the identity, or at stride 2 a factorized reduction."""
+    """Make `skip_connect`: the identity, or a factorized reduction at stride 2."""
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
 
 
@@ -136,20 +137,20 @@ def check_operation(make: MakeOperation) -> None:
     """Build an operation with stride 1 and 2, and apply it.
 
     Raises:
-        ValueError: It takes other arguments, is not a module, or changes the shape or its input.
+        ValueError: It takes other arguments, is not a module, returns a wrong shape, or changes its input.
     """
     check_arguments(make, "channels", "stride", "affine")
-    channels = 16  # of the smallest networks of the papers
+    channels = 16  # as in the smallest networks of the papers
     for stride, size in ((1, 8), (2, 8), (2, 7)):
         x = torch.linspace(-1, 1, 2 * channels * size * size).view(2, channels, size, size)
         before, version = x.clone(), x._version
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             operation = make(channels, stride, False)
             if not isinstance(operation, nn.Module):
-                raise ValueError(f"it makes a {type(operation).__name__}, expected a torch.nn.Module")
+                raise ValueError(f"it returns a {type(operation).__name__}, expected a torch.nn.Module")
             y = operation(x)
         if x._version != version or not torch.equal(x, before):
-            raise ValueError("it changes its input in place, which other operations read")
+            raise ValueError("it changes its input in place, but other operations read the same input")
         expected = (2, channels, -(-size // stride), -(-size // stride))
         if tuple(y.shape) != expected:
             given = tuple(x.shape)
@@ -158,9 +159,9 @@ def check_operation(make: MakeOperation) -> None:
 
 @dataclass(frozen=True)
 class Sized:
-    """Makes operations of a class with a kernel size.
+    """A function that makes operations of a class with a kernel size.
 
-    fast_edges.py computes the edges of `Sized` operations of some classes together.
+    fast_edges.py reads both to compute the edges of some classes together.
     """
 
     operation: Callable[[int, int, int, bool], nn.Module]
@@ -171,17 +172,17 @@ class Sized:
 
 
 def make_none(channels: int, stride: int, affine: bool) -> nn.Module:
-    """`none`."""
+    """Make `none`."""
     return Zero(stride)
 
 
 def make_average_pool(channels: int, stride: int, affine: bool) -> nn.Module:
-    """`avg_pool_3x3`."""
+    """Make `avg_pool_3x3`."""
     return AveragePool(stride)
 
 
 def make_max_pool(channels: int, stride: int, affine: bool) -> nn.Module:
-    """`max_pool_3x3`."""
+    """Make `max_pool_3x3`."""
     return nn.MaxPool2d(3, stride, padding=1)
 
 
@@ -207,26 +208,27 @@ OPERATIONS: Registry[MakeOperation] = Registry(
 
 
 def drops(probability: float | Tensor) -> bool:
-    """True if drop path acts. A scalar tensor counts as positive: reading it would wait for the device."""
+    """True if drop path may drop anything. A scalar tensor counts as positive: reading it would wait for the device."""
     return isinstance(probability, Tensor) or probability > 0
 
 
 def drop_path(x: Tensor, probability: float | Tensor, edges: int = 1) -> Tensor:
-    """Zero whole images' contributions with `probability` and scale the rest by 1 / (1 - probability).
+    """Set each image's features to zero with `probability`, and scale the others by 1 / (1 - probability).
 
-    FractalNet (Larsson et al., ICLR 2017), per image as in DARTS. x: (B, edges * C, H, W), each edge its own draw.
+    Drop path is from FractalNet (Larsson et al., ICLR 2017). The draws are independent for each image, as in DARTS, and
+    for each edge of x: (B, edges * C, H, W).
     """
     keep = 1.0 - probability
-    # A number and a scalar tensor draw the same mask, which bernoulli_ does not do.
+    # Unlike bernoulli_, this draws the same mask for a number and for a scalar tensor.
     mask = (torch.rand(x.shape[0], edges, 1, 1, device=x.device) < keep).to(x.dtype) / keep
     return x * mask.repeat_interleave(x.shape[1] // edges, dim=1)
 
 
 def make_candidate(name: str, channels: int, stride: int, pool_norm: bool) -> nn.Module:
-    """A candidate operation of a supernet, whose batch norms have no scale and shift of their own (DARTS's code).
+    """Make a candidate operation of a supernet. Its batch norms have no scale and shift (DARTS's code).
 
     Args:
-        pool_norm: Put a batch norm behind pooling.
+        pool_norm: Add a batch norm after pooling.
     """
     operation = OPERATIONS.find(name)(channels, stride, False)
     if pool_norm and isinstance(operation, POOLING):
@@ -235,11 +237,11 @@ def make_candidate(name: str, channels: int, stride: int, pool_norm: bool) -> nn
 
 
 def make_auxiliary(kind: str, channels: int, stride: int) -> nn.Module | None:
-    """DARTS-'s auxiliary skip connection (ICLR 2021, section 3.2).
+    """Make DARTS-'s auxiliary skip connection (ICLR 2021, section 3.2).
 
     Args:
-        kind: "skip" for an identity, "conv1" for a 1x1 convolution that starts as one, or "none". At stride 2 both are
-            a factorized reduction.
+        kind: "skip" for an identity, "conv1" for a 1x1 convolution that is initialized as an identity, or "none". At
+            stride 2, "skip" and "conv1" are a factorized reduction.
     """
     if kind == "none":
         return None

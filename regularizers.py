@@ -1,7 +1,7 @@
-"""The regularizer of the weights, which aligns the layers (Λ-DARTS, ICLR 2023, section 4), and those of alpha.
+"""The regularizers of the weights, such as layer alignment (Λ-DARTS, ICLR 2023, section 4), and those of alpha.
 
 Each layer l has an architecture gradient g_l = dL/dp_l, the gradient of the training loss in its mixing weights. The
-layer alignment is the mean cosine of two layers:
+layer alignment is the mean cosine over pairs of layers:
 
     Lambda = 1 / (n (n - 1)) * sum_{i != j} <g_i, g_j> / (|g_i| |g_j|)
 
@@ -9,14 +9,14 @@ The weights descend L - lambda_t * Lambda. With u_l = dLambda / dg_l held fixed,
 
     grad_w Lambda = grad_w sum_l <u_l, g_l> = sum_l d2L / (dw dp_l) u_l,
 
-which is either a central difference of grad_w L along u in p, or exact by a second backward pass:
+which is computed exactly by a second backward pass, or by a central difference of grad_w L along u in p:
 
     grad_w Lambda ~ [grad_w L(w, p + eps u) - grad_w L(w, p - eps u)] / (2 eps),  eps = epsilon_0 / |u|.
 
-To add a regularizer of the weights, write a function of g_1, ..., g_n that returns the scalar which the weights are to
-increase, and name it in REGULARIZERS. To add a regularizer of alpha, write a function of alpha and of the mixing
-weights p of all kinds of cells that returns the scalar which alpha is to decrease, and name it in ALPHA_REGULARIZERS.
-Either can be in a plugin; docs/extending.md has examples.
+To add a regularizer of the weights, write a function of g_1, ..., g_n that returns a scalar, which the weights then
+increase, and add it to REGULARIZERS. To add a regularizer of alpha, write a function of alpha and p that returns a
+scalar, which alpha then decreases, and add it to ALPHA_REGULARIZERS. Both can be in a plugin; docs/extending.md has
+examples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ from lib.registry import Registry, check_arguments
 
 
 def _corr(gradients: Tensors) -> Tensor:
-    """Lambda, by sums over layers instead of pairs of layers."""
+    """Compute Lambda by sums over layers instead of pairs of layers."""
     g = torch.stack([gradient.flatten() for gradient in gradients])  # (L, edges * operations)
     norms = torch.linalg.vector_norm(g, dim=1, keepdim=True)
     # A layer with a zero gradient adds 0 to the value and to the derivative.
@@ -60,7 +60,7 @@ REGULARIZERS: Registry[Callable[[Tensors], Tensor]] = Registry(
 
 
 def check_scalar(value: object, flag: str) -> Tensor:
-    """The value of a regularizer.
+    """Return the value of a regularizer if it is a scalar tensor.
 
     Raises:
         InputError: It is not a scalar tensor.
@@ -82,7 +82,7 @@ def _aligned_layers(objective: Objective) -> list[int]:
 
 
 def layer_alignment(gradients: Tensors, regularizer: str = "corr") -> Tensor:
-    """The layer alignment Lambda, or another entry of REGULARIZERS.
+    """Compute the layer alignment Lambda, or another entry of REGULARIZERS.
 
     Args:
         gradients: The gradient of each layer, (edges, operations); two layers or more.
@@ -102,7 +102,7 @@ def layer_alignment(gradients: Tensors, regularizer: str = "corr") -> Tensor:
 
 
 def layer_alignment_derivative(gradients: Tensors, regularizer: str = "corr") -> list[Tensor]:
-    """u_l = dLambda / dg_l for each layer, (edges, operations) each, without a graph."""
+    """Compute u_l = dLambda / dg_l for each layer, (edges, operations) each, without a graph."""
     with torch.enable_grad():
         g = leaves(gradients)
         value = layer_alignment(g, regularizer)
@@ -122,7 +122,7 @@ class WeightGradient(NamedTuple):
 
 
 def weight_gradient(objective: Objective, weights: Tensors, batch: Batch, layers: bool = False) -> WeightGradient:
-    """grad_w L. With `layers` also the g_l of the aligned layers, at no extra cost."""
+    """Compute grad_w L and, with `layers`, also the g_l of the aligned layers at no extra cost."""
     wanted = _aligned_layers(objective) if layers else []
     return WeightGradient(*objective.gradients(weights, batch, wanted), [])
 
@@ -135,12 +135,12 @@ def regularized_gradient(
     derivatives: Derivatives = "difference",
     epsilon_0: float = 1e-4,
 ) -> WeightGradient:
-    """grad_w L and grad_w Lambda on one batch (Λ-DARTS, section 4).
+    """Compute grad_w L and grad_w Lambda on one batch (Λ-DARTS, section 4).
 
     Args:
         weights: The mixing weights of each layer.
         regularizer: A name in REGULARIZERS, or "noise": a random vector with the norm of the gradient of "corr".
-        epsilon_0: The length of eps * u, over all layers together.
+        epsilon_0: The norm of eps * u over all layers together.
     """
     if regularizer == "noise":
         result = regularized_gradient(objective, weights, batch, "corr", derivatives, epsilon_0)
@@ -155,7 +155,7 @@ def regularized_gradient(
 def _by_differences(
     objective: Objective, weights: Tensors, batch: Batch, regularizer: str, epsilon_0: float
 ) -> WeightGradient:
-    """Three passes: at p for g_l and u_l, then at p + eps u and p - eps u."""
+    """Compute the gradients in three passes: at p for g_l and u_l, then at p + eps u and p - eps u."""
     result = weight_gradient(objective, weights, batch, layers=True)
     aligned = _aligned_layers(objective)
 
@@ -170,7 +170,7 @@ def _by_differences(
 
 
 def _exactly(objective: Objective, weights: Tensors, batch: Batch, regularizer: str) -> WeightGradient:
-    """One pass, differentiated twice."""
+    """Compute the gradients by differentiating one pass twice."""
     parameters, weights = objective.parameters, leaves(weights)
     loss, logits = objective(weights, batch, create_graph=True)
     aligned = [weights[layer] for layer in _aligned_layers(objective)]

@@ -5,10 +5,10 @@ from setuptools.command.bdist_wheel import bdist_wheel
 
 
 class NoWheel(bdist_wheel):  # type: ignore[misc]  # setuptools comes without types
-    """A wheel would copy the cells, spaces and settings that users edit, under top-level names like `utils`."""
+    """An error: a wheel would copy the cells, spaces and settings that users edit to top-level names like `utils`."""
 
     def run(self) -> None:
-        raise SystemExit("error: lambda-darts is used in its checkout; install it with: pip install -e .")
+        raise SystemExit("error: lambda-darts runs only in its checkout; install it with: pip install -e .")
 
 
 setup(cmdclass={"bdist_wheel": NoWheel})

@@ -1,8 +1,8 @@
 """Perturbed mixing weights for the step of the network weights (SmoothDARTS, Chen and Hsieh, ICML 2020).
 
-The weights descend L_train(w, p + delta) with |delta| <= epsilon in each mixing weight, so that the supernet stays good
-around p. p + delta is then clipped to [0, 1] and divided by its sum on each edge. The step of alpha sees p itself. All
-cells of a kind share delta. To add a perturbation, write a function and an entry of SMOOTHING, here or in a plugin.
+The weights descend L_train(w, p + delta) with |delta| <= epsilon in each mixing weight, so that the supernet is good
+near p, too. p + delta is then clipped to [0, 1] and divided by its sum on each edge. The step of alpha uses p itself.
+All cells of a kind share delta. To add a perturbation, write a function and add it to SMOOTHING, here or in a plugin.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ from lib.registry import Registry, check_arguments
 
 #: the mixing weights of each kind of cell, (edges, operations) each
 Mixing = Mapping[str, Tensor]
-#: (p, epsilon, gradient, project) -> the perturbed p. gradient(p) is the training loss's gradient in p on the batch of
-#: the step; project(q) makes mixing weights of q, see `Architecture.project`.
+#: (p, epsilon, gradient, project) -> the perturbed p. gradient(p) is the gradient of the training loss in p on the
+#: batch of the step; project(q) turns q into mixing weights (`Architecture.project`).
 Smoothing = Callable[[Mixing, float, Callable[[Mixing], Mixing], Callable[[Mixing], Mixing]], Mixing]
 
-#: ascent steps of the adversary
+#: number of ascent steps of `adversarial`
 STEPS = 7
 
 
@@ -32,9 +32,9 @@ def random(
 def adversarial(
     p: Mixing, epsilon: float, gradient: Callable[[Mixing], Mixing], project: Callable[[Mixing], Mixing]
 ) -> Mixing:
-    """SDARTS-ADV: the largest training loss in the ball, by projected ascent on the gradient's sign.
+    """SDARTS-ADV: maximize the training loss in the ball by projected ascent along the sign of the gradient.
 
-    The supernet is in training mode, as a supernet keeps no running statistics; the released attack evaluates it.
+    The supernet is in training mode, because it keeps no running statistics. The released code uses evaluation mode.
     """
     q = random(p, epsilon, gradient, project)
     for _ in range(STEPS):

@@ -1,10 +1,11 @@
 """Search spaces: the edges of their cells, and the candidate operations on each.
 
-S1 to S4 are RobustDARTS's (Zela et al., ICLR 2020, section 3), `darts` is that of DARTS (Liu et al., ICLR 2019, section
-3.1), and S5 is the same without `none`. To add a space, add an entry to SPACES, here or in a plugin.
+S1 to S4 are the spaces of RobustDARTS (Zela et al., ICLR 2020, section 3). `darts` is the space of DARTS (Liu et al.,
+ICLR 2019, section 3.1), and S5 is `darts` without `none`. To add a space, add an entry to SPACES, here or in a plugin.
 
-A cell of these has two inputs (states 0 and 1) and four intermediate nodes (states 2 to 5). The edges into a node come
-from all states before it, so edge 0 is (0 -> 2), edge 1 is (1 -> 2), edge 2 is (0 -> 3), ... , edge 13 is (4 -> 5).
+In these spaces a cell has two inputs (states 0 and 1) and four intermediate nodes (states 2 to 5). The edges into a
+node come from all states before it: edge 0 is (0 -> 2), edge 1 is (1 -> 2), edge 2 is (0 -> 3), ..., edge 13 is
+(4 -> 5).
 A cell of NAS-Bench-201 (Dong and Yang, ICLR 2020) has one input (state 0) and three nodes; the last is its output.
 
 Nothing here imports torch.
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from lib.registry import EntryError, Registry, check_instance
 
 Candidates = tuple[tuple[str, ...], ...]
-#: the kinds of cells of a space -> the number of a cell's inputs
+#: the kinds of cells of a space -> the number of inputs of a cell
 INPUTS = {("normal", "reduce"): 2, ("cell",): 1}
 
 
@@ -29,15 +30,15 @@ class Space:
     """The cells of a search space.
 
     Attributes:
-        cells: The candidate operations of every edge: of "normal" and "reduce" cells, or of the "cell" of
-            NAS-Bench-201. Edges may differ in the number of their candidates.
-        edges: (source state, target state) of every edge, in the order of the rows of alpha: by target, and every
-            source has a smaller number than its target. States are numbered from the cell's inputs on.
-        keep: The number of edges into each node that a derived cell keeps, none of them `none`. A node with fewer keeps
-            all. None, for NAS-Bench-201, keeps every edge, and `none` is a candidate like any other.
+        cells: The candidate operations of every edge, for "normal" and "reduce" cells or for the "cell" of
+            NAS-Bench-201. Edges may have different numbers of candidates.
+        edges: (source state, target state) of every edge, in the order of the rows of alpha. They are sorted by target,
+            and a source has a smaller number than its target. The cell's inputs are the first states.
+        keep: The number of edges into each node that a derived cell keeps. They are never `none`. A node with fewer
+            edges keeps them all. If None (NAS-Bench-201), all edges are kept, and `none` can be chosen.
 
     Raises:
-        EntryError: The cells do not have this form; the message says where.
+        EntryError: The space is invalid; the message says where.
     """
 
     cells: Mapping[str, Candidates]
@@ -66,12 +67,12 @@ class Space:
         if len(set(edges)) < len(edges) or targets != sorted(targets):
             yield f"edges {self.edges}; expected each edge once, in the order of their targets"
         if sorted(set(targets)) != [*range(inputs or 0, max(targets) + 1)]:
-            yield f"nodes {sorted(set(targets))}; expected {inputs} and its successors, after the inputs of the cell"
+            yield f"nodes {sorted(set(targets))}; expected consecutive numbers from {inputs} on, after the inputs"
         if not (type(self.keep) is int and self.keep >= 1) and (self.keep is not None or inputs == 2):
             yield f"keep {self.keep!r}; expected a whole number of 1 or more"
         for kind, candidates in self.cells.items():
             if len(candidates) != len(edges):
-                yield f"{kind}: candidates of {len(candidates)} edges; expected {len(edges)}, one tuple for each"
+                yield f"{kind}: candidates for {len(candidates)} edges; expected {len(edges)}, one tuple for each edge"
             for edge, names in zip(edges, candidates, strict=False):
                 where = f"{kind}, edge {edge[0]} -> {edge[1]}: candidates {names!r}"
                 if not _is_list(names, str) or not names or len(set(names)) < len(names):
@@ -97,7 +98,7 @@ class Space:
 
     @property
     def alpha_shapes(self) -> dict[str, tuple[int, int]]:
-        """(edges, operations) of the alpha of each kind of cell, with a place for each of the most candidates."""
+        """The shape of alpha for each kind of cell: (edges, largest number of candidates of an edge)."""
         return {kind: (len(counts), max(counts)) for kind, counts in self.counts.items()}
 
     @property

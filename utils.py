@@ -17,7 +17,7 @@ class Averages:
         self._weights: dict[str, float] = {}
 
     def add(self, name: str, value: Tensor, weight: float = 1) -> None:
-        """Count `value` (a tensor of any shape, the same each time) `weight` times."""
+        """Add a value with a weight. All values of a name have the same shape."""
         value = value.detach() * weight
         self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._weights[name] = self._weights.get(name, 0) + weight
@@ -33,7 +33,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class TensorBoardLog:
-    """The rows of metrics.csv as TensorBoard events. A resumed run writes the earlier rows again.
+    """A log of the rows of metrics.csv as TensorBoard events. A resumed run writes the earlier rows again.
 
     Args:
         run: The run folder.

@@ -1,6 +1,6 @@
-"""The accuracy table of NAS-Bench-201: how a cell scores, ranks and compares with the best.
+"""The accuracy table of NAS-Bench-201: accuracies, ranks and regrets of its cells.
 
-`table.py` is its command line and says where the figures come from. Nothing here imports torch.
+`table.py` is its command line and describes the sources of its figures. Nothing here imports torch.
 """
 
 import zipfile
@@ -24,7 +24,7 @@ SHIPPED = Path(__file__).with_name("accuracies.npz")
 class Table:
     """The accuracies of N cells, in the order of the first source.
 
-    The project's own table has all 15,625, in the benchmark's order.
+    The project's own table has all 15,625 cells, in the benchmark's order.
     """
 
     cells: np.ndarray  # (N, 6) uint8: the operation of each edge, an index into OPERATIONS
@@ -42,7 +42,7 @@ class Table:
         return int(found[0])
 
     def cell(self, index: int) -> Cell201:
-        """The cell of an index. Raises a ValueError if there is none."""
+        """The cell at an index. Raises a ValueError if there is none."""
         if not 0 <= index < len(self):
             raise ValueError(f"index {index}, expected 0 to {len(self) - 1}")
         return make_cell([OPERATIONS[operation] for operation in self.cells[index]])
@@ -64,14 +64,14 @@ class Table:
         return float(self.column(dataset, split, epochs)[index])
 
     def seeds(self, index: int, dataset: str, split: str, epochs: int = 200) -> dict[int, float]:
-        """The accuracies of single trainings in percent, by their seeds; a table of the official file has them."""
+        """The accuracies of single trainings in percent, by seed. Only a table of the official file has them."""
         prefix = column_name(dataset, split, epochs) + SEED
         names = {int(name.removeprefix(prefix)): name for name in self.columns if name.startswith(prefix)}
         found = {seed: float(self.columns[name][index]) for seed, name in sorted(names.items())}
         return {seed: accuracy for seed, accuracy in found.items() if not np.isnan(accuracy)}
 
     def rank(self, index: int, dataset: str, split: str = "test", epochs: int = 200) -> int:
-        """The rank of a cell, 1 for the best. Equal cells share the best of their ranks.
+        """The rank of a cell, 1 for the best. Cells with equal accuracies share the best of their ranks.
 
         Raises:
             ValueError: The accuracy of the cell is unknown, or the table does not have the accuracies.
@@ -82,7 +82,7 @@ class Table:
         return 1 + int((self.column(dataset, split, epochs) > accuracy).sum())
 
     def regret(self, index: int, dataset: str, split: str = "test", epochs: int = 200) -> float:
-        """Percentage points below the best cell, NaN if unknown."""
+        """The regret of a cell: its percentage points below the best cell, NaN if unknown."""
         return float(np.nanmax(self.column(dataset, split, epochs))) - self.accuracy(index, dataset, split, epochs)
 
     def isomorphic(self, index: int) -> list[int]:
@@ -106,7 +106,7 @@ def open_table(path: str | Path = SHIPPED) -> Table:
             arrays = {name: archive[name] for name in archive if name != "about"}
         table = Table(arrays.pop("cells"), {name: _as_float(name, values) for name, values in arrays.items()})
         if not _is_whole(table):
-            raise ValueError("other arrays than those of a table")
+            raise ValueError("its arrays are not those of a table")
         return table
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         again = "expected a file that this version's `nasbench201/table.py build` has made"
@@ -129,14 +129,14 @@ def _is_whole(table: Table) -> bool:
 
 
 def _as_float(name: str, values: np.ndarray) -> np.ndarray:
-    """A column as float: integers are parts of a percent, or single parameters and multiply-adds."""
+    """Convert a column to float. Integer columns count fractions of a percent, parameters or multiply-adds."""
     if values.dtype.kind == "f":
         return values
     return values / (1e6 if name.endswith(COSTS) else parts_of_percent(name))
 
 
 def parts_of_percent(name: str) -> int:
-    """The unit of an integer column, as a part of a percent. The highest accuracy fits into 16 bits."""
+    """The units of an integer column in one percent. The highest accuracy fits into 16 bits."""
     return 900 if name.startswith("imagenet16_120") else 600
 
 

@@ -1,8 +1,8 @@
 """The cells of NAS-Bench-201 (Dong and Yang, ICLR 2020): one operation on each of six edges between four states.
 
-A cell is written as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|: a group for each of the states 1 to 3, with the operation and
-the source of each edge. State 0 is the input, state 3 the output, and each state is the sum of its edges. There are
-5^6 = 15,625 cells. Nothing here imports torch.
+A cell is written as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, with a group for each of the states 1 to 3 that lists the
+operation and the source of each edge. State 0 is the input and state 3 the output. Each state after the input is the
+sum of the edges into it. There are 5^6 = 15,625 cells. Nothing here imports torch.
 """
 
 import ast
@@ -36,7 +36,7 @@ class Cell201(NamedTuple):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of cells of a genotype: only one here."""
+        """The kinds of cells, of which this space has only one."""
         return ("cell",)
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Cell201(NamedTuple):
         ]
 
     def concat(self, kind: str = "cell") -> list[int]:
-        """The states that the cell concatenates: none, its output is state 3."""
+        """The states that the cell concatenates: none, because its output is state 3."""
         return []
 
     def states(self, kind: str = "cell") -> dict[int | str, tuple[str, str]]:
@@ -68,10 +68,11 @@ class Cell201(NamedTuple):
         return json.dumps(self._asdict()) + "\n"
 
     def canonical(self) -> str:
-        """A text that is equal for cells that the benchmark counts as isomorphic: 15,625 cells have 6,466 of them.
+        """The canonical form of the cell, which is equal for cells that the benchmark counts as isomorphic.
 
-        A skip is its source, `none` is #, an operation on # is #, and the terms of a sum are sorted as text. The
-        benchmark's count depends on this notation: a skipped sum is one term among the others, and # stays in sums.
+        The 15,625 cells have 6,466 forms. A skip connection is written as its source, and `none` as #. An operation on
+        # is # too. The terms of a sum are sorted as text. The benchmark's count depends on this notation, in which a
+        skipped sum is one term and # stays in sums.
         """
         states, operations = ["0"], iter(self.operations)
         for target in range(1, 4):
@@ -91,7 +92,7 @@ def operations_of(cells: Iterable[Cell201]) -> np.ndarray:
 
 
 def make_cell(operations: Sequence[str]) -> Cell201:
-    """The cell with these operations, in the order of EDGES.
+    """Make the cell with these operations, in the order of EDGES.
 
     Raises:
         ValueError: There are not six operations, or one is not in the space.
@@ -111,10 +112,11 @@ def make_cell(operations: Sequence[str]) -> Cell201:
 
 
 def parse_cell(text: str) -> Cell201:
-    """Read a cell from the benchmark's string, in the forms in which it is found.
+    """Read a cell from any form of the benchmark's string.
 
-    These are |op~0|+|op~0|op~1|+..., with spaces and with the sources of a state in any order, Structure(4 nodes with
-    ...) of the benchmark's logs, its tuples ((op, 0),), ((op, 0), (op, 1)), ..., and the JSON of `Cell201.to_json`.
+    The forms are |op~0|+|op~0|op~1|+..., with or without spaces and with the sources of a state in any order;
+    Structure(4 nodes with ...), as in the benchmark's logs; the benchmark's tuples ((op, 0),), ((op, 0), (op, 1)), ...;
+    and the JSON of `Cell201.to_json`.
 
     Raises:
         ValueError: The text is none of these.
@@ -124,7 +126,7 @@ def parse_cell(text: str) -> Cell201:
         try:
             content = json.loads(text)
             if isinstance(content, dict) and "normal" in content:
-                raise ValueError("a genotype of DARTS's cells; expected a cell of NAS-Bench-201")
+                raise ValueError("this is a genotype of DARTS's cells; expected a cell of NAS-Bench-201")
             text = content["arch"]
         except (KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f'expected a JSON object with "arch", the string of a cell: {error}') from error
@@ -133,15 +135,15 @@ def parse_cell(text: str) -> Cell201:
     try:
         states = _states_in(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{text[:200]!r} is no cell: expected a string such as {EXAMPLE}") from error
+        raise ValueError(f"{text[:200]!r} is not a cell: expected a string such as {EXAMPLE}") from error
     try:
         return _cell_of(states)
     except ValueError as error:
-        raise ValueError(f"{text[:200]!r} is no cell: {error}") from error
+        raise ValueError(f"{text[:200]!r} is not a cell: {error}") from error
 
 
 def _states_in(text: str) -> list[list[tuple[str, int]]]:
-    """The (operation, source) pairs of each state that a text lists. Raises errors of many kinds if it lists none."""
+    """Read the (operation, source) pairs of each state. Raises errors of many kinds if the text does not list them."""
     if text.startswith(("(", "[")):
         return [[(str(name), operator.index(source)) for name, source in state] for state in ast.literal_eval(text)]
     if logged := re.fullmatch(r"\w+\(\d+ nodes with (.*)\)", text):
@@ -154,7 +156,7 @@ def _states_in(text: str) -> list[list[tuple[str, int]]]:
 
 
 def _cell_of(states: list[list[tuple[str, int]]]) -> Cell201:
-    """The cell with these (operation, source) pairs at the states 1 to 3.
+    """Make the cell with these (operation, source) pairs at the states 1 to 3.
 
     Raises:
         ValueError: A state does not have each earlier one as a source once, or an operation is not in the space.
@@ -187,7 +189,7 @@ def load_cell(spec: str) -> Cell201:
 
 
 def _is_text(spec: str) -> bool:
-    """True for the text of a cell, rather than the name of a file."""
+    """True if `spec` is the text of a cell, and not the name of a file."""
     return re.match(r"[\ufeff\s]*([|(\[{]|\w+\(\d+ nodes)", spec) is not None
 
 
@@ -195,7 +197,7 @@ def load_any(spec: str, load: Callable[[str], Genotype] = read_genotype) -> Geno
     """Load a genotype of DARTS cells or a cell of NAS-Bench-201.
 
     Args:
-        load: How to load a genotype: `load_genotype` for a network of it.
+        load: The function that loads a genotype: `read_genotype`, or `load_genotype` to make a network of it.
 
     Raises:
         ValueError: `spec` is neither.
@@ -210,7 +212,7 @@ def load_any(spec: str, load: Callable[[str], Genotype] = read_genotype) -> Geno
 
 
 def table_dataset(asked: str, searched: str) -> str:
-    """The data set whose accuracies a search looks up: `asked`, or with "auto" the one searched on or else CIFAR-10."""
+    """The data set whose accuracies are looked up: `asked`, or `searched` if "auto"; CIFAR-10 if it is not in TITLES."""
     dataset = searched if asked == "auto" else asked
     return dataset if dataset in TITLES else "cifar10"
 

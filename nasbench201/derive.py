@@ -1,4 +1,4 @@
-"""Derive another cell from a search in NAS-Bench-201, finished or interrupted, by another rule.
+"""Derive another cell from a finished or interrupted search in NAS-Bench-201, by another rule.
 
     python nasbench201/derive.py runs/search-... --selection perturbation      # after an interruption, run it again
 

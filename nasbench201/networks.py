@@ -1,7 +1,8 @@
-"""The networks of NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2.2): the supernet, and that of one cell.
+"""The networks of NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2.2): the supernet, and the network of one cell.
 
-A 3x3 convolution to C channels; three stages of N cells with C, 2C and 4C channels, a residual block of stride 2
-between them; batch norm, ReLU, global average pooling and a linear layer. C = 16 and N = 5 in the benchmark.
+Both begin with a 3x3 convolution to C channels. Three stages of N cells with C, 2C and 4C channels follow, with a
+residual block of stride 2 between stages. Batch norm, ReLU, global average pooling and a linear layer come last. The
+benchmark has C = 16 and N = 5.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +24,12 @@ SPACE = SPACES["nasbench201"]
 
 
 class ResidualBlock(nn.Module):
-    """Twice ReLU, convolution and batch norm, with stride 2 and 1, plus a shortcut of pooling and a 1x1 convolution."""
+    """ReLU, convolution and batch norm, twice (stride 2 and 1), plus a shortcut of pooling and a 1x1 convolution."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(ReLUConvBN(c_in, c_out, 3, 2, 1), ReLUConvBN(c_out, c_out, 3, 1, 1))
-        # An odd last row or column is averaged over its own pixels, so that both branches have one size.
+        # ceil_mode keeps an odd last row or column, so that both branches have the same size.
         self.shortcut = nn.Sequential(
             nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), nn.Conv2d(c_in, c_out, 1, bias=False)
         )
@@ -41,11 +42,11 @@ class Skeleton(nn.Module):
     """The network around the cells.
 
     Args:
-        make_cell: Makes a cell of a number of channels.
+        make_cell: A function that makes a cell with a number of channels.
         init_channels: C of the first stage.
         cells_per_stage: N.
-        classes: number of classes.
-        in_channels: channels of the images.
+        classes: The number of classes.
+        in_channels: The number of channels of the images.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Skeleton(nn.Module):
         self.classifier = nn.Linear(widths[-1], classes)
 
     def run(self, images: Tensor, cell: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-        """Logits (B, classes) of images (B, channels, H, W); `cell` calls one of the cells."""
+        """Compute the logits (B, classes) of images (B, channels, H, W); `cell` applies a cell to its input."""
         x = self.stem(images)
         for number, stage in enumerate(self.stages):
             if number:
@@ -94,15 +95,15 @@ class MixedCell(nn.Module):
 
 
 class Supernet201(Skeleton, AnySupernet):
-    """The weight-sharing supernet, a plain function of its mixing weights like that of DARTS cells.
+    """The weight-sharing supernet: a plain function of its mixing weights, like the supernet of DARTS cells.
 
     Args:
         init_channels: C of the first stage.
         cells_per_stage: N.
-        classes: number of classes.
-        in_channels: channels of the images.
+        classes: The number of classes.
+        in_channels: The number of channels of the images.
         auxiliary_skip: "skip" or "conv1" for DARTS-'s auxiliary skip connection on every edge, or "none".
-        edges_class: FastEdges, or MixedEdges for one module for each operation of each edge.
+        edges_class: FastEdges, or MixedEdges, which has a module for each operation of each edge.
     """
 
     def __init__(
@@ -131,9 +132,11 @@ class Supernet201(Skeleton, AnySupernet):
         drop_path_prob: float | Tensor = 0.0,
         skip_beta: float | Tensor = 0.0,
     ) -> Tensor:
-        """Logits (B, classes) of images (B, channels, H, W) under the mixing weights of each layer, (6, 5) each.
+        """Compute the logits (B, classes) of images (B, channels, H, W).
 
-        `skip_beta` is the weight of the auxiliary skip connections, where the supernet has them.
+        Args:
+            weights: The mixing weights of each layer, (6, 5) each.
+            skip_beta: The weight of the auxiliary skip connections.
         """
         layers = iter(weights)
         return self.run(images, lambda cell, x: cell(x, next(layers), drop_path_prob, skip_beta))
@@ -165,11 +168,11 @@ class Network201(Skeleton):
     """The network of one cell.
 
     Args:
-        cell: on each of its layers.
+        cell: The cell of all layers.
         init_channels: C of the first stage.
         cells_per_stage: N.
-        classes: number of classes.
-        in_channels: channels of the images.
+        classes: The number of classes.
+        in_channels: The number of channels of the images.
     """
 
     def __init__(
@@ -180,7 +183,7 @@ class Network201(Skeleton):
         )
 
     def forward(self, images: Tensor, drop_path_prob: float = 0.0) -> tuple[Tensor, None]:
-        """Logits (B, classes), and None instead of auxiliary logits."""
+        """Compute the logits (B, classes); None stands in place of auxiliary logits."""
         return self.run(images, lambda cell, x: cell(x, drop_path_prob)), None
 
 

@@ -19,7 +19,7 @@ from selection import Chosen
 
 
 class SearchState201(SearchState):
-    """A search in NAS-Bench-201."""
+    """The state of a search in NAS-Bench-201."""
 
     settings: SearchSettings201
 
@@ -33,21 +33,21 @@ class SearchState201(SearchState):
         super().__init__(settings, dataset, device)
 
     def make_supernet(self) -> AnySupernet:
-        """The supernet of the settings, for the data."""
+        """Make the supernet for the settings and the data."""
         settings, dataset = self.settings, self.dataset
         sizes = (settings.init_channels, settings.cells_per_stage, len(dataset.classes), dataset.in_channels)
         return Supernet201(*sizes, settings.auxiliary_skip, self.edges_class)
 
     def assemble(self, chosen: Chosen, pairs: bool) -> AnyCell:
-        """The cell with the chosen operations; an edge without one has `none`."""
+        """Make the cell with the chosen operations. Edges without one have `none`."""
         names = {(edge.source, edge.target): edge.operation for edge in chosen["cell"]}
         return make_cell([names.get(edge, "none") for edge in self.space.edges])
 
     def look_up(self, cell: AnyCell) -> dict[str, float | None]:
         """The table's accuracies of the cell in percent, its rank by test accuracy, and its regret in points.
 
-        Accuracies are those after 200 epochs. A name that ends in _12 is the accuracy after 12 epochs, if the table has
-        no other. None is unknown.
+        Accuracies are those after 200 epochs. If the table has none, they are those after 12 epochs, and their names
+        end in _12. Unknown figures are None.
         """
         assert isinstance(cell, Cell201)
         table, dataset = self.table, self.table_dataset
@@ -64,7 +64,7 @@ class SearchState201(SearchState):
         return row
 
     def describe(self, row: Mapping[str, Any]) -> str:
-        """A text with the figures of `look_up`; empty if they are unknown."""
+        """Describe the figures of `look_up`; empty if they are unknown."""
         if row["table_rank"] is None:
             return ""
         return (

@@ -1,6 +1,6 @@
-"""A search with several seeds: one after another, in subfolders of one run, and scored together.
+"""Search with several seeds, one after another, in subfolders of one run, and score the cells together.
 
-Deviations are of samples (n - 1).
+Standard deviations are those of samples (n - 1).
 """
 
 import itertools
@@ -57,7 +57,7 @@ def search_seeds(resolved: Resolved) -> None:
 
 
 def _search_each(resolved: Resolved, singles: Sequence[SearchSettings201]) -> None:
-    """Run the searches that are not finished yet, and score all."""
+    """Run the searches that are not finished yet, and score the cells of all."""
     run, script = resolved.run, resolved.script.path
     command = f"python {script} --resume {shlex.quote(str(run))}{plugins.flags()}"
     folders = [run / f"seed-{single.seed}" for single in singles]
@@ -82,7 +82,7 @@ def _done(folder: Path, settings: SearchSettings201) -> bool:
     """True if the search of one seed is finished.
 
     Raises:
-        InputError: The folder has a search with other settings, or a damaged one.
+        InputError: The folder has a search with other settings, or a damaged cell.
     """
     if not (folder / "config.yaml").exists():
         return False
@@ -92,7 +92,7 @@ def _done(folder: Path, settings: SearchSettings201) -> bool:
     )
     differing = sorted(name for name, value in asdict(settings).items() if name not in here and stored[name] != value)
     if differing:
-        raise InputError(f"--resume: {folder} was searched with other {', '.join(differing)}")
+        raise InputError(f"--resume: {folder} has a search with different settings: {', '.join(differing)}")
     if not is_finished(folder, "search"):
         return False
     with blaming("--resume"):
@@ -119,7 +119,7 @@ def score(run: Path, settings: SearchSettings201) -> dict[str, Any]:
 
 
 def shown(cells: list[dict[str, Any]]) -> dict[str, str]:
-    """The figures to print, title -> name: the accuracy after 200 epochs, or after 12 where it is unknown."""
+    """The figures to print, title -> name: accuracies after 200 epochs, or after 12 if those are unknown."""
     names = {}
     for dataset, split in COLUMNS:
         for epochs in (200, 12):
@@ -131,7 +131,7 @@ def shown(cells: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def mean_and_deviation(values: list[float]) -> str:
-    """A text such as 93.76 ± 0.12; only the mean for a single value."""
+    """A text such as 93.76 ± 0.12, or only the mean for a single value."""
     mean = statistics.mean(values)
     return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
 

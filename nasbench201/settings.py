@@ -17,16 +17,19 @@ DESCRIPTION = (
 class SearchSettings201(CommonSettings):
     """The settings of a search in NAS-Bench-201."""
 
-    space: Literal["nasbench201"] = of_space("nasbench201", "Search space.")
-    cells_per_stage: Layers = of_space(5, "Cells N of each of the three stages.")
+    space: Literal["nasbench201"] = of_space("nasbench201", "Name of the search space.")
+    cells_per_stage: Layers = of_space(5, "Number of cells N in each of the three stages.")
     table: str = of_table(
-        "", "Accuracy table that nasbench201/table.py build has made, in place of the one that comes with the project."
+        "", "Accuracy table made by nasbench201/table.py build. By default, the table that comes with the project."
     )
     table_dataset: Literal["auto", "cifar10", "cifar100", "imagenet16_120"] = of_table(
         "auto",
-        "Data set whose accuracies are looked up for each epoch's cell. auto: the one searched on, or else CIFAR-10.",
+        "Data set whose accuracies are looked up for each epoch's cell. auto: the data set of the search, or CIFAR-10 "
+        "if the table does not have it.",
     )
-    seeds: list[Seed] | None = of_table(None, "Search once with each of these seeds, and print the mean and deviation.")
+    seeds: list[Seed] | None = of_table(
+        None, "Seeds to search with, one after another. The mean and deviation are printed."
+    )
 
 
 SCRIPT = Script("nasbench201/train_search.py", SearchSettings201, DESCRIPTION, ("data", "halves", "table"))

@@ -1,7 +1,7 @@
 """Build the file of an accuracy table from the official .pth of NAS-Bench-201 or from CSV files.
 
-The file is a NumPy archive: `cells`, a (cells, 6) uint8 array with the operation of each edge, for each accuracy a
-float32 array in percent, NaN if unknown, and `about`, a JSON text with the sources and the command line.
+The file is a NumPy archive. `cells` is a (cells, 6) uint8 array with the operation of each edge. Each accuracy is a
+float32 array in percent, NaN if unknown. `about` is a JSON text with the sources and the command line.
 """
 
 import gzip
@@ -25,13 +25,13 @@ from nasbench201.cells import OPERATIONS, Cell201, operations_of, parse_cell
 Dataset = Literal["cifar10", "cifar10-valid", "cifar100", "imagenet16_120"]
 Split = Literal["train", "valid", "test"]
 Epochs = Literal[12, 200]
-#: stands between the name of an accuracy and the seed of a single training
+#: separates the name of an accuracy from the seed of a single training
 SEED = "_seed"
-#: ends of the names of the columns of parameters and of multiply-adds, in millions
+#: suffixes of the columns that count parameters and multiply-adds, in millions
 COSTS = ("_params", "_madds")
 DATASETS, SPLITS, EPOCHS = get_args(Dataset), get_args(Split), get_args(Epochs)
 
-#: the official names of the data sets, and of the images that give the accuracy of a split
+#: the official names of the data sets, and of the images on which the accuracy of each split is measured
 _OFFICIAL = {
     "cifar10": ("cifar10", {"train": "train", "test": "ori-test"}),
     "cifar10-valid": ("cifar10-valid", {"train": "train", "valid": "x-valid", "test": "ori-test"}),
@@ -52,7 +52,7 @@ def build(
     trust: bool = False,
     command: str = "",
 ) -> None:
-    """Write a table of one or more sources with the same cells, in the order of the first source.
+    """Build a table from one or more sources with the same cells, in the order of the first source.
 
     Args:
         epochs: The training budget of each CSV source, 12 or 200.
@@ -80,9 +80,9 @@ def write_table(out: str | Path, arrays: dict[str, np.ndarray], about: dict[str,
 def read_sources(
     sources: Sequence[str | Path], epochs: Sequence[Epochs], trust: bool = False
 ) -> tuple[list[Cell201], dict[str, np.ndarray], list[dict[str, str]]]:
-    """The cells of the first source, their accuracies in all sources, and the names and checksums of these.
+    """Read the cells of the first source, their accuracies in all sources, and the sources' names and checksums.
 
-    Raises the errors of `build`.
+    Raises the same errors as `build`.
     """
     paths = [Path(source) for source in sources]
     for path in paths:
@@ -91,7 +91,7 @@ def read_sources(
     csv_files = sum(path.suffix != ".pth" for path in paths)
     if len(epochs) != csv_files:
         shown = ", ".join(map(str, epochs)) or "none"
-        raise ValueError(f"--epochs: {shown}, expected 12 or 200 for each CSV file, of which there are {csv_files}")
+        raise ValueError(f"--epochs: {shown}, expected 12 or 200 for each CSV file (number of files: {csv_files})")
     budgets = iter(epochs)
 
     cells: list[Cell201] = []
@@ -107,7 +107,7 @@ def read_sources(
             counts = f"{len(own):,} and {len(cells):,}"
             raise ValueError(f"{path}: its cells differ from those of {paths[0]} ({counts}); expected the same cells")
         if twice := sorted(columns.keys() & given.keys()):
-            raise ValueError(f"{path}: gives {twice[0]} again; name each source and its --epochs once")
+            raise ValueError(f"{path}: repeats {twice[0]} of an earlier source; name each source and its --epochs once")
         rows = {cell: row for row, cell in enumerate(own)}
         order = [rows[cell] for cell in cells]
         columns |= {name: values[order] for name, values in given.items()}
@@ -115,7 +115,7 @@ def read_sources(
 
 
 def warn_of_units(columns: dict[str, np.ndarray]) -> None:
-    """Warn on stderr of accuracies that look like fractions, or like those of another training budget."""
+    """Warn on stderr if accuracies look like fractions, or like those of another training budget."""
     best = {name: float(np.nanmax(values)) for name, values in columns.items() if not name.endswith(COSTS)}
     for name, highest in best.items():
         if highest <= 1:
@@ -140,7 +140,7 @@ def _read_csv(path: Path, epochs: int) -> tuple[list[Cell201], dict[str, np.ndar
     known = {f"{d}_{s}": column_name(d, s, epochs) for d, s in itertools.product(DATASETS, SPLITS)}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pandas.errors.ParserWarning)  # of fields that would be left out
+            warnings.simplefilter("error", pandas.errors.ParserWarning)  # it warns of fields that it leaves out
             frame = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
         frame = frame.rename(columns=str.strip)
         if not {"arch"} < set(frame) <= {"arch", *known}:
@@ -165,7 +165,7 @@ def _read_csv(path: Path, epochs: int) -> tuple[list[Cell201], dict[str, np.ndar
 
 
 def _read_official(path: Path, trust: bool) -> tuple[list[Cell201], dict[str, np.ndarray]]:
-    """Read the official .pth: each accuracy after the last epoch, its mean over the seeds and those of single seeds.
+    """Read the official .pth: accuracies after the last epoch, as means over the seeds and for single seeds.
 
     Raises:
         ValueError: The file is not the official one, or cannot be read without `trust`.
@@ -179,7 +179,7 @@ def _read_official(path: Path, trust: bool) -> tuple[list[Cell201], dict[str, np
         names = dict.fromkeys(itertools.chain(*rows))
         columns = {name: np.array([row.get(name, np.nan) for row in rows], np.float32) for name in names}
     except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not as NAS-Bench-201 stores its results ({error!r})") from error
+        raise ValueError(f"{path}: wrong format ({error!r}); expected the official file of NAS-Bench-201") from error
     for split, epochs in itertools.product(SPLITS, EPOCHS):
         half = column_name("cifar10-valid", split, epochs)
         if half in columns:
@@ -188,7 +188,7 @@ def _read_official(path: Path, trust: bool) -> tuple[list[Cell201], dict[str, np
 
 
 def _figures(results: dict[str, Any], epochs: int) -> dict[str, float]:
-    """The accuracies and costs of a cell that the file has."""
+    """Return the accuracies and costs of a cell, as far as the file has them."""
     figures = {}
     for dataset, (official, splits) in _OFFICIAL.items():
         seeds = results["dataset_seed"].get(official, [])
@@ -210,7 +210,7 @@ def _figures(results: dict[str, Any], epochs: int) -> dict[str, float]:
 
 
 def _load_official(path: Path, trust: bool) -> dict[str, Any]:
-    """Load the official file. Unless `trust` is given, torch reads only plain values and NumPy's numbers."""
+    """Load the official file. Without `trust`, torch reads only plain values and NumPy's numbers."""
     import re
 
     import torch
@@ -230,8 +230,8 @@ def _load_official(path: Path, trust: bool) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle raises many kinds of errors
         if refused := re.search(r"(?:GLOBAL|unrecognized function) (\S+)", str(error)):
             raise ValueError(
-                f"{path}: holds {refused[1]}, which torch does not read safely; if you trust its author, "
-                "--trust reads it by full unpickling, which runs any code in it"
+                f"{path}: it has {refused[1]}, which torch cannot load safely; if you trust its author, "
+                "--trust unpickles the whole file, which runs any code in it"
             ) from error
         raise ValueError(f"{path}: damaged or not written by torch; expected the official file") from error
     if not isinstance(content, dict) or not {"meta_archs", "arch2infos"} <= set(content):

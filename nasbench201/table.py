@@ -1,4 +1,4 @@
-"""The accuracies of all cells of NAS-Bench-201.
+"""Look up the accuracies of the cells of NAS-Bench-201, or build a table of them.
 
 python nasbench201/table.py query 1462
 python nasbench201/table.py best --dataset cifar100 --count 5
@@ -7,14 +7,14 @@ python nasbench201/table.py plot table.png runs/nasbench201-...
 python nasbench201/table.py build NAS-Bench-201-v1_1-096897.pth official.npz
 python nasbench201/table.py query 1462 --table official.npz
 
-The table is nasbench201/accuracies.npz, which comes with the project: the figures of NAS-Bench-201 v1.1 (Dong and Yang,
-"NAS-Bench-201: Extending the scope of reproducible neural architecture search", ICLR 2020; MIT licence). It has test
-accuracies after 12 and 200 epochs on three data sets, and valid accuracies after 12. They are rounded to 1/600 of a
-percent, on ImageNet16-120 to 1/900, which changes no rank. Parameters and multiply-adds are those of Network201, as
-analysis/size.py counts them.
+The default table is nasbench201/accuracies.npz, which comes with the project. It has the figures of NAS-Bench-201 v1.1
+(Dong and Yang, "NAS-Bench-201: Extending the scope of reproducible neural architecture search", ICLR 2020; MIT
+licence): test accuracies after 12 and 200 epochs on three data sets, and valid accuracies after 12 epochs. They are
+rounded to 1/600 of a percent, or to 1/900 on ImageNet16-120, which changes no rank. Parameters and multiply-adds are
+those of Network201, as analysis/size.py counts them.
 
-An accuracy is in percent, after the last epoch, the mean over the seeds. It belongs to a data set, a split and a
-training budget of 12 or 200 epochs. From the official file `build` takes:
+Accuracies are in percent, after the last epoch, averaged over the seeds. Each belongs to a data set, a split and a
+training budget of 12 or 200 epochs. From the official file, `build` takes:
 
     cifar10          train, test: train and ori-test of cifar10, trained on all 50,000 images (of cifar10-valid if the
                      file has no such runs, as v1_0 after 12 epochs); valid: x-valid of cifar10-valid
@@ -46,7 +46,7 @@ SKIP = OPERATIONS.index("skip_connect")
 
 
 def find(table: Table, spec: str) -> int:
-    """The index of a cell, given by its index, its string, a file with the string or a finished run.
+    """Return the index of a cell that is given by its index, its string, a file with the string or a finished run.
 
     Raises:
         ValueError: `spec` is none of these, or the table does not have the cell.
@@ -56,7 +56,7 @@ def find(table: Table, spec: str) -> int:
 
 
 def _known(value: float) -> float | None:
-    """A figure for JSON, to 4 digits as in the sources."""
+    """A figure for JSON, rounded to 4 digits as in the sources; None for NaN."""
     return None if np.isnan(value) else round(float(value), 4)
 
 
@@ -72,7 +72,7 @@ def standing(table: Table, index: int, asked: tuple[str, str, int]) -> dict[str,
 
 
 def query(table: Table, index: int) -> dict[str, Any]:
-    """Everything that the table has on a cell; None if unknown."""
+    """Return all figures of a cell in the table; None if unknown."""
     twins = table.isomorphic(index)
     rows = []
     for asked in table.available():
@@ -87,14 +87,14 @@ def query(table: Table, index: int) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value as text; a mapping of seeds as 777: 93.10, 888: 93.40."""
+    """A value as text. A mapping from seeds is written as 777: 93.10, 888: 93.40."""
     if isinstance(value, dict):
         return ", ".join(f"{seed}: {_shown(accuracy)}" for seed, accuracy in value.items())
     return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _print_aligned(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the columns, name -> header, of the rows."""
+    """Print columns of rows; `columns` maps their names to headers."""
     lines = [list(columns.values())]
     for row in rows:
         values = [row[name] for name in columns]
@@ -130,7 +130,7 @@ def _print_query(found: dict[str, Any]) -> None:
 
 
 def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ()) -> "Figure":
-    """All cells by rank and by number of skip connections. The best, the all-skip and the given cells are marked.
+    """Plot all cells by rank and by number of skip connections, and mark the best, the all-skip and the given cells.
 
     Raises:
         ValueError: The accuracy of a given cell is unknown.
@@ -151,7 +151,9 @@ def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ())
     left.set(xlabel="rank", ylabel="accuracy [%]", xscale="log")  # cells that searches find have low ranks
     left.xaxis.set_major_formatter("{x:,.0f}")
     counts = np.arange(len(EDGES) + 1)
-    x = skips + np.random.default_rng(0).uniform(-0.3, 0.3, len(table))  # separates cells with as many skips
+    x = skips + np.random.default_rng(0).uniform(
+        -0.3, 0.3, len(table)
+    )  # jitter, to separate cells with equally many skips
     right.scatter(x[known], accuracies[known], c=skips[known], s=5, alpha=0.35, linewidths=0)
     groups = [accuracies[known][skips[known] == count] for count in counts]
     medians = [np.median(group) if len(group) else np.nan for group in groups]
@@ -178,7 +180,7 @@ def _open(given: Any) -> Table:
 
 
 def _open_column(given: Any) -> tuple[Table, tuple[str, str, int]]:
-    """The table, and the data set, split and training budget of one of its accuracies, which the flags name."""
+    """Open the table, and return it with the data set, split and training budget that the flags name."""
     table = _open(given)
     budgets = [epochs for *found, epochs in table.available() if found == [given.dataset, given.split]]
     asked = given.dataset, given.split, given.epochs or max(budgets, default=200)
@@ -233,11 +235,11 @@ def _plot_command(given: Any) -> None:
 
 
 COUNT = options.reader(options.PositiveInt)
-CELL = "Index, string, genotype file or run folder of a cell."
+CELL = "Cell, given by its index, string, genotype file or run folder."
 
 
 def _choice(kind: Any, default: Any, help: str) -> dict[str, Any]:
-    """The keywords of add_argument for one of the values of a Literal."""
+    """The keywords of add_argument for a flag that takes one of the values of a Literal."""
     shown = f" (default: {default})" if default else ""
     metavar = f"{{{','.join(map(str, get_args(kind)))}}}"
     return {"type": options.reader(kind), "default": default, "metavar": metavar, "help": f"{help}{shown}."}
@@ -253,19 +255,19 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--table": {
         "metavar": "FILE",
         "default": "",
-        "help": "Table that build has made, in place of the project's own.",
+        "help": "Table made by build. By default, the table that comes with the project.",
     },
-    "--dataset": _choice(Dataset, "cifar10", "Data set"),
-    "--split": _choice(Split, "test", "Split of the data set"),
+    "--dataset": _choice(Dataset, "cifar10", "Data set of the accuracies"),
+    "--split": _choice(Split, "test", "Split of the data set on which accuracies are measured"),
     "--epochs": _choice(Epochs, None, "Training budget in epochs (default: 200, or 12 if there is no other)"),
-    "--count": {"type": COUNT, "default": 10, "metavar": "N", "help": "Number of cells (default: 10)."},
-    "--json": {"action": "store_true", "help": "Print JSON."},
+    "--count": {"type": COUNT, "default": 10, "metavar": "N", "help": "Number of cells to print (default: 10)."},
+    "--json": {"action": "store_true", "help": "Print the result as JSON."},
     "--trust": {"action": "store_true", "help": "Unpickle the .pth, which runs any code in it."},
 }
 ACCURACY = ("--dataset", "--split", "--epochs", "--table")
 COMMANDS = {
     "build": (_build_command, "Make a table from the official .pth or from CSV files.", ("sources", "out", "--trust")),
-    "query": (_query_command, "Print everything that the table has on a cell.", ("cell", "--table", "--json")),
+    "query": (_query_command, "Print all figures of a cell in the table.", ("cell", "--table", "--json")),
     "best": (_best_command, "Print the best cells.", (*ACCURACY, "--count", "--json")),
     "rank": (_rank_command, "Print the ranks of cells among all cells.", ("cells", *ACCURACY, "--json")),
     "plot": (_plot_command, "Plot all cells and mark some of them.", ("picture", *ACCURACY)),
@@ -280,7 +282,9 @@ def main() -> None:
         for name in names:
             subparser.add_argument(name, **ARGUMENTS[name])
         if command == "build":
-            budgets = _choice(Epochs, [], "Training budget of each CSV file in turn; give it last")
+            budgets = _choice(
+                Epochs, [], "Training budget of each CSV file, in the order of the files; give this flag last"
+            )
             subparser.add_argument("--epochs", nargs="+", **budgets)
         if command == "plot":
             subparser.add_argument("cells", metavar="CELL", nargs="*", default=[], help=CELL)

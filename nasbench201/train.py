@@ -7,7 +7,7 @@
 
 The defaults are the benchmark's 200-epoch recipe (Dong and Yang, ICLR 2020, section 2.3 and table 2). As in its code,
 the cosine changes the learning rate once per epoch. The script trains on all training images, as the benchmark did for
-CIFAR-10's test accuracy. The run folder is that of train/train.py; test.py scores it.
+CIFAR-10's test accuracy. The run folder has the same files as that of train/train.py. test.py scores the network.
 """
 
 from dataclasses import dataclass
@@ -34,14 +34,16 @@ class NasBench201TrainSettings(RetrainSettings, ImageSettings):
     arch: str = of_network(
         "", "The cell: its string, a file with that string, the run folder of a search, or its index in NAS-Bench-201."
     )
-    table: str = of_network("", "Table in which to look up an index, in place of the one that comes with the project.")
-    init_channels: Channels = of_network(16, "Channels C of the first stage.")
-    cells_per_stage: Layers = of_network(5, "Cells N of each of the three stages.")
+    table: str = of_network(
+        "", "Table in which an index in --arch is looked up. By default, the table that comes with the project."
+    )
+    init_channels: Channels = of_network(16, "Number of channels C of the first stage.")
+    cells_per_stage: Layers = of_network(5, "Number of cells N in each of the three stages.")
 
-    epochs: PositiveInt = of_recipe(200, "Epochs of training.")
-    batch_size: AtLeastTwo = of_recipe(256, "Images per step, on all devices together.")
-    learning_rate: PositiveFloat = of_recipe(0.1, "Learning rate at the start of the cosine, which ends at 0.")
-    momentum: PositiveFloat = of_recipe(0.9, "Momentum of SGD, in Nesterov's form.")
+    epochs: PositiveInt = of_recipe(200, "Number of epochs of training.")
+    batch_size: AtLeastTwo = of_recipe(256, "Number of images in each step, on all devices together.")
+    learning_rate: PositiveFloat = of_recipe(0.1, "Initial learning rate, which decays to 0 by a cosine.")
+    momentum: PositiveFloat = of_recipe(0.9, "Nesterov momentum of SGD.")
     weight_decay: NonNegativeFloat = of_recipe(5e-4, "Weight decay of SGD.")
 
 
@@ -58,7 +60,7 @@ def find_cell(settings: NasBench201TrainSettings) -> Cell201:
     """
     if not settings.arch.isdecimal():
         if settings.table:
-            raise InputError(f"--table: expected it only with a cell by its index, but --arch is {settings.arch!r}")
+            raise InputError(f"--table: this flag needs the index of a cell as --arch, not {settings.arch!r}")
         with blaming("--arch"):
             return load_cell(settings.arch)
     from nasbench201.accuracies import SHIPPED, open_table

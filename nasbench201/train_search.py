@@ -5,7 +5,8 @@
     python nasbench201/train_search.py --dataset digits --init_channels 8 --cells_per_stage 1 --epochs 10
     python nasbench201/train_search.py --resume runs/search-...                      # resume an interrupted run
 
-The search is that of search/train_search.py. search201.py has what this space adds, settings.py its settings.
+The search is the same as in search/train_search.py. search201.py has the parts for this space, settings.py its
+settings.
 """
 
 import sys
@@ -21,12 +22,12 @@ def main() -> None:
     settings, flags = resolved.settings, set(resolved.sources.get("command line", []))
     assert isinstance(settings, SearchSettings201)
     if {"seed", "seeds"} <= flags:
-        raise InputError(f"--seed: {settings.seed}, but --seeds has them; expected one of the two")
-    if "seed" in flags:  # a series' config.yaml, for one seed
+        raise InputError(f"--seed: {settings.seed} cannot be combined with --seeds; expected only one of the two")
+    if "seed" in flags:  # one seed with the config.yaml of a series
         settings.seeds = None
     if settings.seeds is not None and (not settings.seeds or len(set(settings.seeds)) < len(settings.seeds)):
         raise InputError(f"--seeds: {settings.seeds}, expected different whole numbers, such as --seeds 0 1 2 3")
-    # Imported here: --help and a wrong flag are answered before torch is loaded.
+    # Imported here, so that --help and wrong flags are answered before torch is loaded.
     from nasbench201.search201 import SearchState201
     from nasbench201.series import search_seeds
     from search.train_search import search

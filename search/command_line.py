@@ -1,4 +1,4 @@
-"""The command line of a search: from its words to settings that can be combined. Nothing here imports torch."""
+"""The command line of a search: parse it, and reject settings that cannot be combined. Nothing here imports torch."""
 
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
@@ -19,31 +19,31 @@ def check(settings: CommonSettings) -> None:
     """
     if settings.selection.startswith("threshold") and settings.relaxation == "softmax":
         raise InputError(
-            f"--selection: {settings.selection} cannot be combined with --relaxation softmax, whose weights are shares "
-            "of an edge; expected --relaxation sigmoid, whose gates have a threshold each"
+            f"--selection: {settings.selection} cannot be combined with --relaxation softmax, because the softmax "
+            "weights of an edge add up to 1; expected --relaxation sigmoid, whose gates are independent"
         )
     if settings.selection == "threshold_edge" and SPACES[settings.space].keep is None:
         raise InputError(
-            f"--selection: threshold_edge is for edges of several operations, and an edge of {settings.space} has one; "
-            "expected threshold_sparse"
+            f"--selection: threshold_edge may keep several operations on an edge, but an edge of {settings.space} has "
+            "only one; expected threshold_sparse"
         )
     if settings.halves and settings.dataset != "cifar10":
-        raise InputError(f"--halves: expected --dataset cifar10, whose halves they are, not {settings.dataset}")
+        raise InputError(f"--halves: these are halves of CIFAR-10; expected --dataset cifar10, not {settings.dataset}")
     if settings.implicit_noise and (settings.hypergradient, settings.derivatives) != ("implicit", "difference"):
         raise InputError(
-            "--implicit_noise: only the implicit gradient by differences leaves a residue; expected "
+            "--implicit_noise: only the implicit gradient by differences leaves a residue in the weights; expected "
             "--no_implicit_noise, or --hypergradient implicit with --derivatives difference"
         )
     if settings.keeps_weights and not settings.implicit_noise:
         raise InputError(
-            "--released: in iDARTS's released code only --implicit_noise moves the weights; expected that flag too, or "
-            "--no_released"
+            "--released: in iDARTS's released code only --implicit_noise changes the weights; add --implicit_noise, or "
+            "use --no_released"
         )
     aligns = settings.reg != "none" or settings.compare_derivatives
     if isinstance(settings, SearchSettings):
         normal = cell_kinds(settings.layers).count("normal")
         if not normal:
-            raise InputError(f"--layers: {settings.layers} are all reduction cells; expected 3 or more")
+            raise InputError(f"--layers: {settings.layers}, but then all cells are reduction cells; expected 3 or more")
         if aligns and normal < 2:
             aligning = f"--reg {settings.reg}" if settings.reg != "none" else "--compare_derivatives"
             remedy = ", or --reg none" if settings.reg != "none" else ""
@@ -55,10 +55,10 @@ def check(settings: CommonSettings) -> None:
 
 
 def _check_precision(settings: CommonSettings) -> None:
-    """Reject second derivatives by differences in low precision, whose rounding is larger than the differences.
+    """Reject second derivatives by differences in low precision, where rounding is larger than the differences.
 
-    The regularizer's gradient is then noise: its cosine with the gradient in double precision is below 0.15, that in
-    float32 above 0.99 (benchmarks/low_precision.py).
+    The regularizer's gradient is then noise: its cosine with the gradient in double precision is below 0.15. In float32
+    the cosine is above 0.99 (benchmarks/low_precision.py).
     """
     second = settings.reg != "none" or settings.hypergradient != "first"
     differences = (second and settings.derivatives == "difference") or settings.compare_derivatives
@@ -68,7 +68,7 @@ def _check_precision(settings: CommonSettings) -> None:
         remedy = "leave out --compare_derivatives" if comparing else "use --derivatives exact"
         raise InputError(
             f"{flag} cannot be combined with {'--compare_derivatives' if comparing else '--derivatives difference'}: "
-            "its rounding is larger than the steps of the finite differences, so the second derivative would be noise; "
+            "rounding is larger than the steps of the finite differences, so the second derivative would be noise; "
             f"{remedy}, or float32"
         )
 
@@ -81,13 +81,13 @@ class Resolved:
     run: Path
     resumed: bool
     script: Script = SCRIPT
-    #: source of settings -> the names that it set
+    #: source of settings -> the names of the settings that it set
     sources: dict[str, list[str]] = field(default_factory=dict)
-    #: the provenance of a series of runs that this run belongs to, for config.yaml
+    #: for config.yaml: the provenance of the series of runs that this run belongs to
     origin: dict[str, Any] = field(default_factory=dict)
 
     def changes(self) -> str:
-        """The settings that the command line and the config file changed, for the first printed line."""
+        """A text for the first printed line: the settings that the command line and the config file changed."""
         names = [name for source in ("command line", "config file") for name in self.sources.get(source, [])]
         values = {name: getattr(self.settings, name) for name in names if name != "method"}
         changes = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
@@ -95,10 +95,10 @@ class Resolved:
 
 
 def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
-    """Read a command line of a search's script.
+    """Read the command line of a search script.
 
     Raises:
-        InputError: Its settings cannot be combined, or the run folder is not free.
+        InputError: Its settings cannot be combined, or the run folder exists and is not empty.
     """
     words = ["--hypergradient=unrolled" if word == "--unrolled" else word for word in arguments]
     given = options.parse_given(script.settings, script.prog, script.description, words, script.preset)
@@ -108,12 +108,13 @@ def resolve(arguments: list[str], script: Script = SCRIPT) -> Resolved:
     stored_method = given.config.get("method", settings.method)
     if "method" in given.flags and stored_method != settings.method:
         raise InputError(
-            f"--method: {settings.method} cannot be combined with --config, which sets every flag of {stored_method}"
+            f"--method: {settings.method} cannot be combined with --config, whose file has the settings of "
+            f"{stored_method}; leave out one of the two"
         )
     if "released" in given.flags and given.config.get("released", settings.released) != settings.released:
         raise InputError(
-            f"--released: {settings.released} cannot be combined with --config, which sets every flag for "
-            f"{given.config['released']}"
+            f"--released: {settings.released} cannot be combined with --config, whose file has the settings for "
+            f"released: {given.config['released']}; leave out one of the two"
         )
     check(settings)
     name = f"search-{settings.dataset}-{settings.space}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"

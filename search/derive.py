@@ -1,9 +1,9 @@
-"""Derive another cell from a search, finished or interrupted, by another rule.
+"""Derive another cell from a finished or interrupted search, by another rule.
 
     python search/derive.py runs/search-... --selection threshold_edge --threshold 0.7
     python search/derive.py runs/search-... --selection perturbation      # after an interruption, run it again
 
-nasbench201/derive.py does so for a search in NAS-Bench-201.
+For a search in NAS-Bench-201, use nasbench201/derive.py.
 """
 
 import shlex
@@ -35,16 +35,16 @@ class DeriveSettings:
 
     run: str = argument("Run folder of a search.")
     selection: Selection | None = option(
-        None, "Rule that derives the cell, as in train_search.py. By default the rule of the run."
+        None, "Rule that derives the cell, as in train_search.py. By default, the rule of the run."
     )
     threshold: Gate | None = option(
-        None, "Smallest gate of an operation that the threshold rules keep. By default that of the run."
+        None, "Smallest gate that the threshold rules keep. By default, the threshold of the run."
     )
     finetune_epochs: NonNegativeInt | None = option(
-        None, "Epochs between two decisions of the perturbation rule. By default that of the run."
+        None, "Epochs of fine-tuning between two decisions of the perturbation rule. By default, as in the run."
     )
-    save: str = option("", "Folder to make. By default RUN/selections/<rule>.")
-    data: str = option("", "Folder of the data set's files. By default the folder that the run used.")
+    save: str = option("", "New folder for the cell. By default, RUN/selections/<rule>.")
+    data: str = option("", "Folder of the data set's files. By default, the folder that the run used.")
     device: str = option("auto", DEVICE_HELP)
 
 
@@ -53,7 +53,7 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]") -> Non
 
     Args:
         script: The script of the search.
-        load_class: Imports the class of searches in its space.
+        load_class: A function that imports and returns the state class of searches in its space.
     """
     command = options.parse(DeriveSettings, PROG, __doc__.splitlines()[0])
     run, names = Path(command.run), ("selection", "threshold", "finetune_epochs")
@@ -61,10 +61,10 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]") -> Non
     stored = options.load_settings(script.settings, script.path, run, "run")
     moved: dict[str, Any] = {"device": command.device, "data": command.data or stored.data}
     moved |= {"cuda_graphs": False, "compile": False}  # the device may be another one
-    table = getattr(stored, "table", "")  # of a search in NAS-Bench-201
+    table = getattr(stored, "table", "")  # only searches in NAS-Bench-201 have it
     if not Path(table).exists():
         moved["table"] = ""
-        print(f"warning: {table} has moved; accuracies are those of the project's own table", file=sys.stderr)
+        print(f"warning: {table} does not exist; the project's own accuracy table is used instead", file=sys.stderr)
     settings = replace(stored, **moved, **changes)
     check(settings)
     options.check_needs(settings, set(changes))
@@ -72,8 +72,8 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]") -> Non
         raise InputError(f"--threshold: this flag has no effect with --selection {settings.selection}")
     folder = Path(command.save or run / "selections" / _name(settings))
     if (folder / "genotype.json").exists():
-        remedy = "expected another folder" if command.save else "expected --save FOLDER for another one"
-        raise InputError(f"{'--save' if command.save else 'run'}: {folder} holds a cell already; {remedy}")
+        remedy = "expected another folder" if command.save else "choose another folder with --save"
+        raise InputError(f"{'--save' if command.save else 'run'}: {folder} already has a cell; {remedy}")
     if not folder.is_dir() or not {path.name for path in folder.iterdir() if not is_passing(path)} <= UNFINISHED:
         cli.check_new_folder(folder, "--save" if command.save else "run")
 
@@ -86,12 +86,12 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]") -> Non
     with cli.blaming("run"):
         last = checkpoints.load_last(run / "checkpoints")
         if last is None:
-            raise ValueError(f"{run} has no checkpoint; expected a search of one seed, of one epoch or more")
+            raise ValueError(f"{run} has no checkpoint; expected a search with one seed and at least one epoch done")
         state.restore(last[1])
     done = len(state.history.rows)
     print(f"search {run} after {done} of {settings.epochs} epochs, {settings.selection}", flush=True)
     again = f"resume with: python {Path(script.path).with_name(PROG)} {shlex.join(sys.argv[1:])}"
-    # The other rules take no time. An error of theirs leaves no folder.
+    # The other rules take no time, so they run first: if they fail, no folder is made.
     cell = None if settings.selection == "perturbation" else derive_cell(state, run, folder, again)
     with cli.blaming("--save"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]") -> Non
 
 
 def _name(settings: CommonSettings) -> str:
-    """The rule, with its threshold if it has one."""
+    """The name of the rule, with its threshold if it has one."""
     threshold = f"-{settings.threshold:g}" if settings.selection.startswith("threshold") else ""
     return settings.selection + threshold
 

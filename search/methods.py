@@ -1,12 +1,12 @@
-"""The methods: the settings of each paper, as far as they differ from first-order DARTS (the defaults of settings.py).
+"""The methods: the settings of each paper that differ from first-order DARTS (the defaults of settings.py).
 
-`released` has the settings of the released code where they depart from the paper, for --released. Bugs of a released
-code have no settings: search/settings.py (`keeps_weights`, `clips_alpha`) and search/perturbation.py have them.
-docs/faithfulness.md explains each departure.
+`released` has the settings in which the released code differs from the paper; --released applies them. Bugs of the
+released codes are not settings: see `keeps_weights` and `clips_alpha` in search/settings.py, and
+search/perturbation.py. docs/faithfulness.md explains each difference.
 
-To add a method, add an entry, here or in a plugin: `METHODS["mine"] = Method("Me (2027)", {"reg": "mine"})`. A part of
-a method that no flag has yet is an entry of another registry, such as REGULARIZERS, ALPHA_REGULARIZERS or SMOOTHING, or
-a new field of `search.settings.CommonSettings`. Nothing here imports torch.
+To add a method, add an entry, here or in a plugin: `METHODS["mine"] = Method("Me (2027)", {"reg": "mine"})`. If no flag
+covers a part of the method, add an entry to another registry, such as REGULARIZERS, ALPHA_REGULARIZERS or SMOOTHING, or
+a field to `search.settings.CommonSettings`. Nothing here imports torch.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from lib.registry import Registry, check_instance
 
 @dataclass(frozen=True)
 class Method:
-    """A method.
+    """A method: a paper and its settings.
 
     Attributes:
         paper: The paper, as cited.
-        settings: Its settings in every space.
+        settings: The settings in every space.
         by_space: Further settings in some spaces, which override `settings`.
-        space: The search space of its paper among those of DARTS's cells.
-        released: Settings of its released code that depart from these; None if no departures are recorded.
-        released_by_space: Further ones in some spaces.
+        space: The default search space: that of the paper, if it has DARTS cells.
+        released: Settings in which the released code differs from these; None if the differences are not recorded.
+        released_by_space: Further settings of the released code in some spaces.
     """
 
     paper: str
@@ -42,12 +42,12 @@ DARTS = "DARTS (Liu, Simonyan and Yang, ICLR 2019)"
 LAMBDA_DARTS = "Λ-DARTS (Movahedi et al., ICLR 2023)"
 S1_TO_S4 = ("s1", "s2", "s3", "s4")
 NASBENCH201 = ("nasbench201",)
-#: Λ-DARTS in NAS-Bench-201 (its section 5.1)
+#: Λ-DARTS in NAS-Bench-201 (section 5.1 of the paper)
 LAMBDA_DARTS_201 = {"lambda_": 0.25, "arch_learning_rate": 1e-4, "epochs": 100}
-#: what the released codes have in common: they halve the images in file order (D10), draw each validation batch from
-#: the whole half (D11), and draw noise anew in every pass (D4)
+#: common to the released codes: they split the images into halves in file order (D10), draw each validation batch from
+#: the whole half (D11), and draw new noise in every pass (D4)
 RELEASED = {"split": "file_order", "fresh_batches": "valid", "noise": "fresh"}
-#: halves of NAS-Bench-201 are listed in a file, for --halves
+#: a file lists the halves of NAS-Bench-201, for --halves
 RELEASED_201 = {"split": "random"}
 LAMBDA_DARTS_RELEASED: dict[str, Any] = {
     "released": RELEASED | {"fresh_batches": "none"},
@@ -55,7 +55,7 @@ LAMBDA_DARTS_RELEASED: dict[str, Any] = {
 }
 DARTS_PT: dict[str, Any] = {"selection": "perturbation", "finetune_epochs": 5}
 DARTS_PT_201: dict[tuple[str, ...], dict[str, Any]] = {NASBENCH201: {"epochs": 100}}
-#: training batches too are drawn from the whole half, and removals are scored on augmented images (D7)
+#: also draws each training batch from the whole half, and scores removals on augmented images (D7)
 DARTS_PT_RELEASED = RELEASED | {"fresh_batches": "both", "selection_augment": True}
 
 _METHODS = {
@@ -82,7 +82,7 @@ _METHODS = {
         },
         **LAMBDA_DARTS_RELEASED,
     ),
-    # Exact derivatives need a larger lambda; docs/nasbench201.md has what was measured.
+    # Exact derivatives need a larger lambda; docs/nasbench201.md has the measurements.
     "lambda-darts-exact": Method(
         f"{LAMBDA_DARTS}, with exact derivatives",
         {"reg": "corr", "derivatives": "exact", "lambda_": 1.0},
@@ -109,7 +109,7 @@ _METHODS = {
             "learning_rate": 0.005,
             "batch_size": 128,
         },
-        {NASBENCH201: {"selection": "argmax"}},  # a cell of its table has one operation on every edge
+        {NASBENCH201: {"selection": "argmax"}},  # cells of its table have one operation on every edge
         released=RELEASED,
         released_by_space={NASBENCH201: RELEASED_201},
     ),
@@ -151,9 +151,9 @@ def _check_method(method: Method) -> None:
     by_space = {**method.by_space, **method.released_by_space}
     for settings in (method.settings, method.released or {}, *by_space.values()):
         if not isinstance(settings, Mapping):
-            raise ValueError(f"{settings!r}; expected settings by the names of their flags")
+            raise ValueError(f"{settings!r}; expected a mapping from names of flags to values")
     if method.released_by_space and method.released is None:
-        raise ValueError("released_by_space needs released; expected released={} if no space has departures in common")
+        raise ValueError("released_by_space needs released; expected released={} if no setting holds in all spaces")
     for spaces in by_space:
         if not isinstance(spaces, tuple):
             raise ValueError(
@@ -165,18 +165,20 @@ METHODS: Registry[Method] = Registry("method", _METHODS, _check_method)
 
 
 def preset(name: str, space: str, released: bool = False) -> dict[str, Any]:
-    """The settings of a method in a space, as far as they differ from first-order DARTS.
+    """The settings of a method in a space that differ from first-order DARTS.
 
     Args:
-        released: Those of its released code, in place of those of its paper.
+        released: Return the settings of the released code instead of those of the paper.
 
     Raises:
-        InputError: The departures of its released code are not recorded.
+        InputError: The settings of the released code are not recorded.
     """
     method = METHODS[name]
     if released and method.released is None:
         recorded = ", ".join(other for other, entry in METHODS.items() if entry.released is not None)
-        raise InputError(f"--released: the released code of {name} is not recorded; expected one of {recorded}")
+        raise InputError(
+            f"--released: the settings of {name}'s released code are not recorded; expected one of {recorded}"
+        )
     settings = dict(method.settings)
     settings |= _in_space(method.by_space, space)
     if released:

@@ -1,7 +1,7 @@
 """The log of a search: meters of its steps, a row for each epoch, warnings, and the log files.
 
-The columns of metrics.csv are the evidence of the Λ-DARTS paper: layer alignment, gradient norms of each layer, entropy
-of the mixing weights, skip connections of the derived cell.
+metrics.csv has the quantities that the Λ-DARTS paper studies: layer alignment, the gradient norm of each layer, the
+entropy of the mixing weights, and the skip connections of the derived cell.
 """
 
 import io
@@ -26,12 +26,12 @@ from search.settings import CommonSettings
 from spaces import Candidates, Space
 from utils import Averages, accuracy
 
-#: values of --reg whose value is the alignment, or that have none
+#: values of --reg that need no column `regularizer`: corr is the alignment itself, none and noise have no value
 ALIGNMENTS = ("none", "noise", "corr")
 #: gradients below this fraction of the largest layer's count as vanished
 VANISHED = 1e-6
-#: a regularizer's gradient that is longer than this many of the loss's gets a warning
-DROWNED = 10
+#: warn if lambda times the regularizer's gradient is more than this many times as long as the loss's gradient
+LARGEST_RATIO = 10
 
 
 class AlphaStep(NamedTuple):
@@ -39,8 +39,8 @@ class AlphaStep(NamedTuple):
 
     result: ArchitectureGradient
     labels: Tensor  # of the validation batch
-    gradient: list[Tensor]  # of alpha, with that of the regularizer
-    regularizer: Tensor | None = None  # its value
+    gradient: list[Tensor]  # of alpha, including the gradient of its regularizer
+    regularizer: Tensor | None = None  # value of the regularizer
     regularizer_gradient: Tensors = ()
 
 
@@ -99,7 +99,7 @@ class Meters(Averages):
         """Check the quantities of a step, counted from 0.
 
         Raises:
-            FloatingPointError: One of this or an earlier step is not finite.
+            FloatingPointError: A quantity of this or an earlier step is not finite.
         """
         self.finite.add(self.epoch, step, self._values)
         self._values = {}
@@ -107,7 +107,7 @@ class Meters(Averages):
 
 @dataclass
 class History:
-    """The epochs of a search so far, from which the log files are written.
+    """The record of a search's epochs so far, which is written to the log files.
 
     Attributes:
         operations: The candidates of each edge, for each kind of cell.
@@ -132,7 +132,7 @@ class History:
         return {"rows": self.rows, "genotypes": self.genotypes, "alphas": alphas}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to a `snapshot`."""
+        """Restore a `snapshot`."""
         self.rows, self.genotypes = state["rows"], state["genotypes"]
         self.alphas = {kind: list(values.numpy()) for kind, values in state["alphas"].items()}
 
@@ -153,7 +153,7 @@ class History:
 def epoch_columns(
     settings: CommonSettings, means: Mapping[str, Any], mixing: Mapping[str, Tensor], cell: AnyCell, space: Space
 ) -> dict[str, Any]:
-    """The columns of metrics.csv that an epoch's means, its mixing weights and its derived cell fill."""
+    """The columns of metrics.csv that come from an epoch's means, its mixing weights and its derived cell."""
     sigmoid = settings.relaxation == "sigmoid"
     names = [
         *("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "train_alignment", "valid_alignment"),
@@ -170,7 +170,7 @@ def epoch_columns(
     columns = {name: means.get(name) for name in names}
     columns |= {f"gradient_norm_layer_{layer}": value for layer, value in enumerate(means["layer_gradient_norms"])}
     columns |= {f"entropy_{kind}": entropy(weights, sigmoid) for kind, weights in mixing.items()}
-    # An edge with one operation has no choice.
+    # Edges with one operation are left out: they have no choice.
     choices = {kind: weights[torch.tensor(space.counts[kind]) > 1] for kind, weights in mixing.items()}
     columns |= {f"saturated_{kind}": saturated(weights, sigmoid) for kind, weights in choices.items()}
     if sigmoid:
@@ -183,7 +183,8 @@ def epoch_columns(
 def entropy(weights: Tensor, sigmoid: bool) -> float:
     """The mean over edges of the entropy of the mixing weights, in nats.
 
-    Softmax weights are a choice of one operation; sigmoid gates are independent choices, whose entropies add up.
+    Softmax weights are one distribution over the operations of an edge. Sigmoid gates are independent, so the entropies
+    of an edge's gates are summed.
     """
     shares = torch.stack([weights, 1 - weights]) if sigmoid else weights[None]
     return -(shares * shares.clamp(min=1e-30).log()).sum(dim=(0, -1)).mean().item()
@@ -203,7 +204,7 @@ def skip_connects(cell: AnyCell, kind: str) -> int:
 
 
 def summary(row: Mapping[str, Any], epochs: int, known: str) -> str:
-    """The line that is printed after an epoch; `known` is what a table has on its cell."""
+    """The line that is printed after an epoch; `known` has the figures of its cell from an accuracy table."""
     alignment = row["valid_alignment"]
     return (
         f"epoch {row['epoch']}/{epochs}"
@@ -217,10 +218,10 @@ def summary(row: Mapping[str, Any], epochs: int, known: str) -> str:
 
 
 def new_warnings(rows: Sequence[Mapping[str, Any]], exact: bool = False) -> list[str]:
-    """Warnings about the last row that no earlier row has caused.
+    """The warnings that the last row causes, except those that an earlier row has already caused.
 
     Args:
-        exact: The second derivatives are exact.
+        exact: True if second derivatives are exact.
     """
     *before, last = rows
     warnings = []
@@ -228,26 +229,26 @@ def new_warnings(rows: Sequence[Mapping[str, Any]], exact: bool = False) -> list
         if name.startswith("saturated_") and last[name] >= 0.5 and all(row[name] < 0.5 for row in before):
             warnings.append(
                 f"alpha is saturated: {100 * last[name]:.0f} % of the edges of the {name.removeprefix('saturated_')} "
-                "cell have mixing weights within 0.01 of 0 or 1, which hardly move any more"
+                "cell have mixing weights within 0.01 of 0 or 1, which hardly change any more"
             )
     remedy = "a smaller --lambda_" if exact else "--derivatives exact, or a smaller --lambda_"
-    if _drowned(last) > DROWNED and all(_drowned(row) <= DROWNED for row in before):
+    if _regularizer_ratio(last) > LARGEST_RATIO and all(_regularizer_ratio(row) <= LARGEST_RATIO for row in before):
         warnings.append(
-            f"lambda times the regularizer's gradient is {_drowned(last):.0f} times as long as the loss's gradient, "
-            f"which clipping then all but discards; try {remedy}"
+            f"lambda times the regularizer's gradient is {_regularizer_ratio(last):.0f} times as long as the loss's "
+            f"gradient, so clipping almost removes the loss's gradient; try {remedy}"
         )
     warned = {layer for row in before for layer in _vanished(row)}
     new = [layer for layer in _vanished(last) if layer not in warned]
     if new:
         warnings.append(
-            f"the architecture gradient vanishes in layer {', '.join(new)}: it is less than {VANISHED:g} of the "
+            f"the architecture gradient vanishes in layer {', '.join(new)}: its norm is less than {VANISHED:g} of the "
             "largest layer's"
         )
     return warnings
 
 
-def _drowned(row: Mapping[str, Any]) -> float:
-    """The length of lambda times the regularizer's gradient, in lengths of the loss's gradient."""
+def _regularizer_ratio(row: Mapping[str, Any]) -> float:
+    """The norm of lambda times the regularizer's gradient, divided by the norm of the loss's gradient."""
     return (
         row.get("lambda", 0.0)
         * (row.get("regularizer_gradient_norm") or 0.0)

@@ -1,17 +1,20 @@
-"""Perturbation-based selection (DARTS-PT, ICLR 2021): keep the operations that the supernet misses most.
+"""Perturbation-based selection (DARTS-PT, ICLR 2021): keep the operations whose removal costs the most accuracy.
 
-First every edge is decided, in random order: each of its operations is masked in turn, and the one whose removal costs
-the most validation accuracy is kept alone. Then every node drops edges, one after another, the one it misses least,
-until `space.keep` are left. A cell of NAS-Bench-201 keeps all its edges, so that `none` is a choice there and no node
-decides. Between two decisions the supernet is fine-tuned for a few epochs.
+First the edges are decided in random order. For each edge, every operation is masked in turn, and the edge keeps only
+the operation whose removal costs the most validation accuracy. Then the nodes are decided in random order. Each node
+repeatedly drops the edge whose removal costs the least accuracy, until `space.keep` edges are left. In NAS-Bench-201
+a cell keeps all its edges, so `none` can be chosen and nodes are not decided. Between two decisions the supernet is
+fine-tuned for a few epochs.
 
-As in the released code, a decision is one of each kind of cell together, accuracy is measured with the statistics of
-the batches, alpha keeps learning, and the learning rate of the fine-tuning is a tenth of the search's (D6).
+These details follow the released code: each decision is made for all kinds of cells, accuracy is measured with batch
+statistics, alpha is trained during fine-tuning, and the learning rate is a tenth of the search's (D6).
 
-With --released three details follow that code too. `none` can be kept; such an edge counts as a dropped one, and a node
-that needs one of these takes the first, with its first operation (D5). Of equal accuracies the first operation is kept
-and the last edge is dropped, not those with the larger loss and the smaller one (D8). In NAS-Bench-201 an epoch of
-fine-tuning is missing before the last decision (D9).
+With --released, three more details follow it:
+
+- `none` can be kept, and such an edge counts as dropped. A node that needs such edges takes the first ones, with their
+  first operations (D5).
+- If accuracies are equal, the first operation is kept and the last edge is dropped; the loss does not decide (D8).
+- In NAS-Bench-201, fine-tuning before the last decision is one epoch shorter (D9).
 """
 
 import math
@@ -34,7 +37,7 @@ from lib.progress import StepProgress
 from search.state import SearchState
 from utils import Averages, accuracy
 
-#: an epoch of the search: its number, the learning rate, the progress, and its name there
+#: runs an epoch of the search: (number, learning rate, progress, label in the progress bar)
 FineTune = Callable[[int, float, StepProgress, str], object]
 
 
@@ -46,7 +49,7 @@ class Perturbation:
         fine_tune: Runs an epoch of the search.
 
     Attributes:
-        scores: A row for each accuracy that was measured.
+        scores: A row for each measured accuracy.
         done: The number of finished stages.
         measured: The number of measurements.
     """
@@ -72,7 +75,7 @@ class Perturbation:
 
     @property
     def stages(self) -> list[tuple[str, int]]:
-        """("decide", number) and ("finetune", number), in their order."""
+        """The stages in order, each ("decide", number) or ("finetune", number)."""
         epochs = [self.finetune_epochs] * (self.decisions - 1)
         if self.state.settings.released and self.state.space.keep is None and self.finetune_epochs:
             epochs[-1] -= 1  # (D9)
@@ -96,17 +99,17 @@ class Perturbation:
         return sum(range((self.state.space.keep or 0) + 1, edges + 1))
 
     def _candidates(self, kind: str, edge: int) -> list[int]:
-        """The operations among which an edge is decided."""
-        released = self.state.settings.released  # that code may keep `none` (D5)
+        """The operations that are compared on an edge."""
+        released = self.state.settings.released  # the released code may keep `none` (D5)
         return list(range(len(self.state.space.cells[kind][edge]))) if released else self._operations(kind, edge)
 
     def _operations(self, kind: str, edge: int) -> list[int]:
-        """The operations of an edge that a cell may have: `none` only if the space keeps all edges."""
+        """The operations that a derived cell may have on an edge: `none` only if the space keeps all edges."""
         space = self.state.space
         return [index for index, name in enumerate(space.cells[kind][edge]) if space.keep is None or name != "none"]
 
     def run(self, stage: tuple[str, int], progress: StepProgress) -> None:
-        """Decide, or run an epoch of fine-tuning."""
+        """Run a stage: make a decision, or run an epoch of fine-tuning."""
         what, number = stage
         if what == "finetune":
             settings = self.state.settings
@@ -121,13 +124,13 @@ class Perturbation:
         self.done += 1
 
     def _decide_edge(self, number: int, kind: str, edge: int, progress: StepProgress) -> None:
-        """Keep the operation whose removal costs the most."""
+        """Keep the operation whose removal costs the most accuracy."""
         candidates, figures = self._candidates(kind, edge), []
         for operation in candidates:
             weights = self._weights()
             weights[kind][edge, operation] = 0
             figures.append(self.evaluate(weights, progress))
-        kept = min(range(len(candidates)), key=lambda index: self._score(figures[index]))  # the first of equals
+        kept = min(range(len(candidates)), key=lambda index: self._score(figures[index]))  # the first if equal
         names = self.state.space.cells[kind][edge]
         self._log(number, kind, [(edge, names[operation]) for operation in candidates], figures, kept, "kept")
         fixed = self.state.architecture.fixed[kind]
@@ -135,7 +138,7 @@ class Perturbation:
         fixed[edge, candidates[kept]] = 1
 
     def _decide_node(self, number: int, kind: str, node: int, progress: StepProgress) -> None:
-        """Drop the edges whose removal costs the least, until `space.keep` are left."""
+        """Drop the edges whose removal costs the least accuracy, until `space.keep` are left."""
         space, fixed = self.state.space, self.state.architecture.fixed[kind]
         left = space.edges_of[node]
         while space.keep and len(left) > space.keep:
@@ -146,12 +149,15 @@ class Perturbation:
                 figures.append(self.evaluate(weights, progress))
             dropped = max(
                 reversed(range(len(left))), key=lambda index: self._score(figures[index])
-            )  # the last of equals
+            )  # the last if equal
             self._log(number, kind, [(edge, "edge") for edge in left], figures, dropped, "dropped")
             fixed[left.pop(dropped)] = 0
 
     def _score(self, figures: tuple[float, float]) -> tuple[float, ...]:
-        """How good the supernet is without something, from its accuracy and loss; ties are broken by the other one."""
+        """The score of the supernet after a removal: its accuracy or minus its loss, as `selection_criterion` says.
+
+        The other measure breaks ties, except with --released.
+        """
         accuracy, loss = figures
         ranked = (accuracy, -loss) if self.state.settings.selection_criterion == "accuracy" else (-loss, accuracy)
         return ranked[:1] if self.state.settings.released else ranked
@@ -183,7 +189,7 @@ class Perturbation:
         return {kind: p.detach().clone() for kind, p in self.state.architecture.mixing_weights().items()}
 
     def evaluate(self, mixing: Mapping[str, Tensor], progress: StepProgress) -> tuple[float, float]:
-        """Accuracy and loss of the supernet on the validation images.
+        """Measure the accuracy and the loss of the supernet on the validation images.
 
         Args:
             mixing: The mixing weights of each kind of cell.
@@ -203,13 +209,13 @@ class Perturbation:
         return means["accuracy"], means["loss"]
 
     def cell(self) -> AnyCell:
-        """The cell, after all decisions."""
+        """Return the cell after all decisions."""
         space, chosen = self.state.space, dict[str, list[Edge]]()
         for kind, fixed in self.state.architecture.fixed.items():
             weights, chosen[kind] = fixed.nan_to_num(0).tolist(), []
             for node, edges in space.edges_of.items():
-                # The first operation of the largest weight. `none` counts in a cell that keeps all edges only, and so
-                # an edge that keeps `none` is as good as one that was dropped (D5).
+                # The first operation with the largest weight. `none` counts only if the space keeps all edges.
+                # Otherwise an edge that keeps `none` ranks like a dropped edge (D5).
                 best = {edge: max(self._operations(kind, edge), key=weights[edge].__getitem__) for edge in edges}
                 ranked = sorted(edges, key=lambda edge: -weights[edge][best[edge]])[: space.keep]
                 chosen[kind] += [
@@ -223,10 +229,10 @@ class Perturbation:
         return {**self.state.snapshot(), "perturbation": own}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Go back to a `snapshot`.
+        """Restore a `snapshot`.
 
         Raises:
-            ValueError: It is the snapshot of another selection.
+            ValueError: The snapshot is from another selection.
         """
         own = snapshot["perturbation"]
         for name, value in self.settings.items():
@@ -240,15 +246,15 @@ class Perturbation:
 
 
 def select_by_perturbation(state: SearchState, fine_tune: FineTune, folder: Path, resume_with: str) -> AnyCell:
-    """DARTS-PT's cell of a search, with scores.csv in `folder`; resumes an interrupted selection there.
+    """Derive the cell of a search by DARTS-PT, or resume an interrupted selection in `folder`; write scores.csv there.
 
     Args:
         fine_tune: Runs an epoch of the search.
         resume_with: How to resume, for the message after an interruption.
 
     Raises:
-        KeyboardInterrupt: With that message.
-        InputError: The folder holds another selection.
+        KeyboardInterrupt: The selection was interrupted; the message says how to resume.
+        InputError: The folder has another selection.
     """
     selection = Perturbation(state, fine_tune)
     kept, keep = folder / "checkpoints", state.settings.keep_checkpoints
@@ -262,7 +268,8 @@ def select_by_perturbation(state: SearchState, fine_tune: FineTune, folder: Path
     saved = selection.done
     decisions = selection.decisions
     print(
-        f"perturbation-based selection: {decisions} decisions, {selection.finetune_epochs} epochs between two",
+        f"perturbation-based selection: {decisions} decisions, "
+        f"{selection.finetune_epochs} epochs of fine-tuning between two",
         flush=True,
     )
     with StepProgress("selection", sum(steps), sum(steps[: selection.done])) as progress:

@@ -1,4 +1,4 @@
-"""The state of a search: how it is made from the settings, saved and restored."""
+"""The state of a search: make it from the settings, save it and restore it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ from spaces import SPACES
 class SearchState:
     """The state of a search: supernet, alpha, their optimizers, the two parts of the data, and the history.
 
-    Another space overrides `make_supernet`, `assemble`, `look_up` and `describe`.
+    Subclasses for other spaces override `make_supernet`, `assemble`, `look_up` and `describe`.
     """
 
     settings: CommonSettings
@@ -39,13 +39,13 @@ class SearchState:
         ALPHA_REGULARIZERS.choose(settings.alpha_reg, "--alpha_reg")
         SMOOTHING.choose(settings.smooth, "--smooth")
         if settings.cuda_graphs and device.type != "cuda":
-            raise InputError(f"--cuda_graphs: the device is {device.type}; expected it with a cuda device only")
+            raise InputError(f"--cuda_graphs: this flag needs a cuda device, but the device is {device.type}")
         with blaming("--cutout_length"):
             self.augmentation = Augmentation.training(dataset, settings.cutout_length if settings.cutout else 0)
         self.memory_format = memory_format(settings.memory_format, device)
         torch.manual_seed(settings.seed)
         with default_dtype(torch.float64 if settings.precision == "64-true" else torch.float32), device:
-            with blaming("--space"):  # its operations
+            with blaming("--space"):  # for errors of its operations
                 self.supernet = self.make_supernet().to(memory_format=self.memory_format)
             self.architecture = Architecture(self.space.counts, settings.relaxation)
         self.make_optimizers()
@@ -59,14 +59,14 @@ class SearchState:
         self.history.add_alphas(self.architecture)
 
     def make_supernet(self) -> AnySupernet:
-        """The supernet of the settings, for the data."""
+        """Make the supernet for the settings and the data."""
         settings, dataset = self.settings, self.dataset
         assert isinstance(settings, SearchSettings)
         sizes = (settings.init_channels, settings.layers, len(dataset.classes), dataset.in_channels)
         return Supernet(self.space, *sizes, settings.auxiliary_skip, self.edges_class)
 
     def make_optimizers(self) -> None:
-        """SGD for the weights and Adam for alpha, without state."""
+        """Make the optimizers, without state: SGD for the weights and Adam for alpha."""
         settings = self.settings
         self.weight_optimizer = torch.optim.SGD(
             self.weights(),
@@ -83,12 +83,12 @@ class SearchState:
         )
 
     def weights(self) -> list[Tensor]:
-        """The weights of the supernet that are trained; an operation may freeze some of its own."""
+        """The trainable weights of the supernet. Operations may freeze some of their weights."""
         return [weight for weight in self.supernet.parameters() if weight.requires_grad]
 
     @property
     def weights_first(self) -> bool:
-        """True if a step of alpha follows the weights' steps, as the implicit gradient does (iDARTS, algorithm 1)."""
+        """True if the weights are updated before alpha, as the implicit gradient requires (iDARTS, algorithm 1)."""
         return self.settings.weights_first or self.settings.hypergradient == "implicit"
 
     @property
@@ -97,7 +97,7 @@ class SearchState:
         return FastEdges if self.settings.fast_edges else MixedEdges
 
     def assemble(self, chosen: selection.Chosen, pairs: bool) -> AnyCell:
-        """The cell with the chosen edges; see `selection.to_genotype`."""
+        """Make the cell with the chosen edges; see `selection.to_genotype`."""
         return selection.to_genotype(self.space, chosen, pairs)
 
     def look_up(self, cell: AnyCell) -> dict[str, float | None]:
@@ -105,11 +105,11 @@ class SearchState:
         return {}
 
     def describe(self, row: Mapping[str, Any]) -> str:
-        """A text with the figures of `look_up`, from a row of metrics.csv."""
+        """Describe the figures of `look_up` in a row of metrics.csv, for a printed line."""
         return ""
 
     def split(self) -> tuple[datasets.ImageSet, datasets.ImageSet]:
-        """The training images for the weights, and those for alpha."""
+        """Split the training images into those for the weights and those for alpha."""
         settings, images = self.settings, self.dataset.train
         if settings.halves:
             with blaming("--halves"):
@@ -118,7 +118,7 @@ class SearchState:
             if settings.split == "file_order" and settings.dataset == "folder":
                 raise InputError(
                     "--split: file_order, but the files of a folder are in the order of their classes, so the parts "
-                    "would differ in them; expected random"
+                    "would have different classes; expected random"
                 )
             seed = settings.seed if settings.split == "random" else None
             train, valid = datasets.split(images, settings.train_portion, seed)
@@ -131,17 +131,17 @@ class SearchState:
         return train, valid
 
     def autocast(self) -> Any:
-        """The context of a forward pass in the precision of the settings."""
+        """The context manager of forward passes in the precision of the settings."""
         return autocast(self.settings.precision, self.device)
 
     def objective(self, drop_path_prob: float, skip_beta: float) -> Objective:
-        """The loss of the supernet in training."""
+        """The training objective: the loss of the supernet."""
         settings = self.settings
         parts = (self.supernet, self.autocast, drop_path_prob, skip_beta, settings.compile, settings.noise == "fresh")
         return CapturedObjective(*parts, self.graphs) if settings.cuda_graphs else Objective(*parts)
 
     def layer_weights(self, mixing: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-        """The mixing weights of each layer, from those of each kind of cell (by default of alpha), without a graph."""
+        """The mixing weights of each layer, without a graph, from those of each kind of cell (by default alpha's)."""
         mixing = self.architecture.mixing_weights() if mixing is None else mixing
         return [mixing[kind].detach() for kind in self.supernet.kinds]
 
@@ -168,7 +168,7 @@ class SearchState:
         ]
 
     def cell(self) -> AnyCell:
-        """The cell that the selection rule reads off alpha; argmax stands in for the perturbation rule."""
+        """Derive the cell from alpha by the selection rule, or by argmax if that is the perturbation rule."""
         rule = "argmax" if self.settings.selection == "perturbation" else self.settings.selection
         mixing = self.architecture.mixing_weights()
         weights = {kind: p.detach().cpu().numpy() for kind, p in mixing.items()}
@@ -188,13 +188,13 @@ class SearchState:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to a `snapshot`.
+        """Restore a `snapshot`.
 
         Raises:
-            ValueError: It is the snapshot of a search on other images, or of another supernet.
+            ValueError: The snapshot is from a search on other images, or from another supernet.
         """
         if state["images_sha256"] != self.images_sha256:
-            raise ValueError("the run began with other images than --data has, or with another split of them")
+            raise ValueError("the run began with other images than those in --data, or with another split of them")
         try:
             self.supernet.load_state_dict(state["supernet"])
         except RuntimeError as error:
@@ -208,7 +208,7 @@ class SearchState:
 
 
 def open_search(settings: CommonSettings, state_class: type[SearchState] = SearchState) -> SearchState:
-    """A search at its start, with its data.
+    """Load the data of a search and make its state at the start.
 
     Args:
         state_class: The state of a search in the space of the settings.

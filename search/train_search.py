@@ -5,9 +5,9 @@
     python search/train_search.py --dataset digits --space s2 --layers 5 --init_channels 8 --epochs 10
     python search/train_search.py --resume runs/search-...          # resume an interrupted run
 
-The search is bilevel (DARTS, ICLR 2019, algorithm 1): `run_epoch` alternates `alpha_step` and `weight_step`, and the
-ideas of all methods are switches in them. settings.py has the settings, methods.py those of each method, turns.py the
-batches of an epoch, state.py the state of a search, and metrics.py what is logged.
+The search is bilevel (DARTS, ICLR 2019, algorithm 1): `run_epoch` alternates `alpha_step` and `weight_step`, in which
+settings turn on the ideas of each method. settings.py has the settings, methods.py the settings of each method,
+turns.py the batches of an epoch, state.py the state of a search, and metrics.py the log.
 """
 
 import sys
@@ -53,12 +53,12 @@ from selection import missing_cell
 from smoothing import SMOOTHING
 from utils import TensorBoardLog
 
-#: without a regularizer, every tenth training batch has its layer gradients taken too, for the log
+#: without a regularizer, layer gradients are computed on every tenth training batch, for the log
 ALIGNMENT_EVERY = 10
 
 
 class Schedule(NamedTuple):
-    """The quantities that change from epoch to epoch."""
+    """The scheduled quantities of an epoch."""
 
     learning_rate: float
     lambda_t: float = 0.0
@@ -69,7 +69,7 @@ class Schedule(NamedTuple):
 
 
 def schedule(settings: CommonSettings, epoch: int) -> Schedule:
-    """The schedules at an epoch, counted from 0.
+    """Compute the scheduled quantities of an epoch, counted from 0.
 
     The learning rate follows a cosine (DARTS). lambda_t rises linearly from 0 in the first epoch to lambda in the last
     (Λ-DARTS). beta_t falls to 0 (DARTS-, section 3.3). The radius of the smoothing rises linearly (SmoothDARTS).
@@ -94,7 +94,7 @@ def schedule(settings: CommonSettings, epoch: int) -> Schedule:
 def architecture_gradient(
     state: SearchState, objective: Objective, train_batch: Batch, valid_batch: Batch, residual: bool
 ) -> ArchitectureGradient:
-    """dL_val/dp of each layer: first order, unrolled (DARTS) or implicit (iDARTS)."""
+    """Compute dL_val/dp of each layer: first order, unrolled (DARTS) or implicit (iDARTS)."""
     settings, weights = state.settings, state.layer_weights()
     learning_rate = state.weight_optimizer.param_groups[0]["lr"]
     if settings.hypergradient == "unrolled":
@@ -132,7 +132,7 @@ def alpha_step(
     now: Schedule,
     residual: bool = False,
 ) -> AlphaStep:
-    """alpha descends L_val + w_t * R(alpha, p) (DARTS, algorithm 1, step 1; FairDARTS, equation 5).
+    """Take a step of alpha that descends L_val + w_t * R(alpha, p) (DARTS, algorithm 1, step 1; FairDARTS, equation 5).
 
     Args:
         residual: Measure the residual of the Neumann series.
@@ -160,7 +160,7 @@ def alpha_step(
 
 
 def smoothed(state: SearchState, objective: Objective, batch: Batch, radius: float) -> list[Tensor]:
-    """The mixing weights of each layer that the weight step sees: p, or p perturbed (SmoothDARTS)."""
+    """Compute the mixing weights of each layer for the weight step: p, or the perturbed p of SmoothDARTS."""
     if state.settings.smooth == "none":
         return state.layer_weights()
     architecture, kinds = state.architecture, state.supernet.kinds
@@ -174,19 +174,21 @@ def smoothed(state: SearchState, objective: Objective, batch: Batch, radius: flo
     q = SMOOTHING[state.settings.smooth](p, radius, gradient, architecture.project)
     if not isinstance(q, Mapping) or [*map(np.shape, q.values())] != [*map(np.shape, p.values())]:
         shapes = ", ".join(f"{kind} {tuple(weights.shape)}" for kind, weights in p.items())
-        raise InputError(f"--smooth {state.settings.smooth}: expected it to return mixing weights: {shapes}")
+        raise InputError(
+            f"--smooth {state.settings.smooth}: its function returns no mixing weights, expected the shapes {shapes}"
+        )
     return state.layer_weights(q)
 
 
 def weight_step(
     state: SearchState, objective: Objective, batch: Batch, now: Schedule, layers: bool
 ) -> tuple[WeightGradient, Tensor]:
-    """The weights descend L_train - lambda_t * Lambda (DARTS, algorithm 1, step 2; Λ-DARTS, section 4).
+    """Take a step of the weights that descends L_train - lambda_t * Lambda (DARTS, algorithm 1; Λ-DARTS, section 4).
 
-    While lambda_t is 0 the step is that of DARTS, at its cost.
+    While lambda_t is 0, this is the weight step of DARTS and costs the same (algorithm 1, step 2).
 
     Args:
-        layers: Compute the layer gradients even so.
+        layers: Compute the layer gradients even if lambda_t is 0.
 
     Returns:
         The gradients, and the norm of the gradient before clipping.
@@ -219,7 +221,7 @@ def accumulate_alpha_gradient(state: SearchState, result: WeightGradient) -> Non
 
 
 def derivative_cosine(state: SearchState, objective: Objective, batch: Batch) -> Tensor:
-    """The cosine between the regularizer's gradient by differences and the exact one, on one batch."""
+    """Compute the cosine between the regularizer's gradient by differences and its exact gradient, on one batch."""
     settings, weights = state.settings, state.layer_weights()
     regularizer = "corr" if settings.reg in ("none", "noise") else settings.reg
     difference = regularized_gradient(objective, weights, batch, regularizer, "difference", settings.epsilon_0)
@@ -228,7 +230,7 @@ def derivative_cosine(state: SearchState, objective: Objective, batch: Batch) ->
 
 
 def run_epoch(state: SearchState, epoch: int, now: Schedule, progress: StepProgress, name: str) -> Meters:
-    """The steps of an epoch, counted from 0; `name` labels the progress bar.
+    """Run the steps of an epoch, counted from 0; `name` labels the progress bar.
 
     Raises:
         FloatingPointError: A loss, a gradient or alpha is not finite.
@@ -283,7 +285,7 @@ def log_epoch(state: SearchState, now: Schedule, meters: Meters, start: float) -
 
 
 def run_epochs(state: SearchState, run: Path) -> None:
-    """The remaining epochs of a search; each ends with a checkpoint, a row in the logs and a printed line."""
+    """Run the remaining epochs of a search. Each ends with a checkpoint, a row in the logs and a printed line."""
     settings, history, first = state.settings, state.history, len(state.history.rows)
     steps = len(state.batches(0)[0])
     tensorboard = TensorBoardLog(run, history.rows)
@@ -302,11 +304,11 @@ def run_epochs(state: SearchState, run: Path) -> None:
 
 
 def derive_cell(state: SearchState, run: Path, folder: Path, resume_with: str) -> AnyCell:
-    """The cell of a finished search, by the rule of its settings.
+    """Derive the cell of a finished search by the rule of its settings.
 
     Args:
-        folder: The folder of the perturbation rule.
-        resume_with: The command that resumes that rule, for the message after an interruption.
+        folder: The folder for the files of the perturbation rule.
+        resume_with: How to resume that rule, for the message after an interruption.
 
     Raises:
         InputError: The rule leaves a cell without a path from its inputs.
@@ -330,13 +332,13 @@ def derive_cell(state: SearchState, run: Path, folder: Path, resume_with: str) -
         largest = state.architecture.mixing_weights()[kind].max().item()
         raise InputError(
             f"--threshold: {state.settings.threshold:g} leaves no path through the {kind} cell, whose largest gate is "
-            f"{largest:.3f}; expected less: python search/derive.py {shlex.quote(str(run))} --threshold ..."
+            f"{largest:.3f}; choose a smaller one: python search/derive.py {shlex.quote(str(run))} --threshold ..."
         )
     return cell
 
 
 def write_cell(state: SearchState, cell: AnyCell, folder: Path) -> None:
-    """Draw a cell, write genotype.json, and print what is known of the cell."""
+    """Draw a cell, write genotype.json, and print the cell with its figures in an accuracy table, if any."""
     with cli.warning("no drawing of the cell"):
         from analysis.draw import draw_genotype  # matplotlib takes a second
 
@@ -347,11 +349,11 @@ def write_cell(state: SearchState, cell: AnyCell, folder: Path) -> None:
 
 
 def search(resolved: Resolved, state_class: type[SearchState] = SearchState, whole: Path | None = None) -> None:
-    """Search a cell and leave a run folder, or resume a run.
+    """Search a cell and write a run folder, or resume a run.
 
     Args:
         state_class: The state of a search in the space of the settings.
-        whole: The run folder that --resume must name, if this run is a part of it.
+        whole: If this run is part of a series, the run folder of the series, which --resume must name.
     """
     settings, run = resolved.settings, resolved.run
     if resolved.resumed and is_finished(run, "search"):
@@ -375,7 +377,7 @@ def search(resolved: Resolved, state_class: type[SearchState] = SearchState, who
         try:
             with cli.saving(run, resume_with):
                 run_epochs(state, run)
-                with cli.warning(f"no figures; python analysis/curves.py {run} draws the curves"):
+                with cli.warning(f"no figures; draw the curves with python analysis/curves.py {run}"):
                     from analysis.curves import plot_search  # matplotlib takes a second
 
                     plot_search(run)

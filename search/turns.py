@@ -1,4 +1,4 @@
-"""The batches of an epoch of a search, in turns of a step of alpha and of the weights' steps."""
+"""The batches of an epoch, grouped into turns: a step of alpha and the weight steps that belong to it."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -10,7 +10,7 @@ from search.state import SearchState
 
 
 class Turn(NamedTuple):
-    """The batches of a step of alpha and of the steps of the weights that go with it."""
+    """The batches of a step of alpha and of the weight steps that belong to it."""
 
     weights: list[Batch]
     train: Batch  # for the second derivatives of alpha's gradient
@@ -18,7 +18,7 @@ class Turn(NamedTuple):
 
 
 def turns(state: SearchState, epoch: int, progress: StepProgress, name: str) -> Iterator[Turn]:
-    """The batches of an epoch, counted from 0; `name` labels the progress bar."""
+    """Yield the batches of an epoch, counted from 0; `name` labels the progress bar."""
     settings, (train, valid) = state.settings, state.batches(epoch)
     inner, count = settings.inner_steps, len(train)
     progress.start(name, count)
@@ -29,7 +29,7 @@ def turns(state: SearchState, epoch: int, progress: StepProgress, name: str) -> 
             yield Turn(list(islice(drawn, inner)), next(drawn), next(valid_batches))
             progress.advance()
         return
-    # DARTS-PT's fine-tuning, after the epochs of the search, passes over the images.
+    # Epochs after those of the search are DARTS-PT's fine-tuning, which passes over all images.
     fresh = settings.fresh_batches == "both" and epoch < settings.epochs
     batches = map(state.cast, draw(train, count) if fresh else iter(train))
     while group := list(islice(batches, inner)):

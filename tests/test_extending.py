@@ -207,7 +207,7 @@ BAD = {
     "from search.methods import *\nMETHODS['a'] = Method('A', {}, {'s2': {}})": "method 'a': by_space or "
     "released_by_space: 's2'; expected",
     "from spaces import *\nSPACES['a'] = Space({'normal': (), 'reduce': ()}, ((0, 2), (1, 2)), 2)": "Space: normal: "
-    "candidates of 0 edges; expected 2",
+    "candidates for 0 edges; expected 2",
     "from search.methods import *\nMETHODS['a'] = {'reg': 'corr'}": "method 'a': {'reg': 'corr'}; expected a Method",
     "from regularizers import *\nALPHA_REGULARIZERS['a'] = lambda p: 0": "regularizer of alpha 'a': <lambda>(p); "
     "expected a function of (alpha, p)",

@@ -148,9 +148,11 @@ def test_deriving_a_cell_twice_is_rejected_and_blames_a_flag_only_if_it_was_give
     command = ("search/derive.py", run, "--selection", "argmax", "--device", "cpu")
     assert script_in_process(*command).returncode == 0
     result = script_in_process(*command)
-    assert_rejected(result, f"error: run: {run}/selections/argmax holds a cell already; expected --save FOLDER")
+    assert_rejected(
+        result, f"error: run: {run}/selections/argmax already has a cell; choose another folder with --save"
+    )
     result = script_in_process(*command, "--save", run / "selections/argmax")
-    assert_rejected(result, f"error: --save: {run}/selections/argmax holds a cell already; expected another folder")
+    assert_rejected(result, f"error: --save: {run}/selections/argmax already has a cell; expected another folder")
 
 
 def test_a_folder_of_several_runs_and_a_cell_of_another_space_are_rejected(tmp_path):

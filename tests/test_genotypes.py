@@ -118,7 +118,7 @@ def test_a_node_with_inputs_from_dead_nodes_only_is_dead_in_any_order_of_the_edg
         ),
         (
             {"normal": [["skip_connect", 2, 1]] * 2},
-            "normal, edge 1 ('skip_connect', 2, 1): this edge stands twice",
+            "normal, edge 1 ('skip_connect', 2, 1): this edge is listed twice",
         ),
         ({"reduce": [["skip_connect", 3, 2]], "reduce_concat": [3]}, "reduce_concat: no node in it has a path from"),
         ({"normal": [["none", 0], ["none", 1]], "normal_concat": [2]}, "normal_concat: no node in it has a path from"),
@@ -228,7 +228,7 @@ def test_one_of_several_cells_of_a_python_file_is_chosen_by_its_name(tmp_path):
         "genotype",
     ]
     for spec, message in (
-        (f"{path}:V3", f"{path}: no V3 = Genotype(...) is in it; its cells are V1, V2, DARTS"),
+        (f"{path}:V3", f"{path}: it has no V3 = Genotype(...); its cells are V1, V2, DARTS"),
         (str(path), f"{path}: it has several cells; write FILE:NAME to choose one of V1, V2, DARTS"),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -265,11 +265,11 @@ def test_a_name_belongs_to_one_cell(own_cells):
     assert named_cells() == {**CELLS, "mine": MINE}
     for name in ("DARTS_V2", "mine"):
         add_plugin({name: CELLS["DARTS_V1"]})
-        with pytest.raises(ValueError, match=f"^cell '{name}' of .*: this name is taken$"):
+        with pytest.raises(ValueError, match=f"^cell '{name}' of .*: this name is taken; choose another$"):
             load_genotype("DARTS_V1")
         plugins.LOADED.pop()
     own_cells.setattr(genotypes, "DARTS_V2", MINE, raising=False)
-    with pytest.raises(ValueError, match=r"^cell 'DARTS_V2' of .*genotypes.py: this name is taken$"):
+    with pytest.raises(ValueError, match=r"^cell 'DARTS_V2' of .*genotypes.py: this name is taken; choose another$"):
         load_genotype("DARTS_V1")
 
 
@@ -286,8 +286,8 @@ def test_an_unknown_name_is_rejected_with_the_nearest_names(own_cells):
 @pytest.mark.parametrize(
     ("operation", "answer"),
     [
-        ("sep_conv_3x", "unknown operation 'sep_conv_3x'; did you mean sep_conv_3x3? An operation of your own needs"),
-        ("attention", "unknown operation 'attention'. An operation of your own needs --plugin FILE.py"),
+        ("sep_conv_3x", "unknown operation 'sep_conv_3x'; did you mean sep_conv_3x3? Load your own operations with"),
+        ("attention", "unknown operation 'attention'. Load your own operations with --plugin FILE.py"),
     ],
 )
 def test_an_unknown_operation_is_rejected_with_its_cell_its_edge_and_the_nearest_name(own_cells, operation, answer):

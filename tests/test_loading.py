@@ -151,7 +151,7 @@ def test_a_damaged_or_foreign_checkpoint_gives_a_one_line_error(trained, tmp_pat
     for changed, says in (
         ({**content, "hyper_parameters": earlier}, "is not a checkpoint of a retraining by this version"),
         ({**content, "hyper_parameters": {**about, "network": "vit"}}, "'vit'; expected one of cifar, imagenet"),
-        ({**content, "hyper_parameters": wide}, "the weights are not those of the network that it describes"),
+        ({**content, "hyper_parameters": wide}, "the weights do not fit the network that the checkpoint describes"),
         (torch.zeros(3), "is not a checkpoint of a retraining"),
     ):
         torch.save(changed, path)

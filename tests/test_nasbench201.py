@@ -43,7 +43,7 @@ def test_a_cells_string_gives_its_edges_with_the_papers_numbers():
     ]
     assert parse_cell(cell.to_json()) == cell
     for text in ("", CONVOLUTIONS.replace("~2", "~1"), "{}", '{"arch": 3}'):
-        with pytest.raises(ValueError, match=r"no cell|expected a JSON object|the string of a cell"):
+        with pytest.raises(ValueError, match=r"not a cell|expected a JSON object|the string of a cell"):
             parse_cell(text)
 
 

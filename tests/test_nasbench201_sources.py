@@ -148,7 +148,7 @@ def test_sources_that_cannot_be_read_or_joined_are_rejected(tmp_path):
     for sources, reason in [
         (["cut.pth"], r"cut\.pth.*damaged"),
         (["checkpoint.pth"], r"checkpoint\.pth.*expected the official"),
-        (["incomplete.pth"], r"incomplete\.pth.*not as NAS-Bench-201 stores its results"),
+        (["incomplete.pth"], r"incomplete\.pth.*wrong format"),
         (["cut.csv.gz"], r"cut\.csv\.gz"),
         (["bare.csv"], r"bare\.csv: no rows"),
         (["whole.csv", "fewer.csv"], r"fewer\.csv.*differ from those of.*whole\.csv \(4 and 5\)"),

@@ -124,7 +124,7 @@ def test_a_regularizer_may_ignore_some_inputs_but_must_return_a_scalar_that_depe
         ({"reg": "constant", "derivatives": "exact"}, "--reg constant: its value does not depend"),
         ({"alpha_reg": "number"}, "--alpha_reg number: its function returns float, expected a scalar tensor"),
         ({"alpha_reg": "constant"}, "--alpha_reg constant: its value does not depend on alpha"),
-        ({"smooth": "nothing"}, "--smooth nothing: expected it to return mixing weights: normal"),
+        ({"smooth": "nothing"}, "--smooth nothing: its function returns no mixing weights, expected the shapes normal"),
     ):
         with pytest.raises(InputError, match=message):
             weights_after_an_epoch(open_search(replace(settings, **changes)))

@@ -100,7 +100,7 @@ def test_the_command_line_reads_and_records_released(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             resolve([*flags, "--save", str(tmp_path / "run")])
-    with pytest.raises(InputError, match="--released: the released code of beta-darts is not recorded; expected one"):
+    with pytest.raises(InputError, match="--released: the settings of beta-darts's released code are not recorded"):
         resolve(["--method", "beta-darts", "--released"])
 
 

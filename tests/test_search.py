@@ -165,7 +165,7 @@ def test_a_figure_that_fails_gives_a_warning_and_the_cell_is_saved(tmp_path, mon
     monkeypatch.setattr("analysis.curves.plot_search", broken)
     run = run_search(replace(SMALL, epochs=1, reg="none"), tmp_path / "run")
     assert (run / "genotype.json").exists()
-    assert f"no figures; python analysis/curves.py {run} draws the curves" in capsys.readouterr().err
+    assert f"no figures; draw the curves with python analysis/curves.py {run}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, "between the checkpoint and the logs"])

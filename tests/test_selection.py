@@ -53,7 +53,7 @@ def test_the_rule_of_the_search_derives_the_same_cell_and_does_not_change_the_ru
     folder = run / "selections/argmax"
     assert load_genotype(str(folder)) == load_genotype(str(run))
     assert contents(run) == before
-    with pytest.raises(InputError, match=f"run: {folder} holds a cell already"):
+    with pytest.raises(InputError, match=f"run: {folder} already has a cell"):
         run_derive(run)
 
 

@@ -6,7 +6,6 @@ ICLR 2019, section 3.1), and S5 is `darts` without `none`. To add a space, add a
 In these spaces a cell has two inputs (states 0 and 1) and four intermediate nodes (states 2 to 5). The edges into a
 node come from all states before it: edge 0 is (0 -> 2), edge 1 is (1 -> 2), edge 2 is (0 -> 3), ..., edge 13 is
 (4 -> 5).
-
 A cell of NAS-Bench-201 (Dong and Yang, ICLR 2020) has one input (state 0) and three nodes; the last is its output.
 
 Nothing here imports torch.

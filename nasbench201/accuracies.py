@@ -106,7 +106,7 @@ def open_table(path: str | Path = SHIPPED) -> Table:
             arrays = {name: archive[name] for name in archive if name != "about"}
         table = Table(arrays.pop("cells"), {name: _as_float(name, values) for name, values in arrays.items()})
         if not _is_whole(table):
-            raise ValueError("other arrays than those of a table")
+            raise ValueError("its arrays are not those of a table")
         return table
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         again = "expected a file that this version's `nasbench201/table.py build` has made"

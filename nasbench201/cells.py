@@ -212,7 +212,7 @@ def load_any(spec: str, load: Callable[[str], Genotype] = read_genotype) -> Geno
 
 
 def table_dataset(asked: str, searched: str) -> str:
-    """The data set whose accuracies are looked up: `asked`; with "auto", that of the search, or CIFAR-10."""
+    """Data set whose accuracies are looked up: `asked`, or `searched` if "auto"; CIFAR-10 if it is not in TITLES."""
     dataset = searched if asked == "auto" else asked
     return dataset if dataset in TITLES else "cifar10"
 

@@ -25,7 +25,7 @@ from nasbench201.cells import OPERATIONS, Cell201, operations_of, parse_cell
 Dataset = Literal["cifar10", "cifar10-valid", "cifar100", "imagenet16_120"]
 Split = Literal["train", "valid", "test"]
 Epochs = Literal[12, 200]
-#: stands between the name of an accuracy and the seed of a single training
+#: separates the name of an accuracy from the seed of a single training
 SEED = "_seed"
 #: suffixes of the columns that count parameters and multiply-adds, in millions
 COSTS = ("_params", "_madds")

@@ -212,7 +212,7 @@ def load_any(spec: str, load: Callable[[str], Genotype] = read_genotype) -> Geno
 
 
 def table_dataset(asked: str, searched: str) -> str:
-    """The data set to look up: `asked`, or `searched` if that is "auto"; CIFAR-10 if it is not in TITLES."""
+    """Data set whose accuracies are looked up: `asked`, or `searched` if "auto"; CIFAR-10 if it is not in TITLES."""
     dataset = searched if asked == "auto" else asked
     return dataset if dataset in TITLES else "cifar10"
 

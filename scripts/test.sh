@@ -13,6 +13,7 @@ case "${1:-}" in
 esac
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+"$python" tools/prose.py
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT
 "$python" -m mypy >"$types" 2>&1 & # at the same time as the tests, because it uses only one core

@@ -1,13 +1,13 @@
 """List sentences that may need a second reading: in docstrings, comments, messages, help texts and documents.
 
 It reports docstrings and help that open with What, Whether, Where or Of; help of fewer than four words; sentences of
-more than 35 words; and PHRASES, over which readers have stumbled. Sentences that begin as in ALLOWED are left out. The
-status is 1 if a sentence is reported.
+more than 35 words; and PHRASES, over which readers have stumbled. The status is 1 if it reports a sentence.
 
     python tools/prose.py                                # the whole project
     python tools/prose.py README.md search/settings.py   # these files
 """
 
+import argparse
 import ast
 import re
 import sys
@@ -24,8 +24,6 @@ PHRASES = re.compile(
     re.IGNORECASE,
 )
 LONGEST = 35  # words of a sentence
-#: beginnings of sentences that stay, each with its reason
-ALLOWED: dict[str, str] = {}
 
 
 class Text(NamedTuple):
@@ -101,24 +99,32 @@ def reasons(kind: str, sentence: str, first: bool) -> Iterator[str]:
         yield "phrase"
 
 
-def main(names: list[str]) -> int:
-    """Print the reported sentences of the files; of all, if no name is given."""
+def reported(path: Path) -> Iterator[str]:
+    """A line for each reason to look at a sentence of a file."""
+    for text in texts(path):
+        if text.kind == "help" and len(text.text.split()) < 4:
+            yield f"{path}:{text.line}: {text.kind}: short: {text.text}"
+        for number, (line, sentence) in enumerate(sentences(text.text)):
+            for reason in reasons(text.kind, sentence, number == 0):
+                yield f"{path}:{text.line + line}: {text.kind}: {reason}: {sentence}"
+
+
+def main() -> None:
+    """Print the reported sentences."""
+    parser = argparse.ArgumentParser(prog="prose.py", description="List sentences that may need a second reading.")
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="Files to read. By default the whole project."
+    )
+    files = parser.parse_args().files
+    if missing := next((path for path in files if not path.is_file()), None):
+        parser.error(f"FILE: {missing}, expected a file that exists")
     patterns = ("*.md", "*.py", "*/*.py", "*/*.md", "*/*.sh", "scripts/tables/*.yaml")
-    paths = [Path(name) for name in names] or [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
-    paths = [path for path in paths if path != Path(__file__)]  # it holds the phrases
-    found = 0
-    for path in paths:
-        for text in texts(path):
-            if text.kind == "help" and len(text.text.split()) < 4:
-                found, _ = found + 1, print(f"{path}:{text.line}: {text.kind}: short: {text.text}")
-            for number, (line, sentence) in enumerate(sentences(text.text)):
-                if any(sentence.startswith(start) for start in ALLOWED):
-                    continue
-                for reason in reasons(text.kind, sentence, number == 0):
-                    print(f"{path}:{text.line + line}: {text.kind}: {reason}: {sentence}")
-                    found += 1
-    return int(found > 0)
+    files = files or [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    files = [path for path in files if path.name not in ("prose.py", "test_prose.py")]  # they hold the phrases
+    found = [line for path in files for line in reported(path)]
+    print(*found, sep="\n", end="\n" if found else "")
+    sys.exit(bool(found))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -182,7 +182,7 @@ class FactorizedReduces(nn.Module):
         return _terms(self.pairs, state.drop(self.norm(parts, weights), edges))
 
 
-class Modules(nn.Module):
+class SeparateModules(nn.Module):
     """Any other operation: one module for each pair."""
 
     def __init__(self, name: str, pairs: Pairs, channels: int, stride: int, pool_norm: bool) -> None:
@@ -201,7 +201,7 @@ class Modules(nn.Module):
 
 
 #: A group of operations on the edges that leave a state.
-Operations = Separables | Shared | Convs | FactorizedReduces | Modules
+OperationGroup = Separables | Shared | Convs | FactorizedReduces | SeparateModules
 
 
 class AuxiliarySkips(nn.Module):
@@ -234,9 +234,9 @@ def _terms(pairs: Pairs, parts: list[Tensor]) -> list[Term]:
     return [(edges[part * size : (part + 1) * size], y) for part, y in enumerate(parts)]
 
 
-def _arrange(pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> list[Operations]:
+def _arrange(pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: bool) -> list[OperationGroup]:
     """Make the operations on the edges that leave a state, grouped by how they are computed."""
-    modules: list[Operations] = []
+    modules: list[OperationGroup] = []
     makers = {name: OPERATIONS.find(name) for name in pairs_of}
     sized = {name: make for name, make in makers.items() if isinstance(make, Sized)}
     separable = {name: pairs_of[name] for name, make in sized.items() if make.operation in (SepConv, DilConv)}
@@ -257,7 +257,7 @@ def _arrange(pairs_of: dict[str, Pairs], channels: int, stride: int, pool_norm: 
         elif name in sized and sized[name].operation is NorConv:
             modules.append(Convs(pairs, channels, sized[name].kernel_size, stride))
         else:
-            modules.append(Modules(name, pairs, channels, stride, pool_norm))
+            modules.append(SeparateModules(name, pairs, channels, stride, pool_norm))
     return modules
 
 

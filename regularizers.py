@@ -190,32 +190,32 @@ def _exactly(objective: Objective, weights: Tensors, batch: Batch, regularizer: 
 
 
 #: alpha or p of each kind of cell, (edges, operations) each. Where an edge has no operation, alpha is -inf and p is 0.
-OfKinds = Mapping[str, Tensor]
+ByKind = Mapping[str, Tensor]
 
 
-def _mean_over_gates(values: OfKinds, alpha: OfKinds) -> Tensor:
+def _mean_over_gates(values: ByKind, alpha: ByKind) -> Tensor:
     gates = torch.cat([alpha[kind].flatten() for kind in values]).isfinite()
     total = torch.where(gates, torch.cat([value.flatten() for value in values.values()]), 0).sum()
     return total / gates.sum()
 
 
-def _zero_one_l2(alpha: OfKinds, p: OfKinds) -> Tensor:
+def _zero_one_l2(alpha: ByKind, p: ByKind) -> Tensor:
     """-mean((p - 0.5)^2) over all gates (FairDARTS, ECCV 2020, section 3.3)."""
     return -_mean_over_gates({kind: (weights - 0.5).square() for kind, weights in p.items()}, alpha)
 
 
-def _zero_one_l1(alpha: OfKinds, p: OfKinds) -> Tensor:
+def _zero_one_l1(alpha: ByKind, p: ByKind) -> Tensor:
     """-mean(|p - 0.5|) over all gates (FairDARTS, ECCV 2020, section 3.3)."""
     return -_mean_over_gates({kind: (weights - 0.5).abs() for kind, weights in p.items()}, alpha)
 
 
-def _logsumexp(alpha: OfKinds, p: OfKinds) -> Tensor:
+def _logsumexp(alpha: ByKind, p: ByKind) -> Tensor:
     """The mean over edges of log(sum_k exp(alpha_k)) (beta-DARTS, CVPR 2022)."""
     return torch.cat([values.logsumexp(dim=-1) for values in alpha.values()]).mean()
 
 
 #: name -> function of alpha and p; alpha decreases it
-ALPHA_REGULARIZERS: Registry[Callable[[OfKinds, OfKinds], Tensor]] = Registry(
+ALPHA_REGULARIZERS: Registry[Callable[[ByKind, ByKind], Tensor]] = Registry(
     "regularizer of alpha",
     {"zero_one_l2": _zero_one_l2, "zero_one_l1": _zero_one_l1, "logsumexp": _logsumexp},
     lambda function: check_arguments(function, "alpha", "p"),

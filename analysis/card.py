@@ -16,7 +16,7 @@ from nasbench201.cells import load_any
 
 PROG = "card.py"
 #: settings that say where a run was and what it ran on; the recipe leaves them out
-PLACE = ("data", "device", "devices", "num_nodes", "workers", "download", "checkpoint_steps", "table", "provenance")
+OMITTED = ("data", "device", "devices", "num_nodes", "workers", "download", "checkpoint_steps", "table", "provenance")
 
 
 def add_card(run: Path) -> None:
@@ -68,7 +68,7 @@ def card(result: dict[str, Any], config: dict[str, Any], kinds: tuple[str, ...])
         "device": origin["device"],
         "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
     }
-    recipe = {f"`--{name}`": value for name, value in config.items() if name not in (*PLACE, "arch")}
+    recipe = {f"`--{name}`": value for name, value in config.items() if name not in (*OMITTED, "arch")}
     drawings = "\n\n".join(f"![the {kind} cell](cells/{kind}.png)" for kind in kinds)
     return f"""# {escape(cell_label(config["arch"]))} on {escape(data)}
 

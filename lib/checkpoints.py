@@ -15,7 +15,7 @@ import torch
 from lib.files import read_bytes, seeds_hint, write_atomically
 
 #: keys that describe the network in the checkpoint of a retraining, see `lib.trainer.make_module`
-ABOUT = {"network", "settings", "genotype", "classes", "preprocessing"}
+NETWORK_KEYS = {"network", "settings", "genotype", "classes", "preprocessing"}
 
 
 class CorruptError(ValueError):
@@ -95,7 +95,7 @@ def open_retraining(path: Path) -> dict[str, Any]:
     else:
         raise ValueError(f"{path} has no checkpoint; expected a checkpoint file or a run folder{seeds_hint(path)}")
     about = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if not (isinstance(about, dict) and about.keys() >= ABOUT and "state_dict" in checkpoint):
+    if not (isinstance(about, dict) and about.keys() >= NETWORK_KEYS and "state_dict" in checkpoint):
         raise ValueError(f"{path} is not a checkpoint of a retraining by this version of the project")
     return checkpoint
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from lib.files import hold, is_passing
+from lib.files import hold, is_temporary
 
 Arguments = TypeVar("Arguments")
 
@@ -162,7 +162,7 @@ def run(main: Callable[[], None], prog: str) -> NoReturn:
 def check_new_folder(path: Path, flag: str) -> None:
     """Reject a path that is a file or a folder with content, so that no run overwrites another."""
     with blaming(flag):
-        if path.exists() and (not path.is_dir() or not all(map(is_passing, path.iterdir()))):
+        if path.exists() and (not path.is_dir() or not all(map(is_temporary, path.iterdir()))):
             or_resume = ", or --resume it" if (path / "config.yaml").is_file() else ""
             raise InputError(f"{flag}: {path} exists and is not empty; name a new folder{or_resume}")
 
@@ -201,16 +201,16 @@ def warning(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def saving(run: Path, goes_on: str) -> Iterator[None]:
+def saving(run: Path, resume_hint: str) -> Iterator[None]:
     """Report an error in writing a file of a run, such as a full disk, in one line.
 
     Args:
-        goes_on: How to continue from the last checkpoint.
+        resume_hint: How to continue from the last checkpoint.
     """
     try:
         yield
     except OutputError as error:
-        raise OutputError(f"{error}; {goes_on}") from error
+        raise OutputError(f"{error}; {resume_hint}") from error
     except OSError as error:
         where, what = error.filename or run, error.strerror or error
-        raise InputError(f"{where}: {what}; {goes_on}") from error
+        raise InputError(f"{where}: {what}; {resume_hint}") from error

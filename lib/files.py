@@ -124,7 +124,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def is_passing(path: Path) -> bool:
+def is_temporary(path: Path) -> bool:
     """True for a lock, and for the temporary file of an interrupted `write_atomically`."""
     return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
 

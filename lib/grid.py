@@ -37,7 +37,7 @@ SCRIPTS = {
     },
 }
 #: flags that may change when a run resumes
-PLACE = ("data", "table", "device", "devices", "num_nodes")
+MOVABLE = ("data", "table", "device", "devices", "num_nodes")
 #: flags that the file of a table and --set must not contain
 RESERVED = {"save", "resume", "seed", "seeds", "arch", "config", "help", "print_config", "plugin", "provenance"}
 #: the structure of a table's file; the key "" stands for any name

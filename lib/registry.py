@@ -42,7 +42,7 @@ class Registry(MutableMapping[str, Entry]):
             EntryError: The name is taken, or the entry cannot be used.
         """
         if name in (*self.data, *self.reserved):
-            raise EntryError(f"{self.kind} {name!r}: this name is taken")
+            raise EntryError(f"{self.kind} {name!r}: this name is taken; choose another")
         if not isinstance(name, str) or not name:
             raise EntryError(f"{self.kind} {name!r}: expected a string as its name")
         try:

@@ -7,9 +7,9 @@ from lib.options import Layers, Seed
 from search.settings import CommonSettings, Script, of_space, of_table
 
 DESCRIPTION = (
-    "Search a cell of NAS-Bench-201 with Λ-DARTS, DARTS, DARTS-, FairDARTS, iDARTS or DARTS-PT, or with their ideas "
-    "combined, and score it by the benchmark's table. --method sets all flags as in that paper; other flags override "
-    "it. The defaults shown are those of Λ-DARTS."
+    "Search a cell of NAS-Bench-201 with any of the methods, or with their ideas combined, and look up its accuracy in "
+    "the benchmark's table. --method sets all flags as in the method's paper; other flags override it. The defaults "
+    "shown are those of Λ-DARTS."
 )
 
 

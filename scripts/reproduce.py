@@ -24,7 +24,7 @@ import yaml
 from lib import cli, options, plugins
 from lib.cli import InputError, blaming
 from lib.files import parse_yaml, read_json, read_yaml, write_atomically
-from lib.grid import FLAGS, PLACE, SCRIPTS, Unit, arguments, check, expand, load_table
+from lib.grid import FLAGS, MOVABLE, SCRIPTS, Unit, arguments, check, expand, load_table
 from lib.options import NonNegativeFloat, NonNegativeInt, PositiveInt, option
 from lib.sweep import ROOT, Job, cluster, run_jobs, shown
 
@@ -32,7 +32,7 @@ PROG = "reproduce.py"
 #: flags whose values are paths
 PATHS = ("data", "table", "halves")
 #: flags that may change when a table continues
-MAY_CHANGE = (*PLACE, "download", "workers")
+MAY_CHANGE = (*MOVABLE, "download", "workers")
 STEPS: tuple[Literal["search", "retrain"], ...] = ("search", "retrain")
 
 
@@ -121,7 +121,7 @@ def jobs_of(unit: Unit, scripts: Mapping[str, str], out: Path, threads: int, gpu
     for step in (step for step in STEPS if step in unit.steps):
         flags = unit.steps[step]
         cell = {"arch": runs["search"]} if step == "retrain" else {}
-        moved = {name: value for name, value in flags.items() if name in PLACE}
+        moved = {name: value for name, value in flags.items() if name in MOVABLE}
         begin = [scripts[step], *own_code, *arguments({**cell, **flags, "save": runs[step]})]
         resume = [scripts[step], *own_code, "--resume", runs[step], *arguments(moved)]
         devices = int(flags.get("devices", 0))

@@ -34,7 +34,7 @@ def check(settings: CommonSettings) -> None:
             "--implicit_noise: only the implicit gradient by differences leaves a residue in the weights; expected "
             "--no_implicit_noise, or --hypergradient implicit with --derivatives difference"
         )
-    if settings.keeps_weights and not settings.implicit_noise:
+    if settings.fixes_weights and not settings.implicit_noise:
         raise InputError(
             "--released: in iDARTS's released code only --implicit_noise changes the weights; add --implicit_noise, or "
             "use --no_released"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib import cli, options
 from lib.cli import InputError
-from lib.files import is_passing
+from lib.files import is_temporary
 from lib.options import Gate, NonNegativeInt, argument, option
 from lib.settings import DEVICE_HELP
 from search.command_line import check
@@ -74,7 +74,7 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]") -> Non
     if (folder / "genotype.json").exists():
         remedy = "expected another folder" if command.save else "choose another folder with --save"
         raise InputError(f"{'--save' if command.save else 'run'}: {folder} already has a cell; {remedy}")
-    if not folder.is_dir() or not {path.name for path in folder.iterdir() if not is_passing(path)} <= UNFINISHED:
+    if not folder.is_dir() or not {path.name for path in folder.iterdir() if not is_temporary(path)} <= UNFINISHED:
         cli.check_new_folder(folder, "--save" if command.save else "run")
 
     # Imported here, so that --help and wrong flags are answered before torch is loaded.

@@ -1,7 +1,7 @@
 """The methods: the settings of each paper that differ from first-order DARTS (the defaults of settings.py).
 
 `released` has the settings in which the released code differs from the paper; --released applies them. Bugs of the
-released codes are not settings: see `keeps_weights` and `clips_alpha` in search/settings.py, and
+released codes are not settings: see `fixes_weights` and `clips_with_alpha` in search/settings.py, and
 search/perturbation.py. docs/faithfulness.md explains each difference.
 
 To add a method, add an entry, here or in a plugin: `METHODS["mine"] = Method("Me (2027)", {"reg": "mine"})`. If no flag

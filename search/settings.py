@@ -277,7 +277,7 @@ class CommonSettings(RunSettings, ImageSettings):
     # Bugs of the released codes; they have no separate flags.
 
     @property
-    def keeps_weights(self) -> bool:
+    def fixes_weights(self) -> bool:
         """True if weight steps leave the weights unchanged, as in iDARTS's released code.
 
         That code steps a copy of the optimizer, whose parameters have no gradients (D1).
@@ -285,7 +285,7 @@ class CommonSettings(RunSettings, ImageSettings):
         return self.released and self.hypergradient == "implicit"
 
     @property
-    def clips_alpha(self) -> bool:
+    def clips_with_alpha(self) -> bool:
         """True if the clipped norm includes alpha's accumulated gradient.
 
         Λ-DARTS's released code does this in NAS-Bench-201 (D14).

@@ -199,16 +199,16 @@ def weight_step(
         pull = torch._foreach_mul(result.regularizer_gradient, now.lambda_t)
         gradient = list(torch._foreach_sub(result.gradient, pull))
     else:
-        result = weight_gradient(objective, weights, batch, layers or settings.clips_alpha)
+        result = weight_gradient(objective, weights, batch, layers or settings.clips_with_alpha)
         gradient = result.gradient
     for weight, g in zip(objective.parameters, gradient, strict=True):
         weight.grad = g
     clipped = objective.parameters
-    if settings.clips_alpha:
+    if settings.clips_with_alpha:
         accumulate_alpha_gradient(state, result)
         clipped = [*clipped, *state.architecture.parameters()]
     gradient_norm = nn.utils.clip_grad_norm_(clipped, settings.grad_clip)
-    if not settings.keeps_weights:
+    if not settings.fixes_weights:
         state.weight_optimizer.step()
     return result, gradient_norm
 

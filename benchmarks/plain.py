@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from fast_edges import AuxiliarySkips, Convs, FactorizedReduces, FastEdges, Modules, Operations, Separables
+from fast_edges import AuxiliarySkips, Convs, FactorizedReduces, FastEdges, OperationGroup, Separables, SeparateModules
 from lib.kernels import AveragePool, BatchNorm2d, DepthwiseConv2d, without_running_statistics
 from model_search import MixedEdges
 
@@ -79,7 +79,7 @@ def _copies(mixed: FastEdges) -> Iterator[tuple[str, str]]:
     """Pairs of names: an operation that the fast path runs as a module, and the same operation in the plain twin."""
     for source, operations in mixed.operations.items():
         for number, operation in enumerate(operations.children()):
-            if isinstance(operation, Modules):
+            if isinstance(operation, SeparateModules):
                 for index, (edge, place) in enumerate(operation.pairs):
                     own = f"operations.{source}.{number}.operations.{index}"
                     yield own, f"mixed_ops.{edge}.operations.{place}"
@@ -89,7 +89,7 @@ def _twins(mixed: FastEdges) -> Iterator[tuple[str, list[list[str]]]]:
     """Pairs of a fast layer and, for each chunk of its weight, the layers of the plain twin that hold this chunk."""
     for source, operations in mixed.operations.items():
         for number, operation in enumerate(operations.children()):
-            assert isinstance(operation, Operations)
+            assert isinstance(operation, OperationGroup)
             prefix = f"operations.{source}.{number}"
             modules = [f"mixed_ops.{edge}.operations.{place}" for edge, place in operation.pairs]
             if isinstance(operation, Separables):

@@ -191,7 +191,8 @@ def test_a_data_set_of_a_plugin_is_resized_and_normalized(example, tmp_path):
 
 
 BAD = {
-    "import operations\noperations.OPERATIONS['skip_connect'] = 1": "operation 'skip_connect': this name is taken; choose another",
+    "import operations\noperations.OPERATIONS['skip_connect'] = 1": "operation 'skip_connect': this name is taken; "
+    "choose another",
     "from operations import *\nOPERATIONS['a'] = lambda channels: 1": "operation 'a': <lambda>(channels); expected a "
     "function of (channels, stride, affine)",
     "from operations import *\nOPERATIONS['a'] = lambda c, s, a: nn.Conv2d(c, c, 3)": "operation 'a': with stride 1 it "

@@ -69,10 +69,10 @@ def card(result: dict[str, Any], config: dict[str, Any], kinds: tuple[str, ...])
         "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
     }
     recipe = {f"`--{name}`": value for name, value in config.items() if name not in (*OMITTED, "arch")}
-    drawings = "\n\n".join(f"![the {kind} cell](cells/{kind}.png)" for kind in kinds)
+    drawings = "\n\n".join(f"![{kind}](cells/{kind}.png)" for kind in kinds)
     return f"""# {escape(cell_label(config["arch"]))} on {escape(data)}
 
-The test images were scored after every epoch, but no choice depends on them. The accuracy is from the last epoch.
+The test images were scored after every epoch, but not used to choose anything. The accuracy is from the last epoch.
 
 {_table(rows)}
 

@@ -91,5 +91,7 @@ def check(recorded: Sequence[Mapping[str, Any]], run: str | Path) -> None:
         if digest in loaded.values():
             continue
         if Path(path).name not in loaded:
-            raise ValueError(f"{run} used the plugin {path}; add --plugin {shlex.quote(path)}")
+            raise ValueError(
+                f"{run} used the plugin {path}; add --plugin {shlex.quote(path)} (Python: lib.plugins.load)"
+            )
         print(f"warning: {path} has changed since {run} used it", file=sys.stderr, flush=True)

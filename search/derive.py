@@ -89,7 +89,7 @@ def derive(script: Script, load_class: "Callable[[], type[SearchState]]") -> Non
             raise ValueError(f"{run} has no checkpoint; expected a search with one seed and at least one epoch done")
         state.restore(last[1])
     done = len(state.history.rows)
-    print(f"search {run} after {done} of {settings.epochs} epochs, {settings.selection}", flush=True)
+    print(f"deriving a cell of {run} ({done} of {settings.epochs} epochs) by {settings.selection}", flush=True)
     again = f"resume with: python {Path(script.path).with_name(PROG)} {shlex.join(sys.argv[1:])}"
     # The other rules take no time, so they run first: if they fail, no folder is made.
     cell = None if settings.selection == "perturbation" else derive_cell(state, run, folder, again)

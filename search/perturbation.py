@@ -269,7 +269,7 @@ def select_by_perturbation(state: SearchState, fine_tune: FineTune, folder: Path
     decisions = selection.decisions
     print(
         f"perturbation-based selection: {decisions} decisions, "
-        f"{selection.finetune_epochs} epochs of fine-tuning between two",
+        f"epochs of fine-tuning between two of them: {selection.finetune_epochs}",
         flush=True,
     )
     with StepProgress("selection", sum(steps), sum(steps[: selection.done])) as progress:

@@ -122,11 +122,11 @@ class SearchState:
                 )
             seed = settings.seed if settings.split == "random" else None
             train, valid = datasets.split(images, settings.train_portion, seed)
-        for name, part in (("weights", train), ("alpha", valid)):
+        for name, part in (("the weights", train), ("alpha", valid)):
             if settings.batch_size > len(part):
                 raise InputError(
                     f"--batch_size: {settings.batch_size}, but only {len(part)} of the {len(images)} training images "
-                    f"are for {name}; expected at most {len(part)}"
+                    f"train {name}; expected at most {len(part)}"
                 )
         return train, valid
 

@@ -159,7 +159,7 @@ def test_the_images_are_split_into_the_benchmarks_halves(tmp_path):
     assert torch.equal(state.train.images, digits.train.images[halves["train"]])
     assert torch.equal(state.valid.labels, digits.train.labels[halves["valid"]])
     path.write_text(json.dumps({"train": ["int", list(map(str, range(1436)))], "valid": ["int", ["1436"]]}))
-    with pytest.raises(InputError, match="--batch_size: 256, but only 1 of the 1437 training images are for alpha"):
+    with pytest.raises(InputError, match="--batch_size: 256, but only 1 of the 1437 training images train alpha"):
         SearchState201(settings_of_201(dataset="cifar10", halves=str(path)), digits, torch.device("cpu"))
 
 

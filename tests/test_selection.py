@@ -84,7 +84,7 @@ def test_perturbation_derives_a_cell_from_an_interrupted_search_and_can_be_resum
     flags = ("--selection", "perturbation", "--finetune_epochs", 1, "--save")
     run_derive(run, *flags, tmp_path / "undisturbed")
     printed = capsys.readouterr().out
-    assert "after 1 of 3 epochs" in printed and "decision 17/17" in printed
+    assert "(1 of 3 epochs)" in printed and "decision 17/17" in printed
     with monkeypatch.context() as patch:
         interrupt(patch, Perturbation, "evaluate", 40)
         with pytest.raises(KeyboardInterrupt):

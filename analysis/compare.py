@@ -125,7 +125,7 @@ def compare_figure(courses: list[Course]) -> Figure:
     rows = -(-len(quantities) // 3)
     figure = make_figure(13, 3.4 * rows + 0.7)
     for axes, quantity in zip(figure.subplots(rows, 3, squeeze=False).flat, quantities, strict=False):
-        set_up_panel(axes, quantity.title)
+        set_up_panel(axes, fill(quantity.title, 38, break_on_hyphens=False))
         axes.yaxis.set_major_locator(MaxNLocator("auto", integer=quantity.integer))
         for name, members in groups.items():
             shade = METHODS[shades[name]][0]
@@ -144,7 +144,9 @@ def compare_figure(courses: list[Course]) -> Figure:
         axes.remove()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     counts = [f"{label} ({len(groups[label])} seed{'s' if len(groups[label]) > 1 else ''})" for label in labels]
-    figure.legend(handles, counts, loc="outside lower center", ncols=2, frameon=False)
+    several = max(map(len, groups.values())) > 1
+    note = "Thick: mean over the seeds. Thin: one seed." if several else None
+    figure.legend(handles, counts, title=note, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

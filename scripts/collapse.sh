@@ -3,7 +3,7 @@
 # connections.
 #   bash scripts/collapse.sh DATA           # a folder with train/<class>/* and test/<class>/*
 #   bash scripts/collapse.sh --download     # downloads CIFAR-10
-#   bash scripts/collapse.sh DATA study     # six methods, four seeds each
+#   bash scripts/collapse.sh DATA study     # five methods, four seeds each
 # On one core DARTS takes about 20 minutes and Λ-DARTS 40. With two cores both run at the same time. The study takes 10
 # to 12 hours on one core. If it stops, run the same command again.
 set -euo pipefail

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.text import Text
 from PIL import Image
 
 from analysis.compare import cells_figure, compare_figure
@@ -211,7 +212,12 @@ def test_the_panels_of_the_table_name_its_data_set(tmp_path, dataset, asked, nam
     own = ("table_test_accuracy", "table_rank", "table_regret")
     make_run(tmp_path / "run", epochs=3, own=own, dataset=dataset, table_dataset=asked)
     course = load_course(tmp_path / "run")
-    titles = [axes.get_title(loc="left") for axes in (*search_figure(course).axes, *compare_figure([course]).axes)]
+    compared = compare_figure([course])
+    panels = (*search_figure(course).axes, *compared.axes)
+    titles = [axes.get_title(loc="left").replace("\n", " ") for axes in panels]
     for text in ("accuracy in NAS-Bench-201 [%]", "rank, of 15,625 cells", "regret [points]"):
         assert f"{name} {text}" in titles
     assert f"{name} test accuracy in NAS-Bench-201 [%]" in titles
+    compared.draw_without_rendering()
+    for text in compared.findobj(lambda item: isinstance(item, Text) and item.get_weight() == "bold"):
+        assert text.get_window_extent().x1 <= compared.bbox.width, f"{text.get_text()} is cut off"

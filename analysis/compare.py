@@ -4,6 +4,7 @@ python analysis/compare.py runs/darts runs/lambda-darts --out compare.png
 python analysis/compare.py runs/darts runs/lambda-darts --cells --out cells.png    # with the derived cells
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -87,8 +88,7 @@ QUANTITIES = (
 )
 #: settings that may differ between runs of the same search
 NOT_COMPARED = {
-    *("seed", "seeds", "save", "resume", "device", "data", "download", "halves", "table", "table_dataset"),
-    *("keep_checkpoints", "provenance"),
+    *("seed", "seeds", "save", "resume", "device", "data", "download", "halves", "keep_checkpoints", "provenance"),
 }
 
 
@@ -101,6 +101,7 @@ def group_seeds(courses: list[Course]) -> dict[str, list[Course]]:
     kinds: list[tuple[dict[str, Any], list[Course]]] = []
     for course in courses:
         own = {name: value for name, value in course.config.items() if name not in NOT_COMPARED}
+        own |= {"table_dataset": looked_up(course.config)} if "table_dataset" in own else {}
         same = next((members for known, members in kinds if known == own), None)
         if same is None:
             kinds.append((own, [course]))
@@ -118,15 +119,23 @@ def group_seeds(courses: list[Course]) -> dict[str, list[Course]]:
 
 
 def compare_figure(courses: list[Course]) -> Figure:
-    """A figure with a panel for each measured quantity. Thick lines are means over the seeds; thin lines are seeds."""
+    """A figure with a panel for each measured quantity. Thick lines are means over the seeds; thin lines are seeds.
+
+    Raises:
+        ValueError: Two searches have the same settings and the same seed.
+    """
     groups = group_seeds(courses)
+    for name, members in groups.items():
+        (seed, count), *_ = Counter(member.config["seed"] for member in members).most_common(1)
+        if count > 1:
+            raise ValueError(f"{count} searches of {name} with seed {seed}; expected one search for each seed")
     quantities = quantities_of(courses)
     shades = assign({name: members[0].config["method"] for name, members in groups.items()})
-    rows = -(-len(quantities) // 3)
+    rows, cut_off = -(-len(quantities) // 3), False
     figure = make_figure(13, 3.4 * rows + 0.7)
     for axes, quantity in zip(figure.subplots(rows, 3, squeeze=False).flat, quantities, strict=False):
         set_up_panel(axes, fill(quantity.title, 38, break_on_hyphens=False))
-        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=quantity.integer))
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=quantity.integer, min_n_ticks=1))
         for name, members in groups.items():
             shade = METHODS[shades[name]][0]
             curves = [curve for member in members if (curve := curve_of(member.metrics, quantity)) is not None]
@@ -139,14 +148,14 @@ def compare_figure(courses: list[Course]) -> Figure:
                 }
                 axes.plot(np.arange(1, len(curve) + 1), curve, color=shade, label=label, **style)
         if not quantity.outliers:
-            leave_out_outliers(axes)
+            cut_off |= leave_out_outliers(axes)
     for axes in figure.axes[len(quantities) :]:
         axes.remove()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     counts = [f"{label} ({len(groups[label])} seed{'s' if len(groups[label]) > 1 else ''})" for label in labels]
-    several = max(map(len, groups.values())) > 1
-    note = "Thick: mean over the seeds. Thin: one seed." if several else None
-    figure.legend(handles, counts, title=note, loc="outside lower center", ncols=2, frameon=False)
+    notes = ["Thick: mean over the seeds. Thin: one seed."] if max(map(len, groups.values())) > 1 else []
+    notes += ["Triangle: a value below the axis."] if cut_off else []
+    figure.legend(handles, counts, title=" ".join(notes), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -174,7 +183,7 @@ def cells_figure(searches: Mapping[Path, Course]) -> Figure:
     above, *below = figure.subfigures(1 + len(kinds), 1, height_ratios=ratios, squeeze=False).flat
     for axes, quantity in zip(above.subplots(1, 2), QUANTITIES, strict=False):
         set_up_panel(axes, quantity.title)
-        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=quantity.integer))
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=quantity.integer, min_n_ticks=1))
         for (name, course), shade in zip(names.items(), shades, strict=True):
             curve = curve_of(course.metrics, quantity)
             if curve is not None:
@@ -219,14 +228,16 @@ def quantities_of(courses: Sequence[Course]) -> list[Quantity]:
 
 
 def summary(courses: list[Course]) -> list[str]:
-    """A line for each search, with the quantities after the last epoch, averaged over the seeds."""
+    """A line for each search: the quantities after the last epoch that all seeds have finished, averaged over them."""
     lines = []
     for name, members in group_seeds(courses).items():
         figures = []
         for quantity in quantities_of(members):
             curves = [curve for member in members if (curve := curve_of(member.metrics, quantity)) is not None]
-            figures.append(f"{quantity.title}: {np.mean([curve[-1] for curve in curves]):.2f}")
-        lines.append(f"{name} ({len(members)} seed{'s' if len(members) > 1 else ''}): {', '.join(figures)}")
+            figures.append(f"{quantity.title}: {mean_curve(curves)[-1]:.2f}")
+        epochs = min(len(member.metrics) for member in members)
+        seeds = f"{len(members)} seed{'s' if len(members) > 1 else ''}"
+        lines.append(f"{name} ({seeds}, epoch {epochs}): {', '.join(figures)}")
     return lines
 
 

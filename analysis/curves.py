@@ -265,20 +265,22 @@ def number(value: float, spec: str = "g") -> str:
     return f"{value:{spec}}".replace("-", "−")
 
 
-def leave_out_outliers(axes: Axes) -> None:
-    """Cut off values far below the others. Triangles at the bottom of the axis mark them.
+def leave_out_outliers(axes: Axes) -> bool:
+    """Cut off values far below the others. Triangles at the bottom of the axis mark them. True if there are any.
 
-    Values are cut off if they are more than 1.5 interquartile ranges below the first quartile (Tukey's fence).
+    Values are cut off if they are below the last value of every curve, and more than 1.5 interquartile ranges below the
+    first quartile (Tukey's fence).
     """
     curves = [np.asarray(line.get_xydata(), dtype=float) for line in axes.lines]
     values = np.array([value for curve in curves for value in curve[:, 1]])
     values = values[np.isfinite(values)]
     if not len(values):
-        return
+        return False
     first, third = np.quantile(values, (0.25, 0.75))
-    kept = values[values >= first - 1.5 * (third - first)]
+    last = [curve[-1, 1] for curve in curves if np.isfinite(curve[-1:, 1]).any()]
+    kept = values[values >= min([first - 1.5 * (third - first), *last])]
     if len(kept) == len(values):
-        return
+        return False
     margin = 0.05 * (kept.max() - kept.min()) or 1
     foot = kept.min() - margin
     for curve, line in zip(curves, list(axes.lines), strict=True):
@@ -288,6 +290,7 @@ def leave_out_outliers(axes: Axes) -> None:
             style |= {"linestyle": "", "markersize": 4, "clip_on": False, "label": "_below"}
             axes.plot(below, np.full(len(below), foot), "v", **style)
     axes.set_ylim(foot, kept.max() + margin)
+    return True
 
 
 def _curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> None:

@@ -25,7 +25,7 @@ class SearchSettings201(CommonSettings):
     table_dataset: Literal["auto", "cifar10", "cifar100", "imagenet16_120"] = of_table(
         "auto",
         "Data set whose accuracies are looked up for each epoch's cell. auto: the data set of the search, or CIFAR-10 "
-        "if the table does not have it.",
+        "if it is not a data set of NAS-Bench-201.",
     )
     seeds: list[Seed] | None = of_table(
         None, "Seeds to search with, one after another. The mean and deviation are printed."

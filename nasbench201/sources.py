@@ -1,7 +1,7 @@
 """Build the file of an accuracy table from the official .pth of NAS-Bench-201 or from CSV files.
 
 The file is a NumPy archive. `cells` is a (cells, 6) uint8 array with the operation of each edge. Each accuracy is a
-float32 array in percent, NaN if unknown. `about` is a JSON text with the sources and the command line.
+float64 array in percent, NaN if unknown. `about` is a JSON text with the sources and the command line.
 """
 
 import gzip
@@ -91,7 +91,8 @@ def read_sources(
     csv_files = sum(path.suffix != ".pth" for path in paths)
     if len(epochs) != csv_files:
         shown = ", ".join(map(str, epochs)) or "none"
-        raise ValueError(f"--epochs: {shown}, expected 12 or 200 for each CSV file (number of files: {csv_files})")
+        expected = "12 or 200 for each CSV file" if csv_files else "none, because the official file has both budgets"
+        raise ValueError(f"--epochs: {shown}, expected {expected} (number of CSV files: {csv_files})")
     budgets = iter(epochs)
 
     cells: list[Cell201] = []
@@ -126,6 +127,12 @@ def warn_of_units(columns: dict[str, np.ndarray]) -> None:
             "94.37 %. Are these accuracies after 12 epochs, or of some cells only?",
             file=sys.stderr,
         )
+    if best.get("cifar10_test_12", 0) >= 92:
+        print(
+            f"warning: cifar10_test_12: the best accuracy is {best['cifar10_test_12']:.2f} %; the benchmark's is "
+            "89.16 %. Are these accuracies after 200 epochs?",
+            file=sys.stderr,
+        )
 
 
 def _read_csv(path: Path, epochs: int) -> tuple[list[Cell201], dict[str, np.ndarray]]:
@@ -146,7 +153,7 @@ def _read_csv(path: Path, epochs: int) -> tuple[list[Cell201], dict[str, np.ndar
         if not {"arch"} < set(frame) <= {"arch", *known}:
             raise ValueError(f"columns {', '.join(frame)}; expected arch and, each once, some of {', '.join(known)}")
         cells = [parse_cell(arch) for arch in frame.pop("arch")]
-        accuracies = frame.to_numpy().astype(np.float32)  # (cells, columns)
+        accuracies = frame.apply(pandas.to_numeric, errors="coerce").to_numpy(float)  # (cells, columns)
     except pandas.errors.ParserWarning as error:
         fields = "a row has more fields than the header; expected one value for each column, with a decimal point"
         raise ValueError(f"{path}: {fields}") from error
@@ -157,10 +164,9 @@ def _read_csv(path: Path, epochs: int) -> tuple[list[Cell201], dict[str, np.ndar
     if len(set(cells)) < len(cells):
         twice = next(cell for cell, count in Counter(cells).items() if count > 1)
         raise ValueError(f"{path}: {twice.arch} has two rows; expected one for each cell")
-    valid = (accuracies >= 0) & (accuracies <= 100)
-    if not valid.all():
-        row = int(valid.all(axis=1).argmin())
-        raise ValueError(f"{path}: {cells[row].arch}: {accuracies[row].tolist()}; expected accuracies from 0 to 100")
+    for row, column in np.argwhere(~((accuracies >= 0) & (accuracies <= 100))):
+        value = f"{cells[row].arch}, {frame.columns[column]}: {frame.iat[row, column]!r}"
+        raise ValueError(f"{path}: {value}; expected a number from 0 to 100")
     return cells, {known[name]: column for name, column in zip(frame, accuracies.T, strict=True)}
 
 
@@ -177,7 +183,7 @@ def _read_official(path: Path, trust: bool) -> tuple[list[Cell201], dict[str, np
         infos = [content["arch2infos"][index] for index in range(len(cells))]
         rows = [_figures(info["less"], 12) | _figures(info["full"], 200) for info in infos]
         names = dict.fromkeys(itertools.chain(*rows))
-        columns = {name: np.array([row.get(name, np.nan) for row in rows], np.float32) for name in names}
+        columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: wrong format ({error!r}); expected the official file of NAS-Bench-201") from error
     for split, epochs in itertools.product(SPLITS, EPOCHS):

@@ -141,7 +141,7 @@ def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ())
     known = np.flatnonzero(~np.isnan(accuracies))
     skips = (table.cells == SKIP).sum(axis=1)
     figure = Figure(figsize=(11, 5.6), layout="constrained")
-    figure.suptitle(f"NAS-Bench-201: {describe(*asked)} of {len(known):,} cells")
+    figure.suptitle(f"{len(known):,} cells of NAS-Bench-201: {describe(*asked)}")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -150,10 +150,9 @@ def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ())
     left.plot(np.arange(1, len(known) + 1), np.sort(accuracies[known])[::-1], linewidth=2)
     left.set(xlabel="rank", ylabel="accuracy [%]", xscale="log")  # cells that searches find have low ranks
     left.xaxis.set_major_formatter("{x:,.0f}")
+    left.xaxis.set_minor_formatter("")
     counts = np.arange(len(EDGES) + 1)
-    x = skips + np.random.default_rng(0).uniform(
-        -0.3, 0.3, len(table)
-    )  # jitter, to separate cells with equally many skips
+    x = skips + np.random.default_rng(0).uniform(-0.3, 0.3, len(table))  # jitter, to separate points
     right.scatter(x[known], accuracies[known], c=skips[known], s=5, alpha=0.35, linewidths=0)
     groups = [accuracies[known][skips[known] == count] for count in counts]
     medians = [np.median(group) if len(group) else np.nan for group in groups]
@@ -165,7 +164,8 @@ def figure(table: Table, asked: tuple[str, str, int], given: Sequence[int] = ())
     marked += [("skip connections only", int(index), "s", "black") for index in all_skip if index in known]
     marked += [("given", index, "D^vPXh"[i % 6], f"C{1 + i % 9}") for i, index in enumerate(given)]
     for name, index, marker, color in marked:
-        look = {"marker": marker, "color": color, "s": 130, "edgecolors": "white", "zorder": 3, "clip_on": False}
+        look = {"marker": marker, "color": color, "s": 130, "edgecolors": "white", "clip_on": False}
+        look["zorder"] = 3 if name == "given" else 4
         rank = table.rank(index, *asked)
         label = f"{name}: cell {index}, {accuracies[index]:.2f} %, rank {rank:,}"
         left.scatter(rank, accuracies[index], label=label, **look)
@@ -198,7 +198,7 @@ def _build_command(given: Any) -> None:
     build(given.sources, given.out, given.epochs, given.trust, cli.command_line())
     table = open_table(given.out)
     cells = "cells, all of the space" if len(table) == SPACE else f"cells of {SPACE:,}"
-    print(f"{given.out}: {len(table):,} {cells}, {len(table.available())} accuracies each")
+    print(f"{given.out}: {len(table):,} {cells}, accuracies per cell: {len(table.available())}")
 
 
 def _query_command(given: Any) -> None:
@@ -245,7 +245,7 @@ def _choice(kind: Any, default: Any, help: str) -> dict[str, Any]:
     return {"type": options.reader(kind), "default": default, "metavar": metavar, "help": f"{help}{shown}."}
 
 
-#: the arguments of the commands; messages name those without dashes by their metavar
+#: the arguments of the commands
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "sources": {"nargs": "+", "metavar": "SOURCE", "help": "The official .pth, or .csv or .csv.gz files."},
     "out": {"metavar": "OUT", "help": "New file for the table."},
@@ -283,7 +283,7 @@ def main() -> None:
             subparser.add_argument(name, **ARGUMENTS[name])
         if command == "build":
             budgets = _choice(
-                Epochs, [], "Training budget of each CSV file, in the order of the files; give this flag last"
+                Epochs, [], "Training budget of each CSV file, in the order of the files; put this flag after OUT"
             )
             subparser.add_argument("--epochs", nargs="+", **budgets)
         if command == "plot":

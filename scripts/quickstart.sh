@@ -45,7 +45,7 @@ Done in $((SECONDS - start)) s. Score of the cell of Λ-DARTS on the held-out di
 DARTS and Λ-DARTS      $out/quickstart.png; docs/quickstart.md explains it
 The two searches       $out/*/curves.png, metrics.csv; tensorboard --logdir $out
 The trained network    $out/train/model_card.md, checkpoints/
-Next, the same on 10,000 CIFAR-10 images (20 minutes on one core for DARTS, 40 for Λ-DARTS):
+Next, DARTS and Λ-DARTS by finite differences on 10,000 CIFAR-10 images (20 and 40 minutes on one core):
   bash scripts/collapse.sh --download
 The Λ-DARTS paper's search on CIFAR-10:
   .venv/bin/python search/train_search.py --download

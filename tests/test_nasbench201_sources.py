@@ -44,6 +44,7 @@ def test_csv_files_with_a_byte_order_mark_and_quotes_are_read(tmp_path):
         ([0.5, 0.9437], 200, "warning: cifar10_test_200: no accuracy is over 1; expected percent"),
         ([0.5, 0.9], 12, "warning: cifar10_test_12: no accuracy is over 1; expected percent"),
         ([50, 91.2], 200, "warning: cifar10_test_200: the best accuracy is 91.20 %; the benchmark's is 94.37 %"),
+        ([50, 94.37], 12, "warning: cifar10_test_12: the best accuracy is 94.37 %; the benchmark's is 89.16 %"),
         ([50, 91.2], 12, ""),
         ([50, 94.37], 200, ""),
     ],

@@ -7,7 +7,7 @@ import yaml
 from matplotlib.text import Text
 from PIL import Image
 
-from analysis.compare import cells_figure, compare_figure
+from analysis.compare import cells_figure, compare_figure, group_seeds, summary
 from analysis.curves import load_course, plot_search, search_figure
 from genotypes import CELLS
 from nasbench201.cells import OPERATIONS, parse_cell
@@ -221,3 +221,42 @@ def test_the_panels_of_the_table_name_its_data_set(tmp_path, dataset, asked, nam
     compared.draw_without_rendering()
     for text in compared.findobj(lambda item: isinstance(item, Text) and item.get_weight() == "bold"):
         assert text.get_window_extent().x1 <= compared.bbox.width, f"{text.get_text()} is cut off"
+
+
+def test_searches_that_looked_up_different_data_sets_are_not_averaged(tmp_path):
+    courses = []
+    for number, asked in enumerate(("auto", "cifar10", "cifar100")):
+        make_run(tmp_path / asked, epochs=2, dataset="cifar10", table_dataset=asked, seed=number)
+        courses.append(load_course(tmp_path / asked))
+    names = {name: [course.config["table_dataset"] for course in group] for name, group in group_seeds(courses).items()}
+    assert names == {
+        "darts, table_dataset CIFAR-10": ["auto", "cifar10"],
+        "darts, table_dataset CIFAR-100": ["cifar100"],
+    }
+
+
+def test_two_searches_with_the_same_settings_and_seed_are_rejected(tmp_path):
+    make_run(tmp_path / "run", epochs=2)
+    with pytest.raises(ValueError, match="2 searches of darts with seed 3; expected one search for each seed"):
+        compare_figure([load_course(tmp_path / "run")] * 2)
+
+
+def test_the_summary_averages_the_last_epoch_that_all_seeds_have_finished(tmp_path):
+    for seed, epochs in ((0, 5), (1, 3)):
+        make_run(tmp_path / str(seed), epochs=epochs, seed=seed)
+    courses = [load_course(tmp_path / str(seed)) for seed in (0, 1)]
+    mean = np.mean([course.metrics["valid_alignment"][2] for course in courses])
+    (line,) = summary(courses)
+    assert "(2 seeds, epoch 3)" in line and f"Layer alignment Λ: {mean:.2f}" in line
+
+
+def test_the_last_value_of_a_curve_is_never_cut_off(tmp_path):
+    make_run(tmp_path / "run", epochs=20, own=("table_test_accuracy",))
+    metrics = pd.read_csv(tmp_path / "run/metrics.csv")
+    for last, lowest in ((93, 85), (54.3, 50)):
+        metrics["table_test_accuracy"] = [10, *np.linspace(92, 93, 18), last]
+        metrics.to_csv(tmp_path / "run/metrics.csv", index=False)
+        figure = compare_figure([load_course(tmp_path / "run")])
+        (panel,) = (axes for axes in figure.axes if "NAS-Bench-201" in axes.get_title(loc="left"))
+        assert lowest < panel.get_ylim()[0] < last
+        assert figure.legends[0].get_title().get_text() == "Triangle: a value below the axis."

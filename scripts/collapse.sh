@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# DARTS and Λ-DARTS in NAS-Bench-201 on 10,000 CIFAR-10 images, at a size at which searches may collapse to skip
+# DARTS and Λ-DARTS in NAS-Bench-201 on 10,000 CIFAR-10 images, at a size at which DARTS collapses to skip
 # connections.
 #   bash scripts/collapse.sh DATA           # a folder with train/<class>/* and test/<class>/*
 #   bash scripts/collapse.sh --download     # downloads CIFAR-10
 #   bash scripts/collapse.sh DATA study     # five methods, four seeds each
-# On one core DARTS takes about 20 minutes and Λ-DARTS 40. With two cores both run at the same time. The study takes 10
-# to 12 hours on one core. If it stops, run the same command again.
+# On one core DARTS takes about 20 minutes and Λ-DARTS 40. With two cores both run at the same time. The study takes about
+# 10 hours of one core. If it stops, run the same command again.
 set -euo pipefail
 scale=${2:-small}
 if [ $# -gt 2 ] || { [ "$scale" != small ] && [ "$scale" != study ]; }; then

@@ -241,6 +241,7 @@ def title(config: dict[str, Any], seed: bool = True) -> str:
     sources = config["provenance"]["settings_from"]
     given = {name for source in ("command line", "config file") for name in sources.get(source, [])}
     shown = [f"{name} {config[name]}" for name in IN_TITLE if name in given]
+    shown = ["released code", *shown] if config["released"] else shown
     search = f"Search on {config['dataset']}, space {config['space']}: {config['method']}"
     return ", ".join([search, *shown, *([f"seed {config['seed']}"] if seed else [])])
 

@@ -42,7 +42,7 @@ def make_run(folder, epochs, space="s1", own=(), given=(), **changes):
     alphas = {kind: generator.normal(size=shape) for kind in ("normal", "reduce")}
     np.savez(folder / "alphas.npz", **alphas, **{f"{k}_operations": e for k, e in SPACES[space].cells.items()})
     settings = {"dataset": "digits", "space": space, "method": "darts", "reg": "corr", "lambda_": 0.125, "seed": 3}
-    settings |= {"relaxation": "softmax", "selection": "argmax", **changes}
+    settings |= {"relaxation": "softmax", "selection": "argmax", "released": False, **changes}
     origin = {"settings_from": {"command line": ["method", *given], "default": ["lambda_"]}}
     (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "provenance": origin}))
     return rows
@@ -93,6 +93,7 @@ def test_the_panels_show_the_columns_of_the_metrics(tmp_path, epochs):
         ({"method": "lambda-darts", "reg": "signcorr", "lambda_": 0.5}, "lambda-darts, reg signcorr, lambda_ 0.5"),
         ({"method": "darts-minus", "auxiliary_skip": "conv1"}, "darts-minus, auxiliary_skip conv1"),
         ({"method": "fair-darts"}, "fair-darts"),
+        ({"method": "idarts", "released": True}, "idarts, released code"),
     ],
 )
 def test_the_title_names_the_method_and_the_settings_given_with_it(tmp_path, settings, expected):

@@ -5,7 +5,7 @@
 # --smoke imports everything and runs a tiny step of each kind, in at most a minute. --device cpu uses toy sizes.
 # Environment variables: CIFAR10 is the folder of the images (with train/<class>/*, or with cifar-10-batches-py), SEARCH
 # is the search.tar.gz of an earlier run to continue, and PYTHON is the interpreter.
-# The least tested steps come first. On an H100, depthwise kernels have been timed, but no search has run.
+# The least tested steps come first.
 set -uo pipefail
 name=first_gpu_run.sh whole=530
 source "$(dirname "${BASH_SOURCE[0]}")/gpu_steps.sh"

@@ -9,12 +9,13 @@ A step is a weight step and its share of an alpha step, with the full weight of 
 eager mode, and gradients of weights and mixing weights in every pass. The ways take turns, each in a separate process.
 The script prints medians.
 
-Operator calls are the calls that reach a GPU. Views are not counted.
+Operator calls are the calls that reach a GPU. Views are not counted. The memory traffic over the bandwidth of a card is
+the shortest time of a step with these operators.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from benchmarks.results import check_out, write_results
 from benchmarks.turns import take_turns
@@ -46,7 +47,7 @@ class SearchStepSettings:
     rounds: PositiveInt = option(5, "Number of timings of each way. Their median is printed.")
     ways: list[Way] | None = option(None, "Ways to compute the step. By default auto and plain.")
     count: Literal["auto", "yes", "no"] = option(
-        "auto", "Count operator calls, which can take minutes. auto counts only on a CPU."
+        "auto", "Count operator calls and memory traffic, which can take minutes. auto counts only on a CPU."
     )
     precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "Precision of all ways except plain.")
     tf32: bool = option(False, "Use TensorFloat-32 for float32 convolutions in all ways except plain.")
@@ -146,8 +147,30 @@ def make_step(settings: SearchStepSettings, method: str, way: str) -> tuple[Call
     return turn, search.device
 
 
-def count_calls(settings: SearchStepSettings, method: str, way: str) -> dict[str, int]:
-    """Count the operator calls and the convolutions of a step on a GPU, per weight step. Views are not counted.
+class Work(NamedTuple):
+    """What a step asks of a GPU. Views are not counted."""
+
+    operator_calls: int
+    convolutions: int
+    traffic_gib: float  # each operator reads its tensors once and writes its results once
+
+
+def traffic(name: str, args: tuple[Any, ...], result: Any) -> int:
+    """Return the bytes that an operator reads and writes at least."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    if "empty" in name:
+        return 0
+    if name.startswith("convolution_backward"):  # an input gradient does not read x, a weight gradient not the weight
+        gradient, x, weight, *_, mask = args
+        args = (gradient, x if mask[1] else None, weight if mask[0] else None)
+    tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
+    return sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors)
+
+
+def count_work(settings: SearchStepSettings, method: str, way: str) -> Work:
+    """Count the operator calls and the memory traffic of a step on a GPU, per weight step.
 
     The step runs on the meta device, which computes nothing. It would fail if it read a value back to the host.
     """
@@ -158,13 +181,15 @@ def count_calls(settings: SearchStepSettings, method: str, way: str) -> dict[str
     from lib.devices import memory_format
 
     class Counter(TorchDispatchMode):
-        calls = convolutions = 0
+        calls = convolutions = bytes = 0
 
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
             if not (function.is_view or function is torch.ops.aten._unsafe_view.default):
                 self.calls += 1
                 self.convolutions += "convolution" in function.__name__
-            return function(*args, **(kwargs or {}))
+                self.bytes += traffic(function.__name__, args, result)
+            return result
 
     layout = memory_format(way.partition("-")[0], torch.device("cuda"))
     search = make_search(settings, method, "cpu")
@@ -184,7 +209,7 @@ def count_calls(settings: SearchStepSettings, method: str, way: str) -> dict[str
     step([batch] * inner, batch)  # creates the buffers of the optimizers
     with Counter() as counter:
         step([batch] * inner, batch)
-    return {"operator_calls": counter.calls // inner, "convolutions": counter.convolutions // inner}
+    return Work(counter.calls // inner, counter.convolutions // inner, counter.bytes / inner / 2**30)
 
 
 def time_method(settings: SearchStepSettings, method: str, ways: list[Way]) -> list[dict[str, Any]]:
@@ -199,7 +224,7 @@ def time_method(settings: SearchStepSettings, method: str, ways: list[Way]) -> l
         seconds = timing.median / inner
         row: dict[str, Any] = {"method": method, "way": way, "seconds_per_step": seconds}
         row |= {"images_per_second": settings.batch_size / seconds, "peak_memory_mib": timing.peak_memory_mib}
-        row |= count_calls(settings, method, way) if count else {}
+        row |= count_work(settings, method, way)._asdict() if count else {}
         row |= {"seconds": timing.seconds, "kernels": [kernel._asdict() for kernel in timing.kernels]}
         row["times_as_fast"] = timings["plain"].median / timing.median if "plain" in timings else None
         rows.append(row)
@@ -220,15 +245,16 @@ def main() -> None:
     accelerator, _ = check_device(settings.device)
     name = torch.cuda.get_device_name() if accelerator == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{settings.space} on {name}: medians of {settings.rounds} rounds", flush=True)
-    print("| method | way | s/step | images/s | calls | convolutions | peak memory [MiB] | times as fast as plain |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print("| method | way | s/step | images/s | calls | convolutions | traffic [GiB] | peak [MiB] | times as fast |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
     rows: list[dict[str, Any]] = []
     origin = provenance(cli.command_line(), name)
     for method in settings.methods:
         found = time_method(settings, method, ways)
         rows += found
         for row in found:
-            calls = " | ".join(f"{row[name]:,}" if name in row else "" for name in ("operator_calls", "convolutions"))
+            work = (("operator_calls", ",d"), ("convolutions", ",d"), ("traffic_gib", ".2f"))
+            calls = " | ".join(format(row[name], form) if name in row else "" for name, form in work)
             faster = "" if row["times_as_fast"] is None else f"{row['times_as_fast']:.2f}"
             print(
                 f"| {method} | {row['way']} | {row['seconds_per_step']:.4f} | {row['images_per_second']:.1f} | {calls} "

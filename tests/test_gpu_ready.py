@@ -201,15 +201,40 @@ def test_grouped_convolutions_and_their_derivatives_match_torch(groups, kernel_s
 def test_the_number_of_convolutions_of_exact_derivatives_does_not_depend_on_the_channels():
     """torch's own second derivative of a grouped convolution is a loop over its groups."""
     counts = [
-        search_step.count_calls(
+        search_step.count_work(
             search_step.SearchStepSettings(space="s2", init_channels=channels, layers=4, image_size=8, batch_size=4),
             "lambda-darts-exact",
             "auto",
         )
         for channels in (2, 8)
     ]
-    assert counts[0] == counts[1]
-    assert counts[0]["convolutions"] < 1000
+    assert counts[0][:2] == counts[1][:2]  # operator calls and convolutions
+    assert counts[0].convolutions < 1000
+
+
+def test_memory_traffic_counts_what_an_operator_reads_and_writes():
+    x, weight = torch.zeros(2, 4, 8, 8), torch.zeros(4, 1, 3, 3)
+    assert search_step.traffic("relu.default", (x,), x.clone()) == 2 * x.nbytes
+    assert search_step.traffic("add.Tensor", (x, torch.zeros(1).expand(x.shape)), x.clone()) == 2 * x.nbytes + 4
+    assert search_step.traffic("empty.memory_format", (list(x.shape),), x) == 0
+
+    def backward(*wanted):  # x has the size of its gradient and of the output's gradient
+        gradients = [x.clone() if wanted[0] else None, weight.clone() if wanted[1] else None, None]
+        args = (x, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 4, [*wanted, False])
+        return search_step.traffic("convolution_backward.default", args, gradients)
+
+    assert backward(True, False) == backward(False, True) == 2 * x.nbytes + weight.nbytes
+    assert backward(True, True) == 3 * x.nbytes + 2 * weight.nbytes
+
+
+def test_the_counted_work_of_a_step_is_less_than_that_of_the_released_codes():
+    settings = search_step.SearchStepSettings(space="s2", init_channels=2, layers=4, image_size=8, batch_size=4)
+    ours, plain = (search_step.count_work(settings, "darts", way) for way in ("contiguous", "plain"))
+    assert 0 < ours.operator_calls < plain.operator_calls
+    assert 0 < ours.traffic_gib < plain.traffic_gib
+    double = search_step.count_work(replace(settings, batch_size=8), "darts", "contiguous")
+    assert ours.operator_calls == double.operator_calls
+    assert 1.3 * ours.traffic_gib < double.traffic_gib < 2 * ours.traffic_gib  # that of the weights stays the same
 
 
 # Low precision

@@ -9,8 +9,8 @@ A step is a weight step and its share of an alpha step, with the full weight of 
 eager mode, and gradients of weights and mixing weights in every pass. The ways take turns, each in a separate process.
 The script prints medians.
 
-Operator calls are the calls that reach a GPU. Views are not counted. The memory traffic over the bandwidth of a card is
-the shortest time of a step with these operators.
+Operator calls are the calls that reach a GPU. Views are not counted. The memory traffic is the least that these
+operators must read and write. Divided by the memory bandwidth of a GPU, it gives the shortest time of a step.
 """
 
 from collections.abc import Callable
@@ -32,6 +32,17 @@ Way = Literal[
     "auto", "channels_last", "contiguous", "auto-graphs", "channels_last-graphs", "contiguous-graphs", "plain"
 ]
 
+#: title of a column -> key and format of its values
+COLUMNS = {
+    "s/step": ("seconds_per_step", ".4f"),
+    "images/s": ("images_per_second", ".1f"),
+    "calls": ("operator_calls", ",d"),
+    "convolutions": ("convolutions", ",d"),
+    "traffic [GiB]": ("traffic_gib", ".1f"),
+    "peak memory [MiB]": ("peak_memory_mib", ".0f"),
+    "times as fast as plain": ("times_as_fast", ".2f"),
+}
+
 
 @dataclass
 class SearchStepSettings:
@@ -46,8 +57,9 @@ class SearchStepSettings:
     batch_size: PositiveInt = option(64, "Number of images per step.")
     rounds: PositiveInt = option(5, "Number of timings of each way. Their median is printed.")
     ways: list[Way] | None = option(None, "Ways to compute the step. By default auto and plain.")
-    count: Literal["auto", "yes", "no"] = option(
-        "auto", "Count operator calls and memory traffic, which can take minutes. auto counts only on a CPU."
+    count: Literal["auto", "yes", "no", "only"] = option(
+        "auto",
+        "Count operator calls and memory traffic with contiguous images. auto: on a CPU. only: without times.",
     )
     precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "Precision of all ways except plain.")
     tf32: bool = option(False, "Use TensorFloat-32 for float32 convolutions in all ways except plain.")
@@ -148,7 +160,7 @@ def make_step(settings: SearchStepSettings, method: str, way: str) -> tuple[Call
 
 
 class Work(NamedTuple):
-    """What a step asks of a GPU. Views are not counted."""
+    """The operators of a step on a GPU. Views are not counted."""
 
     operator_calls: int
     convolutions: int
@@ -170,15 +182,15 @@ def traffic(name: str, args: tuple[Any, ...], result: Any) -> int:
 
 
 def count_work(settings: SearchStepSettings, method: str, way: str) -> Work:
-    """Count the operator calls and the memory traffic of a step on a GPU, per weight step.
+    """Count the operator calls and the memory traffic of a step on a GPU, per weight step, with contiguous images.
 
     The step runs on the meta device, which computes nothing. It would fail if it read a value back to the host.
+    There, batch norm returns contiguous tensors, so channels last cannot be counted.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from lib.batches import Batch
-    from lib.devices import memory_format
 
     class Counter(TorchDispatchMode):
         calls = convolutions = bytes = 0
@@ -191,20 +203,17 @@ def count_work(settings: SearchStepSettings, method: str, way: str) -> Work:
                 self.bytes += traffic(function.__name__, args, result)
             return result
 
-    layout = memory_format(way.partition("-")[0], torch.device("cuda"))
     search = make_search(settings, method, "cpu")
     if way == "plain":
         make_plain(search)
-        layout = torch.contiguous_format
-    search.supernet.to("meta").to(memory_format=layout)
+    search.supernet.to("meta").to(memory_format=torch.contiguous_format)
     search.architecture.to("meta")
     search.make_optimizers()
     for optimizer in (search.weight_optimizer, search.alpha_optimizer):
         for group in optimizer.param_groups:
             group["foreach"] = True  # the default on a GPU
     shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
-    images = torch.empty(shape, device="meta").to(memory_format=layout)
-    batch = Batch(images, torch.empty(shape[0], dtype=torch.long, device="meta"), 0)
+    batch = Batch(torch.empty(shape, device="meta"), torch.empty(shape[0], dtype=torch.long, device="meta"), 0)
     step, inner = step_of(search), search.settings.inner_steps
     step([batch] * inner, batch)  # creates the buffers of the optimizers
     with Counter() as counter:
@@ -216,18 +225,25 @@ def time_method(settings: SearchStepSettings, method: str, ways: list[Way]) -> l
     """Measure time, calls and memory of a step of a method. Return a row for each way."""
     from lib.devices import check_device
 
-    count = settings.count == "yes" or (settings.count == "auto" and check_device(settings.device)[0] == "cpu")
+    count = settings.count
+    if count == "auto":
+        count = "yes" if check_device(settings.device)[0] == "cpu" else "no"
+    rows: list[dict[str, Any]] = [{"method": method, "way": way} for way in ways]
+    if count != "no":
+        for row in rows:
+            row |= count_work(settings, method, row["way"])._asdict()
+    if count == "only":
+        return rows
+
     timings = take_turns({way: (make_step, (settings, method, way)) for way in ways}, settings.rounds)
     inner = SCRIPT.settings_of(method, space=settings.space if settings.space != "nasbench201" else "s5").inner_steps
-    rows = []
-    for way, timing in timings.items():
+    for row, timing in zip(rows, timings.values(), strict=True):
         seconds = timing.median / inner
-        row: dict[str, Any] = {"method": method, "way": way, "seconds_per_step": seconds}
-        row |= {"images_per_second": settings.batch_size / seconds, "peak_memory_mib": timing.peak_memory_mib}
-        row |= count_work(settings, method, way)._asdict() if count else {}
-        row |= {"seconds": timing.seconds, "kernels": [kernel._asdict() for kernel in timing.kernels]}
-        row["times_as_fast"] = timings["plain"].median / timing.median if "plain" in timings else None
-        rows.append(row)
+        row |= {"seconds_per_step": seconds, "images_per_second": settings.batch_size / seconds}
+        row |= {"peak_memory_mib": timing.peak_memory_mib, "seconds": timing.seconds}
+        row["kernels"] = [kernel._asdict() for kernel in timing.kernels]
+        if "plain" in timings:
+            row["times_as_fast"] = timings["plain"].median / timing.median
     return rows
 
 
@@ -244,23 +260,18 @@ def main() -> None:
 
     accelerator, _ = check_device(settings.device)
     name = torch.cuda.get_device_name() if accelerator == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{settings.space} on {name}: medians of {settings.rounds} rounds", flush=True)
-    print("| method | way | s/step | images/s | calls | convolutions | traffic [GiB] | peak [MiB] | times as fast |")
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    timed = f"on {name}: medians of {settings.rounds} rounds"
+    print(f"{settings.space} {'counted, not timed' if settings.count == 'only' else timed}", flush=True)
+    print(" | ".join(["| method | way", *COLUMNS]) + " |")
+    print("|---" * (2 + len(COLUMNS)) + "|", flush=True)
     rows: list[dict[str, Any]] = []
     origin = provenance(cli.command_line(), name)
     for method in settings.methods:
         found = time_method(settings, method, ways)
         rows += found
         for row in found:
-            work = (("operator_calls", ",d"), ("convolutions", ",d"), ("traffic_gib", ".2f"))
-            calls = " | ".join(format(row[name], form) if name in row else "" for name, form in work)
-            faster = "" if row["times_as_fast"] is None else f"{row['times_as_fast']:.2f}"
-            print(
-                f"| {method} | {row['way']} | {row['seconds_per_step']:.4f} | {row['images_per_second']:.1f} | {calls} "
-                f"| {row['peak_memory_mib']:.0f} | {faster} |",
-                flush=True,
-            )
+            values = [format(row[name], form) if name in row else "" for name, form in COLUMNS.values()]
+            print(" | ".join([f"| {method} | {row['way']}", *values]) + " |", flush=True)
         write_results(settings, settings.out, provenance=origin, rows=rows)  # each time, in case of a time limit
 
 

@@ -29,7 +29,7 @@ from analysis.curves import (
 from analysis.draw import cell_size, draw_cell
 from lib import cli, options
 from lib.cli import InputError
-from lib.files import check_new_file
+from lib.files import PICTURES, check_new_file
 from nasbench201.cells import load_any
 
 if TYPE_CHECKING:
@@ -275,12 +275,16 @@ def main() -> None:
     parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=str, nargs="+", help="Run folders of searches, or folders of several seeds.")
     parser.add_argument(
-        "--out", type=str, default="compare.png", metavar="PNG", help="Picture to write (default: compare.png)."
+        "--out",
+        type=str,
+        default="compare.png",
+        metavar="OUT",
+        help="Picture to write: .png, .svg or .pdf (default: compare.png).",
     )
     parser.add_argument("--cells", action="store_true", help="Draw the mixing weights and the cell of each search.")
     arguments = parser.parse_args()
     with cli.blaming("--out"):
-        check_new_file(Path(arguments.out))
+        check_new_file(Path(arguments.out), PICTURES)
     with cli.blaming("runs"):
         searches = {run: load_course(run) for run in run_folders(arguments.runs)}
         courses = list(searches.values())

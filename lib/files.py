@@ -5,7 +5,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,8 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 #: suffixes of the formats that Pillow reads without other programs
 IMAGE_SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".pbm", ".pgm", ".ppm"}
 IMAGE_SUFFIXES |= {".pnm", ".tif", ".tiff"}
+#: suffixes of the pictures that scripts write
+PICTURES = (".png", ".svg", ".pdf")
 #: names of the folder of held-out images, in order of preference. The labels of ILSVRC's `test` are not public.
 HELD_OUT = {"test": ("test", "val", "valid", "validation"), "val": ("val", "valid", "validation", "test")}
 
@@ -174,12 +176,17 @@ def hold(folder: Path) -> Iterator[None]:
         yield
 
 
-def check_new_file(path: Path) -> None:
+def check_new_file(path: Path, suffixes: Sequence[str] = ()) -> None:
     """Reject a file that exists and is not empty, or whose folder does not exist.
+
+    Args:
+        suffixes: If given, also reject a name that ends in none of them.
 
     Raises:
         ValueError: The message names the file.
     """
+    if suffixes and path.suffix not in suffixes:
+        raise ValueError(f"{path}, expected a name that ends in {', '.join(suffixes[:-1])} or {suffixes[-1]}")
     if path.exists() and not (path.is_file() and path.stat().st_size == 0):  # an earlier write may have failed
         raise ValueError(f"{path} exists; name a new file")
     if not path.parent.is_dir():

@@ -33,7 +33,7 @@ import numpy as np
 
 from lib import cli, options
 from lib.cli import blaming
-from lib.files import check_new_file, write_atomically
+from lib.files import PICTURES, check_new_file, write_atomically
 from nasbench201.accuracies import SHIPPED, SPACE, Table, describe, open_table
 from nasbench201.cells import EDGES, OPERATIONS, load_cell
 from nasbench201.sources import COSTS, Dataset, Epochs, Split, build
@@ -222,9 +222,7 @@ def _plot_command(given: Any) -> None:
     (table, asked), out = _open_column(given), Path(given.picture)
     indices = _find_all(table, given.cells)
     with blaming("OUT"):
-        check_new_file(out)
-        if out.suffix not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"{out}, expected a name that ends in .png, .svg or .pdf")
+        check_new_file(out, PICTURES)
     with blaming("CELL"):
         picture = figure(table, asked, indices)
     content = io.BytesIO()

@@ -67,7 +67,8 @@ times() { # NAME SECONDS, and flags of search_step.py
 }
 times s5 110 --space s5 --ways contiguous "${graphs[@]}" plain
 times methods 110 --space s5 --methods darts lambda-darts-exact --ways contiguous "${graphs[@]}"
-times nasbench201 80 --space nasbench201 --ways contiguous "${graphs[@]}" "${last[@]}" plain
+all=(lambda-darts darts lambda-darts-exact)
+times nasbench201 150 --space nasbench201 --methods "${all[@]}" --ways contiguous "${graphs[@]}" "${last[@]}" plain
 step depthwise 40 "$python" benchmarks/depthwise.py --device "$device" "${depthwise[@]}" --out "$work/depthwise.json"
 # Last, in the remaining time, because cuDNN compiles kernels for minutes.
 times s5_channels_last 300 --space s5 --ways "${last[@]}"

@@ -9,8 +9,8 @@ A step is a weight step and its share of an alpha step, with the full weight of 
 eager mode, and gradients of weights and mixing weights in every pass. The ways take turns, each in a separate process.
 The script prints medians.
 
-Operator calls are the calls that reach a GPU. Views are not counted. The memory traffic is the least that these
-operators must read and write. Divided by the memory bandwidth of a GPU, it gives the shortest time of a step.
+Operator calls are the calls that reach a GPU, in float32 with contiguous images; other steps are not counted. Views
+are not counted. The memory traffic is what these operators read and write if they access each tensor once.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ COLUMNS = {
     "images/s": ("images_per_second", ".1f"),
     "calls": ("operator_calls", ",d"),
     "convolutions": ("convolutions", ",d"),
-    "traffic [GiB]": ("traffic_gib", ".1f"),
+    "traffic [GiB]": ("traffic_gib", ".2f"),
     "peak memory [MiB]": ("peak_memory_mib", ".0f"),
     "times as fast as plain": ("times_as_fast", ".2f"),
 }
@@ -59,7 +59,7 @@ class SearchStepSettings:
     ways: list[Way] | None = option(None, "Ways to compute the step. By default auto and plain.")
     count: Literal["auto", "yes", "no", "only"] = option(
         "auto",
-        "Count operator calls and memory traffic with contiguous images. auto: on a CPU. only: without times.",
+        "Count operator calls and memory traffic. auto counts on a CPU only; only counts without timing.",
     )
     precision: Literal["32-true", "bf16-mixed", "64-true"] = option("32-true", "Precision of all ways except plain.")
     tf32: bool = option(False, "Use TensorFloat-32 for float32 convolutions in all ways except plain.")
@@ -164,11 +164,11 @@ class Work(NamedTuple):
 
     operator_calls: int
     convolutions: int
-    traffic_gib: float  # each operator reads its tensors once and writes its results once
+    traffic_gib: float  # if each operator reads its tensors once and writes its results once
 
 
 def traffic(name: str, args: tuple[Any, ...], result: Any) -> int:
-    """Return the bytes that an operator reads and writes at least."""
+    """Return the bytes of the tensors that an operator reads and writes."""
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -177,15 +177,18 @@ def traffic(name: str, args: tuple[Any, ...], result: Any) -> int:
     if name.startswith("convolution_backward"):  # an input gradient does not read x, a weight gradient not the weight
         gradient, x, weight, *_, mask = args
         args = (gradient, x if mask[1] else None, weight if mask[0] else None)
+    elif "pool2d" in name and "backward" in name:  # of x, only the shape is needed
+        args = (args[0], *args[2:])
     tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
     return sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors)
 
 
 def count_work(settings: SearchStepSettings, method: str, way: str) -> Work:
-    """Count the operator calls and the memory traffic of a step on a GPU, per weight step, with contiguous images.
+    """Count the operator calls and the memory traffic of a step on a GPU, per weight step.
 
     The step runs on the meta device, which computes nothing. It would fail if it read a value back to the host.
-    There, batch norm returns contiguous tensors, so channels last cannot be counted.
+    There, batch norm returns contiguous tensors, so channels last cannot be counted, and clipping the gradients takes
+    two calls for each parameter, which a GPU joins.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -229,8 +232,9 @@ def time_method(settings: SearchStepSettings, method: str, ways: list[Way]) -> l
     if count == "auto":
         count = "yes" if check_device(settings.device)[0] == "cpu" else "no"
     rows: list[dict[str, Any]] = [{"method": method, "way": way} for way in ways]
-    if count != "no":
-        for row in rows:
+    for row in rows:
+        countable = not row["way"].startswith("channels_last") and settings.precision == "32-true"
+        if count != "no" and (countable or row["way"] == "plain"):
             row |= count_work(settings, method, row["way"])._asdict()
     if count == "only":
         return rows

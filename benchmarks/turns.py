@@ -56,6 +56,8 @@ def take_turns(
     for _, connection in workers.values():
         wrong = connection.recv()
         if wrong is not None:
+            for process, _ in workers.values():
+                process.terminate()
             raise InputError(wrong)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(warm_up + rounds):

@@ -217,6 +217,8 @@ def test_memory_traffic_counts_what_an_operator_reads_and_writes():
     assert search_step.traffic("relu.default", (x,), x.clone()) == 2 * x.nbytes
     assert search_step.traffic("add.Tensor", (x, torch.zeros(1).expand(x.shape)), x.clone()) == 2 * x.nbytes + 4
     assert search_step.traffic("empty.memory_format", (list(x.shape),), x) == 0
+    halved = x[:, :, ::2, ::2].clone()
+    assert search_step.traffic("avg_pool2d_backward.default", (halved, x, [3, 3], [2, 2]), x.clone()) == 1.25 * x.nbytes
 
     def backward(*wanted):  # x has the size of its gradient and of the output's gradient
         gradients = [x.clone() if wanted[0] else None, weight.clone() if wanted[1] else None, None]

@@ -275,11 +275,7 @@ def main() -> None:
     parser = options.Parser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=str, nargs="+", help="Run folders of searches, or folders of several seeds.")
     parser.add_argument(
-        "--out",
-        type=str,
-        default="compare.png",
-        metavar="OUT",
-        help="Picture to write: .png, .svg or .pdf (default: compare.png).",
+        "--out", type=str, default="compare.png", help="Picture to write: .png, .svg or .pdf (default: compare.png)."
     )
     parser.add_argument("--cells", action="store_true", help="Draw the mixing weights and the cell of each search.")
     arguments = parser.parse_args()

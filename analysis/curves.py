@@ -145,14 +145,13 @@ def _mixing_weights(alpha: np.ndarray, relaxation: str) -> np.ndarray:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure atomically, in the format that the suffix of the path names.
+    """Write a figure atomically, in the format that the suffix of the path names (one of `lib.files.PICTURES`).
 
     Raises:
-        ValueError: Matplotlib does not know the format.
         OSError: The file cannot be written.
     """
     content = io.BytesIO()
-    figure.savefig(content, dpi=150, format=path.suffix[1:] or "png")
+    figure.savefig(content, dpi=150, format=path.suffix[1:])
     write_atomically(path, content.getvalue())
 
 

@@ -23,7 +23,6 @@ training budget of 12 or 200 epochs. From the official file, `build` takes:
     imagenet16_120   train, valid, test: train, x-valid and x-test of ImageNet16-120
 """
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ import numpy as np
 
 from lib import cli, options
 from lib.cli import blaming
-from lib.files import PICTURES, check_new_file, write_atomically
+from lib.files import PICTURES, check_new_file
 from nasbench201.accuracies import SHIPPED, SPACE, Table, describe, open_table
 from nasbench201.cells import EDGES, OPERATIONS, load_cell
 from nasbench201.sources import COSTS, Dataset, Epochs, Split, build
@@ -219,16 +218,16 @@ def _rank_command(given: Any) -> None:
 
 
 def _plot_command(given: Any) -> None:
+    from analysis.curves import save  # imports Matplotlib
+
     (table, asked), out = _open_column(given), Path(given.picture)
     indices = _find_all(table, given.cells)
     with blaming("OUT"):
         check_new_file(out, PICTURES)
     with blaming("CELL"):
         picture = figure(table, asked, indices)
-    content = io.BytesIO()
-    picture.savefig(content, format=out.suffix[1:], dpi=150)
     with blaming("OUT"):
-        write_atomically(out, content.getvalue())
+        save(picture, out)
     print(out)
 
 

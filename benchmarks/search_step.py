@@ -233,8 +233,8 @@ def time_method(settings: SearchStepSettings, method: str, ways: list[Way]) -> l
         count = "yes" if check_device(settings.device)[0] == "cpu" else "no"
     rows: list[dict[str, Any]] = [{"method": method, "way": way} for way in ways]
     for row in rows:
-        countable = not row["way"].startswith("channels_last") and settings.precision == "32-true"
-        if count != "no" and (countable or row["way"] == "plain"):
+        other = row["way"].startswith("channels_last") or settings.precision != "32-true"  # plain is always float32
+        if count != "no" and (row["way"] == "plain" or not other):
             row |= count_work(settings, method, row["way"])._asdict()
     if count == "only":
         return rows

@@ -234,9 +234,23 @@ def test_the_counted_work_of_a_step_is_less_than_that_of_the_released_codes():
     ours, plain = (search_step.count_work(settings, "darts", way) for way in ("contiguous", "plain"))
     assert 0 < ours.operator_calls < plain.operator_calls
     assert 0 < ours.traffic_gib < plain.traffic_gib
-    double = search_step.count_work(replace(settings, batch_size=8), "darts", "contiguous")
-    assert ours.operator_calls == double.operator_calls
-    assert 1.3 * ours.traffic_gib < double.traffic_gib < 2 * ours.traffic_gib  # that of the weights stays the same
+
+
+def test_the_counted_traffic_of_a_step_grows_linearly_with_the_batch():
+    """The traffic of the weights stays the same, and that of the features is proportional to the images."""
+    settings = search_step.SearchStepSettings(space="s2", init_channels=2, layers=4, image_size=8)
+    works = [search_step.count_work(replace(settings, batch_size=size), "darts", "contiguous") for size in (4, 8, 12)]
+    assert len({work.operator_calls for work in works}) == 1
+    few, some, many = (work.traffic_gib for work in works)
+    assert many - some == pytest.approx(some - few, rel=1e-9) and some > few
+
+
+@pytest.mark.parametrize(("precision", "counted"), [("32-true", ["contiguous", "plain"]), ("bf16-mixed", ["plain"])])
+def test_only_contiguous_steps_in_float32_are_counted(precision, counted):
+    settings = search_step.SearchStepSettings(space="s2", init_channels=2, layers=4, image_size=8, batch_size=4)
+    settings = replace(settings, count="only", precision=precision)
+    rows = search_step.time_method(settings, "darts", ["channels_last", "contiguous", "plain"])
+    assert [row["way"] for row in rows if "traffic_gib" in row] == counted
 
 
 # Low precision

@@ -70,13 +70,18 @@ class SearchStepSettings:
 
 
 def make_search(settings: SearchStepSettings, method: str, device_name: str, **changes: Any) -> "SearchState":
-    """Make a search with a method on random images."""
+    """Make a search with a method on random images.
+
+    Raises:
+        InputError: train_search.py would reject these settings.
+    """
     import torch
 
     from lib.datasets import DataSet, ImageSet
     from lib.devices import prepare_device
     from nasbench201.search201 import SearchState201
     from nasbench201.settings import SCRIPT as SCRIPT_201
+    from search.command_line import check
     from search.state import SearchState
 
     generator = torch.Generator().manual_seed(settings.seed)
@@ -88,12 +93,16 @@ def make_search(settings: SearchStepSettings, method: str, device_name: str, **c
     dataset = DataSet(images, images, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, flip=True)
     own = {name: getattr(settings, name) for name in ("init_channels", "batch_size", "seed")}
     device = prepare_device(device_name, changes.get("tf32", False))
+    script = SCRIPT
+    state: type[SearchState] = SearchState
     if settings.space == "nasbench201":
-        given = {**own, **changes, "cells_per_stage": settings.cells_per_stage}
-        return SearchState201(SCRIPT_201.settings_of(method, **given), dataset, device)
-
-    given = {**own, **changes, "space": settings.space, "layers": settings.layers}
-    return SearchState(SCRIPT.settings_of(method, **given), dataset, device)
+        own["cells_per_stage"] = settings.cells_per_stage
+        script, state = SCRIPT_201, SearchState201
+    else:
+        own |= {"space": settings.space, "layers": settings.layers}
+    of_search = script.settings_of(method, **own, **changes)
+    check(of_search)
+    return state(of_search, dataset, device)
 
 
 def step_of(search: "SearchState") -> Callable[["list[Batch]", "Batch"], None]:
